@@ -1,0 +1,32 @@
+"""sfumato: train text-to-image diffusion models from scratch.
+
+Importing the package is quick: torch and the libraries of models are loaded by the parts
+that need them. The names below are resolved on first use.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "Experiment": "sfumato.experiment",
+    "ImageGenerator": "sfumato.generation",
+    "SfumatoError": "sfumato.base.errors",
+    "TextToImagePipeline": "sfumato.pipeline",
+    "load_experiment": "sfumato.experiment",
+}
+
+__all__ = ["Experiment", "ImageGenerator", "SfumatoError", "TextToImagePipeline", "load_experiment"]
+
+if TYPE_CHECKING:
+    from sfumato.base.errors import SfumatoError
+    from sfumato.experiment import Experiment, load_experiment
+    from sfumato.generation import ImageGenerator
+    from sfumato.pipeline import TextToImagePipeline
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        return getattr(import_module(_EXPORTS[name]), name)
+    raise AttributeError(f"module 'sfumato' has no attribute {name!r}")

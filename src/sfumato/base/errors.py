@@ -1,0 +1,43 @@
+"""Errors meant for people: what happened, and how to mend it."""
+
+
+class SfumatoError(Exception):
+    """A problem that the person at the keyboard can mend.
+
+    The command line prints `what` and `mend` without a traceback and leaves with `exit_code`.
+    """
+
+    exit_code = 2
+
+    def __init__(self, what: str, *, mend: str = "") -> None:
+        super().__init__(f"{what} {mend}".strip())
+        self.what = what
+        self.mend = mend
+
+
+class ConfigError(SfumatoError):
+    """A preset, a YAML file or a `--set` that cannot be understood."""
+
+
+class InputError(SfumatoError):
+    """An argument out of range, a missing file, an empty list."""
+
+
+class DamagedDataError(SfumatoError):
+    """A file that is truncated or was altered: checkpoints, images, data sets."""
+
+    exit_code = 3
+
+
+class TrainingError(SfumatoError):
+    """Training cannot go on (a loss that is no longer finite, for example)."""
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """A sentence that names the nearest of `known`, or lists them when none is near."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    if near:
+        return f"Did you mean '{near[0]}'?"
+    return f"Known: {', '.join(known)}." if known else ""

@@ -1,0 +1,144 @@
+"""Files that are either whole or absent, and hashes that say which ones they are."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sfumato.base.errors import DamagedDataError, InputError, SfumatoError
+
+TEMPORARY_PREFIX = ".incomplete-"
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals while writing `path` into messages with a mend."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise SfumatoError(
+                f"No space left on the device while writing {path}.",
+                mend="What was written before is whole. Free some space, or give another "
+                "folder, and start the same command again: it goes on from the last checkpoint.",
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise SfumatoError(
+                f"No permission to write {path}.",
+                mend="Choose a folder of your own, or change its permissions.",
+            ) from error
+        if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOENT):
+            raise SfumatoError(
+                f"Cannot write {path}: {error.strerror}.",
+                mend="A part of the path is a file, or does not exist. Choose another folder.",
+            ) from error
+        raise
+
+
+def make_folder(path: Path) -> Path:
+    """Create `path` and its parents; a clear message where that is refused."""
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a whole file or nothing: temporary file in the same folder, fsync, rename."""
+    make_folder(path.parent)
+    with writing(path):
+        handle, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o644)  # mkstemp makes files that only their owner can read
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file; `DamagedDataError` names the file that is not JSON."""
+    if not path.exists():
+        raise InputError(f"{path} does not exist.")
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DamagedDataError(f"{path} is not valid JSON: {error}.") from error
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `path` in one rename when the block ends well.
+
+    A folder already at `path` is replaced; a reader sees the old one or the new one.
+    """
+    make_folder(path.parent)
+    with writing(path):
+        temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=path.parent))
+        try:
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    os.chmod(file, 0o644)  # safetensors writes files that only their owner reads
+                    sync(file)
+            os.chmod(temporary, 0o755)  # mkdtemp makes folders that only their owner can enter
+            if path.exists():
+                old = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=path.parent))
+                os.replace(path, old / path.name)
+                os.replace(temporary, path)
+                shutil.rmtree(old)
+            else:
+                os.replace(temporary, path)
+            sync(path.parent)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def sync(path: Path) -> None:
+    """fsync of a file or folder, so that a rename cannot outlive the bytes it names."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_incomplete(folder: Path) -> None:
+    """Remove what a killed process left half written in `folder`."""
+    for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def sha256_of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cache_folder() -> Path:
+    """Where things worth keeping between runs lie: `$SFUMATO_CACHE`, or the user's cache."""
+    given = os.environ.get("SFUMATO_CACHE")
+    if given:
+        return Path(given).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "sfumato"

@@ -1,0 +1,72 @@
+"""Strict configuration sections: an unknown key or a wrong type is an error with a mend.
+
+Each room owns its section beside its class; `experiment.py` composes them.
+"""
+
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from sfumato.base.errors import ConfigError, nearest
+
+
+class Section(BaseModel):
+    """A frozen part of an experiment's configuration.
+
+    The docstring under each field is its documentation.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+S = TypeVar("S", bound=Section)
+
+
+def validate(section: type[S], values: Any, *, source: str) -> S:
+    """Build `section` from plain values; all problems are collected into one `ConfigError`."""
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        problems = [_explain(section, problem) for problem in error.errors()]
+        many = f"{len(problems)} problems" if len(problems) > 1 else "a problem"
+        raise ConfigError(
+            f"{source} has {many}:\n  " + "\n  ".join(problems),
+            mend="`sfumato presets show digits` prints a complete configuration.",
+        ) from error
+
+
+def section_at(section: type[Section], path: tuple[str, ...]) -> type[Section] | None:
+    """The nested section class at `path`, None where `path` leads to a plain value."""
+    for name in path:
+        field = section.model_fields.get(name)
+        inner = _section_in(field.annotation) if field else None
+        if inner is None:
+            return None
+        section = inner
+    return section
+
+
+def _section_in(annotation: Any) -> type[Section] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    if get_origin(annotation) in (Union, UnionType):
+        for option in get_args(annotation):
+            if (inner := _section_in(option)) is not None:
+                return inner
+    return None
+
+
+def _explain(section: type[Section], problem: Any) -> str:
+    location = tuple(part for part in problem["loc"] if isinstance(part, str))
+    name = ".".join(str(part) for part in problem["loc"]) or "the file"
+    if problem["type"] == "extra_forbidden":
+        parent = section_at(section, location[:-1])
+        known = list(parent.model_fields) if parent else []
+        return f"{name}: no such setting. {nearest(location[-1], known)}"
+    if problem["type"] == "missing":
+        return f"{name}: this setting is required."
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{name}: {message[0].lower()}{message[1:]} (got {problem['input']!r})."

@@ -1,0 +1,229 @@
+"""Commands of `sfumato`. No arithmetic here: parse, call, print."""
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sfumato import __version__
+from sfumato.base.errors import SfumatoError
+
+app = typer.Typer(
+    name="sfumato",
+    help="Train text-to-image diffusion models from scratch.",
+    epilog="Start with `sfumato demo`. Add --debug to any command for a traceback.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+presets_app = typer.Typer(help="List the presets, or show one in full.", no_args_is_help=True)
+app.add_typer(presets_app, name="presets")
+
+Model = Annotated[str, typer.Argument(help="A run folder, or an exported pipeline folder.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change any setting; may be repeated."),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Guidance = Annotated[
+    float | None, typer.Option("--guidance", "-w", help="Guidance scale w; 0 is unconditional.")
+]
+Scales = Annotated[
+    str | None, typer.Option("--scales", help="Guidance scales, with commas: 0,1,2,3,5.")
+]
+Steps = Annotated[int | None, typer.Option(help="Denoising steps.")]
+SamplerName = Annotated[str | None, typer.Option(help="DDPM, DDIM or DPMSolver++.")]
+Seed = Annotated[int, typer.Option(help="Seed of the first image; the next ones count up.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"sfumato {__version__}")
+        raise typer.Exit
+
+
+@app.command(epilog="Example: `sfumato demo --out runs/demo`")
+def demo(
+    out: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/demo"),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start again in a new folder.")] = False,
+    settings: Settings = None,
+    device: Device = "auto",
+) -> None:
+    """Train on real handwritten digits, draw them from captions, measure, write a report."""
+    from sfumato.cli.show import Progress, print_card, say, say_start
+    from sfumato.demo import run_demo
+
+    result = run_demo(
+        out,
+        fresh=fresh,
+        overrides=settings or [],
+        device=device,
+        say=say,
+        progress=Progress(),
+        on_start=say_start,
+    )
+    if result is None:
+        say("\nStopped and saved. The same command goes on from here.")
+    else:
+        print_card(result.card)
+        say(f"\nGrid    {result.grid}\nReport  {result.report}")
+
+
+@app.command(epilog="Example: `sfumato train digits --out runs/mine --set training.images=20000`")
+def train(
+    preset: Annotated[str, typer.Argument(help="A preset's name or a YAML file.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The run's folder; started again on it, a run goes on.")
+    ] = None,
+    settings: Settings = None,
+    device: Device = "auto",
+) -> None:
+    """Train a preset. Interrupted and started again with the same --out, it goes on exactly."""
+    from sfumato.cli.show import Progress, say, train_and_report
+    from sfumato.demo import new_folder
+    from sfumato.experiment import load_experiment
+
+    experiment = load_experiment(preset, settings or [])
+    folder = out or new_folder(Path("runs") / experiment.name)
+    say(f"{experiment.name}: {experiment.about}\nRun folder {folder}")
+    train_and_report(experiment, folder, device=device, progress=Progress())
+
+
+@app.command(
+    epilog='Example: `sfumato sample runs/demo "A handwritten digit 7" --count 4 --guidance 3`'
+)
+def sample(
+    model: Model,
+    prompts: Annotated[list[str], typer.Argument(help="Prompts, each in quotes.")],
+    out: Annotated[Path, typer.Option(help="Folder for the PNGs.")] = Path("samples"),
+    count: Annotated[int, typer.Option(help="Images for each prompt.")] = 1,
+    guidance: Guidance = None,
+    steps: Steps = None,
+    sampler: SamplerName = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Draw images from prompts. Each PNG carries its settings; see `sfumato inspect`."""
+    from sfumato.cli.show import draw_to_files, open_generator
+
+    generator = open_generator(
+        model, device=device, scheduler=sampler, guidance=guidance, steps=steps
+    )
+    draw_to_files(generator, prompts, count=count, seed=seed, out=out)
+
+
+@app.command(epilog="Example: `sfumato grid runs/demo --scales 0,1,2,3,5`")
+def grid(
+    model: Model,
+    prompts: Annotated[
+        list[str] | None, typer.Argument(help="Prompts; without any, the data set's captions.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("grid.png"),
+    scales: Scales = None,
+    steps: Steps = None,
+    sampler: SamplerName = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Draw one picture: guidance scales as rows, prompts as columns, the same seed in a column."""
+    from sfumato.cli.show import open_generator, parse_scales, say, write_grid
+
+    generator = open_generator(model, device=device, scheduler=sampler, steps=steps)
+    write_grid(generator, prompts or [], scales=parse_scales(scales), seed=seed, out=out)
+    say(f"Wrote {out}")
+
+
+@app.command(epilog="Example: `sfumato evaluate runs/demo --count 500`")
+def evaluate(
+    model: Model,
+    count: Annotated[int | None, typer.Option(help="Images for each guidance scale.")] = None,
+    scales: Scales = None,
+    steps: Steps = None,
+    sampler: SamplerName = None,
+    seed: Seed = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for card.json; the model's evaluation/ otherwise.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Measure agreement with the captions and distance from real images, with intervals."""
+    from sfumato.cli.show import evaluate_model, open_generator, parse_scales
+
+    generator = open_generator(model, device=device, scheduler=sampler, steps=steps)
+    evaluate_model(
+        generator, Path(model), count=count, scales=parse_scales(scales), seed=seed, out=out
+    )
+
+
+@app.command(epilog="Example: `sfumato inspect samples/a-handwritten-digit-7-seed0.png`")
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A PNG that sfumato drew.")],
+) -> None:
+    """Print the settings that a PNG carries: prompt, seed, guidance, sampler, checkpoint."""
+    from sfumato.cli.show import print_settings
+
+    print_settings(file)
+
+
+@presets_app.command("list")
+def presets_list() -> None:
+    """The presets with their parameter counts."""
+    from sfumato.cli.show import print_presets
+
+    print_presets()
+
+
+@presets_app.command("show")
+def presets_show(
+    preset: Annotated[str, typer.Argument(help="A preset's name or a YAML file.")],
+    settings: Settings = None,
+) -> None:
+    """A preset with every setting resolved: the start of a YAML file of your own."""
+    from sfumato.experiment import load_experiment
+
+    typer.echo(load_experiment(preset, settings or []).to_yaml(), nl=False)
+
+
+def main() -> None:
+    """Run the command line: one clear message and an exit code instead of a traceback."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    warnings.showwarning = _show_warning
+    if not debug:
+        _quiet_libraries()
+    try:
+        app(args=arguments, standalone_mode=True)
+    except SfumatoError as error:
+        if debug:
+            raise
+        sys.stderr.write(f"error: {error.what}\n")
+        if error.mend:
+            sys.stderr.write(f"  -> {error.mend}\n")
+        sys.exit(error.exit_code)
+    except OSError as error:
+        if debug:
+            raise
+        sys.stderr.write(f"error: {error}\n  -> Add --debug to the command for the traceback.\n")
+        sys.exit(2)
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:  # noqa: ANN001
+    """Warnings of sfumato as a line for people; those of libraries are for --debug."""
+    if category.__module__.startswith("sfumato") or "--debug" in sys.argv:
+        sys.stderr.write(f"warning: {message}\n")
+
+
+def _quiet_libraries() -> None:
+    """Progress bars and notes of the model libraries would drown our own lines."""
+    import os
+
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")

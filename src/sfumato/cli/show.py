@@ -1,0 +1,295 @@
+"""What the commands print: progress, tables, results."""
+
+import re
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from sfumato.base.errors import InputError
+from sfumato.base.files import write_bytes
+from sfumato.data.sources import load_records
+from sfumato.evaluation import EvaluationConfig, MetricCard, evaluate
+from sfumato.experiment import Experiment, load_experiment, preset_names, run_experiment
+from sfumato.generation import ImageGenerator, settings_in_png
+from sfumato.models.unet import parameter_count
+from sfumato.report.pictures import scale_grid
+from sfumato.training.hooks import BaseHook
+from sfumato.training.loop import Run
+from sfumato.training.tracking import append_record
+
+DEFAULT_SCALES = (0.0, 1.0, 2.0, 3.0, 5.0)
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def clock(seconds: float) -> str:
+    """1:05 or 2:03:04."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Line:
+    """One line that is rewritten on a terminal; elsewhere a new line every few seconds."""
+
+    def __init__(self, *, every_seconds: float = 10.0) -> None:
+        self._terminal = sys.stdout.isatty()
+        self._every = 0.2 if self._terminal else every_seconds
+        self._last = 0.0
+
+    def show(self, text: str, *, final: bool = False) -> None:
+        now = time.monotonic()
+        if not final and now - self._last < self._every:
+            return
+        self._last = now
+        if self._terminal:
+            sys.stdout.write(f"\r\033[K{text}" + ("\n" if final else ""))
+        else:
+            sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+
+
+class Progress(BaseHook):
+    """Images seen, images/s, loss and time left; and the speed in timing.jsonl."""
+
+    def __init__(self) -> None:
+        self._line = Line()
+        self._started: float | None = None
+        self._from_images = 0
+        self._loss: float | None = None
+        self._recorded = 0.0
+
+    def after_step(self, run: Run, metrics: Mapping[str, Tensor]) -> None:
+        now = time.monotonic()
+        if self._started is None:  # the first step warms up; the clock starts after it
+            self._started, self._from_images = now, run.images_seen
+            return
+        loss = float(metrics["loss"])
+        self._loss = loss if self._loss is None else 0.95 * self._loss + 0.05 * loss
+        speed = (run.images_seen - self._from_images) / max(now - self._started, 1e-9)
+        left = max(0, run.total_images - run.images_seen) / speed
+        self._line.show(
+            f"  {run.images_seen:>9,} of {run.total_images:,} images  {speed:6.1f} images/s  "
+            f"loss {self._loss:.4f}  {clock(left)} left",
+            final=run.finished,
+        )
+        if now - self._recorded > 10 or run.finished:
+            self._recorded = now
+            append_record(
+                run.folder / "timing.jsonl",
+                {
+                    "images": run.images_seen,
+                    "seconds": round(now - self._started, 3),
+                    "images_per_second": round(speed, 2),
+                },
+            )
+
+
+def train_and_report(
+    experiment: Experiment, folder: Path, *, device: str, progress: Progress
+) -> Run:
+    """Train (or go on), and say how it ended."""
+    run = run_experiment(
+        experiment, folder, device=device, hooks=[progress], on_start=say_start
+    )
+    if run.finished:
+        say(f"Finished at {run.images_seen:,} images. Samples in {folder / 'samples'}.")
+        say(f'Draw with: sfumato sample {folder} "{example_prompt(experiment)}"')
+    else:
+        say(f"\nStopped at {run.images_seen:,} images, saved. The same command goes on from here.")
+    return run
+
+
+def say_start(run: Run) -> None:
+    """One line before the first step: new, going on, or finished."""
+    if run.finished:
+        say(f"Already trained: {run.images_seen:,} images.")
+    elif run.images_seen:
+        say(f"Going on from the checkpoint at {run.images_seen:,} images, on {run.device}.")
+    else:
+        say(f"Training on {run.device}.")
+
+
+def example_prompt(experiment: Experiment) -> str:
+    captions = load_records(experiment.data, "test").captions
+    return captions[min(7, len(captions) - 1)]
+
+
+def open_generator(
+    model: str,
+    *,
+    device: str,
+    scheduler: str | None = None,
+    guidance: float | None = None,
+    steps: int | None = None,
+) -> ImageGenerator:
+    generator = ImageGenerator.open(model, device=device)
+    generator.use(scheduler=scheduler, guidance_scale=guidance, steps=steps)
+    return generator
+
+
+def parse_scales(text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise InputError(
+            f"--scales {text}: not numbers with commas.", mend="For example: --scales 0,1,2,3,5"
+        ) from error
+
+
+def draw_to_files(
+    generator: ImageGenerator, prompts: Sequence[str], *, count: int, seed: int, out: Path
+) -> None:
+    if count < 1:
+        raise InputError(f"--count {count} is out of range.", mend="Give 1 or more.")
+    wanted = [(prompt, seed + index) for prompt in prompts for index in range(count)]
+    for picture in generator.draw([p for p, _ in wanted], [s for _, s in wanted]):
+        settings = picture.settings
+        words = re.sub(r"[^\w]+", "-", settings["prompt"].lower()).strip("-")[:60] or "empty"
+        path = unused(out / f"{words}-w{settings['guidance_scale']:g}-seed{settings['seed']}.png")
+        write_bytes(path, picture.png())
+        say(str(path))
+
+
+def unused(path: Path) -> Path:
+    """`path`, or the same with a number where it exists: nothing is overwritten."""
+    candidate, number = path, 2
+    while candidate.exists():
+        candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
+        number += 1
+    return candidate
+
+
+def write_grid(
+    generator: ImageGenerator,
+    prompts: Sequence[str],
+    *,
+    scales: Sequence[float] | None,
+    seed: int,
+    out: Path,
+) -> None:
+    labels: Sequence[str] = list(prompts)
+    if not prompts:
+        if generator.data is None:
+            raise InputError(
+                "This model does not say which captions it was trained on.",
+                mend="Give prompts after the model's folder.",
+            )
+        records = load_records(generator.data, "test")
+        prompts, labels = records.captions, records.class_names
+    if out.suffix.lower() != ".png":
+        raise InputError(f"--out {out}: a grid is a PNG.", mend="End the name with .png.")
+    write_bytes(
+        out,
+        scale_grid(generator, prompts, labels, scales=scales or DEFAULT_SCALES, first_seed=seed),
+    )
+
+
+def evaluate_model(
+    generator: ImageGenerator,
+    model: Path,
+    *,
+    count: int | None,
+    scales: Sequence[float] | None,
+    seed: int,
+    out: Path | None,
+) -> None:
+    config = EvaluationConfig()
+    folder = out or model / "evaluation"
+    scales = scales or config.guidance_scales
+    total = (count or config.count) * len(scales)
+    line, drawn, started = Line(), 0, time.monotonic()
+
+    def on_batch(size: int) -> None:
+        nonlocal drawn
+        drawn += size
+        left = (time.monotonic() - started) / drawn * (total - drawn)
+        line.show(f"  {drawn:,} of {total:,} images  {clock(left)} left", final=drawn == total)
+
+    card = evaluate(
+        generator,
+        guidance_scales=scales,
+        count=count or config.count,
+        first_seed=seed,
+        folder=folder,
+        say=say,
+        on_batch=on_batch,
+    )
+    path = card.save(folder)
+    print_card(card)
+    say(f"Card    {path}")
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def print_card(card: MetricCard) -> None:
+    """The table of an evaluation, with what it stands beside."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("w", "agreement", "95 % interval", "Frechet (judge)", "saturated", "calls"):
+        table.add_column(name, justify="right")
+    for row in card.results:
+        agreement = row.agreement
+        table.add_row(
+            f"{row.guidance_scale:g}",
+            percent(agreement.value),
+            f"{percent(agreement.low)} - {percent(agreement.high)}",
+            f"{row.frechet:.3f}",
+            percent(row.saturated),
+            str(row.calls),
+        )
+    real = card.judge_test_accuracy
+    table.add_section()
+    table.add_row(
+        "real", percent(real.value), f"{percent(real.low)} - {percent(real.high)}",
+        f"{card.frechet_real:.3f}", percent(card.saturated_real), "",
+    )  # fmt: skip
+    Console(width=max(80, Console().width)).print(table)
+    say(
+        f"{card.count} images for each w, seeds {card.seeds[0]}-{card.seeds[1]}, {card.scheduler}, "
+        f"{card.steps} steps. Frechet distance on the judge's {card.feature_dim} features, "
+        f"N = {card.frechet_count}; the row 'real' is the judge on real test images, and real "
+        f"against real at the same N. Not comparable with a published FID."
+    )
+
+
+def print_settings(file: Path) -> None:
+    settings = settings_in_png(file)
+    if not settings:
+        raise InputError(
+            f"{file} carries no settings of sfumato.",
+            mend="Only PNGs that sfumato wrote do; other programs may have removed them.",
+        )
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for key, value in settings.items():
+        table.add_row(key, value)
+    Console().print(table)
+
+
+def print_presets() -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("preset")
+    table.add_column("parameters", justify="right")
+    table.add_column("image")
+    table.add_column("about")
+    for name in preset_names():
+        experiment = load_experiment(name)
+        data = experiment.data
+        count = parameter_count(
+            experiment.model, resolution=data.resolution, channels=data.channels
+        )
+        shape = f"{data.resolution}x{data.resolution}x{data.channels}"
+        table.add_row(name, f"{count:,}", shape, experiment.about)
+    Console().print(table)

@@ -1,0 +1,1 @@
+"""Images with captions: where they come from and how batches are drawn from them."""

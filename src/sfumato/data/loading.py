@@ -1,0 +1,87 @@
+"""Batches for the training loop. The order is a function of (seed, epoch) alone."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from sfumato.base.errors import ConfigError
+from sfumato.base.randomness import generator_for
+from sfumato.data.sources import Records
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One rank's part of a global batch: `images` (B, C, H, W) uint8, `labels` and `prompts` (B,).
+
+    All lie on the training device.
+    """
+
+    images: Tensor
+    labels: Tensor
+    prompts: Tensor
+
+
+class SampleOrder:
+    """The endless order of samples: epoch after epoch, each a permutation keyed by its number.
+
+    Position k (counted in samples since the start) is sample k mod N of epoch k div N, so batches
+    may straddle epochs and every sample of an epoch is used.
+    """
+
+    def __init__(self, count: int, *, seed: int) -> None:
+        self.count = count
+        self.seed = seed
+        self._epoch = lru_cache(maxsize=2)(self._permutation)
+
+    def _permutation(self, epoch: int) -> Tensor:
+        return torch.randperm(self.count, generator=generator_for(self.seed, "order", epoch))
+
+    def indices(self, start: int, length: int) -> Tensor:
+        """Sample indices (length,) at positions start, start + 1, ..."""
+        parts = []
+        while length > 0:
+            epoch, offset = divmod(start, self.count)
+            part = self._epoch(epoch)[offset : offset + length]
+            parts.append(part)
+            start += len(part)
+            length -= len(part)
+        return torch.cat(parts)
+
+
+class DeviceBatches:
+    """Batches from a data set held whole on the training device as uint8: no loader process."""
+
+    def __init__(
+        self,
+        records: Records,
+        *,
+        seed: int,
+        batch_size: int,
+        device: torch.device,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if batch_size % world_size:
+            raise ConfigError(
+                f"training.batch_size: {batch_size} images cannot be shared by {world_size} ranks.",
+                mend=f"Choose a multiple of {world_size}.",
+            )
+        self.order = SampleOrder(len(records), seed=seed)
+        self.batch_size = batch_size
+        local = batch_size // world_size
+        self._mine = slice(rank * local, (rank + 1) * local)
+        self._images = records.images.to(device)
+        self._labels = records.labels.to(device)
+        self._prompts = records.prompts.to(device)
+
+    def at(self, images_seen: int) -> Batch:
+        """This rank's part of the global batch that starts at sample `images_seen`."""
+        indices = self.order.indices(images_seen, self.batch_size)[self._mine]
+        indices = indices.to(self._images.device)
+        return Batch(
+            images=self._images[indices],
+            labels=self._labels[indices],
+            prompts=self._prompts[indices],
+        )

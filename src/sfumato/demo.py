@@ -1,0 +1,93 @@
+"""The demo: train the digits preset, draw its grid, measure it, write a report."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from sfumato.base.files import read_json, write_bytes
+from sfumato.data.sources import load_records
+from sfumato.evaluation import MetricCard, card_from_json, evaluate
+from sfumato.experiment import Experiment, load_experiment, run_experiment
+from sfumato.generation import ImageGenerator
+from sfumato.report.page import write_report
+from sfumato.report.pictures import scale_grid
+from sfumato.training.loop import Hook, Run
+
+GRID_SCALES = (0.0, 1.0, 2.0, 3.0, 5.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoResult:
+    """Where the demo's pictures and numbers are."""
+
+    card: MetricCard
+    grid: Path
+    report: Path
+
+
+def new_folder(base: Path) -> Path:
+    """A folder beside others of the same kind, named by the time; never one that exists."""
+    folder = base.with_name(f"{base.name}-{datetime.now():%Y%m%d-%H%M%S}")
+    number = 2
+    while folder.exists():
+        folder = base.with_name(f"{base.name}-{datetime.now():%Y%m%d-%H%M%S}-{number}")
+        number += 1
+    return folder
+
+
+def run_demo(
+    folder: Path,
+    *,
+    fresh: bool,
+    overrides: Sequence[str],
+    device: str,
+    say: Callable[[str], None],
+    progress: Hook,
+    on_start: Callable[[Run], None] = lambda run: None,
+) -> DemoResult | None:
+    """Everything from captions to report; None if it was asked to stop before its end."""
+    started = time.monotonic()
+    if fresh and folder.exists():
+        folder = new_folder(folder)
+    experiment = load_experiment("digits", overrides)
+    card_file = folder / "evaluation" / "card.json"
+    result_files = (folder / "grid.png", folder / "report.html")
+    run = run_experiment(experiment, folder, device=device, hooks=[progress], on_start=on_start)
+    if not run.finished:
+        return None
+    if card_file.exists() and all(file.exists() for file in result_files):
+        card = card_from_json(read_json(card_file))
+        if card.model.get("images_seen") == run.images_seen:
+            say(f"The demo in {folder} is finished. `sfumato demo --fresh` starts a new one.")
+            return DemoResult(card=card, grid=result_files[0], report=result_files[1])
+    generator = ImageGenerator.open(folder, device=device)
+    records = load_records(experiment.data, "test")
+    say("Drawing every digit at every guidance scale ...")
+    write_bytes(
+        result_files[0],
+        scale_grid(generator, records.captions, records.class_names, scales=GRID_SCALES),
+    )
+    card = measure(experiment, generator, folder, say=say)
+    write_report(folder, experiment=experiment, card=card, grid=result_files[0])
+    say(f"Done in {time.monotonic() - started:.0f} s.\n")
+    return DemoResult(card=card, grid=result_files[0], report=result_files[1])
+
+
+def measure(
+    experiment: Experiment, generator: ImageGenerator, folder: Path, *, say: Callable[[str], None]
+) -> MetricCard:
+    """The preset's own evaluation, kept in the run folder."""
+    config = experiment.evaluation
+    say(f"Measuring {config.count} images for each of w = "
+        f"{', '.join(f'{scale:g}' for scale in config.guidance_scales)} ...")  # fmt: skip
+    card = evaluate(
+        generator,
+        guidance_scales=config.guidance_scales,
+        count=config.count,
+        folder=folder / "evaluation",
+        say=say,
+    )
+    card.save(folder / "evaluation")
+    return card

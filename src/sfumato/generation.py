@@ -1,0 +1,272 @@
+"""Open a run or an exported pipeline, and draw pictures from prompts and seeds."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from sfumato import __version__
+from sfumato.base.errors import ConfigError, InputError
+from sfumato.base.files import whole_folder
+from sfumato.base.images import png_bytes, to_pil, to_uint8
+from sfumato.base.section import Section, validate
+from sfumato.data.sources import DataConfig
+from sfumato.diffusion.guidance import CONVENTION
+from sfumato.diffusion.schedule import DiffusionConfig
+from sfumato.models.schedulers import SamplingConfig, build_scheduler, diffusion_of, sampler_of
+from sfumato.models.unet import UNetConfig, build_unet
+from sfumato.pipeline import TextToImagePipeline, check_sampling_arguments, generators_from_seeds
+from sfumato.text.encoder import ClipTextEncoder, TextConfig, load_text_encoder
+from sfumato.training.checkpoint import Checkpoint, Checkpoints, load_part
+from sfumato.training.state import load_state
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+TEXT_PREFIX = "sfumato:"
+
+
+class RunSections(Section):
+    """The sections of a run's experiment.yaml that drawing needs."""
+
+    name: str
+    seed: int
+    data: DataConfig
+    text: TextConfig
+    model: UNetConfig
+    diffusion: DiffusionConfig
+    sampling: SamplingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """One image, uint8 (C, H, W), and everything needed to draw it again."""
+
+    image: Tensor
+    settings: dict[str, Any]
+
+    def png(self) -> bytes:
+        """The image as PNG; its settings are in the text chunks."""
+        text = {TEXT_PREFIX + key: str(value) for key, value in self.settings.items()}
+        return png_bytes(to_pil(self.image), text)
+
+
+def settings_in_png(path: Path) -> dict[str, str]:
+    """What `Picture.png` wrote into a file; empty for other PNGs, `InputError` for non-images."""
+    from PIL import Image, UnidentifiedImageError
+
+    if not path.is_file():
+        raise InputError(f"{path} is not a file.", mend="Give a PNG that sfumato drew.")
+    try:
+        with Image.open(path) as image:
+            image.load()
+            texts = dict(getattr(image, "text", {}))
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise InputError(f"{path} is not an image: {error}.") from error
+    return {k.removeprefix(TEXT_PREFIX): v for k, v in texts.items() if k.startswith(TEXT_PREFIX)}
+
+
+def build_pipeline(
+    unet: "UNet2DConditionModel",
+    encoder: ClipTextEncoder,
+    *,
+    data: DataConfig,
+    diffusion: DiffusionConfig,
+    sampling: SamplingConfig,
+    provenance: dict[str, Any] | None = None,
+) -> TextToImagePipeline:
+    """A pipeline around a network that is already in memory."""
+    return TextToImagePipeline(
+        unet=unet,
+        scheduler=build_scheduler(
+            sampling.scheduler, diffusion, timestep_spacing=sampling.timestep_spacing
+        ),
+        text_encoder=encoder.model,
+        tokenizer=encoder.tokenizer,
+        value_range=data.value_range,
+        max_tokens=encoder.max_tokens,
+        guidance_scale=sampling.guidance_scale,
+        num_inference_steps=sampling.steps,
+        provenance=provenance,
+    )
+
+
+class ImageGenerator:
+    """Draws pictures with a trained model; one seed a picture, the same alone or among others."""
+
+    def __init__(self, pipeline: TextToImagePipeline, *, data: DataConfig | None = None) -> None:
+        pipeline.set_progress_bar_config(disable=True)
+        self.pipeline = pipeline
+        self.data = data
+
+    @classmethod
+    def open(cls, path: str | Path, *, device: str = "auto") -> "ImageGenerator":
+        """Open a run folder (its newest checkpoint, averaged weights) or a pipeline folder."""
+        path = Path(path)
+        where = resolve_device(device)
+        if (path / "experiment.yaml").is_file():
+            return cls._from_run(path, where)
+        if (path / "model_index.json").is_file():
+            try:
+                pipeline = TextToImagePipeline.from_pretrained(path, low_cpu_mem_usage=False)
+            except (OSError, ValueError) as error:
+                raise InputError(f"{path} is not a complete pipeline: {error}") from error
+            recorded = pipeline.config["provenance"].get("data")
+            data = DataConfig.model_validate(recorded) if recorded else None
+            return cls(pipeline.to(where), data=data)
+        raise InputError(
+            f"{path} is neither a run nor a pipeline." if path.exists() else (
+                f"{path} does not exist."
+            ),
+            mend="Give a folder made by `sfumato train` or `sfumato demo`.",
+        )
+
+    @classmethod
+    def _from_run(cls, folder: Path, device: torch.device) -> "ImageGenerator":
+        sections = run_sections(folder)
+        checkpoint = Checkpoints(folder / "checkpoints").latest()
+        if checkpoint is None:
+            raise InputError(
+                f"{folder} has no checkpoint yet.",
+                mend="Let it train up to its first checkpoint, then try again.",
+            )
+        unet = averaged_unet(checkpoint, sections)
+        encoder = load_text_encoder(sections.text)
+        recorded = checkpoint.state.get("text_encoder")
+        if recorded is not None and recorded != encoder.identity:
+            raise ConfigError(
+                f"The model was trained with the text encoder '{recorded}', but "
+                f"'{encoder.identity}' was loaded.",
+                mend="Give the encoder it was trained with (text.encoder in experiment.yaml).",
+            )
+        pipeline = build_pipeline(
+            unet, encoder, data=sections.data, diffusion=sections.diffusion,
+            sampling=sections.sampling,
+            provenance={
+                "experiment": sections.name,
+                "seed": sections.seed,
+                "images_seen": checkpoint.images_seen,
+                "weights_sha256": checkpoint.sha256("average"),
+                "text_encoder": encoder.identity,
+                "data": sections.data.model_dump(mode="json"),
+                "sfumato": __version__,
+            },
+        )  # fmt: skip
+        return cls(pipeline.to(device), data=sections.data)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        return self.pipeline.config["provenance"]
+
+    def use(
+        self, *, scheduler: str | None = None, guidance_scale: float | None = None,
+        steps: int | None = None,
+    ) -> None:  # fmt: skip
+        """Change the sampler, guidance scale or steps that later draws use."""
+        if scheduler is not None:
+            self.pipeline.scheduler = build_scheduler(
+                scheduler,
+                diffusion_of(self.pipeline.scheduler),
+                timestep_spacing=self.pipeline.scheduler.config["timestep_spacing"],
+            )
+        changes = {"guidance_scale": guidance_scale, "num_inference_steps": steps}
+        self.pipeline.register_to_config(
+            **{name: value for name, value in changes.items() if value is not None}
+        )
+
+    def draw(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        guidance_scale: float | None = None,
+        steps: int | None = None,
+        batch_size: int = 64,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> Iterator[Picture]:
+        """One picture for each (prompt, seed), in order, a batch in memory at a time."""
+        if len(prompts) != len(seeds):
+            raise InputError(f"{len(seeds)} seeds for {len(prompts)} prompts.")
+        config = self.pipeline.config
+        scale = config["guidance_scale"] if guidance_scale is None else guidance_scale
+        count = config["num_inference_steps"] if steps is None else steps
+        check_sampling_arguments(prompts, guidance_scale=scale, steps=count)
+        name, _ = sampler_of(self.pipeline.scheduler)
+        value_range = config["value_range"]
+        for start in range(0, len(prompts), batch_size):
+            part = prompts[start : start + batch_size]
+            part_seeds = seeds[start : start + batch_size]
+            sampled = self.pipeline.sample(
+                part,
+                generators=generators_from_seeds(part_seeds),
+                guidance_scale=scale,
+                num_inference_steps=count,
+            )
+            images = to_uint8(sampled.x0, (value_range[0], value_range[1])).cpu()
+            for image, prompt, seed in zip(images, part, part_seeds, strict=True):
+                settings = {
+                    "prompt": prompt,
+                    "seed": seed,
+                    "guidance_scale": float(scale),
+                    "guidance_convention": CONVENTION,
+                    "scheduler": name,
+                    "timestep_spacing": self.pipeline.scheduler.config["timestep_spacing"],
+                    "steps": count,
+                    "calls": sampled.calls,
+                    "experiment": self.provenance.get("experiment", ""),
+                    "images_seen": self.provenance.get("images_seen", ""),
+                    "weights_sha256": self.provenance.get("weights_sha256", ""),
+                    "text_encoder": self.provenance.get("text_encoder", ""),
+                    "sfumato": __version__,
+                }
+                yield Picture(image=image, settings=settings)
+            if on_batch is not None:
+                on_batch(len(part))
+
+    def export(self, folder: Path) -> None:
+        """Write a diffusers folder (`model_index.json`, safetensors), whole or not at all."""
+        with whole_folder(folder) as temporary:
+            self.pipeline.save_pretrained(temporary, safe_serialization=True)
+
+
+def run_sections(folder: Path) -> RunSections:
+    """The sections of a run's experiment.yaml that drawing needs."""
+    file = folder / "experiment.yaml"
+    try:
+        values = yaml.safe_load(file.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not readable YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file} is not an experiment.")
+    known = {name: values[name] for name in RunSections.model_fields if name in values}
+    return validate(RunSections, known, source=str(file))
+
+
+def averaged_unet(checkpoint: Checkpoint, sections: RunSections) -> "UNet2DConditionModel":
+    """The averaged network of a checkpoint; only that part of it is read."""
+    unet = build_unet(
+        sections.model,
+        resolution=sections.data.resolution,
+        channels=sections.data.channels,
+        seed=sections.seed,
+    )
+    file = checkpoint.verify("average")
+    load_part(unet, load_state(file), file=file)
+    return unet.eval().requires_grad_(False)
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is the accelerator if there is one, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"No device named '{name}'.", mend="Use auto, cpu or cuda.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("No CUDA device is available here.", mend="Use --device cpu.")
+    return device

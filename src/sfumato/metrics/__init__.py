@@ -1,0 +1,1 @@
+"""Metrics as pure functions on arrays of features, labels and pixels; sums in float64."""

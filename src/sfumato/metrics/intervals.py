@@ -1,0 +1,40 @@
+"""Confidence intervals."""
+
+from dataclasses import dataclass
+from math import sqrt
+from statistics import NormalDist
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proportion:
+    """`successes` of `count`, with the interval [low, high] that holds at `confidence`."""
+
+    successes: int
+    count: int
+    low: float
+    high: float
+    confidence: float
+
+    @property
+    def value(self) -> float:
+        return self.successes / self.count
+
+
+def wilson(successes: int, count: int, *, confidence: float = 0.95) -> Proportion:
+    """Wilson's score interval of a proportion (Wilson 1927).
+
+    `ValueError` unless 0 <= successes <= count and count >= 1.
+    """
+    if not 0 <= successes <= count or count < 1:
+        raise ValueError(f"{successes} successes of {count}: a proportion needs 0 <= k <= n, n >= 1")
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    share = successes / count
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * sqrt(share * (1 - share) / count + z * z / (4 * count**2)) / (1 + z * z / count)
+    return Proportion(
+        successes=successes,
+        count=count,
+        low=0.0 if successes == 0 else centre - half,
+        high=1.0 if successes == count else centre + half,
+        confidence=confidence,
+    )

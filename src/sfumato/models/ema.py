@@ -1,0 +1,42 @@
+"""Averaged weights in a module of their own: training weights are never swapped."""
+
+import copy
+from typing import Generic, TypeVar
+
+import torch
+from torch import nn
+
+from sfumato.base.section import Section
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class AveragingConfig(Section):
+    """Exponential moving average of the weights, timed in images so that batch size is free."""
+
+    halflife_images: float = 500_000
+    """Images after which a weight's share in the average has halved."""
+    rampup_ratio: float = 0.05
+    """Early in a run the half-life is at most this share of the images seen (EDM, Karras 2022)."""
+
+
+def averaging_decay(config: AveragingConfig, *, images_seen: int, batch_size: int) -> float:
+    """The average's share in the update after `images_seen` images, the batch counted in."""
+    halflife = min(config.halflife_images, images_seen * config.rampup_ratio)
+    return 0.5 ** (batch_size / max(halflife, 1e-8))
+
+
+class AveragedModel(Generic[Module]):
+    """average <- decay average + (1 - decay) weights, after every optimizer step."""
+
+    def __init__(self, model: Module, config: AveragingConfig) -> None:
+        self.config = config
+        self.module: Module = copy.deepcopy(model).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, model: Module, *, images_seen: int, batch_size: int) -> None:
+        decay = averaging_decay(self.config, images_seen=images_seen, batch_size=batch_size)
+        averages, weights = list(self.module.parameters()), list(model.parameters())
+        torch._foreach_lerp_(averages, weights, 1 - decay)
+        for average, value in zip(self.module.buffers(), model.buffers(), strict=True):
+            average.copy_(value)

@@ -1,0 +1,83 @@
+"""From an experiment's configuration to a diffusers `UNet2DConditionModel` (Section 3.2.2)."""
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import model_validator
+
+from sfumato.base.randomness import derived_seed
+from sfumato.base.section import Section
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+Level = Literal["plain", "attention"]
+_DOWN = {"plain": "DownBlock2D", "attention": "CrossAttnDownBlock2D"}
+_UP = {"plain": "UpBlock2D", "attention": "CrossAttnUpBlock2D"}
+
+
+class UNetConfig(Section):
+    """The denoising network. Up blocks mirror the down blocks, as in the paper."""
+
+    block_out_channels: tuple[int, ...]
+    """Channels of each resolution level, from fine to coarse."""
+    levels: tuple[Level, ...]
+    """`plain` or `attention` (cross-attention to the caption) for each level."""
+    layers_per_block: int = 2
+    """ResNet layers of each block."""
+    cross_attention_dim: int = 512
+    """Width of the caption's tokens: 512 for CLIP ViT-B/32."""
+    attention_head_dim: int = 8
+    """The keyword of diffusers: in this network it is the NUMBER of heads."""
+    norm_num_groups: int = 32
+    """Groups of GroupNorm; must divide every level's channels."""
+    dropout: float = 0.0
+    """Dropout inside the ResNet layers."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "UNetConfig":
+        if not self.levels or len(self.levels) != len(self.block_out_channels):
+            raise ValueError("levels and block_out_channels must have the same length, at least 1")
+        for channels in self.block_out_channels:
+            if channels % self.norm_num_groups:
+                raise ValueError(
+                    f"norm_num_groups={self.norm_num_groups} does not divide {channels} channels"
+                )
+            if channels % self.attention_head_dim:
+                raise ValueError(
+                    f"attention_head_dim={self.attention_head_dim} (a number of heads) does not "
+                    f"divide {channels} channels"
+                )
+        return self
+
+
+def build_unet(
+    config: UNetConfig, *, resolution: int, channels: int, seed: int
+) -> "UNet2DConditionModel":
+    """The U-Net with weights drawn from `seed`; the global generators are left as they were."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derived_seed(seed, "weights", "unet"))
+        return UNet2DConditionModel(
+            sample_size=resolution,
+            in_channels=channels,
+            out_channels=channels,
+            block_out_channels=config.block_out_channels,
+            layers_per_block=config.layers_per_block,
+            down_block_types=tuple(_DOWN[level] for level in config.levels),
+            up_block_types=tuple(_UP[level] for level in reversed(config.levels)),
+            cross_attention_dim=config.cross_attention_dim,
+            attention_head_dim=config.attention_head_dim,
+            norm_num_groups=config.norm_num_groups,
+            dropout=config.dropout,
+        )
+
+
+def parameter_count(config: UNetConfig, *, resolution: int, channels: int) -> int:
+    """Number of trainable parameters, counted on a network without storage."""
+    import torch
+
+    with torch.device("meta"):
+        unet = build_unet(config, resolution=resolution, channels=channels, seed=0)
+    return sum(parameter.numel() for parameter in unet.parameters())

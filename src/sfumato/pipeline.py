@@ -1,0 +1,233 @@
+"""`TextToImagePipeline`: caption in, image out, as a diffusers pipeline."""
+
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from sfumato.base.errors import InputError
+from sfumato.base.images import to_pil, to_uint8
+from sfumato.diffusion.guidance import Branch, ClassifierFreeGuidance
+from sfumato.diffusion.sampling import Sampled, Step, in_fixed_rows, initial_noise, sample
+from sfumato.diffusion.schedule import NoiseSchedule
+from sfumato.models.schedulers import diffusion_of, sampler_of, taking_x0
+from sfumato.text.encoder import ClipTextEncoder
+from sfumato.text.prompts import NULL, warn_of_cut_prompts
+
+CPU_ROWS = 16
+"""Rows of every network call on a CPU: an image's bits then do not depend on its batch."""
+
+
+class TextToImagePipeline(DiffusionPipeline):
+    """A pixel-space text-to-image model: U-Net, scheduler, frozen CLIP text encoder, tokenizer.
+
+    Args:
+        value_range: range of pixel values inside the network; x0 is clamped to it at every step.
+        max_tokens: prompts are padded or cut to this many tokens.
+        guidance_scale, num_inference_steps: used where a call does not give them.
+        provenance: which run, checkpoint and data the weights come from.
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        scheduler: Any,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        value_range: list | tuple = (-1.0, 1.0),
+        max_tokens: int = 77,
+        guidance_scale: float = 3.0,
+        num_inference_steps: int = 20,
+        provenance: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            unet=unet, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer
+        )
+        self.register_to_config(
+            value_range=list(value_range),
+            max_tokens=max_tokens,
+            guidance_scale=guidance_scale,
+            num_inference_steps=num_inference_steps,
+            provenance=provenance or {},
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        guidance_scale: float | None = None,
+        num_inference_steps: int | None = None,
+        seeds: Sequence[int] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        negative_prompt: str = NULL,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, int, dict[str, Tensor]], Any] | None = None,
+    ) -> Any:
+        """Draw one image for each prompt.
+
+        Args:
+            prompt: one prompt or B of them.
+            guidance_scale: w of Eq. 1; 0 is unconditional, 1 conditional without guidance.
+            num_inference_steps: denoising steps, 1 to T.
+            seeds: one seed an image; the same seed gives the same image, alone or among others.
+            generator: B CPU generators, or one for a single image, instead of seeds.
+            negative_prompt: what guidance leads away from; the empty prompt as in training.
+            output_type: `pil`, `pt` (float (B, C, H, W) in [0, 1]) or `uint8` (B, C, H, W).
+
+        Returns:
+            `ImagePipelineOutput(images)`, or a tuple with the images.
+
+        Raises:
+            InputError: no prompt, or seeds, steps or guidance out of range.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+
+        def on_step(step: Step) -> None:
+            if callback_on_step_end is not None:
+                state = {"latents": step.x_t, "x0": step.x0}
+                callback_on_step_end(self, step.index, step.t, state)
+
+        sampled = self.sample(
+            prompts,
+            generators=_generators(len(prompts), seeds, generator),
+            guidance_scale=guidance_scale,
+            num_inference_steps=num_inference_steps,
+            negative_prompt=negative_prompt,
+            on_step=on_step,
+        )
+        images = to_uint8(sampled.x0, self._value_range)
+        if output_type == "pil":
+            result: Any = [to_pil(image) for image in images]
+        elif output_type == "uint8":
+            result = images
+        elif output_type == "pt":
+            low, high = self._value_range
+            result = (sampled.x0 - low) / (high - low)
+        else:
+            raise InputError(
+                f"output_type '{output_type}' is not known.", mend="Use pil, pt or uint8."
+            )
+        return ImagePipelineOutput(images=result) if return_dict else (result,)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompts: Sequence[str],
+        *,
+        generators: Sequence[torch.Generator],
+        guidance_scale: float | None = None,
+        num_inference_steps: int | None = None,
+        negative_prompt: str = NULL,
+        on_step: Callable[[Step], None] | None = None,
+    ) -> Sampled:
+        """As a call, but with float images in the value range and the number of network calls."""
+        scale = self.config["guidance_scale"] if guidance_scale is None else guidance_scale
+        steps = self.config["num_inference_steps"] if num_inference_steps is None else (
+            num_inference_steps
+        )
+        diffusion = diffusion_of(self.scheduler)
+        check_sampling_arguments(
+            prompts, guidance_scale=scale, steps=steps,
+            num_train_timesteps=diffusion.num_train_timesteps,
+        )  # fmt: skip
+        device, dtype = self.unet.device, self.unet.dtype
+        guidance = ClassifierFreeGuidance(scale)
+        _, sampler = sampler_of(self.scheduler)
+        scheduler = taking_x0(self.scheduler)
+        scheduler.set_timesteps(steps)
+        unet = self.unet.eval()
+
+        def network(x_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+            return unet(x_t.to(dtype), t, tokens.to(dtype), return_dict=False)[0]
+
+        size = self.unet.config["sample_size"]
+        shape = (self.unet.config["in_channels"], size, size)
+        return sample(
+            in_fixed_rows(network, CPU_ROWS) if device.type == "cpu" else network,
+            scheduler,
+            schedule=NoiseSchedule.from_config(diffusion),
+            prediction_type=diffusion.prediction_type,
+            noise=initial_noise(shape, generators).to(device),
+            tokens=self._tokens(prompts, negative_prompt, guidance.branches()),
+            guidance=guidance,
+            value_range=self._value_range,
+            step_kwargs={"generator": list(generators)} if sampler.draws_noise else {},
+            on_step=on_step,
+        )
+
+    def _tokens(
+        self, prompts: Sequence[str], negative_prompt: str, branches: Sequence[Branch]
+    ) -> dict[Branch, Tensor]:
+        """(B, L, D) for each branch; every distinct prompt is encoded once."""
+        encoder = ClipTextEncoder(
+            self.text_encoder,
+            self.tokenizer,
+            name=self.text_encoder.name_or_path,
+            max_tokens=self.config["max_tokens"],
+        )
+        distinct = list(dict.fromkeys([negative_prompt, *prompts]))
+        warn_of_cut_prompts(encoder.cut(distinct), encoder.max_tokens)
+        tokens = encoder.encode(distinct).tokens.float().to(self.unet.device)
+        rows: dict[Branch, list[int]] = {
+            "cond": [distinct.index(prompt) for prompt in prompts],
+            "uncond": [0] * len(prompts),
+        }
+        return {branch: tokens[rows[branch]] for branch in branches}
+
+    @property
+    def _value_range(self) -> tuple[float, float]:
+        low, high = self.config["value_range"]
+        return (low, high)
+
+
+def check_sampling_arguments(
+    prompts: Sequence[str], *, guidance_scale: float, steps: int, num_train_timesteps: int = 1000
+) -> None:
+    """`InputError` for an empty prompt list, or guidance or steps out of range."""
+    if not prompts:
+        raise InputError("There is no prompt.", mend="Give at least one, in quotes.")
+    if not 0 <= guidance_scale <= 1000:
+        raise InputError(
+            f"Guidance scale {guidance_scale:g} is out of range.",
+            mend="It lies between 0 (unconditional) and 1000; 1 is no guidance, 2 to 5 is usual.",
+        )
+    if not 1 <= steps <= num_train_timesteps:
+        raise InputError(
+            f"{steps} steps are out of range.", mend=f"Give 1 to {num_train_timesteps}."
+        )
+
+
+def generators_from_seeds(seeds: Sequence[int]) -> list[torch.Generator]:
+    """One CPU generator a seed; `InputError` for a seed that torch cannot take."""
+    for seed in seeds:
+        if not 0 <= seed < 2**63:
+            raise InputError(f"Seed {seed} is out of range.", mend="Give 0 to 2**63 - 1.")
+    return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+
+
+def _generators(
+    count: int,
+    seeds: Sequence[int] | None,
+    generator: torch.Generator | Sequence[torch.Generator] | None,
+) -> list[torch.Generator]:
+    if seeds is not None and generator is not None:
+        raise InputError("Give seeds or generators, not both.")
+    if seeds is not None:
+        generators = generators_from_seeds(seeds)
+    elif generator is None:
+        generators = generators_from_seeds([secrets.randbits(62) for _ in range(count)])
+    else:
+        generators = [generator] if isinstance(generator, torch.Generator) else list(generator)
+    if len(generators) != count:
+        raise InputError(
+            f"{len(generators)} seeds for {count} images.", mend="Give one seed for each image."
+        )
+    return generators

@@ -1,0 +1,1 @@
+"""One readable YAML file for each system."""

@@ -1,0 +1,72 @@
+"""Labelled grids of pictures."""
+
+from collections.abc import Sequence
+
+from sfumato.base.images import png_bytes, to_pil
+from sfumato.generation import TEXT_PREFIX, ImageGenerator, Picture
+
+
+def labelled_grid(
+    rows: Sequence[Sequence[Picture]],
+    *,
+    row_labels: Sequence[str],
+    column_labels: Sequence[str],
+    least_cell_px: int = 48,
+    gap_px: int = 4,
+) -> bytes:
+    """A PNG of `rows` of pictures with a label before each row and above each column.
+
+    Small images are enlarged by whole factors. The settings that all pictures share are in the
+    PNG's text chunks.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    side = max(rows[0][0].image.shape[1:])
+    scale = max(1, -(-least_cell_px // side))
+    height, width = (int(n) * scale for n in rows[0][0].image.shape[1:])
+    font = ImageFont.load_default(size=15)
+    measure = ImageDraw.Draw(Image.new("L", (1, 1)))
+    left = int(max(measure.textlength(label, font) for label in row_labels)) + 18
+    top = 28
+    canvas = Image.new(
+        "RGB",
+        (left + len(rows[0]) * (width + gap_px) + 8, top + len(rows) * (height + gap_px) + 8),
+        "white",
+    )
+    pen = ImageDraw.Draw(canvas)
+    for column, label in enumerate(column_labels):
+        x = left + column * (width + gap_px) + width // 2
+        pen.text((x, top // 2 + 2), label, font=font, fill="#333333", anchor="mm")
+    for index, (row, label) in enumerate(zip(rows, row_labels, strict=True)):
+        y = top + index * (height + gap_px)
+        pen.text((left - 10, y + height // 2), label, font=font, fill="#333333", anchor="rm")
+        for column, picture in enumerate(row):
+            tile = to_pil(picture.image).resize((width, height), Image.Resampling.NEAREST)
+            canvas.paste(tile, (left + column * (width + gap_px), y))
+    pictures = [picture for row in rows for picture in row]
+    shared = {
+        key: value
+        for key, value in pictures[0].settings.items()
+        if all(picture.settings[key] == value for picture in pictures)
+    }
+    text = {TEXT_PREFIX + key: str(value) for key, value in shared.items()}
+    text[TEXT_PREFIX + "rows"] = " | ".join(row_labels)
+    text[TEXT_PREFIX + "columns"] = " | ".join(column_labels)
+    return png_bytes(canvas, text)
+
+
+def scale_grid(
+    generator: ImageGenerator,
+    prompts: Sequence[str],
+    labels: Sequence[str],
+    *,
+    scales: Sequence[float],
+    first_seed: int = 0,
+) -> bytes:
+    """Guidance scales as rows, prompts as columns; a column has one seed, so w is all that varies."""
+    seeds = range(first_seed, first_seed + len(prompts))
+    return labelled_grid(
+        [list(generator.draw(prompts, seeds, guidance_scale=scale)) for scale in scales],
+        row_labels=[f"w = {scale:g}" for scale in scales],
+        column_labels=labels,
+    )

@@ -1,0 +1,1 @@
+"""The frozen text encoder and the bank of encoded prompts."""

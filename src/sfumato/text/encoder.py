@@ -1,0 +1,149 @@
+"""The frozen CLIP text encoder behind one contract: from the Hub, a folder, or bundled."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from sfumato.base.errors import InputError
+from sfumato.base.section import Section
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+ENCODE_ROWS = 16
+"""Prompts encoded in one call; always this many, so that a prompt's bits do not depend on others."""
+
+
+class TextConfig(Section):
+    """Which text encoder, and how many tokens it hands on."""
+
+    encoder: str = "bundled"
+    """`bundled`, a folder, or a Hub name such as openai/clip-vit-base-patch32."""
+    max_tokens: int = 77
+    """Prompts are padded or cut to this many tokens (the paper: 8 for MNIST, else 77)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextCondition:
+    """`tokens`: (B, L, D) float16, last hidden state after the final norm; `mask`: (B, L) bool.
+
+    The mask marks the prompt's own tokens. The U-Net gets the tokens alone, as in the paper and in
+    Stable Diffusion.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+
+
+class TextEncoder(Protocol):
+    """A frozen text encoder: `dim` is D, `max_tokens` is L, `identity` says which weights."""
+
+    name: str
+    dim: int
+    max_tokens: int
+
+    @property
+    def identity(self) -> str: ...
+    def encode(self, prompts: Sequence[str]) -> TextCondition: ...
+    def cut(self, prompts: Sequence[str]) -> dict[str, str]: ...
+
+
+class ClipTextEncoder:
+    """transformers' `CLIPTextModel` and `CLIPTokenizer`, frozen."""
+
+    def __init__(
+        self, model: "CLIPTextModel", tokenizer: "CLIPTokenizer", *, name: str, max_tokens: int
+    ) -> None:
+        positions = model.config.max_position_embeddings
+        if not 2 <= max_tokens <= positions:
+            raise InputError(
+                f"text.max_tokens: {max_tokens} is out of range for the encoder '{name}'.",
+                mend=f"It takes 2 to {positions} tokens.",
+            )
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.name = name
+        self.dim: int = model.config.hidden_size
+        self.max_tokens = max_tokens
+
+    @cached_property
+    def identity(self) -> str:
+        return f"{self.name} sha256:{fingerprint(self.model, self.tokenizer)[:16]}"
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> TextCondition:
+        """Encode prompts on the model's device, rounded to float16 as `PromptBank` keeps them."""
+        tokens, masks = [], []
+        for start in range(0, len(prompts), ENCODE_ROWS):
+            part = list(prompts[start : start + ENCODE_ROWS])
+            filled = part + [""] * (ENCODE_ROWS - len(part))
+            batch = self.tokenizer(
+                filled,
+                padding="max_length", truncation=True, max_length=self.max_tokens,
+                return_tensors="pt",
+            )  # fmt: skip
+            # Differs from a plain call: no attention mask goes in, so padded positions are encoded
+            # as the paper's pipeline and Stable Diffusion encode them.
+            ids = batch.input_ids.to(self.model.device)
+            hidden = self.model(input_ids=ids).last_hidden_state
+            tokens.append(hidden[: len(part)].half())
+            masks.append(batch.attention_mask[: len(part)].bool())
+        return TextCondition(tokens=torch.cat(tokens), mask=torch.cat(masks))
+
+    def cut(self, prompts: Sequence[str]) -> dict[str, str]:
+        """The prompts that do not fit into `max_tokens`, each with the text that is lost."""
+        batch = self.tokenizer(list(prompts), return_offsets_mapping=True, truncation=False)
+        lost = {}
+        for prompt, ids, offsets in zip(
+            prompts, batch["input_ids"], batch["offset_mapping"], strict=True
+        ):
+            if len(ids) > self.max_tokens:
+                # The last of the kept tokens is the end of the text, so one fewer is the prompt's.
+                lost[prompt] = prompt[offsets[self.max_tokens - 1][0] :]
+        return lost
+
+
+def fingerprint(model: "CLIPTextModel", tokenizer: "CLIPTokenizer") -> str:
+    """sha256 over the weights and the vocabulary: what an encoding depends on."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    digest.update(tokenizer.backend_tokenizer.to_str().encode())
+    return digest.hexdigest()
+
+
+def load_text_encoder(config: TextConfig) -> ClipTextEncoder:
+    """The encoder that `config` names; `InputError` with three ways out where it cannot be had."""
+    if config.encoder == "bundled":
+        from sfumato.text.bundled import bundled_clip
+
+        model, tokenizer = bundled_clip()
+        return ClipTextEncoder(
+            model, tokenizer, name="bundled-untrained", max_tokens=config.max_tokens
+        )
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    is_folder = Path(config.encoder).expanduser().is_dir()
+    location = str(Path(config.encoder).expanduser()) if is_folder else config.encoder
+    try:
+        model = CLIPTextModel.from_pretrained(location)
+        tokenizer = CLIPTokenizer.from_pretrained(location)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"The text encoder '{config.encoder}' could not be loaded ({_first_line(error)}).",
+            mend="Three ways out: let it download once where there is a network; give a folder "
+            "that holds it with --set text.encoder=FOLDER; or use the small one that comes with "
+            "sfumato, --set text.encoder=bundled.",
+        ) from error
+    return ClipTextEncoder(model, tokenizer, name=config.encoder, max_tokens=config.max_tokens)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else repr(error)

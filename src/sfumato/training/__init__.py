@@ -1,0 +1,1 @@
+"""One loop; objectives say what differs between methods, hooks what happens beside it."""

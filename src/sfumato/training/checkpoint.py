@@ -1,0 +1,197 @@
+"""Checkpoints: written whole or not at all, verified when read, never the last good one removed.
+
+A checkpoint is a folder `images-000012800/` with one safetensors file for each part of the
+objective and a `state.json` that holds the clock, the hooks' state, the sha256 of every file, and
+the versions and threads it was made with.
+"""
+
+import platform
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sfumato.base.errors import ConfigError, DamagedDataError, InputError
+from sfumato.base.files import (
+    read_json,
+    remove_incomplete,
+    sha256_of_file,
+    whole_folder,
+    write_json,
+    writing,
+)
+from sfumato.training.state import Stateful, load_state, save_state
+
+FORMAT = 1
+
+
+class ResumeWarning(UserWarning):
+    """Something about a resumed run that may change its bits, or a checkpoint passed over."""
+
+
+def environment() -> dict[str, Any]:
+    """What the bits of a run depend on beside its configuration."""
+    return {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "machine": platform.machine(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One checkpoint folder."""
+
+    path: Path
+
+    @cached_property
+    def state(self) -> dict[str, Any]:
+        """The content of `state.json`; `DamagedDataError` or `InputError` where it is missing."""
+        state = read_json(self.path / "state.json")
+        if not isinstance(state, dict) or state.get("format") != FORMAT:
+            raise DamagedDataError(f"{self.path / 'state.json'} is not a checkpoint's state.")
+        return state
+
+    @property
+    def images_seen(self) -> int:
+        return self.state["images_seen"]
+
+    def sha256(self, part: str) -> str:
+        """Hash of one part's file, as recorded when it was written."""
+        return self.state["files"][part]["sha256"]
+
+    def verify(self, part: str) -> Path:
+        """The file of `part`, if it is the one that was written; else `DamagedDataError`."""
+        file = self.path / f"{part}.safetensors"
+        recorded = self.state["files"].get(part)
+        if recorded is None:
+            raise DamagedDataError(f"{self.path} has no part named '{part}'.")
+        if not file.exists():
+            raise DamagedDataError(f"{file} is missing.")
+        size = file.stat().st_size
+        if size != recorded["bytes"]:
+            raise DamagedDataError(
+                f"{file} is truncated: {size:,} of {recorded['bytes']:,} bytes."
+                if size < recorded["bytes"]
+                else f"{file} has {size:,} bytes instead of {recorded['bytes']:,}."
+            )
+        if sha256_of_file(file) != recorded["sha256"]:
+            raise DamagedDataError(f"{file} is damaged: its sha256 is not the recorded one.")
+        return file
+
+    def load_into(self, parts: Mapping[str, Stateful]) -> None:
+        """Verify every part, then load all of them."""
+        files = {name: self.verify(name) for name in parts}
+        for name, part in parts.items():
+            load_part(part, load_state(files[name]), file=files[name])
+
+
+def load_part(part: Stateful, state: Mapping[str, Any], *, file: Path) -> None:
+    """Load a module's or optimizer's state; `ConfigError` where the architecture is another."""
+    if isinstance(part, torch.nn.Module):
+        expected = {name: tuple(value.shape) for name, value in part.state_dict().items()}
+        found = {name: tuple(value.shape) for name, value in state.items()}
+        if expected != found:
+            name = next(n for n in {**expected, **found} if expected.get(n) != found.get(n))
+            raise ConfigError(
+                f"{file} holds another architecture: {name} is {found.get(name, 'absent')} there "
+                f"and {expected.get(name, 'absent')} in this model.",
+                mend="Use the experiment.yaml that the checkpoint was made with.",
+            )
+    part.load_state_dict(state)
+
+
+class Checkpoints:
+    """The checkpoints of one run."""
+
+    def __init__(self, folder: Path, *, keep: int = 2) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def all(self) -> list[Checkpoint]:
+        """Every checkpoint folder, oldest first; not yet verified."""
+        return [Checkpoint(path) for path in sorted(self.folder.glob("images-*"))]
+
+    def save(
+        self, parts: Mapping[str, Stateful], *, images_seen: int, extra: Mapping[str, Any]
+    ) -> Checkpoint:
+        """Write a checkpoint, then remove all but the newest `keep`."""
+        path = self.folder / f"images-{images_seen:09d}"
+        with whole_folder(path) as temporary:
+            files = {}
+            for name, part in parts.items():
+                file = temporary / f"{name}.safetensors"
+                save_state(part.state_dict(), file)
+                files[name] = {"sha256": sha256_of_file(file), "bytes": file.stat().st_size}
+            state = {
+                "format": FORMAT,
+                "images_seen": images_seen,
+                "files": files,
+                "environment": environment(),
+                **extra,
+            }
+            write_json(temporary / "state.json", state)
+        for old in self.all()[: -self.keep]:
+            if old.path != path:
+                shutil.rmtree(old.path, ignore_errors=True)
+        return Checkpoint(path)
+
+    def latest(self) -> Checkpoint | None:
+        """The newest checkpoint that is whole; None if the run has none yet.
+
+        A damaged newest one is passed over with a `ResumeWarning`; `DamagedDataError` where every
+        checkpoint is damaged.
+        """
+        damage: DamagedDataError | InputError | None = None
+        for checkpoint in reversed(self.all()):
+            try:
+                for part in checkpoint.state["files"]:
+                    checkpoint.verify(part)
+            except (DamagedDataError, InputError) as error:
+                damage = damage or error
+                continue
+            if damage is not None:
+                warnings.warn(
+                    f"{damage.what} Using the checkpoint before it, at "
+                    f"{checkpoint.images_seen:,} images.",
+                    ResumeWarning,
+                    stacklevel=2,
+                )
+            return checkpoint
+        if damage is not None:
+            raise DamagedDataError(
+                f"{damage.what} No other checkpoint is whole.",
+                mend=f"Restore the file from a backup, or remove {self.folder} to start again.",
+            ) from damage
+        return None
+
+    def remove_incomplete(self) -> None:
+        """Remove what a killed process left half written."""
+        if self.folder.is_dir():
+            with writing(self.folder):
+                remove_incomplete(self.folder)
+
+
+def warn_of_changed_environment(recorded: Mapping[str, Any]) -> None:
+    """A resumed run equals an unbroken one bit for bit only where these are the same."""
+    now = environment()
+    changed = [
+        f"{name} {recorded[name]} -> {now[name]}"
+        for name in now
+        if name in recorded and recorded[name] != now[name]
+    ]
+    if changed:
+        warnings.warn(
+            f"This machine differs from the one the checkpoint was made on ({', '.join(changed)}): "
+            "the run goes on, but not bit for bit as it would have there.",
+            ResumeWarning,
+            stacklevel=2,
+        )

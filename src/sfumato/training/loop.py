@@ -1,0 +1,172 @@
+"""The training loop, to be read from top to bottom.
+
+The clock counts images. One step takes one global batch; what a step does belongs to the
+objective, everything beside it to the hooks.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from pydantic import model_validator
+from torch import Tensor
+
+from sfumato.base.section import Section
+from sfumato.data.loading import Batch
+from sfumato.models.ema import AveragingConfig
+from sfumato.training.checkpoint import Checkpoints, warn_of_changed_environment
+from sfumato.training.objectives import Objective, StepContext
+from sfumato.training.optimizer import OptimizerConfig
+
+
+class TrainingConfig(Section):
+    """How long, in which batches, and what is kept."""
+
+    batch_size: int
+    """Images of one optimizer step, over all ranks."""
+    images: int | None = None
+    """Length of the run in images; or give `epochs`."""
+    epochs: float | None = None
+    """Length of the run in passes over the data; or give `images`."""
+    micro_batches: int = 1
+    """Parts a rank's batch is computed in, to save memory."""
+    caption_dropout: float = 0.1
+    """Share of captions replaced by the empty prompt, for classifier-free guidance."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the network; weights stay float32."""
+    optimizer: OptimizerConfig
+    averaging: AveragingConfig = AveragingConfig()
+    log_every_images: int = 1_000
+    """Images between two lines of metrics.jsonl."""
+    sample_every_images: int = 10_000
+    """Images between two grids of samples."""
+    checkpoint_every_images: int = 10_000
+    """Images between two checkpoints."""
+    keep_checkpoints: int = 2
+    """The newest checkpoints that are kept."""
+
+    @model_validator(mode="after")
+    def _in_range(self) -> "TrainingConfig":
+        if (self.images is None) == (self.epochs is None):
+            raise ValueError("give either images or epochs")
+        for name in (
+            "batch_size", "micro_batches", "log_every_images", "sample_every_images",
+            "checkpoint_every_images", "keep_checkpoints", "images", "epochs",
+        ):  # fmt: skip
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive")
+        if not 0 <= self.caption_dropout < 1:
+            raise ValueError("caption_dropout is a share: at least 0, below 1")
+        if self.micro_batches > self.batch_size:
+            raise ValueError("micro_batches cannot exceed batch_size")
+        return self
+
+    def total_images(self, data_set_size: int) -> int:
+        """Length of the run in images."""
+        if self.images is not None:
+            return self.images
+        assert self.epochs is not None  # the validator saw to it
+        return round(self.epochs * data_set_size)
+
+
+class Batches(Protocol):
+    """A source of batches whose order is a function of the position alone."""
+
+    batch_size: int
+
+    def at(self, images_seen: int) -> Batch: ...
+
+
+class Hook(Protocol):
+    """Something beside the training: it may read the run, never change its numbers."""
+
+    def after_step(self, run: "Run", metrics: Mapping[str, Tensor]) -> None: ...
+    def at_end(self, run: "Run") -> None: ...
+    def state(self) -> dict[str, Any]: ...
+    def load_state(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(kw_only=True)
+class Run:
+    """One training run: what it trains, on what, and where its clock stands."""
+
+    folder: Path
+    objective: Objective
+    batches: Batches
+    seed: int
+    total_images: int
+    device: torch.device
+    micro_batches: int = 1
+    keep_checkpoints: int = 2
+    provenance: dict[str, Any] = field(default_factory=dict)
+    hooks: Sequence[Hook] = ()
+    images_seen: int = 0
+    step: int = 0
+    stop_requested: bool = False
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.folder / "checkpoints", keep=self.keep_checkpoints)
+
+    @property
+    def finished(self) -> bool:
+        return self.images_seen >= self.total_images
+
+    def context(self) -> StepContext:
+        return StepContext(
+            seed=self.seed,
+            images_seen=self.images_seen,
+            total_images=self.total_images,
+            batch_size=self.batches.batch_size,
+            device=self.device,
+            micro_batches=self.micro_batches,
+        )
+
+    def due(self, every_images: int) -> bool:
+        """Whether the last step was the first at or after a multiple of `every_images`."""
+        before = self.images_seen - self.batches.batch_size
+        return self.images_seen // every_images > before // every_images
+
+    def save(self) -> None:
+        """Write a checkpoint of this moment."""
+        self.checkpoints.save(
+            self.objective.parts(),
+            images_seen=self.images_seen,
+            extra={
+                "step": self.step,
+                "hooks": {type(hook).__name__: hook.state() for hook in self.hooks},
+                **self.provenance,
+            },
+        )
+
+    def resume(self) -> bool:
+        """Go back to the newest whole checkpoint; False if there is none."""
+        self.checkpoints.remove_incomplete()
+        checkpoint = self.checkpoints.latest()
+        if checkpoint is None:
+            return False
+        warn_of_changed_environment(checkpoint.state["environment"])
+        checkpoint.load_into(self.objective.parts())
+        self.images_seen, self.step = checkpoint.images_seen, checkpoint.state["step"]
+        for hook in self.hooks:
+            hook.load_state(checkpoint.state["hooks"].get(type(hook).__name__, {}))
+        return True
+
+
+def train(run: Run) -> None:
+    """Train until the run is finished or asked to stop.
+
+    Interrupted anywhere and started again, it ends with the same bits: data, noise and dropped
+    captions are functions of (seed, images seen), the rest is in the checkpoint.
+    """
+    while not run.finished and not run.stop_requested:
+        batch = run.batches.at(run.images_seen)
+        metrics = run.objective.step(batch, run.context())
+        run.images_seen += run.batches.batch_size
+        run.step += 1
+        for hook in run.hooks:
+            hook.after_step(run, metrics)
+    for hook in run.hooks:
+        hook.at_end(run)

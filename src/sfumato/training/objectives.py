@@ -1,0 +1,211 @@
+"""What differs between methods: an objective owns networks, optimizers and one training step."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from sfumato.base.errors import TrainingError
+from sfumato.base.images import ValueRange, to_float
+from sfumato.base.randomness import generator_for
+from sfumato.data.loading import Batch
+from sfumato.diffusion.schedule import DiffusionConfig, NoiseSchedule
+from sfumato.diffusion.targets import training_target
+from sfumato.models.classifier import Classifier
+from sfumato.models.ema import AveragedModel, AveragingConfig
+from sfumato.text.prompts import PromptBank
+from sfumato.training.optimizer import OptimizerConfig, build_optimizer, learning_rate
+from sfumato.training.state import Stateful
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepContext:
+    """Where a step stands. Everything random in it is a function of (seed, images_seen, purpose).
+
+    Draws are made for the global batch on a CPU generator and then sliced, so they do not depend
+    on the device, the number of ranks or the number of micro-batches.
+    """
+
+    seed: int
+    images_seen: int
+    total_images: int
+    batch_size: int
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+    micro_batches: int = 1
+
+    def generator(self, purpose: str) -> torch.Generator:
+        return generator_for(self.seed, self.images_seen, purpose)
+
+    def local(self, values: Tensor) -> Tensor:
+        """This rank's rows of a tensor drawn for the global batch, on the device."""
+        size = self.batch_size // self.world_size
+        return values[self.rank * size : (self.rank + 1) * size].to(self.device)
+
+    def parts(self) -> Iterator[slice]:
+        """The micro-batches of this rank's rows, as slices."""
+        size = self.batch_size // self.world_size
+        edges = [size * index // self.micro_batches for index in range(self.micro_batches + 1)]
+        return (slice(start, stop) for start, stop in zip(edges, edges[1:], strict=False))
+
+
+class Objective(Protocol):
+    """The loop never changes; a new method is a new objective."""
+
+    def parts(self) -> dict[str, Stateful]:
+        """Networks, optimizers and averages by name: what a checkpoint holds."""
+        ...
+
+    def step(self, batch: Batch, context: StepContext) -> dict[str, Tensor]:
+        """One optimizer step. Returns 0-d tensors for the log; raises `TrainingError`."""
+        ...
+
+
+def finish_step(
+    module: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: OptimizerConfig,
+    loss: Tensor,
+    context: StepContext,
+) -> dict[str, Tensor]:
+    """Check that loss and gradients are finite, clip, set the rate, step."""
+    limit = float("inf") if config.max_grad_norm is None else config.max_grad_norm
+    grad_norm = torch.nn.utils.clip_grad_norm_(module.parameters(), limit, foreach=True)
+    if not bool(torch.isfinite(loss + grad_norm)):
+        raise TrainingError(
+            f"The loss is no longer finite after {context.images_seen:,} images (loss "
+            f"{float(loss):g}, gradient norm {float(grad_norm):g}); no weight was changed by it.",
+            mend="The last checkpoint is good. Lower training.optimizer.lr, set "
+            "training.optimizer.max_grad_norm=1, or use training.precision=float32, in a new "
+            "folder.",
+        )
+    rate = learning_rate(
+        config, images_seen=context.images_seen, total_images=context.total_images
+    )
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    return {"loss": loss, "grad_norm": grad_norm, "lr": torch.tensor(rate, dtype=torch.float64)}
+
+
+class DiffusionObjective:
+    """Text-conditional denoising, Section 3.2.4 of the paper, steps 1 to 7."""
+
+    def __init__(
+        self,
+        unet: "UNet2DConditionModel",
+        bank: PromptBank,
+        *,
+        diffusion: DiffusionConfig,
+        optimizer: OptimizerConfig,
+        averaging: AveragingConfig,
+        value_range: ValueRange,
+        caption_dropout: float,
+        precision: Literal["float32", "bfloat16"],
+    ) -> None:
+        self.unet = unet.train()
+        self.bank = bank
+        self.schedule = NoiseSchedule.from_config(diffusion)
+        self.diffusion = diffusion
+        self.average = AveragedModel(unet, averaging)
+        self.optimizer_config = optimizer
+        self.optimizer = build_optimizer(optimizer, unet)
+        self.value_range = value_range
+        self.caption_dropout = caption_dropout
+        self.precision = precision
+
+    def parts(self) -> dict[str, Stateful]:
+        return {"unet": self.unet, "average": self.average.module, "optimizer": self.optimizer}
+
+    def step(self, batch: Batch, context: StepContext) -> dict[str, Tensor]:
+        shape = (context.batch_size, *batch.images.shape[1:])
+        eps = context.local(torch.randn(shape, generator=context.generator("noise")))
+        t = context.local(
+            torch.randint(
+                self.schedule.num_train_timesteps,
+                shape[:1],
+                generator=context.generator("timesteps"),
+            )
+        )
+        dropped = context.local(
+            dropped_captions(self.caption_dropout, shape[0], context.generator("dropout"))
+        )
+        prompts = batch.prompts.masked_fill(dropped, PromptBank.NULL_INDEX)
+        x0 = to_float(batch.images, self.value_range)
+
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = torch.zeros((), device=context.device)
+        for part in context.parts():
+            share = (part.stop - part.start) / len(x0)
+            part_loss = self.loss(x0[part], eps[part], t[part], prompts[part]).mean() * share
+            part_loss.backward()
+            loss += part_loss.detach()
+        metrics = finish_step(self.unet, self.optimizer, self.optimizer_config, loss, context)
+        self.average.update(
+            self.unet,
+            images_seen=context.images_seen + context.batch_size,
+            batch_size=context.batch_size,
+        )
+        return metrics
+
+    def loss(self, x0: Tensor, eps: Tensor, t: Tensor, prompts: Tensor) -> Tensor:
+        """Mean squared error of the network's output for each image: (B,)."""
+        x_t = self.schedule.add_noise(x0, eps, t)
+        target = training_target(
+            x0, eps, t, schedule=self.schedule, prediction_type=self.diffusion.prediction_type
+        )
+        with torch.autocast(
+            x0.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"
+        ):
+            output = self.unet(x_t, t, self.bank.tokens(prompts), return_dict=False)[0]
+        return (output.float() - target).square().flatten(1).mean(1)
+
+
+def dropped_captions(rate: float, count: int, generator: torch.Generator) -> Tensor:
+    """(count,) bool: which captions are replaced by the null prompt, each with chance `rate`."""
+    return torch.rand(count, generator=generator) < rate
+
+
+class ClassifierObjective:
+    """Cross-entropy on images and labels, with small random affine changes: the judge's training."""
+
+    def __init__(self, classifier: Classifier, optimizer: OptimizerConfig) -> None:
+        self.classifier = classifier.train()
+        self.optimizer_config = optimizer
+        self.optimizer = build_optimizer(optimizer, classifier)
+
+    def parts(self) -> dict[str, Stateful]:
+        return {"classifier": self.classifier, "optimizer": self.optimizer}
+
+    def step(self, batch: Batch, context: StepContext) -> dict[str, Tensor]:
+        images = to_float(batch.images, (-1.0, 1.0))
+        changes = context.local(
+            random_affine(context.batch_size, context.generator("augmentation"))
+        )
+        logits = self.classifier(warped(images, changes))
+        loss = torch.nn.functional.cross_entropy(logits, batch.labels, label_smoothing=0.05)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        return finish_step(
+            self.classifier, self.optimizer, self.optimizer_config, loss.detach(), context
+        )
+
+
+def random_affine(count: int, generator: torch.Generator) -> Tensor:
+    """(count, 2, 3) affine maps near the identity: scale and shear 10 %, shift 5 % of the image."""
+    change = torch.randn(count, 2, 3, generator=generator) * torch.tensor([0.1, 0.1, 0.1])
+    return torch.eye(2, 3) + change
+
+
+def warped(images: Tensor, maps: Tensor) -> Tensor:
+    """`images` (B, C, H, W) seen through `maps` (B, 2, 3), edges repeated."""
+    grid = torch.nn.functional.affine_grid(maps, list(images.shape), align_corners=False)
+    return torch.nn.functional.grid_sample(
+        images, grid, padding_mode="border", align_corners=False
+    )
