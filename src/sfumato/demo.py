@@ -80,8 +80,10 @@ def measure(
 ) -> MetricCard:
     """The preset's own evaluation, kept in the run folder."""
     config = experiment.evaluation
-    say(f"Measuring {config.count} images for each of w = "
-        f"{', '.join(f'{scale:g}' for scale in config.guidance_scales)} ...")  # fmt: skip
+    say(
+        f"Measuring {config.count} images for each of w = "
+        f"{', '.join(f'{scale:g}' for scale in config.guidance_scales)} ..."
+    )
     card = evaluate(
         generator,
         guidance_scales=config.guidance_scales,

@@ -7,7 +7,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ class MetricCard:
     guidance_convention: str = CONVENTION
     schema: int = SCHEMA
     sfumato: str = __version__
-    date: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat("T", "seconds"))
+    date: str = field(default_factory=lambda: datetime.now(UTC).isoformat("T", "seconds"))
     hardware: dict[str, Any] = field(
         default_factory=lambda: {**environment(), "processor": platform.processor() or "unknown"}
     )

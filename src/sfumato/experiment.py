@@ -242,22 +242,25 @@ def prepare_run(
         seed=experiment.seed,
     ).to(where)
     objective = DiffusionObjective(
-        unet, bank,
+        unet,
+        bank,
         diffusion=experiment.diffusion,
         optimizer=experiment.training.optimizer,
         averaging=experiment.training.averaging,
         value_range=experiment.data.value_range,
         caption_dropout=experiment.training.caption_dropout,
         precision=experiment.training.precision,
-    )  # fmt: skip
+    )
     training = experiment.training
     run = Run(
         folder=folder,
         objective=objective,
         batches=DeviceBatches(
             with_bank_rows(records, bank),
-            seed=experiment.seed, batch_size=training.batch_size, device=where,
-        ),  # fmt: skip
+            seed=experiment.seed,
+            batch_size=training.batch_size,
+            device=where,
+        ),
         seed=experiment.seed,
         total_images=training.total_images(len(records)),
         device=where,
@@ -296,9 +299,12 @@ def sample_grid(
 ) -> Callable[[], bytes]:
     """A function that draws the averaged network's samples: captions by guidance scale."""
     pipeline = build_pipeline(
-        objective.average.module, encoder,
-        data=experiment.data, diffusion=experiment.diffusion, sampling=experiment.sampling,
-    )  # fmt: skip
+        objective.average.module,
+        encoder,
+        data=experiment.data,
+        diffusion=experiment.diffusion,
+        sampling=experiment.sampling,
+    )
     generator = ImageGenerator(pipeline, data=experiment.data)
     captions = list(records.captions[:most_captions])
     scales = [1.0, experiment.sampling.guidance_scale]

@@ -119,9 +119,9 @@ class ImageGenerator:
             data = DataConfig.model_validate(recorded) if recorded else None
             return cls(pipeline.to(where), data=data)
         raise InputError(
-            f"{path} is neither a run nor a pipeline." if path.exists() else (
-                f"{path} does not exist."
-            ),
+            f"{path} is neither a run nor a pipeline."
+            if path.exists()
+            else (f"{path} does not exist."),
             mend="Give a folder made by `sfumato train` or `sfumato demo`.",
         )
 
@@ -144,7 +144,10 @@ class ImageGenerator:
                 mend="Give the encoder it was trained with (text.encoder in experiment.yaml).",
             )
         pipeline = build_pipeline(
-            unet, encoder, data=sections.data, diffusion=sections.diffusion,
+            unet,
+            encoder,
+            data=sections.data,
+            diffusion=sections.diffusion,
             sampling=sections.sampling,
             provenance={
                 "experiment": sections.name,
@@ -155,7 +158,7 @@ class ImageGenerator:
                 "data": sections.data.model_dump(mode="json"),
                 "sfumato": __version__,
             },
-        )  # fmt: skip
+        )
         return cls(pipeline.to(device), data=sections.data)
 
     @property
@@ -163,9 +166,12 @@ class ImageGenerator:
         return self.pipeline.config["provenance"]
 
     def use(
-        self, *, scheduler: str | None = None, guidance_scale: float | None = None,
+        self,
+        *,
+        scheduler: str | None = None,
+        guidance_scale: float | None = None,
         steps: int | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Change the sampler, guidance scale or steps that later draws use."""
         if scheduler is not None:
             self.pipeline.scheduler = build_scheduler(

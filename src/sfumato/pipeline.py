@@ -130,14 +130,18 @@ class TextToImagePipeline(DiffusionPipeline):
     ) -> Sampled:
         """As a call, but with float images in the value range and the number of network calls."""
         scale = self.config["guidance_scale"] if guidance_scale is None else guidance_scale
-        steps = self.config["num_inference_steps"] if num_inference_steps is None else (
-            num_inference_steps
+        steps = (
+            self.config["num_inference_steps"]
+            if num_inference_steps is None
+            else (num_inference_steps)
         )
         diffusion = diffusion_of(self.scheduler)
         check_sampling_arguments(
-            prompts, guidance_scale=scale, steps=steps,
+            prompts,
+            guidance_scale=scale,
+            steps=steps,
             num_train_timesteps=diffusion.num_train_timesteps,
-        )  # fmt: skip
+        )
         device, dtype = self.unet.device, self.unet.dtype
         guidance = ClassifierFreeGuidance(scale)
         _, sampler = sampler_of(self.scheduler)

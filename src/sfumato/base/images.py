@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sfumato.base.section import ValueRange
+
 if TYPE_CHECKING:
     import PIL.Image
     import torch
-
-ValueRange = tuple[float, float]
 
 
 def to_float(images: "torch.Tensor", value_range: ValueRange) -> "torch.Tensor":

@@ -22,6 +22,9 @@ class Section(BaseModel):
     )
 
 
+ValueRange = tuple[float, float]
+"""Lowest and highest pixel value inside the network."""
+
 S = TypeVar("S", bound=Section)
 
 

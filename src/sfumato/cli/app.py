@@ -42,7 +42,7 @@ Seed = Annotated[int, typer.Option(help="Seed of the first image; the next ones 
 
 @app.callback(invoke_without_command=True)
 def root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     if version:
         typer.echo(f"sfumato {__version__}")
@@ -214,7 +214,7 @@ def main() -> None:
         sys.exit(2)
 
 
-def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:  # noqa: ANN001
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
     """Warnings of sfumato as a line for people; those of libraries are for --debug."""
     if category.__module__.startswith("sfumato") or "--debug" in sys.argv:
         sys.stderr.write(f"warning: {message}\n")

@@ -96,9 +96,7 @@ def train_and_report(
     experiment: Experiment, folder: Path, *, device: str, progress: Progress
 ) -> Run:
     """Train (or go on), and say how it ended."""
-    run = run_experiment(
-        experiment, folder, device=device, hooks=[progress], on_start=say_start
-    )
+    run = run_experiment(experiment, folder, device=device, hooks=[progress], on_start=say_start)
     if run.finished:
         say(f"Finished at {run.images_seen:,} images. Samples in {folder / 'samples'}.")
         say(f'Draw with: sfumato sample {folder} "{example_prompt(experiment)}"')
@@ -251,9 +249,13 @@ def print_card(card: MetricCard) -> None:
     real = card.judge_test_accuracy
     table.add_section()
     table.add_row(
-        "real", percent(real.value), f"{percent(real.low)} - {percent(real.high)}",
-        f"{card.frechet_real:.3f}", percent(card.saturated_real), "",
-    )  # fmt: skip
+        "real",
+        percent(real.value),
+        f"{percent(real.low)} - {percent(real.high)}",
+        f"{card.frechet_real:.3f}",
+        percent(card.saturated_real),
+        "",
+    )
     Console(width=max(80, Console().width)).print(table)
     say(
         f"{card.count} images for each w, seeds {card.seeds[0]}-{card.seeds[1]}, {card.scheduler}, "

@@ -19,6 +19,4 @@ def captions_from_template(template: str, class_names: Sequence[str]) -> list[st
             f"data.caption: unknown field {{{min(unknown)}}} in {template!r}.",
             mend="Use {label} for the class index or {class_name} for its name.",
         )
-    return [
-        template.format(label=label, class_name=name) for label, name in enumerate(class_names)
-    ]
+    return [template.format(label=label, class_name=name) for label, name in enumerate(class_names)]

@@ -10,8 +10,8 @@ from pydantic import field_validator
 from torch import Tensor
 
 from sfumato.base.errors import ConfigError, nearest
-from sfumato.base.images import ValueRange, resize
-from sfumato.base.section import Section
+from sfumato.base.images import resize
+from sfumato.base.section import Section, ValueRange
 from sfumato.data.captions import captions_from_template
 
 Split = Literal["train", "judge", "test"]

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sfumato.base.images import ValueRange
+from sfumato.base.section import ValueRange
 from sfumato.diffusion.guidance import Branch, Guidance
 from sfumato.diffusion.schedule import NoiseSchedule, PredictionType
 from sfumato.diffusion.targets import predicted_x0
@@ -116,12 +116,15 @@ def sample(
         x0 = guidance.combine(
             {
                 branch: predicted_x0(
-                    output, model_input, times[:size], schedule=schedule,
+                    output,
+                    model_input,
+                    times[:size],
+                    schedule=schedule,
                     prediction_type=prediction_type,
                 )
                 for branch, output in zip(branches, outputs.split(size), strict=True)
             }
-        )  # fmt: skip
+        )
         if value_range is not None:
             x0 = x0.clamp(*value_range)
         x_t = scheduler.step(x0, t, x_t, return_dict=False, **(step_kwargs or {}))[0]

@@ -49,8 +49,8 @@ def squared_cosine_betas(config: DiffusionConfig) -> Tensor:
         return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
 
     steps = config.num_train_timesteps
-    betas = [min(1 - alpha_bar((i + 1) / steps) / alpha_bar(i / steps), 0.999) for i in range(steps)]
-    return torch.tensor(betas, dtype=torch.float64)
+    ratios = [alpha_bar((i + 1) / steps) / alpha_bar(i / steps) for i in range(steps)]
+    return torch.tensor([min(1 - ratio, 0.999) for ratio in ratios], dtype=torch.float64)
 
 
 BETA_SCHEDULES: dict[str, Callable[[DiffusionConfig], Tensor]] = {

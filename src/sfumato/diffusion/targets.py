@@ -1,7 +1,8 @@
 """What the network predicts (eps, v or x0) and how each is turned into the others.
 
-All conversions follow from x_t = a x0 + s eps with a = sqrt(alpha_bar_t), s = sqrt(1 - alpha_bar_t),
-so a^2 + s^2 = 1, and v = a eps - s x0 (progressive distillation, Salimans and Ho 2022, Appendix D).
+All conversions follow from x_t = a x0 + s eps with a = sqrt(alpha_bar_t) and
+s = sqrt(1 - alpha_bar_t), so a^2 + s^2 = 1, and from v = a eps - s x0 (progressive distillation,
+Salimans and Ho 2022, Appendix D).
 """
 
 from collections.abc import Callable

@@ -26,7 +26,7 @@ def wilson(successes: int, count: int, *, confidence: float = 0.95) -> Proportio
     `ValueError` unless 0 <= successes <= count and count >= 1.
     """
     if not 0 <= successes <= count or count < 1:
-        raise ValueError(f"{successes} successes of {count}: a proportion needs 0 <= k <= n, n >= 1")
+        raise ValueError(f"{successes} of {count} is no proportion: 0 <= k <= n, n >= 1")
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     share = successes / count
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)

@@ -12,8 +12,11 @@ class Classifier(nn.Module):
     def __init__(self, *, channels: int, classes: int, width: int = 32, feature_dim: int = 64):
         super().__init__()
         self.settings = {
-            "channels": channels, "classes": classes, "width": width, "feature_dim": feature_dim,
-        }  # fmt: skip
+            "channels": channels,
+            "classes": classes,
+            "width": width,
+            "feature_dim": feature_dim,
+        }
         widths = [channels, width, width * 2, width * 2, feature_dim]
         strides = [1, 2, 1, 2]
         layers: list[nn.Module] = []

@@ -93,4 +93,5 @@ def sampler_of(scheduler: Any) -> tuple[str, Sampler]:
 
 def diffusion_of(scheduler: Any) -> DiffusionConfig:
     """The forward process that a diffusers scheduler was configured for."""
-    return DiffusionConfig(**{name: scheduler.config[name] for name in DiffusionConfig.model_fields})
+    config = scheduler.config
+    return DiffusionConfig(**{name: config[name] for name in DiffusionConfig.model_fields})

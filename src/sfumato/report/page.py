@@ -28,9 +28,7 @@ def write_report(folder: Path, *, experiment: Experiment, card: MetricCard, grid
     )
     environment.filters["percent"] = lambda value: f"{100 * value:.1f} %"
     environment.filters["thousands"] = lambda value: f"{value:,}"
-    template = environment.from_string(
-        (files("sfumato.report") / "page.html").read_text("utf-8")
-    )
+    template = environment.from_string((files("sfumato.report") / "page.html").read_text("utf-8"))
     records = read_records(folder / "metrics.jsonl")
     timing = read_records(folder / "timing.jsonl")
     checkpoint = Checkpoints(folder / "checkpoints").latest()

@@ -63,7 +63,7 @@ def scale_grid(
     scales: Sequence[float],
     first_seed: int = 0,
 ) -> bytes:
-    """Guidance scales as rows, prompts as columns; a column has one seed, so w is all that varies."""
+    """Guidance scales as rows, prompts as columns; a column has one seed, so only w varies."""
     seeds = range(first_seed, first_seed + len(prompts))
     return labelled_grid(
         [list(generator.draw(prompts, seeds, guidance_scale=scale)) for scale in scales],

@@ -7,6 +7,7 @@ knows nothing about the meaning of words. The tokenizer is a byte-level BPE made
 
 from collections.abc import Sequence
 from importlib.resources import as_file, files
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,23 +21,18 @@ if TYPE_CHECKING:
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 WIDTH, LAYERS, HEADS, MLP, POSITIONS = 512, 2, 8, 1024, 77
 
+CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
+WIKIART = (
+    "Abstract Expressionism, Action Painting, Analytical Cubism, Art Nouveau Modern, Baroque, "
+    "Color Field Painting, Contemporary Realism, Cubism, Early Renaissance, Expressionism, "
+    "Fauvism, High Renaissance, Impressionism, Mannerism Late Renaissance, Minimalism, "
+    "Naive Art Primitivism, New Realism, Northern Renaissance, Pointillism, Pop Art, "
+    "Post Impressionism, Realism, Rococo, Romanticism, Symbolism, Synthetic Cubism, Ukiyo-e"
+)
 CORPUS = [
     *(f"A handwritten digit {digit}" for digit in range(10)),
-    *(
-        f"A photo of a {name}"
-        for name in "airplane automobile bird cat deer dog frog horse ship truck".split()
-    ),
-    *(
-        f"A painting in the style of {style}"
-        for style in (
-            "Abstract Expressionism, Action Painting, Analytical Cubism, Art Nouveau Modern, "
-            "Baroque, Color Field Painting, Contemporary Realism, Cubism, Early Renaissance, "
-            "Expressionism, Fauvism, High Renaissance, Impressionism, Mannerism Late Renaissance, "
-            "Minimalism, Naive Art Primitivism, New Realism, Northern Renaissance, Pointillism, "
-            "Pop Art, Post Impressionism, Realism, Rococo, Romanticism, Symbolism, "
-            "Synthetic Cubism, Ukiyo-e"
-        ).split(", ")
-    ),
+    *(f"A photo of a {name}" for name in CIFAR10.split()),
+    *(f"A painting in the style of {style}" for style in WIKIART.split(", ")),
 ]
 
 
@@ -62,7 +58,7 @@ def train_tokenizer(corpus: Sequence[str], *, vocab_size: int) -> "CLIPTokenizer
     while len(vocabulary) < vocab_size:
         pairs: dict[tuple[str, str], int] = {}
         for symbols, count in words.items():
-            for pair in zip(symbols, symbols[1:], strict=False):
+            for pair in pairwise(symbols):
                 pairs[pair] = pairs.get(pair, 0) + count
         if not pairs:
             break
@@ -73,9 +69,12 @@ def train_tokenizer(corpus: Sequence[str], *, vocab_size: int) -> "CLIPTokenizer
     return CLIPTokenizer(
         vocab={token: index for index, token in enumerate(dict.fromkeys(vocabulary))},
         merges=merges,
-        bos_token=BOS, eos_token=EOS, pad_token=EOS, unk_token=EOS,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=EOS,
+        unk_token=EOS,
         model_max_length=POSITIONS,
-    )  # fmt: skip
+    )
 
 
 def _merged(symbols: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """The frozen CLIP text encoder behind one contract: from the Hub, a folder, or bundled."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
 
 ENCODE_ROWS = 16
-"""Prompts encoded in one call; always this many, so that a prompt's bits do not depend on others."""
+"""Prompts of one call; always this many, so that a prompt's bits do not depend on the others."""
 
 
 class TextConfig(Section):
@@ -85,9 +86,11 @@ class ClipTextEncoder:
             filled = part + [""] * (ENCODE_ROWS - len(part))
             batch = self.tokenizer(
                 filled,
-                padding="max_length", truncation=True, max_length=self.max_tokens,
+                padding="max_length",
+                truncation=True,
+                max_length=self.max_tokens,
                 return_tensors="pt",
-            )  # fmt: skip
+            )
             # Differs from a plain call: no attention mask goes in, so padded positions are encoded
             # as the paper's pipeline and Stable Diffusion encode them.
             ids = batch.input_ids.to(self.model.device)
@@ -115,7 +118,9 @@ def fingerprint(model: "CLIPTextModel", tokenizer: "CLIPTokenizer") -> str:
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    digest.update(tokenizer.backend_tokenizer.to_str().encode())
+    parts = json.loads(tokenizer.backend_tokenizer.to_str())
+    for part in ("normalizer", "pre_tokenizer", "model"):  # padding and truncation are the caller's
+        digest.update(json.dumps(parts[part], sort_keys=True).encode())
     return digest.hexdigest()
 
 

@@ -54,17 +54,19 @@ class Judge:
         return torch.cat(labels), torch.cat(features)
 
 
-def load_judge(
-    data: DataConfig, *, on_training: Callable[[str], None] | None = None
-) -> Judge:
+def load_judge(data: DataConfig, *, on_training: Callable[[str], None] | None = None) -> Judge:
     """The data set's judge: from the cache, or trained (once) and put there.
 
     `on_training` is told with a sentence when it has to be trained.
     """
     key = {
-        "source": data.source, "resolution": data.resolution, "channels": data.channels,
-        "split_seed": data.split_seed, "recipe": RECIPE, "optimizer": OPTIMIZER.model_dump(),
-    }  # fmt: skip
+        "source": data.source,
+        "resolution": data.resolution,
+        "channels": data.channels,
+        "split_seed": data.split_seed,
+        "recipe": RECIPE,
+        "optimizer": OPTIMIZER.model_dump(),
+    }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
     folder = cache_folder() / "judges" / f"{data.source}-{data.resolution}px-{digest}"
     test = load_records(data, "test")

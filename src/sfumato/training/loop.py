@@ -52,9 +52,15 @@ class TrainingConfig(Section):
         if (self.images is None) == (self.epochs is None):
             raise ValueError("give either images or epochs")
         for name in (
-            "batch_size", "micro_batches", "log_every_images", "sample_every_images",
-            "checkpoint_every_images", "keep_checkpoints", "images", "epochs",
-        ):  # fmt: skip
+            "batch_size",
+            "micro_batches",
+            "log_every_images",
+            "sample_every_images",
+            "checkpoint_every_images",
+            "keep_checkpoints",
+            "images",
+            "epochs",
+        ):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive")
         if not 0 <= self.caption_dropout < 1:

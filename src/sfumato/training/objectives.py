@@ -2,14 +2,16 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from itertools import pairwise
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from sfumato.base.errors import TrainingError
-from sfumato.base.images import ValueRange, to_float
+from sfumato.base.images import to_float
 from sfumato.base.randomness import generator_for
+from sfumato.base.section import ValueRange
 from sfumato.data.loading import Batch
 from sfumato.diffusion.schedule import DiffusionConfig, NoiseSchedule
 from sfumato.diffusion.targets import training_target
@@ -18,9 +20,6 @@ from sfumato.models.ema import AveragedModel, AveragingConfig
 from sfumato.text.prompts import PromptBank
 from sfumato.training.optimizer import OptimizerConfig, build_optimizer, learning_rate
 from sfumato.training.state import Stateful
-
-if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +51,7 @@ class StepContext:
         """The micro-batches of this rank's rows, as slices."""
         size = self.batch_size // self.world_size
         edges = [size * index // self.micro_batches for index in range(self.micro_batches + 1)]
-        return (slice(start, stop) for start, stop in zip(edges, edges[1:], strict=False))
+        return (slice(start, stop) for start, stop in pairwise(edges))
 
 
 class Objective(Protocol):
@@ -85,9 +84,7 @@ def finish_step(
             "training.optimizer.max_grad_norm=1, or use training.precision=float32, in a new "
             "folder.",
         )
-    rate = learning_rate(
-        config, images_seen=context.images_seen, total_images=context.total_images
-    )
+    rate = learning_rate(config, images_seen=context.images_seen, total_images=context.total_images)
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
@@ -99,7 +96,7 @@ class DiffusionObjective:
 
     def __init__(
         self,
-        unet: "UNet2DConditionModel",
+        unet: torch.nn.Module,
         bank: PromptBank,
         *,
         diffusion: DiffusionConfig,
@@ -160,9 +157,7 @@ class DiffusionObjective:
         target = training_target(
             x0, eps, t, schedule=self.schedule, prediction_type=self.diffusion.prediction_type
         )
-        with torch.autocast(
-            x0.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"
-        ):
+        with torch.autocast(x0.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             output = self.unet(x_t, t, self.bank.tokens(prompts), return_dict=False)[0]
         return (output.float() - target).square().flatten(1).mean(1)
 
@@ -173,7 +168,7 @@ def dropped_captions(rate: float, count: int, generator: torch.Generator) -> Ten
 
 
 class ClassifierObjective:
-    """Cross-entropy on images and labels, with small random affine changes: the judge's training."""
+    """Cross-entropy on labels, with small random affine changes of the images: the judge."""
 
     def __init__(self, classifier: Classifier, optimizer: OptimizerConfig) -> None:
         self.classifier = classifier.train()
@@ -206,6 +201,4 @@ def random_affine(count: int, generator: torch.Generator) -> Tensor:
 def warped(images: Tensor, maps: Tensor) -> Tensor:
     """`images` (B, C, H, W) seen through `maps` (B, 2, 3), edges repeated."""
     grid = torch.nn.functional.affine_grid(maps, list(images.shape), align_corners=False)
-    return torch.nn.functional.grid_sample(
-        images, grid, padding_mode="border", align_corners=False
-    )
+    return torch.nn.functional.grid_sample(images, grid, padding_mode="border", align_corners=False)

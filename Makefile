@@ -1,0 +1,39 @@
+# make demo   train on real digits, draw them from captions, measure, write runs/demo/report.html
+# make test   lint, format, types, floors, tests (no demo)
+# Both make the environment in .venv first; a second call reuses it.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint types floors unit environment clean
+
+demo: environment
+	$(BIN)/sfumato demo
+
+test: environment lint types floors unit
+
+environment: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "sfumato needs Python 3.11, 3.12 or 3.13; this is " + sys.version.split()[0] + ". Name another with: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+lint:
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types:
+	$(BIN)/basedpyright --level error --pythonpath $(BIN)/python
+
+floors:
+	$(BIN)/lint-imports
+
+unit:
+	$(BIN)/python -m pytest -m "not slow"
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,112 @@
+"""Fixtures: an ideal denoiser in closed form, and one small model that is really trained."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from sfumato.base.images import to_float
+from sfumato.data.sources import DataConfig, Records, load_records
+from sfumato.diffusion.schedule import NoiseSchedule
+
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+SMALL = [
+    # The digits at their own 8x8 pixels and a network that trains in seconds.
+    "data.resolution=8",
+    "model.block_out_channels=[32,64]",
+    "model.levels=[attention,plain]",
+    "training.sample_every_images=4000",
+    "training.checkpoint_every_images=4000",
+    "sampling.steps=6",
+]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Judges of this test session, apart from the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["SFUMATO_CACHE"] = str(folder)
+    return folder
+
+
+@dataclass(frozen=True)
+class CommandResult:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def sfumato():
+    """Run the command line in a process of its own."""
+
+    def run(*arguments: str, cwd: Path | None = None, env: dict[str, str] | None = None):
+        done = subprocess.run(
+            [sys.executable, "-m", "sfumato", *arguments],
+            capture_output=True,
+            text=True,
+            cwd=cwd,
+            env={**os.environ, **(env or {})},
+            timeout=280,
+            check=False,
+        )
+        return CommandResult(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder of a small model, trained far enough that captions matter."""
+    from sfumato.experiment import load_experiment, run_experiment
+
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    run_experiment(load_experiment("digits", [*SMALL, "training.images=16000"]), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_generator(small_run: Path):
+    from sfumato.generation import ImageGenerator
+
+    return ImageGenerator.open(small_run, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def digits8() -> Records:
+    config = DataConfig(source="digits", resolution=8, channels=1, caption="digit {label}")
+    return load_records(config, "train")
+
+
+class IdealDenoiser:
+    """The exact minimiser of the training loss on a finite data set: E[x0 | x_t, caption].
+
+    Its "tokens" are (B, 1, 1): the label, or -1 for no caption. It outputs v.
+    """
+
+    def __init__(self, records: Records, schedule: NoiseSchedule) -> None:
+        self.images = to_float(records.images, (-1.0, 1.0)).flatten(1).double()
+        self.labels = records.labels
+        self.schedule = schedule
+
+    def x0(self, x_t: torch.Tensor, t: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        rows = x_t.double().flatten(1)
+        a, s = self.schedule.signal_and_noise_scale(t, rows)
+        # |x_t - a image|^2 for every row and every image of the data set
+        cross = rows @ self.images.T
+        distance = rows.square().sum(1, True) - 2 * a * cross + a**2 * self.images.square().sum(1)
+        logits = -distance / (2 * s.square())
+        wrong = (labels[:, None] >= 0) & (self.labels[None] != labels[:, None])
+        weights = logits.masked_fill(wrong, -torch.inf).softmax(1)
+        return (weights @ self.images).reshape(x_t.shape)
+
+    def __call__(self, x_t: torch.Tensor, t: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        x0 = self.x0(x_t, t, tokens[:, 0, 0].long())
+        a, s = self.schedule.signal_and_noise_scale(t, x_t.double())
+        eps = (x_t.double() - a * x0) / s
+        return (a * eps - s * x0).float()

@@ -1,0 +1,136 @@
+import shutil
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from sfumato.base.errors import ConfigError, DamagedDataError, SfumatoError
+from sfumato.base.files import TEMPORARY_PREFIX, whole_folder, write_bytes
+from sfumato.training.checkpoint import Checkpoints, ResumeWarning, warn_of_changed_environment
+
+
+def parts(value: float = 0.0) -> dict:
+    model = torch.nn.Linear(4, 3)
+    torch.nn.init.constant_(model.weight, value)
+    return {"model": model, "optimizer": torch.optim.AdamW(model.parameters())}
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path) -> Checkpoints:
+    made = Checkpoints(tmp_path / "checkpoints", keep=2)
+    for images in (10, 20):
+        made.save(parts(images), images_seen=images, extra={"step": images // 10})
+    return made
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def test_latest_is_loaded_as_it_was_saved(checkpoints: Checkpoints) -> None:
+    loaded = parts()
+    checkpoint = checkpoints.latest()
+    assert checkpoint is not None
+    checkpoint.load_into(loaded)
+    assert float(loaded["model"].weight.detach().mean()) == 20
+    assert checkpoint.state["step"] == 2
+
+
+def test_only_the_newest_are_kept(checkpoints: Checkpoints) -> None:
+    checkpoints.save(parts(30), images_seen=30, extra={})
+    assert [checkpoint.images_seen for checkpoint in checkpoints.all()] == [20, 30]
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "state"])
+def test_a_damaged_newest_falls_back_and_says_so(checkpoints: Checkpoints, damage: str) -> None:
+    newest = checkpoints.folder / "images-000000020"
+    file = newest / "model.safetensors"
+    if damage == "truncate":
+        truncate(file)
+    elif damage == "flip":
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+    elif damage == "remove":
+        file.unlink()
+    else:
+        truncate(newest / "state.json")
+    with pytest.warns(ResumeWarning, match="checkpoint before it, at 10 images"):
+        checkpoint = checkpoints.latest()
+    assert checkpoint is not None
+    assert checkpoint.images_seen == 10
+
+
+def test_only_damaged_ones_is_an_error_with_exit_code_3(checkpoints: Checkpoints) -> None:
+    for checkpoint in checkpoints.all():
+        truncate(checkpoint.path / "model.safetensors")
+    with pytest.raises(DamagedDataError, match="truncated") as caught:
+        checkpoints.latest()
+    assert caught.value.exit_code == 3
+    assert caught.value.mend
+
+
+def test_no_checkpoint_is_none(tmp_path: Path) -> None:
+    assert Checkpoints(tmp_path).latest() is None
+
+
+def test_another_architecture_is_named(checkpoints: Checkpoints) -> None:
+    checkpoint = checkpoints.latest()
+    assert checkpoint is not None
+    with pytest.raises(ConfigError, match="another architecture: weight is"):
+        checkpoint.load_into({"model": torch.nn.Linear(4, 5)})
+
+
+def test_a_kill_while_saving_leaves_the_old_ones_and_no_half(checkpoints: Checkpoints) -> None:
+    class Killed(BaseException):
+        pass
+
+    class Dying:
+        def state_dict(self):
+            raise Killed
+
+    with pytest.raises(Killed):
+        checkpoints.save({**parts(), "dying": Dying()}, images_seen=30, extra={})
+    assert [checkpoint.images_seen for checkpoint in checkpoints.all()] == [10, 20]
+    half = checkpoints.folder / f"{TEMPORARY_PREFIX}abc"
+    shutil.copytree(checkpoints.folder / "images-000000020", half)
+    checkpoints.remove_incomplete()
+    assert not half.exists()
+
+
+def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
+    with whole_folder(tmp_path / "pipeline") as folder:
+        (folder / "old").write_text("old")
+    with pytest.raises(RuntimeError), whole_folder(tmp_path / "pipeline") as folder:
+        raise RuntimeError
+    assert [path.name for path in (tmp_path / "pipeline").iterdir()] == ["old"]
+    with whole_folder(tmp_path / "pipeline") as folder:
+        (folder / "new").write_text("new")
+    assert [path.name for path in (tmp_path / "pipeline").iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["pipeline"]
+
+
+def test_a_full_device_is_told_and_nothing_is_lost(tmp_path: Path, monkeypatch) -> None:
+    target = tmp_path / "file"
+    write_bytes(target, b"before")
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(SfumatoError, match="No space left") as caught:
+        write_bytes(target, b"after")
+    assert "start the same command again" in caught.value.mend
+    assert target.read_bytes() == b"before"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_another_machine_is_a_warning() -> None:
+    from sfumato.training.checkpoint import environment
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_changed_environment(environment())
+    with pytest.warns(ResumeWarning, match=r"threads 99 ->"):
+        warn_of_changed_environment({**environment(), "threads": 99})

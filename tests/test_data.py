@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from sfumato.base.errors import ConfigError
+from sfumato.base.images import grid, resize, to_float, to_uint8
+from sfumato.data.captions import captions_from_template
+from sfumato.data.loading import DeviceBatches, SampleOrder
+from sfumato.data.sources import DataConfig, load_records
+
+
+def config(**changes) -> DataConfig:
+    values = {"source": "digits", "resolution": 16, "channels": 1, "caption": "digit {label}"}
+    return DataConfig(**{**values, **changes})
+
+
+def test_digits_are_split_without_overlap() -> None:
+    splits = {name: load_records(config(), name) for name in ("train", "judge", "test")}
+    assert {name: len(records) for name, records in splits.items()} == {
+        "train": 897,
+        "judge": 600,
+        "test": 300,
+    }
+    # Together they are the whole data set, each image as often as there.
+    ours = np.concatenate([records.images.flatten(1).numpy() for records in splits.values()])
+    grey = np.rint(load_digits().images * (255 / 16)).astype(np.uint8)
+    theirs = np.stack([resize(image, 16).ravel() for image in grey])
+    assert sorted(map(bytes, ours)) == sorted(map(bytes, theirs))
+    assert all(len(records.labels.unique()) == 10 for records in splits.values())
+
+
+def test_digits_are_the_same_for_the_same_seed_only() -> None:
+    first = load_records(config(), "train")
+    assert torch.equal(first.images, load_records(config(), "train").images)
+    assert not torch.equal(first.images, load_records(config(split_seed=1), "train").images)
+    assert first.images.shape == (897, 1, 16, 16)
+    assert load_records(config(channels=3), "test").images.shape == (300, 3, 16, 16)
+
+
+def test_captions_from_templates() -> None:
+    assert captions_from_template("A photo of a {class_name}", ["cat", "dog"]) == [
+        "A photo of a cat",
+        "A photo of a dog",
+    ]
+    with pytest.raises(ConfigError, match="unknown field"):
+        captions_from_template("A {colour} digit", ["0"])
+
+
+def test_unknown_source_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'digits'"):
+        load_records(config(source="digit"), "train")
+
+
+@pytest.mark.parametrize("value_range", [(-1.0, 1.0), (0.0, 1.0)])
+def test_pixels_survive_the_round_trip(value_range: tuple[float, float]) -> None:
+    pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    values = to_float(pixels, value_range)
+    assert (float(values.min()), float(values.max())) == pytest.approx(value_range)
+    assert torch.equal(to_uint8(values, value_range), pixels)
+
+
+def test_grid_places_images_row_by_row() -> None:
+    images = torch.stack([torch.full((1, 2, 2), value, dtype=torch.uint8) for value in (1, 2, 3)])
+    picture = grid(images, columns=2, gap_px=1)
+    assert picture.shape == (1, 7, 7)
+    assert [int(picture[0, y, x]) for y, x in ((1, 1), (1, 4), (4, 1), (4, 4))] == [1, 2, 3, 255]
+
+
+def test_order_visits_every_sample_once_an_epoch_and_batches_straddle() -> None:
+    order = SampleOrder(10, seed=3)
+    whole = order.indices(0, 30)
+    for epoch in whole.split(10):
+        assert sorted(epoch.tolist()) == list(range(10))
+    assert not torch.equal(whole[:10], whole[10:20])
+    # Any cutting into batches gives the same order, from any starting point.
+    pieces = torch.cat([SampleOrder(10, seed=3).indices(k, 7) for k in range(0, 28, 7)])
+    assert torch.equal(pieces, whole[:28])
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_ranks_share_the_global_batch(world_size: int) -> None:
+    records = load_records(config(resolution=8), "test")
+    cpu = torch.device("cpu")
+    whole = DeviceBatches(records, seed=0, batch_size=8, device=cpu).at(296)
+    parts = [
+        DeviceBatches(
+            records, seed=0, batch_size=8, device=cpu, rank=rank, world_size=world_size
+        ).at(296)
+        for rank in range(world_size)
+    ]
+    assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
+    assert torch.equal(torch.cat([part.labels for part in parts]), whole.labels)

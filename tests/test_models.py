@@ -1,0 +1,79 @@
+import pytest
+import torch
+
+from sfumato.models.ema import AveragedModel, AveragingConfig, averaging_decay
+from sfumato.models.unet import UNetConfig, build_unet, parameter_count
+
+
+def test_the_papers_mnist_network_has_the_papers_parameter_count() -> None:
+    config = UNetConfig(
+        block_out_channels=(32, 64, 64, 32), levels=("plain", "attention", "attention", "plain")
+    )
+    assert parameter_count(config, resolution=28, channels=1) == 3_140_385
+
+
+def test_weights_are_a_function_of_the_seed_and_nothing_global() -> None:
+    config = UNetConfig(
+        block_out_channels=(8, 16),
+        levels=("plain", "attention"),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=2,
+        cross_attention_dim=16,
+    )
+    before = torch.get_rng_state()
+    first, second, other = (
+        build_unet(config, resolution=8, channels=1, seed=seed).state_dict() for seed in (0, 0, 1)
+    )
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["conv_in.weight"], other["conv_in.weight"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"levels": ("plain",)}, "same length"),
+        ({"norm_num_groups": 32}, "does not divide 8"),
+        ({"attention_head_dim": 3}, "number of heads"),
+    ],
+)
+def test_networks_that_cannot_be_built_are_refused(changes, message) -> None:
+    values = {
+        "block_out_channels": (8, 16),
+        "levels": ("plain", "attention"),
+        "norm_num_groups": 4,
+        "attention_head_dim": 2,
+    }
+    with pytest.raises(ValueError, match=message):
+        UNetConfig(**{**values, **changes})
+
+
+def test_average_equals_its_closed_form() -> None:
+    """average_n = d^n w_0 + (1 - d) sum_k d^(n-k) w_k, with one decay d for all steps."""
+    config = AveragingConfig(halflife_images=100, rampup_ratio=1e9)
+    model = torch.nn.Linear(3, 2).double()
+    average = AveragedModel(model, config)
+    decay = averaging_decay(config, images_seen=1, batch_size=25)
+    assert decay == pytest.approx(0.5**0.25)
+    history = [model.weight.detach().clone()]
+    for step in range(1, 8):
+        with torch.no_grad():
+            model.weight.add_(torch.randn(2, 3, generator=torch.Generator().manual_seed(step)))
+        history.append(model.weight.detach().clone())
+        average.update(model, images_seen=25 * step, batch_size=25)
+    n = len(history) - 1
+    expected = decay**n * history[0] + (1 - decay) * sum(
+        decay ** (n - k) * history[k] for k in range(1, n + 1)
+    )
+    torch.testing.assert_close(average.module.weight, expected, rtol=1e-12, atol=1e-12)
+    assert not average.module.weight.requires_grad
+
+
+def test_average_starts_short_and_is_free_of_the_batch_size() -> None:
+    config = AveragingConfig(halflife_images=1000, rampup_ratio=0.1)
+    assert averaging_decay(config, images_seen=500, batch_size=50) == 0.5
+    assert averaging_decay(config, images_seen=10**6, batch_size=1000) == 0.5
+    one = averaging_decay(config, images_seen=10**6, batch_size=64)
+    two = averaging_decay(config, images_seen=10**6, batch_size=32) ** 2
+    assert one == pytest.approx(two)

@@ -1,0 +1,253 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from scipy.stats import binomtest, ttest_rel
+
+from sfumato.base.errors import TrainingError
+from sfumato.base.images import to_float
+from sfumato.base.randomness import generator_for
+from sfumato.experiment import load_experiment, prepare_run, run_experiment
+from sfumato.training.hooks import BaseHook
+from sfumato.training.loop import train
+from sfumato.training.objectives import StepContext, dropped_captions
+from sfumato.training.optimizer import OptimizerConfig, learning_rate
+from sfumato.training.state import load_state, save_state
+from sfumato.training.tracking import read_records
+
+TINY = [
+    "data.resolution=8",
+    "model.block_out_channels=[8,16]",
+    "model.levels=[plain,attention]",
+    "training.batch_size=16",
+    "training.images=160",
+    "training.log_every_images=48",
+    "training.sample_every_images=64",
+    "training.checkpoint_every_images=32",
+    "training.keep_checkpoints=9",
+    "sampling.steps=2",
+]
+
+
+def tiny(*more: str):
+    return load_experiment("digits", [*TINY, *more])
+
+
+class StopAfter(BaseHook):
+    """Leaves as a kill would: nothing is saved on the way out."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def after_step(self, run, metrics) -> None:
+        if run.step == self.steps:
+            raise SystemExit
+
+
+def equal_states(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal_states(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(equal_states(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+def final_state(folder: Path) -> dict:
+    checkpoint = folder / "checkpoints" / "images-000000160"
+    return {part: load_state(checkpoint / f"{part}.safetensors") for part in PARTS}
+
+
+PARTS = ("unet", "average", "optimizer")
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny") / "unbroken"
+    run_experiment(tiny(), folder)
+    return folder
+
+
+# Exact resume -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 6, 9])
+def test_stopped_anywhere_and_started_again_equals_unbroken(steps, unbroken, tmp_path) -> None:
+    folder = tmp_path / "broken"
+    with pytest.raises(SystemExit):
+        run_experiment(tiny(), folder, hooks=[StopAfter(steps)])
+    run = run_experiment(tiny(), folder)
+    assert run.finished
+    assert equal_states(final_state(folder), final_state(unbroken))
+    assert (folder / "metrics.jsonl").read_text() == (unbroken / "metrics.jsonl").read_text()
+    for picture in (unbroken / "samples").iterdir():
+        assert (folder / "samples" / picture.name).read_bytes() == picture.read_bytes()
+
+
+def test_the_same_seed_gives_the_same_run_and_another_does_not(unbroken, tmp_path) -> None:
+    run_experiment(tiny(), tmp_path / "again")
+    assert equal_states(final_state(tmp_path / "again"), final_state(unbroken))
+    run_experiment(tiny("seed=1"), tmp_path / "other")
+    assert not equal_states(final_state(tmp_path / "other"), final_state(unbroken))
+
+
+def test_hooks_do_not_change_the_result(unbroken, tmp_path) -> None:
+    run = prepare_run(tiny(), tmp_path / "bare")
+    run.hooks = []
+    train(run)
+    bare = {name: part.state_dict() for name, part in run.objective.parts().items()}
+    assert equal_states({name: dict(bare[name]) for name in PARTS}, final_state(unbroken))
+
+
+def test_training_does_not_touch_the_global_generator(tmp_path) -> None:
+    before = torch.get_rng_state()
+    run_experiment(tiny("training.images=32"), tmp_path / "run")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_request_to_stop_saves_and_the_run_goes_on_exactly(unbroken, tmp_path) -> None:
+    class Request(BaseHook):
+        def after_step(self, run, metrics) -> None:
+            run.stop_requested = run.step == 3
+
+    run = run_experiment(tiny(), tmp_path / "run", hooks=[Request()])
+    assert run.images_seen == 48
+    assert not run.finished
+    assert (tmp_path / "run" / "checkpoints" / "images-000000048").is_dir()
+    run_experiment(tiny(), tmp_path / "run")
+    assert equal_states(final_state(tmp_path / "run"), final_state(unbroken))
+
+
+def test_log_is_the_mean_of_the_steps_since_the_last_line(unbroken, tmp_path) -> None:
+    losses = []
+
+    class Listen(BaseHook):
+        def after_step(self, run, metrics) -> None:
+            losses.append(float(metrics["loss"]))
+
+    run_experiment(tiny(), tmp_path / "run", hooks=[Listen()])
+    records = read_records(unbroken / "metrics.jsonl")
+    assert [record["images"] for record in records] == [48, 96, 144, 160]
+    assert records[0]["loss"] == pytest.approx(sum(losses[:3]) / 3, rel=1e-12)
+    assert records[-1]["loss"] == losses[-1]
+
+
+# One step -----------------------------------------------------------------------------------------
+
+
+def test_caption_dropout_is_within_its_binomial_bound() -> None:
+    dropped = sum(
+        int(dropped_captions(0.1, 64, generator_for(0, step * 64, "dropout")).sum())
+        for step in range(500)
+    )
+    assert binomtest(dropped, 32_000, 0.1).pvalue > 0.001
+    assert not dropped_captions(0.0, 1000, generator_for(0)).any()
+
+
+def test_dropped_captions_see_the_null_prompt(tmp_path) -> None:
+    run = prepare_run(tiny("training.caption_dropout=0.99"), tmp_path / "run")
+    seen = []
+    tokens = run.objective.bank.tokens
+    run.objective.bank.tokens = lambda rows: seen.append(rows) or tokens(rows)
+    run.objective.step(run.batches.at(0), run.context())
+    assert int((torch.cat(seen) == 0).sum()) >= 14
+
+
+def test_micro_batches_give_the_same_step_up_to_rounding(tmp_path) -> None:
+    results = []
+    for parts in (1, 3):
+        run = prepare_run(tiny(f"training.micro_batches={parts}"), tmp_path / str(parts))
+        metrics = run.objective.step(run.batches.at(0), run.context())
+        results.append((metrics["loss"], metrics["grad_norm"]))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_draws_are_made_for_the_global_batch_and_sliced(world_size: int) -> None:
+    def noise(rank: int, world: int) -> torch.Tensor:
+        context = StepContext(
+            seed=0,
+            images_seen=64,
+            total_images=100,
+            batch_size=8,
+            rank=rank,
+            world_size=world,
+            device=torch.device("cpu"),
+        )
+        return context.local(torch.randn(8, 3, generator=context.generator("noise")))
+
+    parts = [noise(rank, world_size) for rank in range(world_size)]
+    assert torch.equal(torch.cat(parts), noise(0, 1))
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tmp_path) -> None:
+    run = prepare_run(tiny(), tmp_path / "run")
+    before = {name: value.clone() for name, value in run.objective.unet.state_dict().items()}
+    run.objective.bank._tokens[:] = torch.nan
+    with pytest.raises(TrainingError, match="no longer finite after 0 images") as caught:
+        run.objective.step(run.batches.at(0), run.context())
+    assert "lr" in caught.value.mend
+    after = run.objective.unet.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_learning_rate_warms_up_and_decays_in_closed_form() -> None:
+    config = OptimizerConfig(lr=2.0, warmup_images=100, decay="cosine")
+    for images in (0, 50, 99, 500, 1000):
+        expected = 2 * min(1, (images + 1) / 100) * (1 + math.cos(math.pi * images / 1000)) / 2
+        rate = learning_rate(config, images_seen=images, total_images=1000)
+        assert rate == pytest.approx(expected)
+    constant = OptimizerConfig(lr=2.0)
+    assert learning_rate(constant, images_seen=0, total_images=10) == 2.0
+
+
+def test_state_survives_the_file_bit_for_bit(tmp_path) -> None:
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.99))
+    model(torch.randn(4, 3)).sum().backward()
+    optimizer.step()
+    state = optimizer.state_dict()
+    save_state(state, tmp_path / "optimizer.safetensors")
+    assert equal_states(load_state(tmp_path / "optimizer.safetensors"), state)
+
+
+# A trained model ----------------------------------------------------------------------------------
+
+
+def test_a_caption_matters(small_run, digits8) -> None:
+    """Shuffled captions raise the loss: paired t-test over 400 images, same noise and time."""
+    from sfumato.generation import averaged_unet, run_sections
+    from sfumato.text.encoder import load_text_encoder
+    from sfumato.text.prompts import PromptBank
+    from sfumato.training.checkpoint import Checkpoints
+
+    checkpoint = Checkpoints(small_run / "checkpoints").latest()
+    experiment = load_experiment(str(small_run / "experiment.yaml"))
+    run = prepare_run(experiment, small_run)
+    assert run.images_seen == checkpoint.images_seen
+    objective = run.objective
+    objective.unet = averaged_unet(checkpoint, run_sections(small_run))
+    encoder = load_text_encoder(experiment.text)
+    bank = PromptBank(encoder, [f"A handwritten digit {digit}" for digit in range(10)])
+    objective.bank = bank
+    generator = torch.Generator().manual_seed(0)
+    x0 = to_float(digits8.images[:400], (-1.0, 1.0))
+    eps = torch.randn(x0.shape, generator=generator)
+    t = torch.randint(1000, (400,), generator=generator)
+    right = digits8.labels[:400] + 1  # row 0 of the bank is the empty prompt
+    wrong = (digits8.labels[:400] + torch.randint(1, 10, (400,), generator=generator)) % 10 + 1
+    with torch.no_grad():
+        with_right = objective.loss(x0, eps, t, right)
+        with_wrong = objective.loss(x0, eps, t, wrong)
+    result = ttest_rel(with_wrong.numpy(), with_right.numpy(), alternative="greater")
+    assert result.pvalue < 0.01
+
+
+def test_records_of_a_run_are_json_lines_with_falling_loss(small_run) -> None:
+    lines = (small_run / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert records[-1]["images"] == 16_000
+    assert records[-1]["loss"] < 0.6 * records[0]["loss"]
