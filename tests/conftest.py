@@ -1,8 +1,10 @@
 """Fixtures: an ideal denoiser in closed form, and one small model that is really trained."""
 
+import contextlib
+import io
 import os
-import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,19 +45,30 @@ class CommandResult:
 
 @pytest.fixture(scope="session")
 def sfumato():
-    """Run the command line in a process of its own."""
+    """Run the command line as `sfumato ARGUMENTS` would, without a second import of torch.
 
-    def run(*arguments: str, cwd: Path | None = None, env: dict[str, str] | None = None):
-        done = subprocess.run(
-            [sys.executable, "-m", "sfumato", *arguments],
-            capture_output=True,
-            text=True,
-            cwd=cwd,
-            env={**os.environ, **(env or {})},
-            timeout=280,
-            check=False,
-        )
-        return CommandResult(done.returncode, done.stdout, done.stderr)
+    `tests/test_cli.py` also runs it in processes of its own where that matters.
+    """
+    from sfumato.cli import main
+
+    def run(*arguments: str, cwd: Path | None = None) -> CommandResult:
+        out, err = io.StringIO(), io.StringIO()
+        code: object = 0
+        argv, sys.argv = sys.argv, ["sfumato", *arguments]
+        try:
+            with (
+                contextlib.chdir(cwd or Path.cwd()),
+                contextlib.redirect_stdout(out),
+                contextlib.redirect_stderr(err),
+                warnings.catch_warnings(),
+            ):
+                warnings.simplefilter("default")
+                main()
+        except SystemExit as leaving:
+            code = leaving.code
+        finally:
+            sys.argv = argv
+        return CommandResult(int(str(code or 0)), out.getvalue(), err.getvalue())
 
     return run
 

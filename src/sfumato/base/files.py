@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -21,24 +22,33 @@ def writing(path: Path) -> Iterator[None]:
     """Turn the operating system's refusals while writing `path` into messages with a mend."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        number = _errno(error)
+        if number in (errno.ENOSPC, errno.EDQUOT):
             raise SfumatoError(
                 f"No space left on the device while writing {path}.",
                 mend="What was written before is whole. Free some space, or give another "
                 "folder, and start the same command again: it goes on from the last checkpoint.",
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise SfumatoError(
                 f"No permission to write {path}.",
                 mend="Choose a folder of your own, or change its permissions.",
             ) from error
-        if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOENT):
+        if number in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOENT):
             raise SfumatoError(
-                f"Cannot write {path}: {error.strerror}.",
+                f"Cannot write {path}: {os.strerror(number)}.",
                 mend="A part of the path is a file, or does not exist. Choose another folder.",
             ) from error
         raise
+
+
+def _errno(error: Exception) -> int | None:
+    """The operating system's error number; safetensors hides it in the text of its own error."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
 
 
 def make_folder(path: Path) -> Path:

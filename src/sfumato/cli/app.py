@@ -10,6 +10,9 @@ import typer
 from sfumato import __version__
 from sfumato.base.errors import SfumatoError
 
+INTERRUPTED = 130
+"""Exit code of a run that was asked to stop: the shell's for Ctrl-C."""
+
 app = typer.Typer(
     name="sfumato",
     help="Train text-to-image diffusion models from scratch.",
@@ -71,9 +74,9 @@ def demo(
     )
     if result is None:
         say("\nStopped and saved. The same command goes on from here.")
-    else:
-        print_card(result.card)
-        say(f"\nGrid    {result.grid}\nReport  {result.report}")
+        raise typer.Exit(INTERRUPTED)
+    print_card(result.card)
+    say(f"\nGrid    {result.grid}\nReport  {result.report}")
 
 
 @app.command(epilog="Example: `sfumato train digits --out runs/mine --set training.images=20000`")
@@ -93,7 +96,9 @@ def train(
     experiment = load_experiment(preset, settings or [])
     folder = out or new_folder(Path("runs") / experiment.name)
     say(f"{experiment.name}: {experiment.about}\nRun folder {folder}")
-    train_and_report(experiment, folder, device=device, progress=Progress())
+    run = train_and_report(experiment, folder, device=device, progress=Progress())
+    if not run.finished:
+        raise typer.Exit(INTERRUPTED)
 
 
 @app.command(

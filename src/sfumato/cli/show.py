@@ -272,12 +272,9 @@ def print_settings(file: Path) -> None:
             f"{file} carries no settings of sfumato.",
             mend="Only PNGs that sfumato wrote do; other programs may have removed them.",
         )
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
+    width = max(len(key) for key in settings)
     for key, value in settings.items():
-        table.add_row(key, value)
-    Console().print(table)
+        say(f"{key:<{width}}  {value}")
 
 
 def print_presets() -> None:

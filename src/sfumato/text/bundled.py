@@ -18,6 +18,9 @@ from sfumato.base.randomness import derived_seed
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
 
+SCALES = {"token_embedding": 1.0, "position_embedding": 0.5}
+"""Untrained layers mix at random; wide token embeddings keep the words apart through them."""
+
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 WIDTH, LAYERS, HEADS, MLP, POSITIONS = 512, 2, 8, 1024, 77
 
@@ -115,6 +118,6 @@ def bundled_clip(*, seed: int = 0) -> tuple["CLIPTextModel", "CLIPTokenizer"]:
                 parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
             else:
                 values = generator.standard_normal(parameter.shape, dtype=np.float32)
-                scale = 0.02 if "embedding" in name else parameter.shape[1] ** -0.5
+                scale = SCALES.get(name.rsplit(".", 2)[-2], parameter.shape[1] ** -0.5)
                 parameter.copy_(torch.from_numpy(values * np.float32(scale)))
     return model, tokenizer

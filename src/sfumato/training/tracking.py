@@ -35,4 +35,6 @@ def cut_back(path: Path, *, images_seen: int) -> None:
     """Keep only the records up to `images_seen`: what the resumed run has really done."""
     if path.exists():
         kept = [record for record in read_records(path) if record["images"] <= images_seen]
-        write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+        text = "".join(json.dumps(record) + "\n" for record in kept)
+        if text != path.read_text("utf-8"):
+            write_text(path, text)

@@ -1,0 +1,145 @@
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sfumato.base.errors import ConfigError, InputError
+from sfumato.experiment import (
+    CHANGEABLE_ON_RESUME,
+    Experiment,
+    claim_folder,
+    differences,
+    load_experiment,
+    preset_names,
+    setting_names,
+)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_is_valid_and_survives_yaml(name: str, tmp_path: Path) -> None:
+    experiment = load_experiment(name)
+    assert experiment.name == name
+    assert experiment.about
+    file = tmp_path / "mine.yaml"
+    file.write_text(experiment.to_yaml())
+    assert load_experiment(str(file)) == experiment
+
+
+def test_every_setting_is_documented() -> None:
+    def undocumented(section, prefix=""):
+        for name, field in section.model_fields.items():
+            annotation = field.annotation
+            if isinstance(annotation, type) and hasattr(annotation, "model_fields"):
+                yield from undocumented(annotation, f"{prefix}{name}.")
+            elif not field.description:
+                yield prefix + name
+
+    assert list(undocumented(Experiment)) == []
+
+
+def test_overrides_reach_their_setting_with_their_type() -> None:
+    experiment = load_experiment(
+        "digits",
+        ["training.optimizer.lr=1e-4", "data.value_range=[0, 1]", "training.epochs=2", "seed=7"],
+    )
+    assert experiment.training.optimizer.lr == 1e-4
+    assert experiment.data.value_range == (0, 1)
+    assert experiment.training.images is None
+    assert experiment.training.total_images(897) == 1794
+    assert experiment.seed == 7
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.batch_sise=32", "Did you mean 'training.batch_size'"),
+        ("lr=1", "Did you mean 'training.optimizer.lr'"),
+        ("training.batch_size=many", "valid integer"),
+        ("training.batch_size", "expected section.key=value"),
+        ("training.batch_size=-1", "batch_size must be positive"),
+        ("diffusion.prediction_type=noise", "'epsilon', 'v_prediction' or 'sample'"),
+        ("model.norm_num_groups=7", "does not divide 32 channels"),
+        ("training=fast", "training"),
+        ("data.value_range=[1, 0]", "low end must be below"),
+        ("training.optimizer.lr=.inf", "finite"),
+        ("zebra=1", "presets show"),
+    ],
+)
+def test_a_wrong_setting_is_answered_with_what_was_expected(override, message) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_experiment("digits", [override])
+    assert message in str(caught.value)
+
+
+def test_all_problems_are_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_experiment("digits", ["training.batch_size=x", "data.resolution=0", "seed=y"])
+    for name in ("training.batch_size", "data.resolution", "seed", "3 problems"):
+        assert name in caught.value.what
+
+
+def test_an_unknown_preset_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'digits'"):
+        load_experiment("digit")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: [unclosed", "line 1"),
+        ("just words", "expected `key: value`"),
+        ("name: x\ndata:\n  sauce: digits\n", "no such setting. Did you mean 'source'"),
+        ("", "expected `key: value`"),
+    ],
+)
+def test_unreadable_yaml(text: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(str(file))
+    assert message in caught.value.what
+    assert str(file) in caught.value.what
+
+
+def test_yaml_that_is_not_text_or_not_there(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_bytes(b"\xff\xfe\x00\x80")
+    with pytest.raises(ConfigError, match="cannot be read as text"):
+        load_experiment(str(tmp_path / "mine.yaml"))
+    with pytest.raises(InputError, match="is not a file"):
+        load_experiment(str(tmp_path / "other.yaml"))
+
+
+# The run folder -----------------------------------------------------------------------------------
+
+
+def test_a_folder_of_another_experiment_is_refused_and_untouched(tmp_path: Path) -> None:
+    claim_folder(load_experiment("digits"), tmp_path)
+    before = (tmp_path / "experiment.yaml").read_bytes()
+    with pytest.raises(ConfigError, match=r"training\.batch_size is 32 there, 16 here"):
+        claim_folder(load_experiment("digits", ["training.batch_size=16"]), tmp_path)
+    assert (tmp_path / "experiment.yaml").read_bytes() == before
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(ConfigError, match="not a run of sfumato"):
+        claim_folder(load_experiment("digits"), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_settings_that_may_change_on_resume_do(tmp_path: Path) -> None:
+    claim_folder(load_experiment("digits"), tmp_path)
+    longer = load_experiment("digits", ["training.images=99", "sampling.steps=3", "about=mine"])
+    claim_folder(longer, tmp_path)
+    assert yaml.safe_load((tmp_path / "experiment.yaml").read_text())["training"]["images"] == 99
+
+
+def test_the_table_of_changeable_settings_names_real_ones() -> None:
+    assert set(CHANGEABLE_ON_RESUME) <= set(setting_names(Experiment))
+
+
+def test_differences_are_named_by_setting() -> None:
+    a, b = load_experiment("digits"), load_experiment("digits", ["training.optimizer.lr=1"])
+    assert list(differences(a, b)) == ["training.optimizer.lr"]
+    assert json.dumps(differences(a, b))

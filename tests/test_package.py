@@ -1,0 +1,81 @@
+"""The package as a whole: quick to import, free of torchvision, floors held by import-linter."""
+
+import statistics
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, distribution, requires
+
+import pytest
+
+HEAVY = ["torch", "transformers", "diffusers", "sklearn", "matplotlib", "PIL", "numpy"]
+
+
+def seconds(code: str) -> float:
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    return time.perf_counter() - started
+
+
+def test_import_loads_nothing_heavy() -> None:
+    code = f"import sys, sfumato; print([m for m in {HEAVY} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_command_line_loads_nothing_heavy_for_help() -> None:
+    code = (
+        "import sys\nsys.argv = ['sfumato', '--help']\nimport sfumato.cli\n"
+        "try:\n    sfumato.cli.main()\nexcept SystemExit:\n    pass\n"
+        f"print('loaded', [m for m in {HEAVY} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "loaded []" in done.stdout
+
+
+def test_import_is_quick() -> None:
+    """< 0.3 s above bare python, median of three interleaved pairs; slack for CI."""
+    pairs = [(seconds("import sfumato"), seconds("pass")) for _ in range(3)]
+    assert statistics.median(full - bare for full, bare in pairs) < 0.3 * 2
+
+
+def test_public_names_resolve() -> None:
+    import sfumato
+
+    for name in sfumato.__all__:
+        assert getattr(sfumato, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = sfumato.nothing
+
+
+def test_torchvision_is_not_required_even_transitively() -> None:
+    """Where torchvision is broken, `import transformers` breaks."""
+    forbidden = {"torchvision", "timm", "open_clip_torch", "open-clip-torch"}
+    seen: set[str] = set()
+    queue = ["sfumato"]
+    while queue:
+        name = queue.pop().lower().replace("_", "-")
+        if name in seen:
+            continue
+        seen.add(name)
+        try:
+            needed = requires(name) or []
+        except PackageNotFoundError:
+            continue  # needed only on another platform or Python
+        for requirement in needed:
+            marker = requirement.partition(";")[2]
+            if "extra" not in marker:
+                queue.append(requirement_name(requirement))
+    assert "torch" in seen
+    assert len(seen) > 20
+    assert not forbidden & seen
+    for name in forbidden:
+        with pytest.raises(PackageNotFoundError):
+            distribution(name)
+
+
+def requirement_name(requirement: str) -> str:
+    for index, character in enumerate(requirement):
+        if not (character.isalnum() or character in "-_."):
+            return requirement[:index]
+    return requirement
