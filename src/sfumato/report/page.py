@@ -10,6 +10,7 @@ from typing import Any
 
 from sfumato import __version__
 from sfumato.base.files import read_json, write_text
+from sfumato.data.sources import load_records
 from sfumato.evaluation import MetricCard
 from sfumato.experiment import Experiment
 from sfumato.models.unet import parameter_count
@@ -40,6 +41,7 @@ def write_report(folder: Path, *, experiment: Experiment, card: MetricCard, grid
             resolution=experiment.data.resolution,
             channels=experiment.data.channels,
         ),
+        example_caption=load_records(experiment.data, "test").captions[-1],
         grid=_data_url(grid.read_bytes()),
         samples=[
             (int(path.stem.removeprefix("images-")), _data_url(path.read_bytes()))

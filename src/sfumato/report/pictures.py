@@ -11,7 +11,7 @@ def labelled_grid(
     *,
     row_labels: Sequence[str],
     column_labels: Sequence[str],
-    least_cell_px: int = 48,
+    least_cell_px: int = 64,
     gap_px: int = 4,
 ) -> bytes:
     """A PNG of `rows` of pictures with a label before each row and above each column.
