@@ -3,6 +3,7 @@
 import difflib
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -286,7 +287,7 @@ def prepare_run(
 def with_bank_rows(records: Records, bank: PromptBank) -> Records:
     """The same records with `prompts` counted in rows of the bank."""
     rows = bank.index(records.captions).cpu()
-    return Records(**{**vars(records), "prompts": rows[records.prompts]})
+    return replace(records, prompts=rows[records.prompts])
 
 
 def sample_grid(

@@ -19,6 +19,9 @@ from sfumato.models.schedulers import diffusion_of, sampler_of, taking_x0
 from sfumato.text.encoder import ClipTextEncoder
 from sfumato.text.prompts import NULL, warn_of_cut_prompts
 
+MAX_ENCODED_PROMPTS = 1024
+"""Encoded prompts that a pipeline remembers between calls."""
+
 CPU_ROWS = 16
 """Rows of every network call on a CPU: an image's bits then do not depend on its batch."""
 
@@ -56,6 +59,8 @@ class TextToImagePipeline(DiffusionPipeline):
             num_inference_steps=num_inference_steps,
             provenance=provenance or {},
         )
+        self._encoded: dict[str, Tensor] = {}
+        self._encoded_by: CLIPTextModel | None = None
 
     @torch.no_grad()
     def __call__(
@@ -171,20 +176,27 @@ class TextToImagePipeline(DiffusionPipeline):
         self, prompts: Sequence[str], negative_prompt: str, branches: Sequence[Branch]
     ) -> dict[Branch, Tensor]:
         """(B, L, D) for each branch; every distinct prompt is encoded once."""
-        encoder = ClipTextEncoder(
-            self.text_encoder,
-            self.tokenizer,
-            name=self.text_encoder.name_or_path,
-            max_tokens=self.config["max_tokens"],
-        )
-        distinct = list(dict.fromkeys([negative_prompt, *prompts]))
-        warn_of_cut_prompts(encoder.cut(distinct), encoder.max_tokens)
-        tokens = encoder.encode(distinct).tokens.float().to(self.unet.device)
-        rows: dict[Branch, list[int]] = {
-            "cond": [distinct.index(prompt) for prompt in prompts],
-            "uncond": [0] * len(prompts),
+        if self._encoded_by is not self.text_encoder or len(self._encoded) > MAX_ENCODED_PROMPTS:
+            self._encoded, self._encoded_by = {}, self.text_encoder
+        new = [p for p in dict.fromkeys([negative_prompt, *prompts]) if p not in self._encoded]
+        if new:
+            encoder = ClipTextEncoder(
+                self.text_encoder,
+                self.tokenizer,
+                name=self.text_encoder.name_or_path,
+                max_tokens=self.config["max_tokens"],
+            )
+            warn_of_cut_prompts(encoder.cut(new), encoder.max_tokens)
+            tokens = encoder.encode(new).tokens.float().cpu()
+            self._encoded.update(zip(new, tokens, strict=True))
+        wanted: dict[Branch, Sequence[str]] = {
+            "cond": prompts,
+            "uncond": [negative_prompt] * len(prompts),
         }
-        return {branch: tokens[rows[branch]] for branch in branches}
+        return {
+            branch: torch.stack([self._encoded[p] for p in wanted[branch]]).to(self.unet.device)
+            for branch in branches
+        }
 
     @property
     def _value_range(self) -> tuple[float, float]:

@@ -138,11 +138,10 @@ def grid(
     device: Device = "auto",
 ) -> None:
     """Draw one picture: guidance scales as rows, prompts as columns, the same seed in a column."""
-    from sfumato.cli.show import open_generator, parse_scales, say, write_grid
+    from sfumato.cli.show import open_generator, parse_scales, write_grid
 
     generator = open_generator(model, device=device, scheduler=sampler, steps=steps)
     write_grid(generator, prompts or [], scales=parse_scales(scales), seed=seed, out=out)
-    say(f"Wrote {out}")
 
 
 @app.command(epilog="Example: `sfumato evaluate runs/demo --count 500`")
@@ -154,7 +153,7 @@ def evaluate(
     sampler: SamplerName = None,
     seed: Seed = 0,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for card.json; the model's evaluation/ otherwise.")
+        Path | None, typer.Option(help="Folder for card.json and samples; else beside the model.")
     ] = None,
     device: Device = "auto",
 ) -> None:

@@ -128,6 +128,11 @@ def open_generator(
     guidance: float | None = None,
     steps: int | None = None,
 ) -> ImageGenerator:
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
     generator = ImageGenerator.open(model, device=device)
     generator.use(scheduler=scheduler, guidance_scale=guidance, steps=steps)
     return generator
@@ -186,10 +191,12 @@ def write_grid(
         prompts, labels = records.captions, records.class_names
     if out.suffix.lower() != ".png":
         raise InputError(f"--out {out}: a grid is a PNG.", mend="End the name with .png.")
-    write_bytes(
-        out,
-        scale_grid(generator, prompts, labels, scales=scales or DEFAULT_SCALES, first_seed=seed),
+    path = unused(out)
+    picture = scale_grid(
+        generator, prompts, labels, scales=scales or DEFAULT_SCALES, first_seed=seed
     )
+    write_bytes(path, picture)
+    say(str(path))
 
 
 def evaluate_model(
@@ -201,8 +208,9 @@ def evaluate_model(
     seed: int,
     out: Path | None,
 ) -> None:
-    config = EvaluationConfig()
-    folder = out or model / "evaluation"
+    file = model / "experiment.yaml"
+    config = load_experiment(str(file)).evaluation if file.exists() else EvaluationConfig()
+    folder = unused(out or model / "evaluation")
     scales = scales or config.guidance_scales
     total = (count or config.count) * len(scales)
     line, drawn, started = Line(), 0, time.monotonic()

@@ -1,8 +1,10 @@
 """`PromptBank`: each distinct prompt is encoded once; a batch carries indices."""
 
+import os
 import tempfile
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -89,8 +91,9 @@ def _temporary_array(shape: tuple[int, ...]) -> np.ndarray:
     """A float16 array in a temporary file without a name: it goes when the array does."""
     size = int(np.prod(shape)) * 2
     with tempfile.TemporaryFile(prefix="sfumato-prompts-") as file:
-        with writing(file.name if isinstance(file.name, str) else tempfile.gettempdir()):
-            import os
-
-            os.posix_fallocate(file.fileno(), 0, size)
+        with writing(Path(tempfile.gettempdir())):
+            if hasattr(os, "posix_fallocate"):  # a full disk is told now, not by a crash later
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.truncate(size)
         return np.memmap(file, dtype=np.float16, mode="r+", shape=shape)

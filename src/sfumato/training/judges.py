@@ -43,15 +43,20 @@ class Judge:
     identity: str
     description: str
 
-    @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 (N, C, H, W) -> predicted labels (N,) and features (N, D), float32."""
-        labels, features = [], []
-        for part in images.split(_EVALUATION_ROWS):
-            values = self.classifier.features(to_float(part, (-1.0, 1.0)))
-            features.append(values)
-            labels.append(self.classifier.head(values).argmax(1))
-        return torch.cat(labels), torch.cat(features)
+        return classify(self.classifier, images)
+
+
+@torch.no_grad()
+def classify(classifier: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
+    """uint8 (N, C, H, W) -> predicted labels (N,) and features (N, D), a part at a time."""
+    labels, features = [], []
+    for part in images.split(_EVALUATION_ROWS):
+        values = classifier.features(to_float(part, (-1.0, 1.0)))
+        features.append(values)
+        labels.append(classifier.head(values).argmax(1))
+    return torch.cat(labels), torch.cat(features)
 
 
 def load_judge(data: DataConfig, *, on_training: Callable[[str], None] | None = None) -> Judge:
@@ -122,17 +127,10 @@ def _open(folder: Path, test: Records) -> Judge:
     classifier = Classifier(**about["settings"])
     classifier.load_state_dict(load_state(file))
     classifier.eval().requires_grad_(False)
-    judge = Judge(
-        classifier=classifier,
-        test_accuracy=wilson(0, 1),
-        identity=f"{folder.name} sha256:{about['sha256'][:16]}",
-        description=f"convolutional classifier trained on {about['trained_on']}",
-    )
-    predicted, _ = judge(test.images)
-    correct = int((predicted == test.labels).sum())
+    predicted, _ = classify(classifier, test.images)
     return Judge(
         classifier=classifier,
-        test_accuracy=wilson(correct, len(test)),
-        identity=judge.identity,
-        description=judge.description,
+        test_accuracy=wilson(int((predicted == test.labels).sum()), len(test)),
+        identity=f"{folder.name} sha256:{about['sha256'][:16]}",
+        description=f"convolutional classifier trained on {about['trained_on']}",
     )
