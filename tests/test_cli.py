@@ -54,7 +54,7 @@ def test_help_shows_every_command_with_an_example(sfumato) -> None:
 
 def test_presets_are_listed_with_parameters_and_shown_in_full(sfumato) -> None:
     listed = sfumato("presets", "list")
-    assert re.search(r"digits\s+1,0\d\d,\d\d\d\s+16x16x1", listed.out)
+    assert re.search(r"digits\s+1,6\d\d,\d\d\d\s+16x16x1", listed.out)
     shown = sfumato("presets", "show", "digits", "--set", "training.batch_size=8")
     assert "batch_size: 8" in shown.out
 

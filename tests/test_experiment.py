@@ -116,8 +116,8 @@ def test_yaml_that_is_not_text_or_not_there(tmp_path: Path) -> None:
 def test_a_folder_of_another_experiment_is_refused_and_untouched(tmp_path: Path) -> None:
     claim_folder(load_experiment("digits"), tmp_path)
     before = (tmp_path / "experiment.yaml").read_bytes()
-    with pytest.raises(ConfigError, match=r"training\.batch_size is 32 there, 16 here"):
-        claim_folder(load_experiment("digits", ["training.batch_size=16"]), tmp_path)
+    with pytest.raises(ConfigError, match=r"training\.batch_size is 16 there, 8 here"):
+        claim_folder(load_experiment("digits", ["training.batch_size=8"]), tmp_path)
     assert (tmp_path / "experiment.yaml").read_bytes() == before
 
 
