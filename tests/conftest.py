@@ -9,9 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
-os.environ.setdefault("OMP_PROC_BIND", "true")  # as the command line does; before torch is imported
-
 import torch
 
 from sfumato.base.images import to_float

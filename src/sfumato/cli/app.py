@@ -1,6 +1,5 @@
 """Commands of `sfumato`. No arithmetic here: parse, call, print."""
 
-import os
 import sys
 import warnings
 from pathlib import Path
@@ -201,7 +200,6 @@ def main() -> None:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     warnings.showwarning = _show_warning
-    _bind_threads()
     if not debug:
         _quiet_libraries()
     try:
@@ -226,26 +224,10 @@ def _show_warning(message, category, filename, lineno, file=None, line=None) -> 
         sys.stderr.write(f"warning: {message}\n")
 
 
-def _bind_threads() -> None:
-    """Keep torch's threads on their cores: a small U-Net then trains 1.4 to 1.5 times as fast.
-
-    Measured on two cores, where the kernel moved them about (docs/progress.md). Must happen before
-    torch is imported. Left alone where somebody has decided already, or where several processes
-    may share the cores.
-    """
-    decided = {
-        "OMP_PROC_BIND",
-        "OMP_NUM_THREADS",
-        "GOMP_CPU_AFFINITY",
-        "LOCAL_RANK",
-        "SLURM_JOB_ID",
-    }
-    if not decided & set(os.environ):
-        os.environ["OMP_PROC_BIND"] = "true"
-
-
 def _quiet_libraries() -> None:
     """Progress bars and notes of the model libraries would drown our own lines."""
+    import os
+
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
