@@ -12,8 +12,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from sfumato.base.errors import InputError
 from sfumato.base.images import to_pil, to_uint8
-from sfumato.diffusion.guidance import Branch, ClassifierFreeGuidance
-from sfumato.diffusion.sampling import Sampled, Step, in_fixed_rows, initial_noise, sample
+from sfumato.diffusion.guidance import BRANCHES, Branch, GuidanceConfig
+from sfumato.diffusion.sampling import Network, Sampled, Step, in_fixed_rows, initial_noise, sample
 from sfumato.diffusion.schedule import NoiseSchedule
 from sfumato.models.schedulers import diffusion_of, sampler_of, taking_x0
 from sfumato.text.encoder import ClipTextEncoder
@@ -29,9 +29,13 @@ class TextToImagePipeline(DiffusionPipeline):
     Args:
         value_range: range of pixel values inside the network; x0 is clamped to it at every step.
         max_tokens: prompts are padded or cut to this many tokens.
-        guidance_scale, num_inference_steps: used where a call does not give them.
+        guidance_scale, num_inference_steps, guidance: used where a call does not give them;
+            `guidance` is a form of guidance as `GuidanceConfig` writes it, like `apg:eta=0`.
+        weak_unet: the weaker network of autoguidance, an earlier checkpoint of the same run.
         provenance: which run, checkpoint and data the weights come from.
     """
+
+    _optional_components = ["weak_unet"]  # noqa: RUF012, the name and type of diffusers
 
     def __init__(
         self,
@@ -43,17 +47,24 @@ class TextToImagePipeline(DiffusionPipeline):
         max_tokens: int = 77,
         guidance_scale: float = 3.0,
         num_inference_steps: int = 20,
+        guidance: str = "cfg",
+        weak_unet: UNet2DConditionModel | None = None,
         provenance: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
-            unet=unet, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer
+            unet=unet,
+            scheduler=scheduler,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            weak_unet=weak_unet,
         )
         self.register_to_config(
             value_range=list(value_range),
             max_tokens=max_tokens,
             guidance_scale=guidance_scale,
             num_inference_steps=num_inference_steps,
+            guidance=str(GuidanceConfig.parse(guidance)),
             provenance=provenance or {},
         )
 
@@ -63,6 +74,7 @@ class TextToImagePipeline(DiffusionPipeline):
         prompt: str | Sequence[str],
         *,
         guidance_scale: float | None = None,
+        guidance: str | None = None,
         num_inference_steps: int | None = None,
         seeds: Sequence[int] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
@@ -76,6 +88,7 @@ class TextToImagePipeline(DiffusionPipeline):
         Args:
             prompt: one prompt or B of them.
             guidance_scale: w of Eq. 1; 0 is unconditional, 1 conditional without guidance.
+            guidance: form of guidance: `cfg`, `interval:low=0.28,high=2.9`, `apg`, ...
             num_inference_steps: denoising steps, 1 to T.
             seeds: one seed an image; the same seed gives the same image, alone or among others.
             generator: B CPU generators, or one for a single image, instead of seeds.
@@ -99,6 +112,7 @@ class TextToImagePipeline(DiffusionPipeline):
             prompts,
             generators=_generators(len(prompts), seeds, generator),
             guidance_scale=guidance_scale,
+            guidance=guidance,
             num_inference_steps=num_inference_steps,
             negative_prompt=negative_prompt,
             on_step=on_step,
@@ -124,6 +138,7 @@ class TextToImagePipeline(DiffusionPipeline):
         *,
         generators: Sequence[torch.Generator],
         guidance_scale: float | None = None,
+        guidance: str | None = None,
         num_inference_steps: int | None = None,
         negative_prompt: str = NULL,
         on_step: Callable[[Step], None] | None = None,
@@ -143,25 +158,35 @@ class TextToImagePipeline(DiffusionPipeline):
             num_train_timesteps=diffusion.num_train_timesteps,
         )
         device, dtype = self.unet.device, self.unet.dtype
-        guidance = ClassifierFreeGuidance(scale)
+        form = GuidanceConfig.parse(self.config["guidance"] if guidance is None else guidance)
+        if form.needs_weak_network and self.weak_unet is None:
+            raise InputError(
+                "This pipeline has no weak_unet, the weaker network that autoguidance needs.",
+                mend="Draw from the run's folder, or export it with autoguidance in "
+                "sampling.guidance.",
+            )
         _, sampler = sampler_of(self.scheduler)
         scheduler = taking_x0(self.scheduler)
         scheduler.set_timesteps(steps)
-        unet = self.unet.eval()
 
-        def network(x_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
-            return unet(x_t.to(dtype), t, tokens.to(dtype), return_dict=False)[0]
+        def network_of(unet: UNet2DConditionModel) -> Network:
+            def network(x_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+                return unet(x_t.to(dtype), t, tokens.to(dtype), return_dict=False)[0]
+
+            unet.eval()
+            return in_fixed_rows(network, CPU_ROWS) if device.type == "cpu" else network
 
         size = self.unet.config["sample_size"]
         shape = (self.unet.config["in_channels"], size, size)
         return sample(
-            in_fixed_rows(network, CPU_ROWS) if device.type == "cpu" else network,
+            network_of(self.unet),
             scheduler,
             schedule=NoiseSchedule.from_config(diffusion),
             prediction_type=diffusion.prediction_type,
             noise=initial_noise(shape, generators).to(device),
-            tokens=self._tokens(prompts, negative_prompt, guidance.branches()),
-            guidance=guidance,
+            tokens=self._tokens(prompts, negative_prompt, BRANCHES),
+            guidance=form.build(scale=scale, value_range=self._value_range),
+            weak_network=None if self.weak_unet is None else network_of(self.weak_unet),
             value_range=self._value_range,
             step_kwargs={"generator": list(generators)} if sampler.draws_noise else {},
             on_step=on_step,
@@ -184,6 +209,7 @@ class TextToImagePipeline(DiffusionPipeline):
             "cond": [distinct.index(prompt) for prompt in prompts],
             "uncond": [0] * len(prompts),
         }
+        rows["weak"] = rows["cond"]
         return {branch: tokens[rows[branch]] for branch in branches}
 
     @property

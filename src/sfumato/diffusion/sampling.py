@@ -4,7 +4,7 @@ Every network output becomes x0; guidance and clamping act there; the scheduler 
 `prediction_type="sample"` and without clipping of its own) gets consistent values.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -80,6 +80,26 @@ def in_fixed_rows(network: Network, rows: int) -> Network:
     return call
 
 
+def branch_outputs(
+    networks: Mapping[Branch, Network | None],
+    x_t: Tensor,
+    t: Tensor,
+    tokens: Mapping[Branch, Tensor],
+) -> dict[Branch, Tensor]:
+    """Float output (B, C, H, W) of each branch in `tokens`; those of one network share a call."""
+    outputs: dict[Branch, Tensor] = {}
+    for network in dict.fromkeys(networks[branch] for branch in tokens):
+        assert network is not None, "this guidance needs a weak network"
+        branches: list[Branch] = [b for b in tokens if networks[b] is network]
+        joined = network(
+            torch.cat([x_t] * len(branches)),
+            t.repeat(len(branches)),
+            torch.cat([tokens[branch] for branch in branches]),
+        ).float()
+        outputs.update(zip(branches, joined.split(len(x_t)), strict=True))
+    return outputs
+
+
 def sample(
     network: Network,
     scheduler: Scheduler,
@@ -89,6 +109,7 @@ def sample(
     noise: Tensor,
     tokens: dict[Branch, Tensor],
     guidance: Guidance,
+    weak_network: Network | None = None,
     value_range: ValueRange | None,
     step_kwargs: dict[str, Any] | None = None,
     on_step: Callable[[Step], None] | None = None,
@@ -96,34 +117,33 @@ def sample(
     """Turn noise into images.
 
     `noise`: (B, C, H, W) standard normal; `tokens`: (B, L, D) for each branch the guidance needs;
+    `weak_network`: of a guidance with the branch `weak`;
     `scheduler`: timesteps set, `prediction_type="sample"`; `value_range`: x0 is clamped to it at
     every step, None for no clamping; `step_kwargs` go to `scheduler.step` (a list of generators
     for the samplers that draw noise).
     """
     x_t = noise * getattr(scheduler, "init_noise_sigma", 1.0)
+    memory: dict[str, Tensor] = {}
     calls = 0
     x0 = x_t
     for index, t in enumerate(scheduler.timesteps):
-        branches = guidance.branches()
-        size = len(x_t)
         model_input = scheduler.scale_model_input(x_t, t)
-        times = t.to(x_t.device).expand(size * len(branches))
-        outputs = network(
-            torch.cat([model_input] * len(branches)),
+        times = t.to(x_t.device).expand(len(x_t))
+        branches = guidance.branches(float(schedule.sigma(t)))
+        outputs = branch_outputs(
+            {"cond": network, "uncond": network, "weak": weak_network},
+            model_input,
             times,
-            torch.cat([tokens[branch] for branch in branches]),
-        ).float()
+            {branch: tokens[branch] for branch in branches},
+        )
         x0 = guidance.combine(
             {
                 branch: predicted_x0(
-                    output,
-                    model_input,
-                    times[:size],
-                    schedule=schedule,
-                    prediction_type=prediction_type,
+                    output, model_input, times, schedule=schedule, prediction_type=prediction_type
                 )
-                for branch, output in zip(branches, outputs.split(size), strict=True)
-            }
+                for branch, output in outputs.items()
+            },
+            memory,
         )
         if value_range is not None:
             x0 = x0.clamp(*value_range)

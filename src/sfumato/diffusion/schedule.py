@@ -82,6 +82,10 @@ class NoiseSchedule:
         alpha_bar = self.alpha_bar[t.cpu()]
         return alpha_bar / (1 - alpha_bar)
 
+    def sigma(self, t: Tensor) -> Tensor:
+        """Noise level of EDM, Karras et al. 2022: sqrt((1 - alpha_bar) / alpha_bar), float64."""
+        return self.snr(t).rsqrt()
+
     def signal_and_noise_scale(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), each (B, 1, ..., 1), float32 beside `like`.
 

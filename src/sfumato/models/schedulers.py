@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from sfumato.base.errors import InputError, nearest
 from sfumato.base.section import Section
+from sfumato.diffusion.guidance import GuidanceConfig
 from sfumato.diffusion.schedule import DiffusionConfig
 
 TimestepSpacing = Literal["trailing", "leading", "linspace"]
@@ -19,6 +20,8 @@ class SamplingConfig(Section):
     """Denoising steps. A guided step costs two network calls an image."""
     guidance_scale: float = 3.0
     """w of Eq. 1: 0 is unconditional, 1 conditional without guidance."""
+    guidance: GuidanceConfig = GuidanceConfig()
+    """Form of guidance, short (`apg:eta=0`) or as a section."""
     timestep_spacing: TimestepSpacing = "trailing"
     """Which timesteps are visited: `trailing` starts at the noisiest (T - 1)."""
 
