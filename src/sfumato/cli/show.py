@@ -101,7 +101,10 @@ def train_and_report(
         say(f"Finished at {run.images_seen:,} images. Samples in {folder / 'samples'}.")
         say(f'Draw with: sfumato sample {folder} "{example_prompt(experiment)}"')
     else:
-        say(f"\nStopped at {run.images_seen:,} images, saved. The same command goes on from here.")
+        say(
+            f"\nStopped at {run.images_seen:,} images, saved. The same command with "
+            f"--out {folder} goes on from here."
+        )
     return run
 
 
