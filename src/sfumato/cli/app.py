@@ -9,6 +9,7 @@ import typer
 
 from sfumato import __version__
 from sfumato.base.errors import SfumatoError
+from sfumato.base.memory import keep_freed_memory
 
 INTERRUPTED = 130
 """Exit code of a run that was asked to stop: the shell's for Ctrl-C."""
@@ -200,6 +201,7 @@ def main() -> None:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     warnings.showwarning = _show_warning
+    keep_freed_memory()
     if not debug:
         _quiet_libraries()
     try:

