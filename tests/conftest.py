@@ -13,7 +13,8 @@ import torch
 
 from sfumato.base.images import to_float
 from sfumato.data.sources import DataConfig, Records, load_records
-from sfumato.diffusion.schedule import NoiseSchedule
+from sfumato.diffusion.schedule import NoiseSchedule, PredictionType
+from sfumato.diffusion.targets import PREDICTIONS
 
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 
@@ -99,10 +100,17 @@ def digits8() -> Records:
 class IdealDenoiser:
     """The exact minimiser of the training loss on a finite data set: E[x0 | x_t, caption].
 
-    Its "tokens" are (B, 1, 1): the label, or -1 for no caption. It outputs v.
+    Its "tokens" are (B, 1, 1): the label, or -1 for no caption. It outputs v unless told otherwise.
     """
 
-    def __init__(self, records: Records, schedule: NoiseSchedule) -> None:
+    def __init__(
+        self,
+        records: Records,
+        schedule: NoiseSchedule,
+        *,
+        prediction_type: PredictionType = "v_prediction",
+    ) -> None:
+        self.prediction = PREDICTIONS[prediction_type]
         self.images = to_float(records.images, (-1.0, 1.0)).flatten(1).double()
         self.labels = records.labels
         self.schedule = schedule
@@ -122,4 +130,4 @@ class IdealDenoiser:
         x0 = self.x0(x_t, t, tokens[:, 0, 0].long())
         a, s = self.schedule.signal_and_noise_scale(t, x_t.double())
         eps = (x_t.double() - a * x0) / s
-        return (a * eps - s * x0).float()
+        return self.prediction.target(x0, eps, a, s).float()

@@ -15,7 +15,7 @@ from sfumato.base.images import to_pil, to_uint8
 from sfumato.diffusion.guidance import Branch, ClassifierFreeGuidance
 from sfumato.diffusion.sampling import Sampled, Step, in_fixed_rows, initial_noise, sample
 from sfumato.diffusion.schedule import NoiseSchedule
-from sfumato.models.schedulers import diffusion_of, sampler_of, taking_x0
+from sfumato.models.schedulers import build_solver, diffusion_of
 from sfumato.text.encoder import ClipTextEncoder
 from sfumato.text.prompts import NULL, warn_of_cut_prompts
 
@@ -149,9 +149,6 @@ class TextToImagePipeline(DiffusionPipeline):
         )
         device, dtype = self.unet.device, self.unet.dtype
         guidance = ClassifierFreeGuidance(scale)
-        _, sampler = sampler_of(self.scheduler)
-        scheduler = taking_x0(self.scheduler)
-        scheduler.set_timesteps(steps)
         unet = self.unet.eval()
 
         def network(x_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
@@ -161,14 +158,13 @@ class TextToImagePipeline(DiffusionPipeline):
         shape = (self.unet.config["in_channels"], size, size)
         return sample(
             in_fixed_rows(network, CPU_ROWS) if device.type == "cpu" else network,
-            scheduler,
+            build_solver(self.scheduler, steps=steps, generators=generators),
             schedule=NoiseSchedule.from_config(diffusion),
             prediction_type=diffusion.prediction_type,
             noise=initial_noise(shape, generators).to(device),
             tokens=self._tokens(prompts, negative_prompt, guidance.branches()),
             guidance=guidance,
             value_range=self._value_range,
-            step_kwargs={"generator": list(generators)} if sampler.draws_noise else {},
             on_step=on_step,
         )
 

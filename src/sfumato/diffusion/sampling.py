@@ -1,12 +1,12 @@
-"""The denoising loop over a scheduler object of the diffusers interface.
+"""The denoising loop.
 
-Every network output becomes x0; guidance and clamping act there; the scheduler (configured with
-`prediction_type="sample"` and without clipping of its own) gets consistent values.
+Every network output becomes x0; guidance and clamping act there; the solver, which takes x0 and
+never clips, gets consistent values.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -23,18 +23,30 @@ class Network(Protocol):
     def __call__(self, x_t: Tensor, t: Tensor, tokens: Tensor, /) -> Tensor: ...
 
 
-class Scheduler(Protocol):
-    """What the loop needs of a diffusers scheduler."""
+class Solver(Protocol):
+    """How a sampler goes from one noise level to the next, set up for one batch.
 
-    timesteps: Any
+    x_t is variance-preserving throughout, as the network was trained on it: at timestep t it is
+    sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) eps. Solvers that think in sigma rescale inside.
+    """
 
-    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any) -> Any: ...
-    def scale_model_input(self, sample: Tensor, timestep: Any) -> Tensor: ...
+    timesteps: Tensor
+    """(K,) integer: the noise level of each network evaluation, noisiest first.
+
+    A solver of second order names a level twice where it evaluates the network twice.
+    """
+
+    def step(self, x0: Tensor, x_t: Tensor, *, index: int) -> Tensor:
+        """The next x_t from the guided x0 and the x_t of evaluation `index`, (B, C, H, W) each.
+
+        It lies at the level of evaluation `index + 1`; after the last one it is the image.
+        """
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What `on_step` is told: step `index` (from 0) of `count`, x_t after it, the guided x0."""
+    """What `on_step` is told: evaluation `index` of `count`, x_t after it, the guided x0."""
 
     index: int
     count: int
@@ -45,10 +57,14 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampled:
-    """`x0`: (B, C, H, W) float in the value range; `calls`: network evaluations an image."""
+    """`x0`: (B, C, H, W) float in the value range; `calls`: network evaluations an image.
+
+    `first_timestep`: the noise level at which sampling started.
+    """
 
     x0: Tensor
     calls: int
+    first_timestep: int
 
 
 def initial_noise(shape: tuple[int, int, int], generators: Sequence[torch.Generator]) -> Tensor:
@@ -82,7 +98,7 @@ def in_fixed_rows(network: Network, rows: int) -> Network:
 
 def sample(
     network: Network,
-    scheduler: Scheduler,
+    solver: Solver,
     *,
     schedule: NoiseSchedule,
     prediction_type: PredictionType,
@@ -90,34 +106,30 @@ def sample(
     tokens: dict[Branch, Tensor],
     guidance: Guidance,
     value_range: ValueRange | None,
-    step_kwargs: dict[str, Any] | None = None,
     on_step: Callable[[Step], None] | None = None,
 ) -> Sampled:
     """Turn noise into images.
 
-    `noise`: (B, C, H, W) standard normal; `tokens`: (B, L, D) for each branch the guidance needs;
-    `scheduler`: timesteps set, `prediction_type="sample"`; `value_range`: x0 is clamped to it at
-    every step, None for no clamping; `step_kwargs` go to `scheduler.step` (a list of generators
-    for the samplers that draw noise).
+    `noise`: (B, C, H, W) standard normal, its dtype is that of all arithmetic outside the network;
+    `tokens`: (B, L, D) for each branch the guidance needs; `value_range`: x0 is clamped to it at
+    every evaluation, None for no clamping.
     """
-    x_t = noise * getattr(scheduler, "init_noise_sigma", 1.0)
+    x_t = noise
     calls = 0
-    x0 = x_t
-    for index, t in enumerate(scheduler.timesteps):
+    for index, t in enumerate(solver.timesteps):
         branches = guidance.branches()
         size = len(x_t)
-        model_input = scheduler.scale_model_input(x_t, t)
         times = t.to(x_t.device).expand(size * len(branches))
         outputs = network(
-            torch.cat([model_input] * len(branches)),
+            torch.cat([x_t] * len(branches)),
             times,
             torch.cat([tokens[branch] for branch in branches]),
-        ).float()
+        ).to(x_t.dtype)
         x0 = guidance.combine(
             {
                 branch: predicted_x0(
                     output,
-                    model_input,
+                    x_t,
                     times[:size],
                     schedule=schedule,
                     prediction_type=prediction_type,
@@ -127,8 +139,12 @@ def sample(
         )
         if value_range is not None:
             x0 = x0.clamp(*value_range)
-        x_t = scheduler.step(x0, t, x_t, return_dict=False, **(step_kwargs or {}))[0]
+        x_t = solver.step(x0, x_t, index=index)
         calls += len(branches)
         if on_step is not None:
-            on_step(Step(index=index, count=len(scheduler.timesteps), t=int(t), x_t=x_t, x0=x0))
-    return Sampled(x0=x_t if value_range is None else x_t.clamp(*value_range), calls=calls)
+            on_step(Step(index=index, count=len(solver.timesteps), t=int(t), x_t=x_t, x0=x0))
+    return Sampled(
+        x0=x_t if value_range is None else x_t.clamp(*value_range),
+        calls=calls,
+        first_timestep=int(solver.timesteps[0]),
+    )

@@ -77,6 +77,11 @@ class NoiseSchedule:
     def num_train_timesteps(self) -> int:
         return len(self.alpha_bar)
 
+    @property
+    def sigma(self) -> Tensor:
+        """(T,) float64, rising: sqrt((1 - alpha_bar) / alpha_bar), the noise on an unscaled x0."""
+        return ((1 - self.alpha_bar) / self.alpha_bar).sqrt()
+
     def snr(self, t: Tensor) -> Tensor:
         """Signal-to-noise ratio alpha_bar / (1 - alpha_bar) at integer `t` (any shape), float64."""
         alpha_bar = self.alpha_bar[t.cpu()]
