@@ -310,6 +310,17 @@ def test_a_seed_gives_one_picture_alone_or_among_others(name, scale, small_gener
     small_generator.use(scheduler="DPMSolver++")
 
 
+def test_a_picture_says_where_sampling_started(small_generator) -> None:
+    first = {}
+    for name in ("DDIM", "Heun"):
+        small_generator.use(scheduler=name)
+        (picture,) = small_generator.draw(["A handwritten digit 3"], [0], steps=3)
+        first[name] = picture.settings["first_timestep"]
+        assert picture.settings["timestep_spacing"] == "trailing"
+    small_generator.use(scheduler="DPMSolver++")
+    assert first == {"DDIM": 999, "Heun": 990}
+
+
 def test_fixed_rows_change_nothing_but_the_call_size() -> None:
     sizes = []
 

@@ -221,6 +221,7 @@ class ImageGenerator:
                     "guidance_convention": CONVENTION,
                     "scheduler": name,
                     "timestep_spacing": self.pipeline.scheduler.config["timestep_spacing"],
+                    "first_timestep": sampled.first_timestep,
                     "steps": count,
                     "calls": sampled.calls,
                     "experiment": self.provenance.get("experiment", ""),
