@@ -59,17 +59,17 @@ def nearest_class(x0: torch.Tensor, ideal: IdealDenoiser) -> torch.Tensor:
 
 def test_guidance_in_closed_form() -> None:
     cond, uncond = torch.tensor([2.0, -1.0]), torch.tensor([1.0, 1.0])
-    guided = ClassifierFreeGuidance(3).combine({"cond": cond, "uncond": uncond})
+    guided = ClassifierFreeGuidance(3).combine({"cond": cond, "uncond": uncond}, {})
     torch.testing.assert_close(guided, torch.tensor([4.0, -5.0]))
 
 
 @pytest.mark.parametrize(("scale", "branch"), [(0.0, "uncond"), (1.0, "cond")])
 def test_no_guidance_is_one_call_and_equals_eq_1(scale: float, branch: str) -> None:
     guidance = ClassifierFreeGuidance(scale)
-    assert guidance.branches() == (branch,)
+    assert guidance.branches(1.0) == (branch,)
     parts = {"cond": torch.randn(4), "uncond": torch.randn(4)}
     eq_1 = parts["uncond"] + scale * (parts["cond"] - parts["uncond"])
-    torch.testing.assert_close(guidance.combine({branch: parts[branch]}), eq_1)
+    torch.testing.assert_close(guidance.combine({branch: parts[branch]}, {}), eq_1)
 
 
 def test_eq_1_on_x0_equals_eq_1_on_eps() -> None:
@@ -79,7 +79,7 @@ def test_eq_1_on_x0_equals_eq_1_on_eps() -> None:
     a, s = schedule.signal_and_noise_scale(t, x_t)
     on_eps = (x_t - s * (eps_u + 5 * (eps_c - eps_u))) / a
     x0 = {"cond": (x_t - s * eps_c) / a, "uncond": (x_t - s * eps_u) / a}
-    torch.testing.assert_close(ClassifierFreeGuidance(5).combine(x0), on_eps)
+    torch.testing.assert_close(ClassifierFreeGuidance(5).combine(x0, {}), on_eps)
 
 
 # The loop on the ideal denoiser -------------------------------------------------------------------

@@ -83,6 +83,7 @@ class MetricCard:
     timestep_spacing: str
     steps: int
     model: dict[str, Any]
+    guidance: str = "cfg"
     guidance_convention: str = CONVENTION
     schema: int = SCHEMA
     sfumato: str = __version__
@@ -188,6 +189,7 @@ def evaluate(
         scheduler=sampler_of(generator.pipeline.scheduler)[0],
         timestep_spacing=generator.pipeline.scheduler.config["timestep_spacing"],
         steps=config["num_inference_steps"],
+        guidance=str(generator.with_weak_network(generator.guidance)),
         model=dict(generator.provenance),
     )
 

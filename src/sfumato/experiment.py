@@ -15,6 +15,7 @@ from sfumato.base.files import make_folder, read_json, write_text
 from sfumato.base.section import Section, validate
 from sfumato.data.loading import DeviceBatches
 from sfumato.data.sources import DataConfig, Records, load_records
+from sfumato.diffusion.guidance import GuidanceConfig
 from sfumato.diffusion.schedule import DiffusionConfig
 from sfumato.evaluation import EvaluationConfig
 from sfumato.generation import ImageGenerator, build_pipeline, resolve_device
@@ -298,17 +299,23 @@ def sample_grid(
     *,
     most_captions: int = 16,
 ) -> Callable[[], bytes]:
-    """A function that draws the averaged network's samples: captions by guidance scale."""
+    """A function that draws the averaged network's samples: captions by guidance scale.
+
+    Autoguidance needs an earlier checkpoint, so that plain guidance stands in for it here.
+    """
+    sampling = experiment.sampling
+    if sampling.guidance.needs_weak_network:
+        sampling = sampling.model_copy(update={"guidance": GuidanceConfig()})
     pipeline = build_pipeline(
         objective.average.module,
         encoder,
         data=experiment.data,
         diffusion=experiment.diffusion,
-        sampling=experiment.sampling,
+        sampling=sampling,
     )
     generator = ImageGenerator(pipeline, data=experiment.data)
     captions = list(records.captions[:most_captions])
-    scales = [1.0, experiment.sampling.guidance_scale]
+    scales = [1.0, sampling.guidance_scale]
 
     def draw() -> bytes:
         return labelled_grid(

@@ -15,7 +15,7 @@ from sfumato.base.files import whole_folder
 from sfumato.base.images import png_bytes, to_pil, to_uint8
 from sfumato.base.section import Section, validate
 from sfumato.data.sources import DataConfig
-from sfumato.diffusion.guidance import CONVENTION
+from sfumato.diffusion.guidance import CONVENTION, GuidanceConfig
 from sfumato.diffusion.schedule import DiffusionConfig
 from sfumato.models.schedulers import SamplingConfig, build_scheduler, diffusion_of, sampler_of
 from sfumato.models.unet import UNetConfig, build_unet
@@ -91,6 +91,7 @@ def build_pipeline(
         max_tokens=encoder.max_tokens,
         guidance_scale=sampling.guidance_scale,
         num_inference_steps=sampling.steps,
+        guidance=str(sampling.guidance),
         provenance=provenance,
     )
 
@@ -98,10 +99,17 @@ def build_pipeline(
 class ImageGenerator:
     """Draws pictures with a trained model; one seed a picture, the same alone or among others."""
 
-    def __init__(self, pipeline: TextToImagePipeline, *, data: DataConfig | None = None) -> None:
+    def __init__(
+        self,
+        pipeline: TextToImagePipeline,
+        *,
+        data: DataConfig | None = None,
+        run_folder: Path | None = None,
+    ) -> None:
         pipeline.set_progress_bar_config(disable=True)
         self.pipeline = pipeline
         self.data = data
+        self.run_folder = run_folder
 
     @classmethod
     def open(cls, path: str | Path, *, device: str = "auto") -> "ImageGenerator":
@@ -159,7 +167,7 @@ class ImageGenerator:
                 "sfumato": __version__,
             },
         )
-        return cls(pipeline.to(device), data=sections.data)
+        return cls(pipeline.to(device), data=sections.data, run_folder=folder)
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -170,9 +178,10 @@ class ImageGenerator:
         *,
         scheduler: str | None = None,
         guidance_scale: float | None = None,
+        guidance: GuidanceConfig | None = None,
         steps: int | None = None,
     ) -> None:
-        """Change the sampler, guidance scale or steps that later draws use."""
+        """Change the sampler, guidance or steps that later draws use."""
         if scheduler is not None:
             self.pipeline.scheduler = build_scheduler(
                 scheduler,
@@ -183,6 +192,56 @@ class ImageGenerator:
         self.pipeline.register_to_config(
             **{name: value for name, value in changes.items() if value is not None}
         )
+        if guidance is not None:
+            self.pipeline.register_to_config(guidance=str(guidance))
+
+    @property
+    def guidance(self) -> GuidanceConfig:
+        """The form of guidance of draws that do not name one."""
+        return GuidanceConfig.parse(self.pipeline.config["guidance"])
+
+    def with_weak_network(self, guidance: GuidanceConfig) -> GuidanceConfig:
+        """Load the weaker network of autoguidance, and name its checkpoint; others as they are."""
+        if not guidance.needs_weak_network:
+            return guidance
+        images = int(guidance.parameters["images"])
+        loaded = self.provenance.get("weak")
+        if self.run_folder is not None:
+            loaded = self._load_weak_network(self.run_folder, images)
+        elif loaded is None or images not in (0, loaded["images_seen"]):
+            raise InputError(
+                f"This pipeline has no weaker network for {guidance.label}.",
+                mend="Draw from the folder of the run that it came from.",
+            )
+        return GuidanceConfig(form=guidance.form, parameters={"images": loaded["images_seen"]})
+
+    def _load_weak_network(self, run_folder: Path, images: int) -> dict[str, Any]:
+        """The averaged network of the checkpoint after `images` (0: the oldest) as `weak_unet`."""
+        own = self.provenance["images_seen"]
+        earlier = {
+            checkpoint.images_seen: checkpoint
+            for checkpoint in Checkpoints(run_folder / "checkpoints").all()
+            if checkpoint.images_seen < own
+        }
+        if not earlier or (images and images not in earlier):
+            there = ", ".join(str(count) for count in earlier) or "none"
+            raise InputError(
+                f"Autoguidance needs an earlier checkpoint than the one at {own:,} images; "
+                f"{run_folder} holds {there}" + (f", not {images}." if images else "."),
+                mend="Name one of them with autoguidance:images=N, or train with a larger "
+                "training.keep_checkpoints.",
+            )
+        checkpoint = earlier[images or min(earlier)]
+        weak = {
+            "images_seen": checkpoint.images_seen,
+            "weights_sha256": checkpoint.sha256("average"),
+        }
+        if self.provenance.get("weak") != weak:
+            unet = averaged_unet(checkpoint, run_sections(run_folder))
+            like = self.pipeline.unet
+            self.pipeline.register_modules(weak_unet=unet.to(like.device, like.dtype))
+            self.pipeline.register_to_config(provenance={**self.provenance, "weak": weak})
+        return weak
 
     def draw(
         self,
@@ -190,6 +249,7 @@ class ImageGenerator:
         seeds: Sequence[int],
         *,
         guidance_scale: float | None = None,
+        guidance: GuidanceConfig | None = None,
         steps: int | None = None,
         batch_size: int = 64,
         on_batch: Callable[[int], None] | None = None,
@@ -201,6 +261,8 @@ class ImageGenerator:
         scale = config["guidance_scale"] if guidance_scale is None else guidance_scale
         count = config["num_inference_steps"] if steps is None else steps
         check_sampling_arguments(prompts, guidance_scale=scale, steps=count)
+        form = self.with_weak_network(guidance or self.guidance)
+        weak = self.provenance["weak"] if form.needs_weak_network else {}
         name, _ = sampler_of(self.pipeline.scheduler)
         value_range = config["value_range"]
         for start in range(0, len(prompts), batch_size):
@@ -210,6 +272,7 @@ class ImageGenerator:
                 part,
                 generators=generators_from_seeds(part_seeds),
                 guidance_scale=scale,
+                guidance=str(form),
                 num_inference_steps=count,
             )
             images = to_uint8(sampled.x0, (value_range[0], value_range[1])).cpu()
@@ -218,6 +281,7 @@ class ImageGenerator:
                     "prompt": prompt,
                     "seed": seed,
                     "guidance_scale": float(scale),
+                    "guidance": str(form),
                     "guidance_convention": CONVENTION,
                     "scheduler": name,
                     "timestep_spacing": self.pipeline.scheduler.config["timestep_spacing"],
@@ -227,6 +291,7 @@ class ImageGenerator:
                     "experiment": self.provenance.get("experiment", ""),
                     "images_seen": self.provenance.get("images_seen", ""),
                     "weights_sha256": self.provenance.get("weights_sha256", ""),
+                    "weak_weights_sha256": weak.get("weights_sha256", ""),
                     "text_encoder": self.provenance.get("text_encoder", ""),
                     "sfumato": __version__,
                 }
@@ -236,6 +301,7 @@ class ImageGenerator:
 
     def export(self, folder: Path) -> None:
         """Write a diffusers folder (`model_index.json`, safetensors), whole or not at all."""
+        self.use(guidance=self.with_weak_network(self.guidance))
         with whole_folder(folder) as temporary:
             self.pipeline.save_pretrained(temporary, safe_serialization=True)
 

@@ -12,8 +12,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from sfumato.base.errors import InputError
 from sfumato.base.images import to_pil, to_uint8
-from sfumato.diffusion.guidance import Branch, ClassifierFreeGuidance
-from sfumato.diffusion.sampling import Sampled, Step, in_fixed_rows, initial_noise, sample
+from sfumato.diffusion.guidance import Branch, GuidanceConfig
+from sfumato.diffusion.sampling import Network, Sampled, Step, in_fixed_rows, initial_noise, sample
 from sfumato.diffusion.schedule import NoiseSchedule
 from sfumato.models.schedulers import build_solver, diffusion_of
 from sfumato.text.encoder import ClipTextEncoder
@@ -32,9 +32,13 @@ class TextToImagePipeline(DiffusionPipeline):
     Args:
         value_range: range of pixel values inside the network; x0 is clamped to it at every step.
         max_tokens: prompts are padded or cut to this many tokens.
-        guidance_scale, num_inference_steps: used where a call does not give them.
+        guidance_scale, num_inference_steps, guidance: used where a call does not give them;
+            `guidance` is a form of guidance as `GuidanceConfig` writes it, like `apg:eta=0`.
+        weak_unet: the weaker network of autoguidance, an earlier checkpoint of the same run.
         provenance: which run, checkpoint and data the weights come from.
     """
+
+    _optional_components = ["weak_unet"]  # noqa: RUF012, the name and type of diffusers
 
     def __init__(
         self,
@@ -46,17 +50,24 @@ class TextToImagePipeline(DiffusionPipeline):
         max_tokens: int = 77,
         guidance_scale: float = 3.0,
         num_inference_steps: int = 20,
+        guidance: str = "cfg",
+        weak_unet: UNet2DConditionModel | None = None,
         provenance: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
-            unet=unet, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer
+            unet=unet,
+            scheduler=scheduler,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            weak_unet=weak_unet,
         )
         self.register_to_config(
             value_range=list(value_range),
             max_tokens=max_tokens,
             guidance_scale=guidance_scale,
             num_inference_steps=num_inference_steps,
+            guidance=str(GuidanceConfig.parse(guidance)),
             provenance=provenance or {},
         )
         self._encoded: dict[str, Tensor] = {}
@@ -68,6 +79,7 @@ class TextToImagePipeline(DiffusionPipeline):
         prompt: str | Sequence[str],
         *,
         guidance_scale: float | None = None,
+        guidance: str | None = None,
         num_inference_steps: int | None = None,
         seeds: Sequence[int] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
@@ -81,6 +93,7 @@ class TextToImagePipeline(DiffusionPipeline):
         Args:
             prompt: one prompt or B of them.
             guidance_scale: w of Eq. 1; 0 is unconditional, 1 conditional without guidance.
+            guidance: form of guidance: `cfg`, `interval:low=0.28,high=2.9`, `apg`, ...
             num_inference_steps: denoising steps, 1 to T.
             seeds: one seed an image; the same seed gives the same image, alone or among others.
             generator: B CPU generators, or one for a single image, instead of seeds.
@@ -104,6 +117,7 @@ class TextToImagePipeline(DiffusionPipeline):
             prompts,
             generators=_generators(len(prompts), seeds, generator),
             guidance_scale=guidance_scale,
+            guidance=guidance,
             num_inference_steps=num_inference_steps,
             negative_prompt=negative_prompt,
             on_step=on_step,
@@ -129,6 +143,7 @@ class TextToImagePipeline(DiffusionPipeline):
         *,
         generators: Sequence[torch.Generator],
         guidance_scale: float | None = None,
+        guidance: str | None = None,
         num_inference_steps: int | None = None,
         negative_prompt: str = NULL,
         on_step: Callable[[Step], None] | None = None,
@@ -148,29 +163,37 @@ class TextToImagePipeline(DiffusionPipeline):
             num_train_timesteps=diffusion.num_train_timesteps,
         )
         device, dtype = self.unet.device, self.unet.dtype
-        guidance = ClassifierFreeGuidance(scale)
-        unet = self.unet.eval()
+        form = GuidanceConfig.parse(self.config["guidance"] if guidance is None else guidance)
+        if form.needs_weak_network and self.weak_unet is None:
+            raise InputError(
+                "This pipeline has no weak_unet, the weaker network that autoguidance needs.",
+                mend="Draw from the run's folder, or export it with autoguidance in "
+                "sampling.guidance.",
+            )
 
-        def network(x_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
-            return unet(x_t.to(dtype), t, tokens.to(dtype), return_dict=False)[0]
+        def network_of(unet: UNet2DConditionModel) -> Network:
+            def network(x_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+                return unet(x_t.to(dtype), t, tokens.to(dtype), return_dict=False)[0]
+
+            unet.eval()
+            return in_fixed_rows(network, CPU_ROWS) if device.type == "cpu" else network
 
         size = self.unet.config["sample_size"]
         shape = (self.unet.config["in_channels"], size, size)
         return sample(
-            in_fixed_rows(network, CPU_ROWS) if device.type == "cpu" else network,
+            network_of(self.unet),
             build_solver(self.scheduler, steps=steps, generators=generators),
             schedule=NoiseSchedule.from_config(diffusion),
             prediction_type=diffusion.prediction_type,
             noise=initial_noise(shape, generators).to(device),
-            tokens=self._tokens(prompts, negative_prompt, guidance.branches()),
-            guidance=guidance,
+            tokens=self._tokens(prompts, negative_prompt),
+            guidance=form.build(scale=scale, value_range=self._value_range),
+            weak_network=None if self.weak_unet is None else network_of(self.weak_unet),
             value_range=self._value_range,
             on_step=on_step,
         )
 
-    def _tokens(
-        self, prompts: Sequence[str], negative_prompt: str, branches: Sequence[Branch]
-    ) -> dict[Branch, Tensor]:
+    def _tokens(self, prompts: Sequence[str], negative_prompt: str) -> dict[Branch, Tensor]:
         """(B, L, D) for each branch; every distinct prompt is encoded once."""
         if self._encoded_by is not self.text_encoder or len(self._encoded) > MAX_ENCODED_PROMPTS:
             self._encoded, self._encoded_by = {}, self.text_encoder
@@ -185,14 +208,11 @@ class TextToImagePipeline(DiffusionPipeline):
             warn_of_cut_prompts(encoder.cut(new), encoder.max_tokens)
             tokens = encoder.encode(new).tokens.float().cpu()
             self._encoded.update(zip(new, tokens, strict=True))
-        wanted: dict[Branch, Sequence[str]] = {
-            "cond": prompts,
-            "uncond": [negative_prompt] * len(prompts),
-        }
-        return {
-            branch: torch.stack([self._encoded[p] for p in wanted[branch]]).to(self.unet.device)
-            for branch in branches
-        }
+        cond, uncond = (
+            torch.stack([self._encoded[p] for p in wanted]).to(self.unet.device)
+            for wanted in (prompts, [negative_prompt] * len(prompts))
+        )
+        return {"cond": cond, "uncond": uncond, "weak": cond}
 
     @property
     def _value_range(self) -> tuple[float, float]:

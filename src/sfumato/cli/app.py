@@ -36,6 +36,18 @@ Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Guidance = Annotated[
     float | None, typer.Option("--guidance", "-w", help="Guidance scale w; 0 is unconditional.")
 ]
+FORM_HELP = "Form of guidance: cfg, interval, rescaled, dynamic_thresholding, apg, autoguidance."
+Form = Annotated[
+    str | None, typer.Option("--guidance-form", metavar="NAME[:KEY=VALUE,...]", help=FORM_HELP)
+]
+Forms = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--guidance-form",
+        metavar="NAME[:KEY=VALUE,...]",
+        help=f"{FORM_HELP} May be repeated to compare.",
+    ),
+]
 Scales = Annotated[
     str | None, typer.Option("--scales", help="Guidance scales, with commas: 0,1,2,3,5.")
 ]
@@ -111,6 +123,7 @@ def sample(
     out: Annotated[Path, typer.Option(help="Folder for the PNGs.")] = Path("samples"),
     count: Annotated[int, typer.Option(help="Images for each prompt.")] = 1,
     guidance: Guidance = None,
+    form: Form = None,
     steps: Steps = None,
     sampler: SamplerName = None,
     seed: Seed = 0,
@@ -120,12 +133,14 @@ def sample(
     from sfumato.cli.show import draw_to_files, open_generator
 
     generator = open_generator(
-        model, device=device, scheduler=sampler, guidance=guidance, steps=steps
+        model, device=device, scheduler=sampler, guidance=guidance, form=form, steps=steps
     )
     draw_to_files(generator, prompts, count=count, seed=seed, out=out)
 
 
-@app.command(epilog="Example: `sfumato grid runs/demo --scales 0,1,2,3,5`")
+@app.command(
+    epilog="Example: `sfumato grid runs/demo --scales 3,8 --guidance-form cfg --guidance-form apg`"
+)
 def grid(
     model: Model,
     prompts: Annotated[
@@ -133,16 +148,24 @@ def grid(
     ] = None,
     out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("grid.png"),
     scales: Scales = None,
+    forms: Forms = None,
     steps: Steps = None,
     sampler: SamplerName = None,
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
-    """Draw one picture: guidance scales as rows, prompts as columns, the same seed in a column."""
-    from sfumato.cli.show import open_generator, parse_scales, write_grid
+    """Draw one picture: guidance as rows, prompts as columns, the same seed in a column."""
+    from sfumato.cli.show import open_generator, parse_forms, parse_scales, write_grid
 
     generator = open_generator(model, device=device, scheduler=sampler, steps=steps)
-    write_grid(generator, prompts or [], scales=parse_scales(scales), seed=seed, out=out)
+    write_grid(
+        generator,
+        prompts or [],
+        scales=parse_scales(scales),
+        forms=parse_forms(forms),
+        seed=seed,
+        out=out,
+    )
 
 
 @app.command(epilog="Example: `sfumato evaluate runs/demo --count 500`")
@@ -150,6 +173,7 @@ def evaluate(
     model: Model,
     count: Annotated[int | None, typer.Option(help="Images for each guidance scale.")] = None,
     scales: Scales = None,
+    form: Form = None,
     steps: Steps = None,
     sampler: SamplerName = None,
     seed: Seed = 0,
@@ -161,7 +185,7 @@ def evaluate(
     """Measure agreement with the captions and distance from real images, with intervals."""
     from sfumato.cli.show import evaluate_model, open_generator, parse_scales
 
-    generator = open_generator(model, device=device, scheduler=sampler, steps=steps)
+    generator = open_generator(model, device=device, scheduler=sampler, form=form, steps=steps)
     evaluate_model(
         generator, Path(model), count=count, scales=parse_scales(scales), seed=seed, out=out
     )

@@ -13,6 +13,7 @@ from torch import Tensor
 from sfumato.base.errors import InputError
 from sfumato.base.files import write_bytes
 from sfumato.data.sources import load_records
+from sfumato.diffusion.guidance import GuidanceConfig
 from sfumato.evaluation import EvaluationConfig, MetricCard, evaluate
 from sfumato.experiment import Experiment, load_experiment, preset_names, run_experiment
 from sfumato.generation import ImageGenerator, settings_in_png
@@ -129,6 +130,7 @@ def open_generator(
     device: str,
     scheduler: str | None = None,
     guidance: float | None = None,
+    form: str | None = None,
     steps: int | None = None,
 ) -> ImageGenerator:
     import diffusers
@@ -137,8 +139,17 @@ def open_generator(
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     generator = ImageGenerator.open(model, device=device)
-    generator.use(scheduler=scheduler, guidance_scale=guidance, steps=steps)
+    generator.use(
+        scheduler=scheduler,
+        guidance_scale=guidance,
+        guidance=None if form is None else GuidanceConfig.parse(form),
+        steps=steps,
+    )
     return generator
+
+
+def parse_forms(texts: Sequence[str] | None) -> tuple[GuidanceConfig, ...]:
+    return tuple(GuidanceConfig.parse(text) for text in texts or ())
 
 
 def parse_scales(text: str | None) -> tuple[float, ...] | None:
@@ -180,6 +191,7 @@ def write_grid(
     prompts: Sequence[str],
     *,
     scales: Sequence[float] | None,
+    forms: Sequence[GuidanceConfig],
     seed: int,
     out: Path,
 ) -> None:
@@ -196,7 +208,12 @@ def write_grid(
         raise InputError(f"--out {out}: a grid is a PNG.", mend="End the name with .png.")
     path = unused(out)
     picture = scale_grid(
-        generator, prompts, labels, scales=scales or DEFAULT_SCALES, first_seed=seed
+        generator,
+        prompts,
+        labels,
+        scales=scales or DEFAULT_SCALES,
+        forms=forms,
+        first_seed=seed,
     )
     write_bytes(path, picture)
     say(str(path))
@@ -270,9 +287,10 @@ def print_card(card: MetricCard) -> None:
     Console(width=max(80, Console().width)).print(table)
     say(
         f"{card.count} images for each w, seeds {card.seeds[0]}-{card.seeds[1]}, {card.scheduler}, "
-        f"{card.steps} steps. Frechet distance on the judge's {card.feature_dim} features, "
-        f"N = {card.frechet_count}; the row 'real' is the judge on real test images, and real "
-        f"against real at the same N. Not comparable with a published FID."
+        f"{card.steps} steps, guidance {card.guidance}. Frechet distance on the judge's "
+        f"{card.feature_dim} features, N = {card.frechet_count}; the row 'real' is the judge on "
+        f"real test images, and real against real at the same N. Not comparable with a published "
+        f"FID."
     )
 
 

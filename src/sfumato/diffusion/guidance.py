@@ -1,16 +1,24 @@
 """Guidance: how conditional and unconditional predictions become one.
 
 Convention of Eq. 1, written into every result: `uncond + w (cond - uncond)`, so w = 0 is
-unconditional and w = 1 is conditional without guidance.
+unconditional and w = 1 is conditional without guidance; at these two every form makes one network
+call and draws the same. All forms act on x0. A new form is a class here and a line in
+`GUIDANCE_FORMS`; the fields that it adds are its parameters.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal, Protocol
 
+import torch
+from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 
-Branch = Literal["cond", "uncond"]
+from sfumato.base.errors import InputError, nearest
+from sfumato.base.section import Section, ValueRange
+
+Branch = Literal["cond", "uncond", "weak"]
+"""The caption; the null prompt; the caption, but by the weaker network of autoguidance."""
 
 CONVENTION = "uncond + w (cond - uncond)"
 
@@ -18,12 +26,19 @@ CONVENTION = "uncond + w (cond - uncond)"
 class Guidance(Protocol):
     """One form of guidance: which network calls it needs at a step, and how it joins them."""
 
-    def branches(self) -> tuple[Branch, ...]:
-        """The predictions needed; each is one network evaluation an image."""
+    def branches(self, sigma: float) -> tuple[Branch, ...]:
+        """The predictions needed; each is one network evaluation an image.
+
+        `sigma`: the step's noise level, `NoiseSchedule.sigma`.
+        """
         ...
 
-    def combine(self, x0: Mapping[Branch, Tensor]) -> Tensor:
-        """One x0 (B, C, H, W) from those of the branches, each (B, C, H, W)."""
+    def combine(self, x0: Mapping[Branch, Tensor], memory: dict[str, Tensor]) -> Tensor:
+        """One x0 (B, C, H, W) from those of the branches, each (B, C, H, W).
+
+        `memory`: what the form keeps from step to step; empty at the start of a sampling run, and
+        of that run alone.
+        """
         ...
 
 
@@ -32,19 +47,263 @@ class ClassifierFreeGuidance:
     """Plain classifier-free guidance, Eq. 1 of the paper (Ho and Salimans 2022).
 
     At a fixed x_t, eps is an affine function of x0 and the two weights add up to one, so Eq. 1
-    holds for x0 as it does for eps.
+    holds for x0 as it does for eps. `value_range` is that of x0.
     """
 
     scale: float
+    value_range: ValueRange = (-1.0, 1.0)
 
-    def branches(self) -> tuple[Branch, ...]:
+    away_from: ClassVar[Branch] = "uncond"
+    """The branch that guidance leads away from."""
+
+    def branches(self, sigma: float) -> tuple[Branch, ...]:
         if self.scale == 0:
-            return ("uncond",)
+            return (self.away_from,)
         if self.scale == 1:
             return ("cond",)
-        return ("cond", "uncond")
+        return ("cond", self.away_from)
 
-    def combine(self, x0: Mapping[Branch, Tensor]) -> Tensor:
+    def combine(self, x0: Mapping[Branch, Tensor], memory: dict[str, Tensor]) -> Tensor:
         if len(x0) == 1:
             return next(iter(x0.values()))
-        return x0["uncond"] + self.scale * (x0["cond"] - x0["uncond"])
+        return self.guided(x0["cond"], x0[self.away_from], memory)
+
+    def guided(self, cond: Tensor, uncond: Tensor, memory: dict[str, Tensor]) -> Tensor:
+        """Eq. 1 for two predictions (B, C, H, W)."""
+        return uncond + self.scale * (cond - uncond)
+
+    @property
+    def centre(self) -> float:
+        return sum(self.value_range) / 2
+
+
+@dataclass(frozen=True)
+class IntervalGuidance(ClassifierFreeGuidance):
+    """Guidance at noise levels low < sigma <= high only, w = 1 elsewhere.
+
+    Kynkäänniemi et al. 2024. One call a step outside of the interval. The defaults are the paper's
+    for EDM2-S on ImageNet-512. w = 0 is unconditional at every level.
+    """
+
+    low: float = 0.28
+    high: float = 2.9
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low < self.high:
+            raise ValueError("low and high are noise levels with 0 <= low < high")
+
+    def branches(self, sigma: float) -> tuple[Branch, ...]:
+        if self.scale == 0 or self.low < sigma <= self.high:
+            return super().branches(sigma)
+        return ("cond",)
+
+
+@dataclass(frozen=True)
+class RescaledGuidance(ClassifierFreeGuidance):
+    """Guidance brought back to the contrast of the conditional prediction, by the share `phi`.
+
+    Lin et al. 2023, Eq. 15 and 16, on x0 and about the centre of the value range, so that
+    [0, 1] and [-1, 1] give the same pictures.
+    """
+
+    phi: float = 0.7
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.phi <= 1:
+            raise ValueError("phi is a share: 0 (plain) to 1 (all of the rescaled prediction)")
+
+    def guided(self, cond: Tensor, uncond: Tensor, memory: dict[str, Tensor]) -> Tensor:
+        plain = super().guided(cond, uncond, memory)
+        factor = _per_image_std(cond) / _per_image_std(plain).clamp_min(1e-12)
+        factor = self.phi * factor + (1 - self.phi)
+        return self.centre + (plain - self.centre) * factor.to(plain.dtype)
+
+
+@dataclass(frozen=True)
+class DynamicThresholding(ClassifierFreeGuidance):
+    """Each x0 clipped at its own percentile and shrunk into the value range.
+
+    Imagen, Saharia et al. 2022, Section 2.3: s is the `percentile` (a share) of the absolute
+    values about the range's centre, at least half the range's width; x0 is clipped to s and
+    divided by it. It acts at w = 0 and 1 as well.
+    """
+
+    percentile: float = 0.995
+
+    def __post_init__(self) -> None:
+        if not 0 < self.percentile <= 1:
+            raise ValueError("percentile is a share above 0, up to 1")
+
+    def combine(self, x0: Mapping[Branch, Tensor], memory: dict[str, Tensor]) -> Tensor:
+        plain = super().combine(x0, memory)
+        half = (self.value_range[1] - self.value_range[0]) / 2
+        from_centre = plain - self.centre
+        # Row by row: torch.quantile takes at most 2^24 numbers at once.
+        rows = from_centre.abs().flatten(1)
+        limits = torch.stack([row.quantile(self.percentile) for row in rows]).clamp_min(half)
+        limits = limits[:, None, None, None]
+        return self.centre + from_centre.clamp(-limits, limits) * (half / limits)
+
+
+@dataclass(frozen=True)
+class AdaptiveProjectedGuidance(ClassifierFreeGuidance):
+    """APG: the guidance direction with momentum, of limited norm, its part along cond weakened.
+
+    Sadat et al. 2024, Algorithm 1, on x0 about the centre of the value range. The part parallel
+    to cond is what oversaturates. `eta`: weight of it; `momentum`: beta, negative; `norm`: r, the
+    largest L2 norm of the direction, 0 for no limit (it grows with the number of pixels).
+    """
+
+    eta: float = 0.0
+    momentum: float = -0.5
+    norm: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not -1 < self.momentum < 1:
+            raise ValueError("momentum lies between -1 and 1")
+        if self.norm < 0:
+            raise ValueError("norm is at least 0 (0: no limit)")
+
+    def guided(self, cond: Tensor, uncond: Tensor, memory: dict[str, Tensor]) -> Tensor:
+        direction = cond - uncond
+        if "direction" in memory:
+            direction = direction + self.momentum * memory["direction"]
+        memory["direction"] = direction
+        direction = direction.double()  # the projection is a difference of large sums
+        if self.norm > 0:
+            length = _per_image_norm(direction).clamp_min(1e-12)
+            direction = direction * (self.norm / length).clamp(max=1)
+        along = cond.double() - self.centre
+        along = along / _per_image_norm(along).clamp_min(1e-12)
+        parallel = (direction * along).sum((1, 2, 3), keepdim=True) * along
+        update = (direction - parallel) + self.eta * parallel
+        return cond + (self.scale - 1) * update.to(cond.dtype)
+
+
+@dataclass(frozen=True)
+class AutoGuidance(ClassifierFreeGuidance):
+    """Guidance away from a weaker network given the same caption: weak + w (cond - weak).
+
+    Karras et al. 2024, "Guiding a diffusion model with a bad version of itself". `images`: the
+    weaker network is the checkpoint of the same run after so many images; 0 is the oldest kept.
+    """
+
+    images: int = 0
+
+    away_from: ClassVar[Branch] = "weak"
+
+    def __post_init__(self) -> None:
+        if self.images < 0 or self.images != int(self.images):
+            raise ValueError("images counts the images that the weaker checkpoint has seen")
+
+
+GUIDANCE_FORMS: dict[str, type[ClassifierFreeGuidance]] = {
+    "cfg": ClassifierFreeGuidance,
+    "interval": IntervalGuidance,
+    "rescaled": RescaledGuidance,
+    "dynamic_thresholding": DynamicThresholding,
+    "apg": AdaptiveProjectedGuidance,
+    "autoguidance": AutoGuidance,
+}
+
+
+def form_parameters(form: str) -> dict[str, float]:
+    """The parameters of a registered form with their defaults."""
+    shared = {field.name for field in fields(ClassifierFreeGuidance)}
+    own = [field.name for field in fields(GUIDANCE_FORMS[form]) if field.name not in shared]
+    return {name: getattr(GUIDANCE_FORMS[form], name) for name in own}
+
+
+class GuidanceConfig(Section):
+    """A form of guidance and its parameters, without the scale.
+
+    Written short it is `apg:eta=0,momentum=-0.5`: in YAML, on the command line, in the pipeline's
+    configuration and in a PNG.
+    """
+
+    form: str = "cfg"
+    """cfg, interval, rescaled, dynamic_thresholding, apg or autoguidance."""
+    parameters: dict[str, float] = Field(default_factory=dict)
+    """The form's own parameters; those not given have the form's defaults."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, values: Any) -> Any:
+        if not isinstance(values, str):
+            return values
+        form, _, rest = values.partition(":")
+        parameters = {}
+        for part in filter(None, rest.split(",")):
+            name, separator, number = part.partition("=")
+            try:
+                parameters[name.strip()] = float(number)
+            except ValueError as error:
+                expected = "is not a number" if separator else "has no value"
+                raise ValueError(f"{part} {expected}; write {form}:name=number,...") from error
+        return {"form": form.strip(), "parameters": parameters}
+
+    @model_validator(mode="after")
+    def _known(self) -> "GuidanceConfig":
+        if self.form not in GUIDANCE_FORMS:
+            near = nearest(self.form, list(GUIDANCE_FORMS))
+            raise ValueError(f"no form of guidance is named '{self.form}'. {near}")
+        known = form_parameters(self.form)
+        for name in self.parameters:
+            if name not in known:
+                near = nearest(name, list(known)) or "It has none."
+                raise ValueError(f"{self.form} has no parameter '{name}'. {near}")
+        self.parameters.update({**known, **self.parameters})
+        self.build(scale=2.0)  # its own checks of the parameters
+        return self
+
+    @classmethod
+    def parse(cls, text: str) -> "GuidanceConfig":
+        """From the short form; `InputError` with the forms that there are."""
+        try:
+            return cls.model_validate(text)
+        except ValidationError as error:
+            message = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise InputError(
+                f"Guidance '{text}': {message.rstrip('.')}.",
+                mend="Forms and their parameters: "
+                + "; ".join(str(cls(form=form)) for form in GUIDANCE_FORMS)
+                + ".",
+            ) from error
+
+    def build(
+        self, *, scale: float, value_range: ValueRange = (-1.0, 1.0)
+    ) -> ClassifierFreeGuidance:
+        """The form itself at guidance scale `scale`."""
+        return GUIDANCE_FORMS[self.form](scale, value_range, **self.parameters)
+
+    @property
+    def needs_weak_network(self) -> bool:
+        return GUIDANCE_FORMS[self.form].away_from == "weak"
+
+    def __str__(self) -> str:
+        """The short form with every parameter: enough to draw again."""
+        return _short(self.form, self.parameters)
+
+    @property
+    def label(self) -> str:
+        """The short form with what differs from the defaults: for people."""
+        defaults = form_parameters(self.form)
+        return _short(self.form, {k: v for k, v in self.parameters.items() if v != defaults[k]})
+
+
+def _short(form: str, parameters: Mapping[str, float]) -> str:
+    values = (
+        f"{name}={int(value) if float(value).is_integer() else value!r}"
+        for name, value in parameters.items()
+    )
+    return ":".join(filter(None, (form, ",".join(values))))
+
+
+def _per_image_std(x0: Tensor) -> Tensor:
+    """(B, 1, 1, 1) float64 standard deviation over channels and pixels."""
+    return x0.double().std((1, 2, 3), keepdim=True)
+
+
+def _per_image_norm(x0: Tensor) -> Tensor:
+    """(B, 1, 1, 1) L2 norm over channels and pixels."""
+    return x0.square().sum((1, 2, 3), keepdim=True).sqrt()

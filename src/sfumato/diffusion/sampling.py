@@ -4,8 +4,9 @@ Every network output becomes x0; guidance and clamping act there; the solver, wh
 never clips, gets consistent values.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -96,6 +97,27 @@ def in_fixed_rows(network: Network, rows: int) -> Network:
     return call
 
 
+def branch_outputs(
+    networks: Mapping[Branch, Network | None],
+    x_t: Tensor,
+    t: Tensor,
+    branches: Sequence[Branch],
+    tokens: Callable[[tuple[Branch, ...]], Tensor],
+) -> dict[Branch, Tensor]:
+    """Output (B, C, H, W) of each of `branches`; those of one network share a call.
+
+    `tokens`: the text tokens of several branches, joined along the batch.
+    """
+    outputs: dict[Branch, Tensor] = {}
+    for network in dict.fromkeys(networks[branch] for branch in branches):
+        assert network is not None, "this guidance needs a weak network"
+        together = tuple(branch for branch in branches if networks[branch] is network)
+        count = len(together)
+        joined = network(torch.cat([x_t] * count), t.repeat(count), tokens(together))
+        outputs.update(zip(together, joined.to(x_t.dtype).split(len(x_t)), strict=True))
+    return outputs
+
+
 def sample(
     network: Network,
     solver: Solver,
@@ -105,37 +127,38 @@ def sample(
     noise: Tensor,
     tokens: dict[Branch, Tensor],
     guidance: Guidance,
+    weak_network: Network | None = None,
     value_range: ValueRange | None,
     on_step: Callable[[Step], None] | None = None,
 ) -> Sampled:
     """Turn noise into images.
 
     `noise`: (B, C, H, W) standard normal, its dtype is that of all arithmetic outside the network;
-    `tokens`: (B, L, D) for each branch the guidance needs; `value_range`: x0 is clamped to it at
-    every evaluation, None for no clamping.
+    `tokens`: (B, L, D) for each branch the guidance needs; `weak_network`: of a guidance with the
+    branch `weak`; `value_range`: x0 is clamped to it at every evaluation, None for no clamping.
     """
     x_t = noise
+    memory: dict[str, Tensor] = {}
+    joined_tokens = cache(lambda branches: torch.cat([tokens[branch] for branch in branches]))
     calls = 0
     for index, t in enumerate(solver.timesteps):
-        branches = guidance.branches()
-        size = len(x_t)
-        times = t.to(x_t.device).expand(size * len(branches))
-        outputs = network(
-            torch.cat([x_t] * len(branches)),
+        times = t.to(x_t.device).expand(len(x_t))
+        branches = guidance.branches(float(schedule.sigma[t]))
+        outputs = branch_outputs(
+            {"cond": network, "uncond": network, "weak": weak_network},
+            x_t,
             times,
-            torch.cat([tokens[branch] for branch in branches]),
-        ).to(x_t.dtype)
+            branches,
+            joined_tokens,
+        )
         x0 = guidance.combine(
             {
                 branch: predicted_x0(
-                    output,
-                    x_t,
-                    times[:size],
-                    schedule=schedule,
-                    prediction_type=prediction_type,
+                    output, x_t, times, schedule=schedule, prediction_type=prediction_type
                 )
-                for branch, output in zip(branches, outputs.split(size), strict=True)
-            }
+                for branch, output in outputs.items()
+            },
+            memory,
         )
         if value_range is not None:
             x0 = x0.clamp(*value_range)

@@ -79,7 +79,10 @@ class NoiseSchedule:
 
     @property
     def sigma(self) -> Tensor:
-        """(T,) float64, rising: sqrt((1 - alpha_bar) / alpha_bar), the noise on an unscaled x0."""
+        """(T,) float64, rising: sqrt((1 - alpha_bar) / alpha_bar), the noise on an unscaled x0.
+
+        The noise level of EDM, Karras et al. 2022.
+        """
         return ((1 - self.alpha_bar) / self.alpha_bar).sqrt()
 
     def snr(self, t: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sfumato.base.errors import InputError, nearest
 from sfumato.base.section import Section
+from sfumato.diffusion.guidance import GuidanceConfig
 from sfumato.diffusion.schedule import DiffusionConfig, NoiseSchedule
 from sfumato.diffusion.spacing import TimestepSpacing, spaced_timesteps
 
@@ -40,6 +41,8 @@ class SamplingConfig(Section):
     """Denoising steps. A guided step costs two network calls an image, with Heun nearly four."""
     guidance_scale: float = 3.0
     """w of Eq. 1: 0 is unconditional, 1 conditional without guidance."""
+    guidance: GuidanceConfig = GuidanceConfig()
+    """Form of guidance, short (`apg:eta=0`) or as a section."""
     timestep_spacing: TimestepSpacing = "trailing"
     """Which timesteps are visited: `trailing` starts at the noisiest that the sampler takes."""
 
