@@ -194,6 +194,20 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tmp_path) -> 
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_the_loss_of_a_step_is_weighted_by_its_setting(tmp_path) -> None:
+    """Equal up to the weight of each image's noise level, here in closed form for v."""
+    losses = {}
+    t = torch.tensor([5, 500, 990])
+    for weight in ("uniform", "min_snr"):
+        run = prepare_run(tiny(f"training.loss_weight={weight}"), tmp_path / weight)
+        noise = torch.randn(2, 3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            losses[weight] = run.objective.loss(*noise, t, torch.zeros(3, dtype=torch.long))
+    snr = run.objective.schedule.snr(t)
+    expected = losses["uniform"] * (snr.clamp(max=5) / (snr + 1)).float()
+    torch.testing.assert_close(losses["min_snr"], expected)
+
+
 def test_learning_rate_warms_up_and_decays_in_closed_form() -> None:
     config = OptimizerConfig(lr=2.0, warmup_images=100, decay="cosine")
     for images in (0, 50, 99, 500, 1000):

@@ -251,6 +251,8 @@ def prepare_run(
         averaging=experiment.training.averaging,
         value_range=experiment.data.value_range,
         caption_dropout=experiment.training.caption_dropout,
+        loss_weight=experiment.training.loss_weight,
+        min_snr_gamma=experiment.training.min_snr_gamma,
         precision=experiment.training.precision,
     )
     training = experiment.training

@@ -140,10 +140,11 @@ def sample(
     x_t = noise
     memory: dict[str, Tensor] = {}
     joined_tokens = cache(lambda branches: torch.cat([tokens[branch] for branch in branches]))
+    sigmas = schedule.sigma[solver.timesteps].tolist()
     calls = 0
     for index, t in enumerate(solver.timesteps):
         times = t.to(x_t.device).expand(len(x_t))
-        branches = guidance.branches(float(schedule.sigma[t]))
+        branches = guidance.branches(sigmas[index])
         outputs = branch_outputs(
             {"cond": network, "uncond": network, "weak": weak_network},
             x_t,

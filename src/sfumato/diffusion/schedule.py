@@ -27,6 +27,8 @@ class DiffusionConfig(Section):
     """Last beta of the linear schedules (not used by squaredcos_cap_v2)."""
     prediction_type: PredictionType = "epsilon"
     """What the network predicts: the noise (the paper), v, or the clean image."""
+    rescale_zero_terminal_snr: bool = False
+    """Bend the schedule so that the last noise level is pure noise (Lin et al. 2023)."""
 
 
 def linear_betas(config: DiffusionConfig) -> Tensor:
@@ -60,18 +62,31 @@ BETA_SCHEDULES: dict[str, Callable[[DiffusionConfig], Tensor]] = {
 }
 
 
+def rescaled_to_zero_terminal_snr(alpha_bar: Tensor) -> Tensor:
+    """sqrt(alpha_bar) shifted to end at 0 and scaled to start where it did; (T,) to (T,).
+
+    Lin et al. 2023, Algorithm 1; the `rescale_betas_zero_snr` of diffusers.
+    """
+    root = alpha_bar.sqrt()
+    return ((root - root[-1]) * (root[0] / (root[0] - root[-1]))).square()
+
+
 @dataclass(frozen=True)
 class NoiseSchedule:
     """A variance-preserving forward process with T noise levels.
 
-    `alpha_bar`: (T,) float64, strictly falling in (0, 1); index t is an integer timestep.
+    `alpha_bar`: (T,) float64, strictly falling in [0, 1), 0 at the last level only; index t is an
+    integer timestep.
     """
 
     alpha_bar: Tensor
 
     @classmethod
     def from_config(cls, config: DiffusionConfig) -> "NoiseSchedule":
-        return cls(torch.cumprod(1 - BETA_SCHEDULES[config.beta_schedule](config), dim=0))
+        alpha_bar = torch.cumprod(1 - BETA_SCHEDULES[config.beta_schedule](config), dim=0)
+        if config.rescale_zero_terminal_snr:
+            alpha_bar = rescaled_to_zero_terminal_snr(alpha_bar)
+        return cls(alpha_bar)
 
     @property
     def num_train_timesteps(self) -> int:

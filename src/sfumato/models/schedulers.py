@@ -1,5 +1,6 @@
 """Samplers: diffusers schedulers by name, run over noise levels of our choice, fed with x0."""
 
+import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,11 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato.base.errors import InputError, nearest
+from sfumato.base.errors import ConfigError, InputError, nearest
 from sfumato.base.section import Section
 from sfumato.diffusion.guidance import GuidanceConfig
 from sfumato.diffusion.schedule import DiffusionConfig, NoiseSchedule
 from sfumato.diffusion.spacing import TimestepSpacing, spaced_timesteps
+
+ZERO_SNR_FLAG = "rescale_betas_zero_snr"
+"""What diffusers calls `diffusion.rescale_zero_terminal_snr`; not every scheduler has it."""
 
 PLACED_BY_US = (
     "use_karras_sigmas",
@@ -108,14 +112,25 @@ def build_scheduler(
     import diffusers
 
     sampler = SAMPLERS[sampler_name(name)]
-    return getattr(diffusers, sampler.scheduler_class)(
+    scheduler_class = getattr(diffusers, sampler.scheduler_class)
+    settings = dict(sampler.settings)
+    if diffusion.rescale_zero_terminal_snr:
+        if ZERO_SNR_FLAG not in inspect.signature(scheduler_class.__init__).parameters:
+            raise ConfigError(
+                f"The sampler {name} cannot start at zero terminal SNR: "
+                f"{sampler.scheduler_class} has no {ZERO_SNR_FLAG}.",
+                mend="Use another sampler, or train with "
+                "diffusion.rescale_zero_terminal_snr=false.",
+            )
+        settings[ZERO_SNR_FLAG] = True
+    return scheduler_class(
         num_train_timesteps=diffusion.num_train_timesteps,
         beta_schedule=diffusion.beta_schedule,
         beta_start=diffusion.beta_start,
         beta_end=diffusion.beta_end,
         prediction_type=diffusion.prediction_type,
         timestep_spacing=timestep_spacing,
-        **sampler.settings,
+        **settings,
     )
 
 
@@ -147,10 +162,13 @@ class SchedulerSolver:
             "clip_sample": False,
             "thresholding": False,
             "set_alpha_to_one": True,
+            ZERO_SNR_FLAG: False,  # `alpha_bar` has it already
         }
         self.scheduler = type(scheduler).from_config(
             scheduler.config, **{k: v for k, v in wanted.items() if k in scheduler.config}
         )
+        # At zero terminal SNR sigma is infinite: the floor that diffusers takes, too.
+        alpha_bar = alpha_bar.clamp_min(2**-24)
         # Not by way of `trained_betas`: in float32 these lose the noisiest levels.
         self.scheduler.alphas_cumprod = alpha_bar.flip(0)
         self.scheduler.set_timesteps(steps)
@@ -220,4 +238,11 @@ def sampler_of(scheduler: Any) -> tuple[str, Sampler]:
 def diffusion_of(scheduler: Any) -> DiffusionConfig:
     """The forward process that a diffusers scheduler was configured for."""
     config = scheduler.config
-    return DiffusionConfig(**{name: config[name] for name in DiffusionConfig.model_fields})
+    return DiffusionConfig(
+        beta_schedule=config["beta_schedule"],
+        num_train_timesteps=config["num_train_timesteps"],
+        beta_start=config["beta_start"],
+        beta_end=config["beta_end"],
+        prediction_type=config["prediction_type"],
+        rescale_zero_terminal_snr=config.get(ZERO_SNR_FLAG, False),
+    )

@@ -79,7 +79,7 @@ def loss_curve(records: list[dict[str, Any]]) -> bytes:
     axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.set_xlabel("images seen")
-    axes.set_ylabel("mean squared error")
+    axes.set_ylabel("training loss")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     buffer = io.BytesIO()

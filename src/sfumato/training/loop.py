@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sfumato.base.section import Section
 from sfumato.data.loading import Batch
+from sfumato.diffusion.targets import LossWeight
 from sfumato.models.ema import AveragingConfig
 from sfumato.training.checkpoint import Checkpoints, warn_of_changed_environment
 from sfumato.training.objectives import Objective, StepContext
@@ -34,6 +35,10 @@ class TrainingConfig(Section):
     """Parts a rank's batch is computed in, to save memory."""
     caption_dropout: float = 0.1
     """Share of captions replaced by the empty prompt, for classifier-free guidance."""
+    loss_weight: LossWeight = "uniform"
+    """Weight of the loss over noise levels: uniform, or min_snr (min-SNR-gamma)."""
+    min_snr_gamma: float = 5.0
+    """gamma of min_snr: signal-to-noise ratios above it weigh no more."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the network; weights stay float32."""
     optimizer: OptimizerConfig
@@ -60,6 +65,7 @@ class TrainingConfig(Section):
             "keep_checkpoints",
             "images",
             "epochs",
+            "min_snr_gamma",
         ):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive")

@@ -14,7 +14,7 @@ from sfumato.base.randomness import generator_for
 from sfumato.base.section import ValueRange
 from sfumato.data.loading import Batch
 from sfumato.diffusion.schedule import DiffusionConfig, NoiseSchedule
-from sfumato.diffusion.targets import training_target
+from sfumato.diffusion.targets import LOSS_WEIGHTS, LossWeight, training_target
 from sfumato.models.classifier import Classifier
 from sfumato.models.ema import AveragedModel, AveragingConfig
 from sfumato.text.prompts import PromptBank
@@ -104,6 +104,8 @@ class DiffusionObjective:
         averaging: AveragingConfig,
         value_range: ValueRange,
         caption_dropout: float,
+        loss_weight: LossWeight = "uniform",
+        min_snr_gamma: float = 5.0,
         precision: Literal["float32", "bfloat16"],
     ) -> None:
         self.unet = unet.train()
@@ -115,6 +117,8 @@ class DiffusionObjective:
         self.optimizer = build_optimizer(optimizer, unet)
         self.value_range = value_range
         self.caption_dropout = caption_dropout
+        self.loss_weight = loss_weight
+        self.min_snr_gamma = min_snr_gamma
         self.precision = precision
 
     def parts(self) -> dict[str, Stateful]:
@@ -152,14 +156,18 @@ class DiffusionObjective:
         return metrics
 
     def loss(self, x0: Tensor, eps: Tensor, t: Tensor, prompts: Tensor) -> Tensor:
-        """Mean squared error of the network's output for each image: (B,)."""
+        """Weighted mean squared error of the network's output for each image: (B,)."""
         x_t = self.schedule.add_noise(x0, eps, t)
         target = training_target(
             x0, eps, t, schedule=self.schedule, prediction_type=self.diffusion.prediction_type
         )
         with torch.autocast(x0.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             output = self.unet(x_t, t, self.bank.tokens(prompts), return_dict=False)[0]
-        return (output.float() - target).square().flatten(1).mean(1)
+        weight = LOSS_WEIGHTS[self.loss_weight](
+            self.schedule.snr(t), self.diffusion.prediction_type, self.min_snr_gamma
+        )
+        error = (output.float() - target).square().flatten(1).mean(1)
+        return error * weight.to(error)
 
 
 def dropped_captions(rate: float, count: int, generator: torch.Generator) -> Tensor:
