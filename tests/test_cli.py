@@ -24,6 +24,8 @@ TRAIN = [
     "--set",
     "training.checkpoint_every_images=32",
     "--set",
+    "training.averaging.halflife_images=32",
+    "--set",
     "sampling.steps=2",
 ]
 

@@ -11,6 +11,7 @@ from sfumato.data.sources import load_records
 from sfumato.evaluation import MetricCard, card_from_json, evaluate
 from sfumato.experiment import Experiment, load_experiment, run_experiment
 from sfumato.generation import ImageGenerator
+from sfumato.lint import lint_experiment, tell
 from sfumato.report.page import write_report
 from sfumato.report.pictures import scale_grid
 from sfumato.training.loop import Hook, Run
@@ -52,6 +53,7 @@ def run_demo(
     if fresh and folder.exists():
         folder = new_folder(folder)
     experiment = load_experiment("digits", overrides)
+    tell(lint_experiment(experiment))
     card_file = folder / "evaluation" / "card.json"
     result_files = (folder / "grid.png", folder / "report.html")
     run = run_experiment(experiment, folder, device=device, hooks=[progress], on_start=on_start)

@@ -22,6 +22,7 @@ from sfumato.models.unet import UNetConfig, build_unet
 from sfumato.pipeline import TextToImagePipeline, check_sampling_arguments, generators_from_seeds
 from sfumato.text.encoder import ClipTextEncoder, TextConfig, load_text_encoder
 from sfumato.training.checkpoint import Checkpoint, Checkpoints, load_part
+from sfumato.training.loop import TrainingConfig
 from sfumato.training.state import load_state
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class RunSections(Section):
     text: TextConfig
     model: UNetConfig
     diffusion: DiffusionConfig
+    training: TrainingConfig
     sampling: SamplingConfig
 
 
@@ -163,6 +165,7 @@ class ImageGenerator:
                 "images_seen": checkpoint.images_seen,
                 "weights_sha256": checkpoint.sha256("average"),
                 "text_encoder": encoder.identity,
+                "caption_dropout": sections.training.caption_dropout,
                 "data": sections.data.model_dump(mode="json"),
                 "sfumato": __version__,
             },

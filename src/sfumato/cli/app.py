@@ -99,14 +99,17 @@ def train(
         Path | None, typer.Option(help="The run's folder; started again on it, a run goes on.")
     ] = None,
     settings: Settings = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse what is warned of.")] = False,
     device: Device = "auto",
 ) -> None:
     """Train a preset. Interrupted and started again with the same --out, it goes on exactly."""
     from sfumato.cli.show import Progress, say, train_and_report
     from sfumato.demo import new_folder
     from sfumato.experiment import load_experiment
+    from sfumato.lint import lint_experiment, tell
 
     experiment = load_experiment(preset, settings or [])
+    tell(lint_experiment(experiment), strict=strict)
     folder = out or new_folder(Path("runs") / experiment.name)
     say(f"{experiment.name}: {experiment.about}\nRun folder {folder}")
     run = train_and_report(experiment, folder, device=device, progress=Progress())

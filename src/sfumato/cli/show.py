@@ -17,6 +17,7 @@ from sfumato.diffusion.guidance import GuidanceConfig
 from sfumato.evaluation import EvaluationConfig, MetricCard, evaluate
 from sfumato.experiment import Experiment, load_experiment, preset_names, run_experiment
 from sfumato.generation import ImageGenerator, settings_in_png
+from sfumato.lint import Drawing, lint_drawing, tell
 from sfumato.models.unet import parameter_count
 from sfumato.report.pictures import scale_grid
 from sfumato.training.hooks import BaseHook
@@ -148,6 +149,17 @@ def open_generator(
     return generator
 
 
+def tell_of_drawing(
+    generator: ImageGenerator,
+    *,
+    scales: Sequence[float] = (),
+    form: GuidanceConfig | None = None,
+) -> None:
+    """Warn of what the sampling rules find; without `scales` at the generator's own."""
+    scales = scales or (generator.pipeline.config["guidance_scale"],)
+    tell(lint_drawing(Drawing.of_generator(generator, scales, form or generator.guidance)))
+
+
 def parse_forms(texts: Sequence[str] | None) -> tuple[GuidanceConfig, ...]:
     return tuple(GuidanceConfig.parse(text) for text in texts or ())
 
@@ -168,6 +180,7 @@ def draw_to_files(
 ) -> None:
     if count < 1:
         raise InputError(f"--count {count} is out of range.", mend="Give 1 or more.")
+    tell_of_drawing(generator)
     wanted = [(prompt, seed + index) for prompt in prompts for index in range(count)]
     for picture in generator.draw([p for p, _ in wanted], [s for _, s in wanted]):
         settings = picture.settings
@@ -195,6 +208,9 @@ def write_grid(
     seed: int,
     out: Path,
 ) -> None:
+    scales = scales or DEFAULT_SCALES
+    for form in forms or [generator.guidance]:
+        tell_of_drawing(generator, scales=scales, form=form)
     labels: Sequence[str] = list(prompts)
     if not prompts:
         if generator.data is None:
@@ -207,14 +223,7 @@ def write_grid(
     if out.suffix.lower() != ".png":
         raise InputError(f"--out {out}: a grid is a PNG.", mend="End the name with .png.")
     path = unused(out)
-    picture = scale_grid(
-        generator,
-        prompts,
-        labels,
-        scales=scales or DEFAULT_SCALES,
-        forms=forms,
-        first_seed=seed,
-    )
+    picture = scale_grid(generator, prompts, labels, scales=scales, forms=forms, first_seed=seed)
     write_bytes(path, picture)
     say(str(path))
 
@@ -232,6 +241,7 @@ def evaluate_model(
     config = load_experiment(str(file)).evaluation if file.exists() else EvaluationConfig()
     folder = unused(out or model / "evaluation")
     scales = scales or config.guidance_scales
+    tell_of_drawing(generator, scales=scales)
     total = (count or config.count) * len(scales)
     line, drawn, started = Line(), 0, time.monotonic()
 
