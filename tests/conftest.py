@@ -16,7 +16,7 @@ from sfumato.data.sources import DataConfig, Records, load_records
 from sfumato.diffusion.schedule import NoiseSchedule, PredictionType
 from sfumato.diffusion.targets import PREDICTIONS
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+torch.set_num_threads(min(2, torch.get_num_threads()))  # two, or OMP_NUM_THREADS=1
 
 SMALL = [
     # The digits at their own 8x8 pixels and a network that trains in seconds.

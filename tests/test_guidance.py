@@ -24,7 +24,7 @@ from sfumato.diffusion.sampling import Network, Sampled, initial_noise, sample
 from sfumato.diffusion.schedule import DiffusionConfig, NoiseSchedule
 from sfumato.experiment import Experiment, load_experiment
 from sfumato.generation import ImageGenerator, settings_in_png
-from sfumato.models.schedulers import build_scheduler, taking_x0
+from sfumato.models.schedulers import build_scheduler, build_solver
 from sfumato.pipeline import generators_from_seeds
 from tests.conftest import IdealDenoiser
 
@@ -49,12 +49,10 @@ def pair(x0: dict, *names: str) -> dict:
 def draw(
     guidance, network: Network, labels, *, weak: Network | None = None, steps: int = 20
 ) -> Sampled:
-    scheduler = taking_x0(build_scheduler("DDIM", COSINE))
-    scheduler.set_timesteps(steps)
     cond = labels.float()[:, None, None]
     return sample(
         network,
-        scheduler,
+        build_solver(build_scheduler("DDIM", COSINE), steps=steps, generators=[]),
         schedule=SCHEDULE,
         prediction_type="v_prediction",
         noise=initial_noise((1, 8, 8), generators_from_seeds(range(len(labels)))),

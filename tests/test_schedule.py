@@ -11,9 +11,8 @@ from sfumato.models.schedulers import (
     SAMPLERS,
     Sampler,
     build_scheduler,
+    build_solver,
     diffusion_of,
-    sampler_of,
-    taking_x0,
 )
 from sfumato.pipeline import generators_from_seeds
 from tests.conftest import IdealDenoiser
@@ -174,19 +173,16 @@ def test_samplers_start_at_zero_terminal_snr(name: str, digits8) -> None:
     ideal = IdealDenoiser(digits8, schedule)
     labels = torch.arange(10)
     generators = generators_from_seeds(range(10))
-    taking = taking_x0(scheduler)
-    taking.set_timesteps(20)
     cond = labels.float()[:, None, None]
     sampled = sample(
         ideal,
-        taking,
+        build_solver(scheduler, steps=20, generators=generators),
         schedule=schedule,
         prediction_type="v_prediction",
         noise=initial_noise((1, 8, 8), generators),
         tokens={"cond": cond},
         guidance=ClassifierFreeGuidance(1.0),
         value_range=(-1.0, 1.0),
-        step_kwargs={"generator": generators} if sampler_of(taking)[1].draws_noise else {},
     )
     assert bool(torch.isfinite(sampled.x0).all())
     nearest = torch.cdist(sampled.x0.flatten(1).double(), ideal.images).argmin(1)

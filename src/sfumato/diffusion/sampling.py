@@ -111,7 +111,7 @@ def branch_outputs(
     outputs: dict[Branch, Tensor] = {}
     for network in dict.fromkeys(networks[branch] for branch in branches):
         assert network is not None, "this guidance needs a weak network"
-        together = tuple(branch for branch in branches if networks[branch] is network)
+        together: tuple[Branch, ...] = tuple(b for b in branches if networks[b] is network)
         count = len(together)
         joined = network(torch.cat([x_t] * count), t.repeat(count), tokens(together))
         outputs.update(zip(together, joined.to(x_t.dtype).split(len(x_t)), strict=True))
