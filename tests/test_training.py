@@ -10,9 +10,10 @@ from sfumato.base.errors import TrainingError
 from sfumato.base.images import to_float
 from sfumato.base.randomness import generator_for
 from sfumato.experiment import load_experiment, prepare_run, run_experiment
+from sfumato.training.checkpoint import Checkpoints
 from sfumato.training.hooks import BaseHook
 from sfumato.training.loop import train
-from sfumato.training.objectives import StepContext, dropped_captions
+from sfumato.training.objectives import dropped_captions
 from sfumato.training.optimizer import OptimizerConfig, learning_rate
 from sfumato.training.state import load_state, save_state
 from sfumato.training.tracking import read_records
@@ -165,22 +166,44 @@ def test_micro_batches_give_the_same_step_up_to_rounding(tmp_path) -> None:
     torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_draws_are_made_for_the_global_batch_and_sliced(world_size: int) -> None:
-    def noise(rank: int, world: int) -> torch.Tensor:
-        context = StepContext(
-            seed=0,
-            images_seen=64,
-            total_images=100,
-            batch_size=8,
-            rank=rank,
-            world_size=world,
-            device=torch.device("cpu"),
-        )
-        return context.local(torch.randn(8, 3, generator=context.generator("noise")))
+def test_dropout_layers_are_seeded_by_the_step_and_leave_the_global_generator(tmp_path) -> None:
+    global_state = torch.get_rng_state()
+    losses = {}
+    for name, start, disturb in (("a", 0, 0), ("again", 0, 99), ("later", 16, 0)):
+        run = prepare_run(tiny("model.dropout=0.5"), tmp_path / name)
+        run.images_seen = start
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(disturb)
+            losses[name] = float(run.objective.step(run.batches.at(0), run.context())["loss"])
+    assert losses["a"] == losses["again"]
+    assert losses["a"] != losses["later"]
+    assert torch.equal(torch.get_rng_state(), global_state)
 
-    parts = [noise(rank, world_size) for rank in range(world_size)]
-    assert torch.equal(torch.cat(parts), noise(0, 1))
+
+@pytest.mark.parametrize("steps", [2, 5])
+def test_with_dropout_layers_a_stopped_run_goes_on_exactly(steps, tmp_path) -> None:
+    settings = ("model.dropout=0.3", "training.micro_batches=2")
+    run_experiment(tiny(*settings), tmp_path / "unbroken")
+    with pytest.raises(SystemExit):
+        run_experiment(tiny(*settings), tmp_path / "broken", hooks=[StopAfter(steps)])
+    run_experiment(tiny(*settings), tmp_path / "broken")
+    assert equal_states(final_state(tmp_path / "broken"), final_state(tmp_path / "unbroken"))
+
+
+def test_a_checkpoint_at_an_epoch_is_the_first_step_at_or_after_it_and_is_kept(tmp_path) -> None:
+    settings = (
+        "training.images=4000",
+        "training.batch_size=400",
+        "training.checkpoint_epochs=[1,2]",
+        "training.keep_checkpoints=1",
+        "training.checkpoint_every_images=1000000",
+        "training.sample_every_images=1000000",
+    )
+    run_experiment(tiny(*settings), tmp_path / "run")
+    # 897 images an epoch: 1,200 and 2,000 are the first multiples of 400 at or after 1 and 2.
+    kept = Checkpoints(tmp_path / "run" / "checkpoints").all()
+    assert [checkpoint.images_seen for checkpoint in kept] == [1200, 2000, 4000]
+    assert kept[1].state["position"] == {"epoch": 2, "seed": 0, "samples": 206}
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tmp_path) -> None:

@@ -43,6 +43,7 @@ CHANGEABLE_ON_RESUME = {
     "training.log_every_images": "cadence",
     "training.sample_every_images": "cadence",
     "training.checkpoint_every_images": "cadence",
+    "training.checkpoint_epochs": "cadence",
     "training.keep_checkpoints": "output",
 }
 """Settings that may differ when a run goes on; any other difference is another experiment."""
@@ -270,6 +271,7 @@ def prepare_run(
         device=where,
         micro_batches=training.micro_batches,
         keep_checkpoints=training.keep_checkpoints,
+        milestones=training.milestones(len(records)),
         provenance={"experiment": experiment.name, "text_encoder": encoder.identity},
     )
     run.hooks = [

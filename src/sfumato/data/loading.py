@@ -23,6 +23,15 @@ class Batch:
     prompts: Tensor
 
 
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """A place in the order of the data: `samples` into epoch number `epoch` of `seed`'s order."""
+
+    epoch: int
+    seed: int
+    samples: int
+
+
 class SampleOrder:
     """The endless order of samples: epoch after epoch, each a permutation keyed by its number.
 
@@ -38,12 +47,17 @@ class SampleOrder:
     def _permutation(self, epoch: int) -> Tensor:
         return torch.randperm(self.count, generator=generator_for(self.seed, "order", epoch))
 
+    def position(self, images_seen: int) -> Position:
+        """Where the next sample comes from."""
+        epoch, samples = divmod(images_seen, self.count)
+        return Position(epoch=epoch, seed=self.seed, samples=samples)
+
     def indices(self, start: int, length: int) -> Tensor:
         """Sample indices (length,) at positions start, start + 1, ..."""
         parts = []
         while length > 0:
-            epoch, offset = divmod(start, self.count)
-            part = self._epoch(epoch)[offset : offset + length]
+            place = self.position(start)
+            part = self._epoch(place.epoch)[place.samples : place.samples + length]
             parts.append(part)
             start += len(part)
             length -= len(part)

@@ -27,16 +27,19 @@ def averaging_decay(config: AveragingConfig, *, images_seen: int, batch_size: in
 
 
 class AveragedModel(Generic[Module]):
-    """average <- decay average + (1 - decay) weights, after every optimizer step."""
+    """average <- decay average + (1 - decay) weights, after every optimizer step of `model`."""
 
     def __init__(self, model: Module, config: AveragingConfig) -> None:
         self.config = config
         self.module: Module = copy.deepcopy(model).eval().requires_grad_(False)
+        # Listed once: walking a U-Net's modules at every step costs as much as the averaging.
+        self._weights, self._buffers = list(model.parameters()), list(model.buffers())
+        self._averages = list(self.module.parameters())
+        self._copies = list(self.module.buffers())
 
     @torch.no_grad()
-    def update(self, model: Module, *, images_seen: int, batch_size: int) -> None:
+    def update(self, *, images_seen: int, batch_size: int) -> None:
         decay = averaging_decay(self.config, images_seen=images_seen, batch_size=batch_size)
-        averages, weights = list(self.module.parameters()), list(model.parameters())
-        torch._foreach_lerp_(averages, weights, 1 - decay)
-        for average, value in zip(self.module.buffers(), model.buffers(), strict=True):
+        torch._foreach_lerp_(self._averages, self._weights, 1 - decay)
+        for average, value in zip(self._copies, self._buffers, strict=True):
             average.copy_(value)

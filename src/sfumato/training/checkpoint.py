@@ -112,9 +112,16 @@ def load_part(part: Stateful, state: Mapping[str, Any], *, file: Path) -> None:
 class Checkpoints:
     """The checkpoints of one run."""
 
-    def __init__(self, folder: Path, *, keep: int = 2) -> None:
+    def __init__(
+        self, folder: Path, *, keep: int = 2, pinned: frozenset[int] = frozenset()
+    ) -> None:
+        """`keep`: the newest that stay; `pinned`: images seen of those that stay in any case."""
         self.folder = folder
         self.keep = keep
+        self._pinned = {self.path(images_seen) for images_seen in pinned}
+
+    def path(self, images_seen: int) -> Path:
+        return self.folder / f"images-{images_seen:09d}"
 
     def all(self) -> list[Checkpoint]:
         """Every checkpoint folder, oldest first; not yet verified."""
@@ -123,8 +130,8 @@ class Checkpoints:
     def save(
         self, parts: Mapping[str, Stateful], *, images_seen: int, extra: Mapping[str, Any]
     ) -> Checkpoint:
-        """Write a checkpoint, then remove all but the newest `keep`."""
-        path = self.folder / f"images-{images_seen:09d}"
+        """Write a checkpoint, then remove all but the newest `keep` and those that are pinned."""
+        path = self.path(images_seen)
         with whole_folder(path) as temporary:
             files = {}
             for name, part in parts.items():
@@ -139,7 +146,8 @@ class Checkpoints:
                 **extra,
             }
             write_json(temporary / "state.json", state)
-        for old in self.all()[: -self.keep]:
+        removable = [old for old in self.all() if old.path not in self._pinned]
+        for old in removable[: -self.keep]:
             if old.path != path:
                 shutil.rmtree(old.path, ignore_errors=True)
         return Checkpoint(path)

@@ -69,14 +69,17 @@ class SampleHook(BaseHook):
 
 
 class CheckpointHook(BaseHook):
-    """Checkpoints on a cadence, and at the end; last among the hooks, so that it saves theirs."""
+    """Checkpoints on a cadence, at milestones and at the end.
+
+    Last among the hooks, so that it saves theirs.
+    """
 
     def __init__(self, *, every_images: int) -> None:
         self.every_images = every_images
         self._saved_at = -1
 
     def after_step(self, run: Run, metrics: Mapping[str, Tensor]) -> None:
-        if run.due(self.every_images):
+        if run.due(self.every_images) or run.images_seen in run.milestones:
             run.save()
             self._saved_at = run.images_seen
 

@@ -4,8 +4,9 @@ The clock counts images. One step takes one global batch; what a step does belon
 objective, everything beside it to the hooks.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -14,7 +15,7 @@ from pydantic import model_validator
 from torch import Tensor
 
 from sfumato.base.section import Section
-from sfumato.data.loading import Batch
+from sfumato.data.loading import Batch, SampleOrder
 from sfumato.diffusion.targets import LossWeight
 from sfumato.models.ema import AveragingConfig
 from sfumato.training.checkpoint import Checkpoints, warn_of_changed_environment
@@ -51,6 +52,8 @@ class TrainingConfig(Section):
     """Images between two checkpoints."""
     keep_checkpoints: int = 2
     """The newest checkpoints that are kept."""
+    checkpoint_epochs: tuple[float, ...] = ()
+    """Epochs at which a checkpoint is made too, and kept: the first step at or after so many."""
 
     @model_validator(mode="after")
     def _in_range(self) -> "TrainingConfig":
@@ -71,9 +74,18 @@ class TrainingConfig(Section):
                 raise ValueError(f"{name} must be positive")
         if not 0 <= self.caption_dropout < 1:
             raise ValueError("caption_dropout is a share: at least 0, below 1")
+        if any(epoch <= 0 for epoch in self.checkpoint_epochs):
+            raise ValueError("checkpoint_epochs must be positive")
         if self.micro_batches > self.batch_size:
             raise ValueError("micro_batches cannot exceed batch_size")
         return self
+
+    def milestones(self, data_set_size: int) -> frozenset[int]:
+        """Images seen at the first step at or after each of `checkpoint_epochs`."""
+        return frozenset(
+            math.ceil(epoch * data_set_size / self.batch_size) * self.batch_size
+            for epoch in self.checkpoint_epochs
+        )
 
     def total_images(self, data_set_size: int) -> int:
         """Length of the run in images."""
@@ -87,6 +99,7 @@ class Batches(Protocol):
     """A source of batches whose order is a function of the position alone."""
 
     batch_size: int
+    order: SampleOrder
 
     def at(self, images_seen: int) -> Batch: ...
 
@@ -112,6 +125,7 @@ class Run:
     device: torch.device
     micro_batches: int = 1
     keep_checkpoints: int = 2
+    milestones: frozenset[int] = frozenset()
     provenance: dict[str, Any] = field(default_factory=dict)
     hooks: Sequence[Hook] = ()
     images_seen: int = 0
@@ -120,7 +134,9 @@ class Run:
 
     @property
     def checkpoints(self) -> Checkpoints:
-        return Checkpoints(self.folder / "checkpoints", keep=self.keep_checkpoints)
+        return Checkpoints(
+            self.folder / "checkpoints", keep=self.keep_checkpoints, pinned=self.milestones
+        )
 
     @property
     def finished(self) -> bool:
@@ -148,6 +164,7 @@ class Run:
             images_seen=self.images_seen,
             extra={
                 "step": self.step,
+                "position": asdict(self.batches.order.position(self.images_seen)),
                 "hooks": {type(hook).__name__: hook.state() for hook in self.hooks},
                 **self.provenance,
             },

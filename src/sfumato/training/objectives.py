@@ -1,6 +1,7 @@
 """What differs between methods: an objective owns networks, optimizers and one training step."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, Protocol
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from sfumato.base.errors import TrainingError
 from sfumato.base.images import to_float
-from sfumato.base.randomness import generator_for
+from sfumato.base.randomness import derived_seed, generator_for
 from sfumato.base.section import ValueRange
 from sfumato.data.loading import Batch
 from sfumato.diffusion.schedule import DiffusionConfig, NoiseSchedule
@@ -67,7 +68,7 @@ class Objective(Protocol):
 
 
 def finish_step(
-    module: torch.nn.Module,
+    parameters: Sequence[torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
     config: OptimizerConfig,
     loss: Tensor,
@@ -75,7 +76,7 @@ def finish_step(
 ) -> dict[str, Tensor]:
     """Check that loss and gradients are finite, clip, set the rate, step."""
     limit = float("inf") if config.max_grad_norm is None else config.max_grad_norm
-    grad_norm = torch.nn.utils.clip_grad_norm_(module.parameters(), limit, foreach=True)
+    grad_norm = torch.nn.utils.clip_grad_norm_(parameters, limit, foreach=True)
     if not bool(torch.isfinite(loss + grad_norm)):
         raise TrainingError(
             f"The loss is no longer finite after {context.images_seen:,} images (loss "
@@ -109,6 +110,7 @@ class DiffusionObjective:
         precision: Literal["float32", "bfloat16"],
     ) -> None:
         self.unet = unet.train()
+        self.parameters = list(unet.parameters())
         self.bank = bank
         self.schedule = NoiseSchedule.from_config(diffusion)
         self.diffusion = diffusion
@@ -120,36 +122,32 @@ class DiffusionObjective:
         self.loss_weight = loss_weight
         self.min_snr_gamma = min_snr_gamma
         self.precision = precision
+        self.has_dropout = has_dropout(unet)
 
     def parts(self) -> dict[str, Stateful]:
         return {"unet": self.unet, "average": self.average.module, "optimizer": self.optimizer}
 
     def step(self, batch: Batch, context: StepContext) -> dict[str, Tensor]:
-        shape = (context.batch_size, *batch.images.shape[1:])
-        eps = context.local(torch.randn(shape, generator=context.generator("noise")))
-        t = context.local(
-            torch.randint(
-                self.schedule.num_train_timesteps,
-                shape[:1],
-                generator=context.generator("timesteps"),
-            )
+        draws = draw_step(
+            batch.images.shape[1:],
+            context,
+            num_train_timesteps=self.schedule.num_train_timesteps,
+            caption_dropout=self.caption_dropout,
         )
-        dropped = context.local(
-            dropped_captions(self.caption_dropout, shape[0], context.generator("dropout"))
-        )
-        prompts = batch.prompts.masked_fill(dropped, PromptBank.NULL_INDEX)
+        prompts = batch.prompts.masked_fill(draws.dropped, PromptBank.NULL_INDEX)
         x0 = to_float(batch.images, self.value_range)
 
         self.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=context.device)
-        for part in context.parts():
+        for index, part in enumerate(context.parts()):
             share = (part.stop - part.start) / len(x0)
-            part_loss = self.loss(x0[part], eps[part], t[part], prompts[part]).mean() * share
+            with seeded_layers(context, micro_batch=index, needed=self.has_dropout):
+                losses = self.loss(x0[part], draws.eps[part], draws.t[part], prompts[part])
+            part_loss = losses.mean() * share
             part_loss.backward()
             loss += part_loss.detach()
-        metrics = finish_step(self.unet, self.optimizer, self.optimizer_config, loss, context)
+        metrics = finish_step(self.parameters, self.optimizer, self.optimizer_config, loss, context)
         self.average.update(
-            self.unet,
             images_seen=context.images_seen + context.batch_size,
             batch_size=context.batch_size,
         )
@@ -170,9 +168,65 @@ class DiffusionObjective:
         return error * weight.to(error)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Draws:
+    """One rank's random numbers of a step: `eps` (B, C, H, W); `t` (B,); `dropped` (B,) bool."""
+
+    eps: Tensor
+    t: Tensor
+    dropped: Tensor
+
+
+def draw_step(
+    image_shape: tuple[int, ...],
+    context: StepContext,
+    *,
+    num_train_timesteps: int,
+    caption_dropout: float,
+) -> Draws:
+    """Noise, timesteps and dropped captions of this rank's rows, drawn for the global batch.
+
+    `image_shape`: (C, H, W). A function of (seed, images seen, purpose) alone, so the same on any
+    number of ranks.
+    """
+    count = context.batch_size
+    return Draws(
+        eps=context.local(torch.randn((count, *image_shape), generator=context.generator("noise"))),
+        t=context.local(
+            torch.randint(num_train_timesteps, (count,), generator=context.generator("timesteps"))
+        ),
+        dropped=context.local(
+            dropped_captions(caption_dropout, count, context.generator("dropout"))
+        ),
+    )
+
+
 def dropped_captions(rate: float, count: int, generator: torch.Generator) -> Tensor:
     """(count,) bool: which captions are replaced by the null prompt, each with chance `rate`."""
     return torch.rand(count, generator=generator) < rate
+
+
+def has_dropout(module: torch.nn.Module) -> bool:
+    """Whether a layer of `module` draws random numbers in training."""
+    return any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in module.modules())
+
+
+@contextmanager
+def seeded_layers(context: StepContext, *, micro_batch: int, needed: bool) -> Iterator[None]:
+    """Inside, dropout layers draw by (seed, images seen, rank, micro-batch); the global generators
+    are as before afterwards. Nothing happens where it is not `needed`.
+    """
+    if not needed:
+        yield
+        return
+    seed = derived_seed(context.seed, context.images_seen, "layers", context.rank, micro_batch)
+    cuda = context.device.type == "cuda"
+    with torch.random.fork_rng(devices=[context.device] if cuda else []):
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            with torch.cuda.device(context.device):
+                torch.cuda.manual_seed(seed)
+        yield
 
 
 class ClassifierObjective:
@@ -180,6 +234,7 @@ class ClassifierObjective:
 
     def __init__(self, classifier: Classifier, optimizer: OptimizerConfig) -> None:
         self.classifier = classifier.train()
+        self.parameters = list(classifier.parameters())
         self.optimizer_config = optimizer
         self.optimizer = build_optimizer(optimizer, classifier)
 
@@ -196,7 +251,7 @@ class ClassifierObjective:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         return finish_step(
-            self.classifier, self.optimizer, self.optimizer_config, loss.detach(), context
+            self.parameters, self.optimizer, self.optimizer_config, loss.detach(), context
         )
 
 
