@@ -12,7 +12,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from sfumato.base.errors import InputError
 from sfumato.base.images import to_pil, to_uint8
-from sfumato.diffusion.guidance import Branch, GuidanceConfig
+from sfumato.diffusion.guidance import Branch, build_guidance, guidance_text, parse_guidance
 from sfumato.diffusion.sampling import Network, Sampled, Step, in_fixed_rows, initial_noise, sample
 from sfumato.diffusion.schedule import NoiseSchedule
 from sfumato.models.schedulers import build_solver, diffusion_of
@@ -33,7 +33,7 @@ class TextToImagePipeline(DiffusionPipeline):
         value_range: range of pixel values inside the network; x0 is clamped to it at every step.
         max_tokens: prompts are padded or cut to this many tokens.
         guidance_scale, num_inference_steps, guidance: used where a call does not give them;
-            `guidance` is a form of guidance as `GuidanceConfig` writes it, like `apg:eta=0`.
+            `guidance` is a form of guidance written short, like `apg:eta=0`.
         weak_unet: the weaker network of autoguidance, an earlier checkpoint of the same run.
         provenance: which run, checkpoint and data the weights come from.
     """
@@ -67,7 +67,7 @@ class TextToImagePipeline(DiffusionPipeline):
             max_tokens=max_tokens,
             guidance_scale=guidance_scale,
             num_inference_steps=num_inference_steps,
-            guidance=str(GuidanceConfig.parse(guidance)),
+            guidance=guidance_text(*parse_guidance(guidance)),
             provenance=provenance or {},
         )
         self._encoded: dict[str, Tensor] = {}
@@ -163,8 +163,12 @@ class TextToImagePipeline(DiffusionPipeline):
             num_train_timesteps=diffusion.num_train_timesteps,
         )
         device, dtype = self.unet.device, self.unet.dtype
-        form = GuidanceConfig.parse(self.config["guidance"] if guidance is None else guidance)
-        if form.needs_weak_network and self.weak_unet is None:
+        form = build_guidance(
+            *parse_guidance(self.config["guidance"] if guidance is None else guidance),
+            scale=scale,
+            value_range=self._value_range,
+        )
+        if form.away_from == "weak" and self.weak_unet is None:
             raise InputError(
                 "This pipeline has no weak_unet, the weaker network that autoguidance needs.",
                 mend="Draw from the run's folder, or export it with autoguidance in "
@@ -187,7 +191,7 @@ class TextToImagePipeline(DiffusionPipeline):
             prediction_type=diffusion.prediction_type,
             noise=initial_noise(shape, generators).to(device),
             tokens=self._tokens(prompts, negative_prompt),
-            guidance=form.build(scale=scale, value_range=self._value_range),
+            guidance=form,
             weak_network=None if self.weak_unet is None else network_of(self.weak_unet),
             value_range=self._value_range,
             on_step=on_step,

@@ -6,12 +6,13 @@ call and draws the same. All forms act on x0. A new form is a class here and a l
 `GUIDANCE_FORMS`; the fields that it adds are its parameters.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from sfumato.base.errors import InputError, nearest
@@ -214,8 +215,76 @@ def form_parameters(form: str) -> dict[str, float]:
     return {name: getattr(GUIDANCE_FORMS[form], name) for name in own}
 
 
+def build_guidance(
+    form: str,
+    parameters: Mapping[str, float],
+    *,
+    scale: float,
+    value_range: ValueRange = (-1.0, 1.0),
+) -> ClassifierFreeGuidance:
+    """A registered form at guidance scale `scale`; `ValueError` for a parameter out of range."""
+    return GUIDANCE_FORMS[form](scale, value_range, **parameters)
+
+
+def guidance_text(form: str, parameters: Mapping[str, float]) -> str:
+    """The short form, `apg:eta=0,momentum=-0.5`."""
+    values = (
+        f"{name}={int(value) if float(value).is_integer() else value!r}"
+        for name, value in parameters.items()
+    )
+    return ":".join(filter(None, (form, ",".join(values))))
+
+
+def parse_guidance(text: str) -> tuple[str, dict[str, float]]:
+    """A form and all its parameters from the short form.
+
+    `InputError` with the forms that there are.
+    """
+    try:
+        form, given = _split(text)
+        return form, _checked(form, given)
+    except ValueError as error:
+        raise InputError(
+            f"Guidance '{text}': {str(error).rstrip('.')}.",
+            mend="Forms and their parameters: "
+            + "; ".join(guidance_text(form, form_parameters(form)) for form in GUIDANCE_FORMS)
+            + ".",
+        ) from error
+
+
+def _split(text: str) -> tuple[str, dict[str, float]]:
+    """A form and the parameters that its short form gives; `ValueError` for what is no number."""
+    form, _, rest = text.partition(":")
+    given = {}
+    for part in filter(None, rest.split(",")):
+        name, separator, number = part.partition("=")
+        try:
+            given[name.strip()] = float(number)
+        except ValueError as error:
+            expected = "is not a number" if separator else "has no value"
+            raise ValueError(f"{part} {expected}; write {form}:name=number,...") from error
+    return form.strip(), given
+
+
+def _checked(form: str, given: Mapping[str, float]) -> dict[str, float]:
+    """All parameters of a form, those not given at its defaults; `ValueError` for a wrong one."""
+    if form not in GUIDANCE_FORMS:
+        near = nearest(form, list(GUIDANCE_FORMS))
+        raise ValueError(f"no form of guidance is named '{form}'. {near}")
+    known = form_parameters(form)
+    for name, value in given.items():
+        if name not in known:
+            near = nearest(name, list(known)) or "It has none."
+            raise ValueError(f"{form} has no parameter '{name}'. {near}")
+        if not math.isfinite(value):
+            raise ValueError(f"{name} should be a finite number")
+    parameters = {**known, **given}
+    build_guidance(form, parameters, scale=2.0)  # its own checks of the parameters
+    return parameters
+
+
 class GuidanceConfig(Section):
-    """A form of guidance and its parameters, without the scale.
+    """A form of guidance and its parameters, without the scale, as a section.
 
     Written short it is `apg:eta=0,momentum=-0.5`: in YAML, on the command line, in the pipeline's
     configuration and in a PNG.
@@ -231,50 +300,25 @@ class GuidanceConfig(Section):
     def _from_text(cls, values: Any) -> Any:
         if not isinstance(values, str):
             return values
-        form, _, rest = values.partition(":")
-        parameters = {}
-        for part in filter(None, rest.split(",")):
-            name, separator, number = part.partition("=")
-            try:
-                parameters[name.strip()] = float(number)
-            except ValueError as error:
-                expected = "is not a number" if separator else "has no value"
-                raise ValueError(f"{part} {expected}; write {form}:name=number,...") from error
-        return {"form": form.strip(), "parameters": parameters}
+        form, given = _split(values)
+        return {"form": form, "parameters": given}
 
     @model_validator(mode="after")
     def _known(self) -> "GuidanceConfig":
-        if self.form not in GUIDANCE_FORMS:
-            near = nearest(self.form, list(GUIDANCE_FORMS))
-            raise ValueError(f"no form of guidance is named '{self.form}'. {near}")
-        known = form_parameters(self.form)
-        for name in self.parameters:
-            if name not in known:
-                near = nearest(name, list(known)) or "It has none."
-                raise ValueError(f"{self.form} has no parameter '{name}'. {near}")
-        self.parameters.update({**known, **self.parameters})
-        self.build(scale=2.0)  # its own checks of the parameters
+        self.parameters.update(_checked(self.form, self.parameters))
         return self
 
     @classmethod
     def parse(cls, text: str) -> "GuidanceConfig":
         """From the short form; `InputError` with the forms that there are."""
-        try:
-            return cls.model_validate(text)
-        except ValidationError as error:
-            message = error.errors()[0]["msg"].removeprefix("Value error, ")
-            raise InputError(
-                f"Guidance '{text}': {message.rstrip('.')}.",
-                mend="Forms and their parameters: "
-                + "; ".join(str(cls(form=form)) for form in GUIDANCE_FORMS)
-                + ".",
-            ) from error
+        form, parameters = parse_guidance(text)
+        return cls(form=form, parameters=parameters)
 
     def build(
         self, *, scale: float, value_range: ValueRange = (-1.0, 1.0)
     ) -> ClassifierFreeGuidance:
         """The form itself at guidance scale `scale`."""
-        return GUIDANCE_FORMS[self.form](scale, value_range, **self.parameters)
+        return build_guidance(self.form, self.parameters, scale=scale, value_range=value_range)
 
     @property
     def needs_weak_network(self) -> bool:
@@ -282,21 +326,14 @@ class GuidanceConfig(Section):
 
     def __str__(self) -> str:
         """The short form with every parameter: enough to draw again."""
-        return _short(self.form, self.parameters)
+        return guidance_text(self.form, self.parameters)
 
     @property
     def label(self) -> str:
         """The short form with what differs from the defaults: for people."""
         defaults = form_parameters(self.form)
-        return _short(self.form, {k: v for k, v in self.parameters.items() if v != defaults[k]})
-
-
-def _short(form: str, parameters: Mapping[str, float]) -> str:
-    values = (
-        f"{name}={int(value) if float(value).is_integer() else value!r}"
-        for name, value in parameters.items()
-    )
-    return ":".join(filter(None, (form, ",".join(values))))
+        changed = {k: v for k, v in self.parameters.items() if v != defaults[k]}
+        return guidance_text(self.form, changed)
 
 
 def _per_image_std(x0: Tensor) -> Tensor:
