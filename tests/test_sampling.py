@@ -358,7 +358,7 @@ def agreement(generator, scale: float, *, own_loop_of_diffusers: bool) -> float:
             clip_sample=True,
         )
         scheduler.set_timesteps(20)
-        tokens = pipeline._tokens(prompts, "", ("cond", "uncond"))
+        tokens = pipeline._tokens(prompts, "")
         x_t = initial_noise((1, 8, 8), generators_from_seeds(range(100)))
         for t in scheduler.timesteps:
             with torch.no_grad():
