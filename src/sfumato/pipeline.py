@@ -12,6 +12,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from sfumato.base.errors import InputError
 from sfumato.base.images import to_pil, to_uint8
+from sfumato.base.section import ValueRange
 from sfumato.diffusion.guidance import Branch, build_guidance, guidance_text, parse_guidance
 from sfumato.diffusion.sampling import Network, Sampled, Step, in_fixed_rows, initial_noise, sample
 from sfumato.diffusion.schedule import NoiseSchedule
@@ -24,6 +25,21 @@ MAX_ENCODED_PROMPTS = 1024
 
 CPU_ROWS = 16
 """Rows of every network call on a CPU: an image's bits then do not depend on its batch."""
+
+
+def _unit(x0: Tensor, value_range: ValueRange) -> Tensor:
+    """x0 in the value range to [0, 1]."""
+    low, high = value_range
+    return (x0 - low) / (high - low)
+
+
+OUTPUT_TYPES: dict[str, Callable[[Tensor, ValueRange], Any]] = {
+    "pil": lambda x0, value_range: [to_pil(image) for image in to_uint8(x0, value_range)],
+    "pt": _unit,
+    "np": lambda x0, value_range: _unit(x0, value_range).permute(0, 2, 3, 1).cpu().numpy(),
+    "uint8": to_uint8,
+}
+"""(x0 (B, C, H, W), value range) to what a call returns."""
 
 
 class TextToImagePipeline(DiffusionPipeline):
@@ -71,7 +87,7 @@ class TextToImagePipeline(DiffusionPipeline):
             provenance=provenance or {},
         )
         self._encoded: dict[str, Tensor] = {}
-        self._encoded_by: CLIPTextModel | None = None
+        self._encoded_by: tuple[CLIPTextModel, torch.dtype, torch.device] | None = None
 
     @torch.no_grad()
     def __call__(
@@ -98,14 +114,23 @@ class TextToImagePipeline(DiffusionPipeline):
             seeds: one seed an image; the same seed gives the same image, alone or among others.
             generator: B CPU generators, or one for a single image, instead of seeds.
             negative_prompt: what guidance leads away from; the empty prompt as in training.
-            output_type: `pil`, `pt` (float (B, C, H, W) in [0, 1]) or `uint8` (B, C, H, W).
+            output_type: `pil`, `pt` (float (B, C, H, W) in [0, 1]), `np` (the same as an array,
+                (B, H, W, C)) or `uint8` (B, C, H, W).
+            callback_on_step_end: called with (pipeline, index, timestep, tensors) after every
+                network evaluation; the tensors are `latents`, the x_t after it, and `x0`.
 
         Returns:
             `ImagePipelineOutput(images)`, or a tuple with the images.
 
         Raises:
-            InputError: no prompt, or seeds, steps or guidance out of range.
+            InputError: no prompt, an output type that is not known, or seeds, steps or guidance
+                out of range.
         """
+        if output_type not in OUTPUT_TYPES:
+            raise InputError(
+                f"output_type '{output_type}' is not known.",
+                mend=f"Use one of {', '.join(OUTPUT_TYPES)}.",
+            )
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
 
         def on_step(step: Step) -> None:
@@ -122,19 +147,8 @@ class TextToImagePipeline(DiffusionPipeline):
             negative_prompt=negative_prompt,
             on_step=on_step,
         )
-        images = to_uint8(sampled.x0, self._value_range)
-        if output_type == "pil":
-            result: Any = [to_pil(image) for image in images]
-        elif output_type == "uint8":
-            result = images
-        elif output_type == "pt":
-            low, high = self._value_range
-            result = (sampled.x0 - low) / (high - low)
-        else:
-            raise InputError(
-                f"output_type '{output_type}' is not known.", mend="Use pil, pt or uint8."
-            )
-        return ImagePipelineOutput(images=result) if return_dict else (result,)
+        images = OUTPUT_TYPES[output_type](sampled.x0, self._value_range)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     @torch.no_grad()
     def sample(
@@ -153,7 +167,7 @@ class TextToImagePipeline(DiffusionPipeline):
         steps = (
             self.config["num_inference_steps"]
             if num_inference_steps is None
-            else (num_inference_steps)
+            else num_inference_steps
         )
         diffusion = diffusion_of(self.scheduler)
         check_sampling_arguments(
@@ -199,8 +213,10 @@ class TextToImagePipeline(DiffusionPipeline):
 
     def _tokens(self, prompts: Sequence[str], negative_prompt: str) -> dict[Branch, Tensor]:
         """(B, L, D) for each branch; every distinct prompt is encoded once."""
-        if self._encoded_by is not self.text_encoder or len(self._encoded) > MAX_ENCODED_PROMPTS:
-            self._encoded, self._encoded_by = {}, self.text_encoder
+        # Encoding in another dtype or on another device gives other numbers.
+        encoded_by = (self.text_encoder, self.text_encoder.dtype, self.text_encoder.device)
+        if self._encoded_by != encoded_by or len(self._encoded) > MAX_ENCODED_PROMPTS:
+            self._encoded, self._encoded_by = {}, encoded_by
         new = [p for p in dict.fromkeys([negative_prompt, *prompts]) if p not in self._encoded]
         if new:
             encoder = ClipTextEncoder(
@@ -219,7 +235,7 @@ class TextToImagePipeline(DiffusionPipeline):
         return {"cond": cond, "uncond": uncond, "weak": cond}
 
     @property
-    def _value_range(self) -> tuple[float, float]:
+    def _value_range(self) -> ValueRange:
         low, high = self.config["value_range"]
         return (low, high)
 
@@ -262,6 +278,11 @@ def _generators(
         generators = generators_from_seeds([secrets.randbits(62) for _ in range(count)])
     else:
         generators = [generator] if isinstance(generator, torch.Generator) else list(generator)
+    if any(generator.device.type != "cpu" for generator in generators):
+        raise InputError(
+            "Noise is drawn on the CPU, the same for every device.",
+            mend="Give seeds, or generators made with torch.Generator('cpu').",
+        )
     if len(generators) != count:
         raise InputError(
             f"{len(generators)} seeds for {count} images.", mend="Give one seed for each image."

@@ -12,8 +12,9 @@ from torch import Tensor
 from sfumato.base.errors import ConfigError, InputError, nearest
 from sfumato.base.section import Section
 from sfumato.diffusion.guidance import GuidanceConfig
-from sfumato.diffusion.schedule import DiffusionConfig, NoiseSchedule
+from sfumato.diffusion.schedule import BETA_SCHEDULES, DiffusionConfig, NoiseSchedule
 from sfumato.diffusion.spacing import TimestepSpacing, spaced_timesteps
+from sfumato.diffusion.targets import PREDICTIONS
 
 ZERO_SNR_FLAG = "rescale_betas_zero_snr"
 """What diffusers calls `diffusion.rescale_zero_terminal_snr`; not every scheduler has it."""
@@ -236,8 +237,19 @@ def sampler_of(scheduler: Any) -> tuple[str, Sampler]:
 
 
 def diffusion_of(scheduler: Any) -> DiffusionConfig:
-    """The forward process that a diffusers scheduler was configured for."""
+    """The forward process that a diffusers scheduler was configured for.
+
+    `InputError` for a schedule or a prediction that is not known here.
+    """
     config = scheduler.config
+    for setting, known in (("beta_schedule", BETA_SCHEDULES), ("prediction_type", PREDICTIONS)):
+        if config[setting] not in known:
+            raise InputError(
+                f"{type(scheduler).__name__} has the {setting} '{config[setting]}', which sfumato "
+                "does not know.",
+                mend=f"Use the model's own: {type(scheduler).__name__}.from_config("
+                "pipe.scheduler.config).",
+            )
     return DiffusionConfig(
         beta_schedule=config["beta_schedule"],
         num_train_timesteps=config["num_train_timesteps"],
