@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sfumato import __version__
 from sfumato.base.errors import ConfigError, InputError
-from sfumato.base.files import whole_folder
+from sfumato.base.files import whole_folder, write_text
 from sfumato.base.images import png_bytes, to_pil, to_uint8
 from sfumato.base.section import Section, validate
 from sfumato.data.sources import DataConfig
@@ -20,7 +20,9 @@ from sfumato.diffusion.schedule import DiffusionConfig
 from sfumato.models.schedulers import SamplingConfig, build_scheduler, diffusion_of, sampler_of
 from sfumato.models.unet import UNetConfig, build_unet
 from sfumato.pipeline import TextToImagePipeline, check_sampling_arguments, generators_from_seeds
+from sfumato.standalone import FILE_NAME, standalone_source
 from sfumato.text.encoder import ClipTextEncoder, TextConfig, load_text_encoder
+from sfumato.text.prompts import NULL
 from sfumato.training.checkpoint import Checkpoint, Checkpoints, load_part
 from sfumato.training.loop import TrainingConfig
 from sfumato.training.state import load_state
@@ -303,10 +305,19 @@ class ImageGenerator:
                 on_batch(len(part))
 
     def export(self, folder: Path) -> None:
-        """Write a diffusers folder (`model_index.json`, safetensors), whole or not at all."""
+        """Write a diffusers folder (`model_index.json`, safetensors), whole or not at all.
+
+        It carries our pipeline's code as one file, with which diffusers draws without sfumato. A
+        folder already there is replaced. `InputError` for a guidance scale or steps out of range.
+        """
+        config = self.pipeline.config
+        check_sampling_arguments(
+            [NULL], guidance_scale=config["guidance_scale"], steps=config["num_inference_steps"]
+        )
         self.use(guidance=self.with_weak_network(self.guidance))
         with whole_folder(folder) as temporary:
             self.pipeline.save_pretrained(temporary, safe_serialization=True)
+            write_text(temporary / FILE_NAME, standalone_source())
 
 
 def run_sections(folder: Path) -> RunSections:

@@ -194,6 +194,26 @@ def evaluate(
     )
 
 
+@app.command(epilog="Example: `sfumato export runs/demo --out my-model`")
+def export(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="A new or empty folder.")],
+    guidance: Guidance = None,
+    form: Form = None,
+    steps: Steps = None,
+    sampler: SamplerName = None,
+) -> None:
+    """Write a diffusers folder that draws with or without sfumato; no pickle."""
+    from sfumato.cli.show import check_is_empty, open_generator, say_how_to_load
+
+    check_is_empty(out)
+    generator = open_generator(
+        model, device="cpu", scheduler=sampler, guidance=guidance, form=form, steps=steps
+    )
+    generator.export(out)
+    say_how_to_load(out)
+
+
 @app.command(epilog="Example: `sfumato inspect samples/a-handwritten-digit-7-seed0.png`")
 def inspect(
     file: Annotated[Path, typer.Argument(help="A PNG that sfumato drew.")],

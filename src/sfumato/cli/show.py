@@ -304,6 +304,31 @@ def print_card(card: MetricCard) -> None:
     )
 
 
+def check_is_empty(folder: Path) -> None:
+    """`InputError` for a file or a folder that holds something."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(
+            f"{folder} is there already and not empty; nothing is overwritten.",
+            mend="Give --out a new folder.",
+        )
+
+
+def say_how_to_load(folder: Path) -> None:
+    say(
+        f"Written to {folder}.\n\n"
+        "With sfumato:\n"
+        "  from sfumato import TextToImagePipeline\n"
+        f'  pipe = TextToImagePipeline.from_pretrained("{folder}")\n\n'
+        "Without sfumato, by diffusers and transformers alone (it runs the folder's pipeline.py):\n"
+        "  from diffusers import DiffusionPipeline\n"
+        "  pipe = DiffusionPipeline.from_pretrained(\n"
+        f'      "{folder}", custom_pipeline="{folder}", trust_remote_code=True\n'
+        "  )\n\n"
+        "Then, the same picture from either:\n"
+        '  pipe("a prompt", seeds=[0]).images[0].save("picture.png")'
+    )
+
+
 def print_settings(file: Path) -> None:
     settings = settings_in_png(file)
     if not settings:
