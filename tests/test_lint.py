@@ -33,7 +33,7 @@ CAUGHT = {
     ),
     "spacing_off_the_trained_range": (
         ["sampling.timestep_spacing=leading"],
-        r"t = 900 of 999.* 16 % of their signal.*=trailing",
+        r"t = 900 of 999.* 15 % of their signal.*=trailing",
     ),
     "averaging_longer_than_the_run": (
         ["training.averaging.halflife_images=50000", "training.images=44000"],

@@ -52,7 +52,10 @@ Scales = Annotated[
     str | None, typer.Option("--scales", help="Guidance scales, with commas: 0,1,2,3,5.")
 ]
 Steps = Annotated[int | None, typer.Option(help="Denoising steps.")]
-SamplerName = Annotated[str | None, typer.Option(help="DDPM, DDIM or DPMSolver++.")]
+SamplerName = Annotated[
+    str | None,
+    typer.Option(help="DDPM, DDIM, DPMSolver++, UniPC, Euler, EulerAncestral or Heun."),
+]
 Seed = Annotated[int, typer.Option(help="Seed of the first image; the next ones count up.")]
 
 
