@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sfumato.base.errors import ConfigError, DamagedDataError, SfumatoError
-from sfumato.base.files import TEMPORARY_PREFIX, whole_folder, write_bytes
+from sfumato.base.files import TEMPORARY_PREFIX, remove_incomplete, whole_folder, write_bytes
 from sfumato.training.checkpoint import Checkpoints, ResumeWarning, warn_of_changed_environment
 
 
@@ -28,6 +28,21 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-7])
 
 
+class Killed(BaseException):
+    pass
+
+
+class Dying:
+    """A part at which a save breaks off."""
+
+    def state_dict(self):
+        raise Killed
+
+
+def images(checkpoints: Checkpoints) -> list[int]:
+    return [checkpoint.images_seen for checkpoint in checkpoints.all()]
+
+
 def test_latest_is_loaded_as_it_was_saved(checkpoints: Checkpoints) -> None:
     loaded = parts()
     checkpoint = checkpoints.latest()
@@ -39,7 +54,42 @@ def test_latest_is_loaded_as_it_was_saved(checkpoints: Checkpoints) -> None:
 
 def test_only_the_newest_are_kept(checkpoints: Checkpoints) -> None:
     checkpoints.save(parts(30), images_seen=30, extra={})
-    assert [checkpoint.images_seen for checkpoint in checkpoints.all()] == [20, 30]
+    assert images(checkpoints) == [20, 30]
+    Checkpoints(checkpoints.folder, keep=1).save(parts(40), images_seen=40, extra={})
+    assert images(checkpoints) == [40]
+    assert [path.name for path in checkpoints.folder.iterdir()] == ["images-000000040"]
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_the_last_good_one_stays_until_a_newer_is_whole(checkpoints: Checkpoints, keep) -> None:
+    """Also where a damaged one lies between them; that one goes, because the run passed it over."""
+    checkpoints.keep = keep
+    truncate(checkpoints.folder / "images-000000020" / "model.safetensors")
+    with pytest.warns(ResumeWarning, match="at 10 images"):
+        good = checkpoints.latest()
+    assert good is not None
+    checkpoints.remove_old(before=good.path)
+    with pytest.raises(Killed):
+        checkpoints.save({**parts(), "dying": Dying()}, images_seen=15, extra={})
+    assert images(checkpoints) == [10, 20]
+    checkpoints.save(parts(15), images_seen=15, extra={})
+    assert images(checkpoints) == ([15] if keep == 1 else [10, 15])
+    latest = checkpoints.latest()
+    assert latest is not None
+    assert latest.images_seen == 15
+
+
+def test_a_kill_while_an_old_one_is_removed_leaves_no_half_of_it(
+    checkpoints: Checkpoints, monkeypatch
+) -> None:
+    def dying(path: Path, **options: bool) -> None:
+        (path / "images-000000010" / "model.safetensors").unlink()
+        raise Killed
+
+    monkeypatch.setattr("shutil.rmtree", dying)
+    with pytest.raises(Killed):
+        checkpoints.save(parts(30), images_seen=30, extra={})
+    assert images(checkpoints) == [20, 30]
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "state"])
@@ -83,19 +133,12 @@ def test_another_architecture_is_named(checkpoints: Checkpoints) -> None:
 
 
 def test_a_kill_while_saving_leaves_the_old_ones_and_no_half(checkpoints: Checkpoints) -> None:
-    class Killed(BaseException):
-        pass
-
-    class Dying:
-        def state_dict(self):
-            raise Killed
-
     with pytest.raises(Killed):
         checkpoints.save({**parts(), "dying": Dying()}, images_seen=30, extra={})
-    assert [checkpoint.images_seen for checkpoint in checkpoints.all()] == [10, 20]
+    assert images(checkpoints) == [10, 20]
     half = checkpoints.folder / f"{TEMPORARY_PREFIX}abc"
     shutil.copytree(checkpoints.folder / "images-000000020", half)
-    checkpoints.remove_incomplete()
+    remove_incomplete(checkpoints.folder)
     assert not half.exists()
 
 
@@ -126,11 +169,17 @@ def test_a_full_device_is_told_and_nothing_is_lost(tmp_path: Path, monkeypatch) 
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_another_machine_is_a_warning() -> None:
-    from sfumato.training.checkpoint import environment
-
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("threads", 99), ("torch", "1.0"), ("python", "2.7"), ("instruction_set", "NEON")],
+)
+def test_another_machine_is_a_warning(checkpoints: Checkpoints, name: str, value) -> None:
+    """What is compared is what a checkpoint recorded."""
+    checkpoint = checkpoints.latest()
+    assert checkpoint is not None
+    recorded = checkpoint.state["environment"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warn_of_changed_environment(environment())
-    with pytest.warns(ResumeWarning, match=r"threads 99 ->"):
-        warn_of_changed_environment({**environment(), "threads": 99})
+        warn_of_changed_environment(recorded)
+    with pytest.warns(ResumeWarning, match=rf"\({name} {value} ->.*not bit for bit"):
+        warn_of_changed_environment({**recorded, name: value})

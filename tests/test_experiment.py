@@ -5,6 +5,7 @@ import pytest
 import yaml
 
 from sfumato.base.errors import ConfigError, InputError
+from sfumato.base.files import TEMPORARY_PREFIX
 from sfumato.experiment import (
     CHANGEABLE_ON_RESUME,
     Experiment,
@@ -137,6 +138,21 @@ def test_settings_that_may_change_on_resume_do(tmp_path: Path) -> None:
 
 def test_the_table_of_changeable_settings_names_real_ones() -> None:
     assert set(CHANGEABLE_ON_RESUME) <= set(setting_names(Experiment))
+
+
+def test_the_documentation_lists_exactly_the_changeable_settings() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text("utf-8")
+    _, _, after = text.partition(
+        "| may change when a run goes on | because it is |\n| --- | --- |\n"
+    )
+    table = after.partition("\n\n")[0].splitlines()
+    assert table == [f"| `{name}` | {why} |" for name, why in CHANGEABLE_ON_RESUME.items()]
+
+
+def test_a_start_that_was_killed_before_its_first_file_is_no_foreign_folder(tmp_path) -> None:
+    (tmp_path / f"{TEMPORARY_PREFIX}abc").write_text("name: dig")
+    claim_folder(load_experiment("digits"), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["experiment.yaml"]
 
 
 def test_differences_are_named_by_setting() -> None:

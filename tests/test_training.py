@@ -10,7 +10,7 @@ from sfumato.base.errors import TrainingError
 from sfumato.base.images import to_float
 from sfumato.base.randomness import generator_for
 from sfumato.experiment import load_experiment, prepare_run, run_experiment
-from sfumato.training.checkpoint import Checkpoints
+from sfumato.training.checkpoint import Checkpoints, ResumeWarning
 from sfumato.training.hooks import BaseHook
 from sfumato.training.loop import train
 from sfumato.training.objectives import dropped_captions
@@ -120,6 +120,31 @@ def test_a_request_to_stop_saves_and_the_run_goes_on_exactly(unbroken, tmp_path)
     assert (tmp_path / "run" / "checkpoints" / "images-000000048").is_dir()
     run_experiment(tiny(), tmp_path / "run")
     assert equal_states(final_state(tmp_path / "run"), final_state(unbroken))
+
+
+def test_a_run_started_elsewhere_goes_on_with_a_warning(tmp_path) -> None:
+    with pytest.raises(SystemExit):
+        run_experiment(tiny(), tmp_path / "run", hooks=[StopAfter(3)])
+    file = tmp_path / "run" / "checkpoints" / "images-000000032" / "state.json"
+    recorded = json.loads(file.read_text())
+    recorded["environment"]["threads"] = 99
+    file.write_text(json.dumps(recorded))
+    with pytest.warns(ResumeWarning, match="threads 99 ->"):
+        assert prepare_run(tiny(), tmp_path / "run").images_seen == 32
+
+
+def test_a_run_that_goes_on_and_stops_at_once_rewrites_nothing(tmp_path) -> None:
+    """A kill during the rewriting of the newest checkpoint could cost it."""
+
+    def request(run) -> None:
+        run.stop_requested = True
+
+    with pytest.raises(SystemExit):
+        run_experiment(tiny(), tmp_path / "run", hooks=[StopAfter(3)])
+    checkpoint = tmp_path / "run" / "checkpoints" / "images-000000032"
+    before = checkpoint.stat().st_ino
+    run_experiment(tiny(), tmp_path / "run", on_start=request)
+    assert checkpoint.stat().st_ino == before
 
 
 def test_log_is_the_mean_of_the_steps_since_the_last_line(unbroken, tmp_path) -> None:

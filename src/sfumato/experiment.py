@@ -11,7 +11,13 @@ from typing import Any
 import yaml
 
 from sfumato.base.errors import ConfigError, InputError, nearest
-from sfumato.base.files import make_folder, read_json, write_text
+from sfumato.base.files import (
+    is_temporary,
+    make_folder,
+    read_json,
+    remove_incomplete,
+    write_text,
+)
 from sfumato.base.section import Section, validate
 from sfumato.data.loading import DeviceBatches
 from sfumato.data.sources import DataConfig, Records, load_records
@@ -210,12 +216,14 @@ def claim_folder(experiment: Experiment, folder: Path) -> None:
                 f"{folder} holds another experiment: {shown}.",
                 mend="Choose another --out, or the settings of that folder to go on with it.",
             )
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and not all(is_temporary(path) for path in folder.iterdir()):
         raise ConfigError(
             f"{folder} exists and is not a run of sfumato.",
             mend="Choose a new or empty folder with --out; nothing there was touched.",
         )
     make_folder(folder)
+    for place in (folder, folder / "samples", folder / "checkpoints"):
+        remove_incomplete(place)
     text = experiment.to_yaml()
     if not file.exists() or file.read_text("utf-8") != text:
         write_text(file, text)

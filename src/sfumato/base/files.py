@@ -110,8 +110,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
                     sync(file)
             os.chmod(temporary, 0o755)  # mkdtemp makes folders that only their owner can enter
             if path.exists():
-                old = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=path.parent))
-                os.replace(path, old / path.name)
+                old = _set_aside(path)
                 os.replace(temporary, path)
                 shutil.rmtree(old)
             else:
@@ -120,6 +119,19 @@ def whole_folder(path: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder such that a kill at any moment leaves it whole or absent."""
+    with writing(path):
+        shutil.rmtree(_set_aside(path), ignore_errors=True)
+
+
+def _set_aside(path: Path) -> Path:
+    """Move `path` in one rename into a new temporary folder beside it, which is returned."""
+    aside = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=path.parent))
+    os.replace(path, aside / path.name)
+    return aside
 
 
 def sync(path: Path) -> None:
@@ -131,13 +143,19 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def is_temporary(path: Path) -> bool:
+    """Whether `path` is one that a killed process left half written, or is being written."""
+    return path.name.startswith(TEMPORARY_PREFIX)
+
+
 def remove_incomplete(folder: Path) -> None:
-    """Remove what a killed process left half written in `folder`."""
-    for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+    """Remove what a killed process left half written in `folder`, which need not exist."""
+    with writing(folder):
+        for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def sha256_of_file(path: Path) -> str:

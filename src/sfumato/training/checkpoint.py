@@ -6,7 +6,6 @@ the versions and threads it was made with.
 """
 
 import platform
-import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,11 +18,10 @@ import torch
 from sfumato.base.errors import ConfigError, DamagedDataError, InputError
 from sfumato.base.files import (
     read_json,
-    remove_incomplete,
+    remove_folder,
     sha256_of_file,
     whole_folder,
     write_json,
-    writing,
 )
 from sfumato.training.state import Stateful, load_state, save_state
 
@@ -130,7 +128,7 @@ class Checkpoints:
     def save(
         self, parts: Mapping[str, Stateful], *, images_seen: int, extra: Mapping[str, Any]
     ) -> Checkpoint:
-        """Write a checkpoint, then remove all but the newest `keep` and those that are pinned."""
+        """Write a checkpoint; once it is whole, remove what `keep` no longer covers."""
         path = self.path(images_seen)
         with whole_folder(path) as temporary:
             files = {}
@@ -146,11 +144,24 @@ class Checkpoints:
                 **extra,
             }
             write_json(temporary / "state.json", state)
-        removable = [old for old in self.all() if old.path not in self._pinned]
-        for old in removable[: -self.keep]:
-            if old.path != path:
-                shutil.rmtree(old.path, ignore_errors=True)
+        for newer in self.all():
+            if newer.path.name > path.name:  # damaged: the run went on from before it
+                remove_folder(newer.path)
+        self.remove_old(before=path)
         return Checkpoint(path)
+
+    def remove_old(self, *, before: Path) -> None:
+        """Keep `before`, a checkpoint known to be whole, and the newest `keep - 1` of the older.
+
+        Those that are pinned stay and do not count. So the last good checkpoint is never removed: a better one exists by then.
+        """
+        older = [
+            checkpoint
+            for checkpoint in self.all()
+            if checkpoint.path.name < before.name and checkpoint.path not in self._pinned
+        ]
+        for checkpoint in older[: max(0, len(older) - (self.keep - 1))]:
+            remove_folder(checkpoint.path)
 
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint that is whole; None if the run has none yet.
@@ -180,12 +191,6 @@ class Checkpoints:
                 mend=f"Restore the file from a backup, or remove {self.folder} to start again.",
             ) from damage
         return None
-
-    def remove_incomplete(self) -> None:
-        """Remove what a killed process left half written."""
-        if self.folder.is_dir():
-            with writing(self.folder):
-                remove_incomplete(self.folder)
 
 
 def warn_of_changed_environment(recorded: Mapping[str, Any]) -> None:

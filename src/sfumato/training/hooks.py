@@ -80,13 +80,22 @@ class CheckpointHook(BaseHook):
 
     def after_step(self, run: Run, metrics: Mapping[str, Tensor]) -> None:
         if run.due(self.every_images) or run.images_seen in run.milestones:
-            run.save()
-            self._saved_at = run.images_seen
+            self._save(run)
 
     def at_end(self, run: Run) -> None:
         if self._saved_at != run.images_seen and run.step:
-            run.save()
-            self._saved_at = run.images_seen
+            self._save(run)
+
+    def state(self) -> dict[str, Any]:
+        return {"saved_at": self._saved_at}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """A run that goes on and stops at once leaves the checkpoint it came from as it is."""
+        self._saved_at = state.get("saved_at", -1)
+
+    def _save(self, run: Run) -> None:
+        self._saved_at = run.images_seen
+        run.save()
 
 
 def cut_back_records(run: Run) -> None:

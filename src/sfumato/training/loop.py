@@ -172,10 +172,10 @@ class Run:
 
     def resume(self) -> bool:
         """Go back to the newest whole checkpoint; False if there is none."""
-        self.checkpoints.remove_incomplete()
         checkpoint = self.checkpoints.latest()
         if checkpoint is None:
             return False
+        self.checkpoints.remove_old(before=checkpoint.path)  # a kill may have come before that
         warn_of_changed_environment(checkpoint.state["environment"])
         checkpoint.load_into(self.objective.parts())
         self.images_seen, self.step = checkpoint.images_seen, checkpoint.state["step"]
