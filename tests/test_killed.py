@@ -1,0 +1,136 @@
+"""kill -9 at random moments: the run that goes on is the unbroken one, byte for byte."""
+
+import hashlib
+import multiprocessing
+import random
+import time
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from sfumato.base.files import TEMPORARY_PREFIX
+from sfumato.experiment import load_experiment, run_experiment
+
+SETTINGS = [
+    "data.resolution=8",
+    "model.block_out_channels=[8,16]",
+    "model.levels=[plain,attention]",
+    "training.images=160",
+    "training.log_every_images=48",
+    "training.sample_every_images=64",
+    "training.checkpoint_every_images=32",
+    "sampling.steps=2",
+]
+
+
+def go_on(folder: Path) -> None:
+    """What `sfumato train` does on `folder`, in a process that will be killed."""
+    torch.set_num_threads(1)
+    transformers.utils.logging.disable_progress_bar()  # a killed one leaks its semaphore
+    run_experiment(load_experiment("digits", SETTINGS), folder, device="cpu")
+
+
+class Processes:
+    """Starts runs in milliseconds: each is forked from a process that has imported everything."""
+
+    def __init__(self) -> None:
+        self.context: ForkServerContext = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(["pytest", "sklearn.datasets", "sfumato.experiment"])
+
+    def start(self, folder: Path) -> ForkServerProcess:
+        process = self.context.Process(target=go_on, args=(folder,))
+        process.start()
+        return process
+
+
+@dataclass(frozen=True)
+class Unbroken:
+    """A run that nobody killed, and how long such a run takes."""
+
+    files: dict[str, str]
+    seconds: float
+
+
+@pytest.fixture(scope="module")
+def processes() -> Processes:
+    return Processes()
+
+
+@pytest.fixture(scope="module")
+def unbroken(processes: Processes, tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
+    for name in ("warm", "timed"):  # the first one also starts the process that is forked
+        folder = tmp_path_factory.mktemp("unbroken") / name
+        started = time.monotonic()
+        process = processes.start(folder)
+        process.join()
+        seconds = time.monotonic() - started
+        assert process.exitcode == 0
+    return Unbroken(files=contents(folder), seconds=seconds)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """sha256 of every file below `folder`, by name."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@dataclass
+class Kills:
+    """What the kills of one test met."""
+
+    landed: int = 0
+    in_writes: int = 0
+    finished_runs: int = 0
+
+
+def kill_at_random(count: int, processes: Processes, unbroken: Unbroken, base: Path) -> Kills:
+    """Kill runs at `count` moments drawn evenly over a run, and compare every finished one."""
+    draw = random.Random(count)
+    kills = Kills()
+    folder = base / "0"
+    while kills.landed < count or folder.exists():
+        process = processes.start(folder)
+        # After the last kill the run in progress is let finish, so that it is compared, too.
+        process.join(draw.uniform(0, unbroken.seconds) if kills.landed < count else None)
+        process.kill()
+        process.join()
+        if process.exitcode != 0:
+            assert process.exitcode == -9, "the run failed by itself; its traceback is above"
+            kills.landed += 1
+            kills.in_writes += any(folder.rglob(f"{TEMPORARY_PREFIX}*"))
+            continue
+        assert contents(folder) == unbroken.files
+        kills.finished_runs += 1
+        folder = base / str(kills.finished_runs)
+    print(kills)
+    return kills
+
+
+def test_an_unbroken_run_writes_all_that_is_compared(unbroken: Unbroken) -> None:
+    names = set(unbroken.files)
+    assert {"experiment.yaml", "metrics.jsonl", "pipeline/model_index.json"} <= names
+    for images in ("128", "160"):
+        parts = ("unet.safetensors", "average.safetensors", "optimizer.safetensors", "state.json")
+        assert {f"checkpoints/images-000000{images}/{part}" for part in parts} <= names
+    assert {f"samples/images-000000{images}.png" for images in ("064", "128", "160")} <= names
+    assert not any(TEMPORARY_PREFIX in name for name in names)
+
+
+def test_killed_at_20_random_moments(processes, unbroken, tmp_path) -> None:
+    kills = kill_at_random(20, processes, unbroken, tmp_path)
+    assert kills.finished_runs >= 1
+
+
+@pytest.mark.slow
+def test_killed_at_100_random_moments(processes, unbroken, tmp_path) -> None:
+    """Enough kills that some fall into the writing of a checkpoint, a sample or the export."""
+    kills = kill_at_random(100, processes, unbroken, tmp_path)
+    assert kills.finished_runs >= 5
+    assert kills.in_writes >= 5
