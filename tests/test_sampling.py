@@ -6,7 +6,7 @@ import torch
 from sfumato.base.errors import InputError
 from sfumato.base.images import to_uint8
 from sfumato.diffusion.guidance import ClassifierFreeGuidance
-from sfumato.diffusion.sampling import in_fixed_rows, initial_noise, sample
+from sfumato.diffusion.sampling import in_equal_rows, in_fixed_rows, initial_noise, sample
 from sfumato.diffusion.schedule import BETA_SCHEDULES, DiffusionConfig, NoiseSchedule
 from sfumato.diffusion.spacing import SPACINGS, spaced_timesteps
 from sfumato.diffusion.targets import PREDICTIONS
@@ -310,6 +310,25 @@ def test_a_seed_gives_one_picture_alone_or_among_others(name, scale, small_gener
     small_generator.use(scheduler="DPMSolver++")
 
 
+@pytest.mark.parametrize("scale", [1.0, 5.0])
+def test_a_seed_gives_one_picture_in_calls_of_every_size(scale, small_generator) -> None:
+    """Float bits equal: 56 images (at w = 5, 112 rows: 64 + 32 + 16) and each ten by themselves."""
+    pipeline = small_generator.pipeline
+
+    def x0(start: int, stop: int) -> torch.Tensor:
+        return pipeline.sample(
+            [f"A handwritten digit {index % 10}" for index in range(start, stop)],
+            generators=generators_from_seeds(range(start, stop)),
+            guidance_scale=scale,
+            num_inference_steps=2,
+        ).x0
+
+    together = x0(0, 56)
+    alone = torch.cat([x0(start, min(start + 10, 56)) for start in range(0, 56, 10)])
+    assert torch.equal(together, alone)
+    assert torch.equal(x0(0, 56), together)  # now with sizes that were checked before
+
+
 def test_a_picture_says_where_sampling_started(small_generator) -> None:
     first = {}
     for name in ("DDIM", "Heun"):
@@ -377,3 +396,22 @@ def test_clipping_x0_but_not_eps_collapses_under_guidance(small_generator) -> No
     consistent = agreement(small_generator, 5.0, own_loop_of_diffusers=False)
     assert consistent >= 0.95
     assert inconsistent <= 0.5
+
+
+@pytest.mark.parametrize("depends", [False, True])
+def test_larger_calls_are_used_where_they_give_the_same_bits(depends: bool) -> None:
+    sizes = []
+
+    def network(x_t, t, tokens):
+        sizes.append(len(x_t))
+        return x_t * 2 + (len(x_t) * 1e-3 if depends else 0)
+
+    inputs = torch.randn(23, 1, 2, 2), torch.zeros(23), torch.zeros(23, 3, 4)
+    checked: dict = {}
+    call = in_equal_rows(network, 4, larger=(8, 16), checked=checked)
+    expected = in_fixed_rows(network, 4)(*inputs)
+    assert torch.equal(call(*inputs), expected)
+    assert list(checked.values()) == [not depends]
+    sizes.clear()
+    assert torch.equal(call(*inputs), expected)
+    assert sizes == ([4] * 6 if depends else [16, 4, 4])

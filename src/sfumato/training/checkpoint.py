@@ -153,7 +153,8 @@ class Checkpoints:
     def remove_old(self, *, before: Path) -> None:
         """Keep `before`, a checkpoint known to be whole, and the newest `keep - 1` of the older.
 
-        Those that are pinned stay and do not count. So the last good checkpoint is never removed: a better one exists by then.
+        Those that are pinned stay and do not count. So the last good checkpoint is never removed:
+        a better one exists by then.
         """
         older = [
             checkpoint
