@@ -46,10 +46,10 @@ def test_help_shows_every_command_with_an_example(sfumato) -> None:
     result = sfumato("--help")
     assert result.code == 0
     commands = ["demo", "train", "sample", "grid", "evaluate", "export", "inspect"]
-    for command in [*commands, "presets"]:
+    for command in [*commands, "presets", "bench"]:
         assert command in result.out
-    for command in commands:
-        page = sfumato(command, "--help")
+    for command in [*commands, "bench train", "bench sample"]:
+        page = sfumato(*command.split(), "--help")
         assert "Example:" in page.out
         assert len(set(re.findall(r"--[a-z]+", page.out))) <= 10
 

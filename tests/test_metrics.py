@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binomtest
+from scipy.stats import binom, binomtest, bootstrap
 
 from sfumato.metrics.frechet import FeatureStatistics, feature_statistics, frechet_distance
-from sfumato.metrics.intervals import wilson
+from sfumato.metrics.intervals import bootstrap_median, wilson
 from sfumato.metrics.pixels import saturated_share
 
 
@@ -21,6 +21,31 @@ def test_wilson_equals_scipy(k: int, n: int) -> None:
 def test_wilson_refuses_what_is_no_proportion(k: int, n: int) -> None:
     with pytest.raises(ValueError, match="no proportion"):
         wilson(k, n)
+
+
+@pytest.mark.parametrize("count", [7, 8, 31])
+def test_bootstrap_of_a_median_equals_scipy(count: int) -> None:
+    values = np.random.default_rng(count).normal(size=count)
+    theirs = bootstrap(
+        (values,), np.median, n_resamples=50_000, method="percentile", rng=np.random.default_rng(0)
+    ).confidence_interval
+    ours = bootstrap_median(values.tolist(), resamples=50_000)
+    assert ours.value == np.median(values)
+    assert ours.low == pytest.approx(theirs.low, abs=0.02)
+    assert ours.high == pytest.approx(theirs.high, abs=0.02)
+
+
+def test_bootstrap_of_a_median_equals_its_closed_form() -> None:
+    """Of 9 values, the k-th bounds a resample's median with P(Binomial(9, k / 9) >= 5)."""
+    ranks = [float(rank) for rank in range(1, 10)]
+    below = [binom.sf(4, 9, rank / 9) for rank in ranks]
+    for confidence in (0.8, 0.95):
+        tail = (1 - confidence) / 2
+        ours = bootstrap_median(ranks, confidence=confidence)
+        assert ours.low == next(r for r, p in zip(ranks, below, strict=True) if p >= tail)
+        assert ours.high == next(r for r, p in zip(ranks, below, strict=True) if p >= 1 - tail)
+    with pytest.raises(ValueError, match="no values"):
+        bootstrap_median([])
 
 
 def test_frechet_equals_the_closed_form_of_diagonal_gaussians() -> None:

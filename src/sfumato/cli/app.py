@@ -26,6 +26,10 @@ app = typer.Typer(
 )
 presets_app = typer.Typer(help="List the presets, or show one in full.", no_args_is_help=True)
 app.add_typer(presets_app, name="presets")
+bench_app = typer.Typer(
+    help="Time our training and sampling beside a plain loop over diffusers.", no_args_is_help=True
+)
+app.add_typer(bench_app, name="bench")
 
 Model = Annotated[str, typer.Argument(help="A run folder, or an exported pipeline folder.")]
 Settings = Annotated[
@@ -244,6 +248,53 @@ def presets_show(
     from sfumato.experiment import load_experiment
 
     typer.echo(load_experiment(preset, settings or []).to_yaml(), nl=False)
+
+
+Pairs = Annotated[int, typer.Option(help="Pairs of timings, taken in turn; at least 7.")]
+Record = Annotated[Path | None, typer.Option("--out", help="JSON to write, with every timing.")]
+
+
+@bench_app.command("train", epilog="Example: `sfumato bench train digits --out bench.json`")
+def bench_train(
+    preset: Annotated[str, typer.Argument(help="A preset's name or a YAML file.")] = "digits",
+    pairs: Pairs = 15,
+    steps: Annotated[int, typer.Option(help="Training steps of each timing.")] = 8,
+    settings: Settings = None,
+    out: Record = None,
+    device: Device = "auto",
+) -> None:
+    """Our training step against a bare loop on the same network, data and batch."""
+    from sfumato.cli.show import bench_training
+
+    bench_training(preset, settings or [], pairs=pairs, steps=steps, device=device, out=out)
+
+
+@bench_app.command("sample", epilog="Example: `sfumato bench sample runs/demo --scales 0,1,5`")
+def bench_sample(
+    model: Annotated[
+        str, typer.Argument(help="A run, an exported pipeline, or a preset (untrained).")
+    ] = "digits",
+    scales: Scales = "0,1,5",
+    batch: Annotated[int, typer.Option(help="Images drawn at once.")] = 32,
+    pairs: Pairs = 9,
+    steps: Steps = None,
+    sampler: SamplerName = None,
+    out: Record = None,
+    device: Device = "auto",
+) -> None:
+    """Our sampling against the paper's loop, with the same scheduler, steps and batch."""
+    from sfumato.cli.show import bench_sampling, parse_scales
+
+    bench_sampling(
+        model,
+        scales=parse_scales(scales) or (),
+        batch=batch,
+        pairs=pairs,
+        steps=steps,
+        scheduler=sampler,
+        device=device,
+        out=out,
+    )
 
 
 def main() -> None:

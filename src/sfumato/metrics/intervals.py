@@ -1,8 +1,11 @@
 """Confidence intervals."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
-from statistics import NormalDist
+from statistics import NormalDist, median
+
+import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,5 +39,39 @@ def wilson(successes: int, count: int, *, confidence: float = 0.95) -> Proportio
         count=count,
         low=0.0 if successes == 0 else centre - half,
         high=1.0 if successes == count else centre + half,
+        confidence=confidence,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Median:
+    """The median of `count` values, with the interval [low, high] that holds at `confidence`."""
+
+    value: float
+    count: int
+    low: float
+    high: float
+    confidence: float
+
+
+def bootstrap_median(
+    values: Sequence[float], *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> Median:
+    """Percentile bootstrap interval of a median (Efron 1979); the same for the same `seed`.
+
+    `ValueError` for no values.
+    """
+    if not values:
+        raise ValueError("no values have no median")
+    count = len(values)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(count, (resamples, count), generator=generator)
+    medians = torch.tensor(values, dtype=torch.float64)[drawn].quantile(0.5, dim=1)
+    tail = (1 - confidence) / 2
+    return Median(
+        value=median(values),
+        count=count,
+        low=float(medians.quantile(tail)),
+        high=float(medians.quantile(1 - tail)),
         confidence=confidence,
     )

@@ -1,0 +1,128 @@
+"""Speed beside a plain loop over diffusers. The bars are for a quiet machine.
+
+Here they are loose, and in CPU time, so that a busy machine reaches them, too.
+"""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from sfumato.base.errors import InputError
+from sfumato.bench import (
+    LEAST_PAIRS,
+    compare,
+    compare_sampling,
+    compare_training,
+    plain_sampling,
+    plain_training,
+    untrained_generator,
+)
+from sfumato.experiment import load_experiment, prepare_run
+from sfumato.pipeline import generators_from_seeds
+
+TINY = [
+    "data.resolution=8",
+    "model.block_out_channels=[16,32]",
+    "model.levels=[plain,attention]",
+    "sampling.steps=3",
+]
+LOOSE = 0.7
+
+
+def tiny(*more: str):
+    return load_experiment("digits", [*TINY, *more])
+
+
+def test_a_training_step_keeps_up_with_a_bare_loop() -> None:
+    comparison = compare_training(tiny(), pairs=9, steps=3, device="cpu", clock=time.process_time)
+    assert comparison.ratio.value >= LOOSE
+    assert len(comparison.ours_seconds) == len(comparison.plain_seconds) == 9
+    assert comparison.ratio.low <= comparison.ratio.value <= comparison.ratio.high
+    assert comparison.images == 48
+
+
+def test_sampling_keeps_up_and_needs_half_the_calls_without_guidance() -> None:
+    # In smaller networks a call's fixed costs hide how many rows it has.
+    generator = untrained_generator(tiny("model.block_out_channels=[32,64]"), device="cpu")
+    one_call, guided = compare_sampling(
+        generator, scales=(1, 5), batch=32, pairs=7, clock=time.process_time
+    )
+    assert guided.ratio.value >= LOOSE
+    assert one_call.ratio.value >= 1.3  # at best 2: 64 rows against 32
+    assert (one_call.bar, guided.bar) == (1.8, 0.97)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_the_plain_loop_trains(prediction_type: str, tmp_path: Path) -> None:
+    """So it is no straw man: its loss falls."""
+    experiment = tiny(f"diffusion.prediction_type={prediction_type}")
+    step = plain_training(experiment, prepare_run(experiment, tmp_path / "run"))
+    losses = [float(step().detach()) for _ in range(40)]
+    assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
+def test_the_plain_sampling_loop_draws_the_same_pictures(scale: float) -> None:
+    """Where the two agree on the noise levels: DDIM in steps that divide T, nothing clipped."""
+    generator = untrained_generator(tiny("data.value_range=[-50, 50]"), device="cpu")
+    generator.use(scheduler="DDIM", steps=4)
+    plain = plain_sampling(generator.pipeline, ["A handwritten digit 3"], scale=scale)()
+    ours = generator.pipeline.sample(
+        ["A handwritten digit 3"], generators=generators_from_seeds([0]), guidance_scale=scale
+    ).x0
+    torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-3)
+
+
+def test_the_order_changes_from_pair_to_pair_and_warming_up_is_not_timed() -> None:
+    calls: list[str] = []
+    comparison = compare(
+        "calls",
+        lambda: calls.append("o"),
+        lambda: calls.append("p"),
+        pairs=LEAST_PAIRS,
+        bar=1.0,
+        images=1,
+        device=torch.device("cpu"),
+        clock=time.perf_counter,
+    )
+    assert "".join(calls[2:]) == "oppo" * 3 + "op"
+    assert len(calls) == 2 * (LEAST_PAIRS + 1)
+    assert comparison.ratio.count == LEAST_PAIRS
+
+
+def test_too_few_pairs_steps_or_images_are_refused() -> None:
+    with pytest.raises(InputError, match="6 pairs"):
+        compare_training(tiny(), pairs=6, steps=1, device="cpu")
+    with pytest.raises(InputError, match="0 steps"):
+        compare_training(tiny(), pairs=7, steps=0, device="cpu")
+    with pytest.raises(InputError, match="batch of 0"):
+        compare_sampling(untrained_generator(tiny(), device="cpu"), scales=(), batch=0, pairs=7)
+
+
+def test_the_commands_print_a_table_and_write_a_record(sfumato, tmp_path: Path) -> None:
+    preset = tmp_path / "tiny.yaml"
+    preset.write_text(tiny().to_yaml())
+    trained = sfumato(
+        *("bench", "train", str(preset), "--pairs", "7", "--steps", "1"),
+        *("--out", str(tmp_path / "train.json")),
+    )
+    assert trained.code == 0, trained.err
+    assert "training step" in trained.out
+    record = json.loads((tmp_path / "train.json").read_text())
+    (comparison,) = record["comparisons"]
+    assert comparison["ratio"]["count"] == len(comparison["ours_seconds"]) == 7
+    assert record["environment"]["torch"] == torch.__version__
+    assert record["batch_size"] == 16
+
+    drawn = sfumato(
+        *("bench", "sample", str(preset), "--pairs", "7", "--steps", "2", "--batch", "4"),
+        *("--scales", "0,5", "--sampler", "ddpm", "--out", str(tmp_path / "sample.json")),
+    )
+    assert drawn.code == 0, drawn.err
+    assert "w = 5" in drawn.out
+    record = json.loads((tmp_path / "sample.json").read_text())
+    assert (record["scheduler"], record["steps"]) == ("DDPM", 2)
+    assert [row["bar"] for row in record["comparisons"]] == [1.8, 0.97]
