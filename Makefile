@@ -1,13 +1,14 @@
 # make demo   train on real digits, draw them from captions, measure, write runs/demo/report.html
 # make test   lint, format, types, floors, tests (no demo)
-# Both make the environment in .venv first; a second call reuses it.
+# make slow   the tests that take minutes: 100 kills, every sampler on every trained pair
+# Each makes the environment in .venv first; a second call reuses it.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types floors unit environment clean
+.PHONY: demo test slow lint types floors unit environment clean
 
 demo: environment
 	$(BIN)/sfumato demo
@@ -34,6 +35,9 @@ floors:
 
 unit:
 	$(BIN)/python -m pytest -m "not slow"
+
+slow: environment
+	$(BIN)/python -m pytest -m slow
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .import_linter_cache

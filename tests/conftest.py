@@ -12,10 +12,12 @@ import pytest
 import torch
 
 from sfumato.base.images import to_float
+from sfumato.base.memory import keep_freed_memory
 from sfumato.data.sources import DataConfig, Records, load_records
 from sfumato.diffusion.schedule import NoiseSchedule, PredictionType
 from sfumato.diffusion.targets import PREDICTIONS
 
+keep_freed_memory()
 torch.set_num_threads(min(2, torch.get_num_threads()))  # two, or OMP_NUM_THREADS=1
 
 SMALL = [

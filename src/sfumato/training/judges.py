@@ -29,7 +29,7 @@ from sfumato.training.objectives import ClassifierObjective
 from sfumato.training.optimizer import OptimizerConfig
 from sfumato.training.state import load_state, save_state
 
-RECIPE = {"seed": 0, "batch_size": 64, "images": 30_000, "format": 1}
+RECIPE = {"seed": 0, "batch_size": 64, "images": 15_000, "format": 1}
 OPTIMIZER = OptimizerConfig(lr=2e-3, weight_decay=0.05, warmup_images=1_000, decay="cosine")
 _EVALUATION_ROWS = 256
 
