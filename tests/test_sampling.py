@@ -415,3 +415,10 @@ def test_larger_calls_are_used_where_they_give_the_same_bits(depends: bool) -> N
     sizes.clear()
     assert torch.equal(call(*inputs), expected)
     assert sizes == ([4] * 6 if depends else [16, 4, 4])
+
+
+def test_what_the_pipeline_returns_is_an_ordinary_tensor(small_generator) -> None:
+    pipeline = small_generator.pipeline
+    images = pipeline("A handwritten digit 3", seeds=[0], output_type="pt").images
+    images.mul_(0.5)  # refused for tensors of inference mode
+    assert not images.is_inference()
