@@ -1,6 +1,6 @@
 # make demo   train on real digits, draw them from captions, measure, write runs/demo/report.html
 # make test   lint, format, types, floors, tests (no demo)
-# make slow   the tests that take minutes: 100 kills, every sampler on every trained pair
+# make slow   the tests that take minutes: 100 kills
 # Each makes the environment in .venv first; a second call reuses it.
 
 PYTHON ?= python3
@@ -34,7 +34,7 @@ floors:
 	$(BIN)/lint-imports
 
 unit:
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not soak"
 
 slow: environment
 	$(BIN)/python -m pytest -m slow

@@ -23,7 +23,7 @@ def agreement(generator: ImageGenerator, judge, *, sampler: str, steps: int) -> 
     return 100 * float((predicted == labels).double().mean())
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_samplers_agree_with_ddpm_at_1000_steps(schedule: str, prediction: str, tmp_path) -> None:
