@@ -159,3 +159,28 @@ def test_differences_are_named_by_setting() -> None:
     a, b = load_experiment("digits"), load_experiment("digits", ["training.optimizer.lr=1"])
     assert list(differences(a, b)) == ["training.optimizer.lr"]
     assert json.dumps(differences(a, b))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("seed=-1", "seed lies between 0"),
+        ("sampling.steps=-2", "sampling.steps lies between 1 and 1000"),
+        ("sampling.steps=1001", "sampling.steps lies between 1 and 1000"),
+        ("sampling.guidance_scale=-1", "sampling.guidance_scale lies between 0"),
+    ],
+)
+def test_what_would_fail_after_training_is_refused_before_it(setting: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_experiment("digits", [setting])
+    assert "caption_dropout" not in caught.value.what  # the section's values are not poured out
+
+
+def test_a_run_is_not_shortened_to_before_its_checkpoint(tmp_path) -> None:
+    claim_folder(load_experiment("digits"), tmp_path)
+    (tmp_path / "checkpoints" / "images-000033008").mkdir(parents=True)
+    before = (tmp_path / "experiment.yaml").read_text("utf-8")
+    with pytest.raises(ConfigError, match="trained on 33,008 images already"):
+        claim_folder(load_experiment("digits", ["training.images=200"]), tmp_path)
+    assert (tmp_path / "experiment.yaml").read_text("utf-8") == before
+    claim_folder(load_experiment("digits", ["training.images=40000"]), tmp_path)

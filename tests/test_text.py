@@ -6,7 +6,7 @@ import torch
 
 from sfumato.base.errors import InputError
 from sfumato.text.encoder import TextCondition, TextConfig, load_text_encoder
-from sfumato.text.prompts import PromptBank, TruncatedPromptWarning
+from sfumato.text.prompts import PromptBank, TruncatedPromptWarning, warn_of_cut_prompts
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +124,11 @@ def test_a_cut_prompt_is_named_with_what_it_lost(encoder) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         PromptBank(encoder, ["A handwritten digit 3"])
+
+
+def test_a_long_or_odd_prompt_does_not_flood_the_warning() -> None:
+    with pytest.warns(TruncatedPromptWarning) as caught:
+        warn_of_cut_prompts({"word " * 500: "word " * 490, "a\x1b[31m\nb": "c"}, 8)
+    message = str(caught[0].message)
+    assert len(message) < 400
+    assert message.isprintable()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import model_validator
 
 from sfumato.base.errors import ConfigError, InputError, nearest
 from sfumato.base.files import (
@@ -30,6 +31,7 @@ from sfumato.models.unet import UNetConfig, build_unet
 from sfumato.report.pictures import labelled_grid
 from sfumato.text.encoder import ClipTextEncoder, TextConfig, load_text_encoder
 from sfumato.text.prompts import PromptBank
+from sfumato.training.checkpoint import Checkpoints
 from sfumato.training.hooks import (
     CheckpointHook,
     LogHook,
@@ -71,6 +73,22 @@ class Experiment(Section):
     training: TrainingConfig
     sampling: SamplingConfig = SamplingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _in_range(self) -> "Experiment":
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed lies between 0 and 2**63 - 1 (got {self.seed})")
+        levels = self.diffusion.num_train_timesteps
+        if not 1 <= self.sampling.steps <= levels:
+            raise ValueError(
+                f"sampling.steps lies between 1 and {levels} (got {self.sampling.steps})"
+            )
+        if not 0 <= self.sampling.guidance_scale <= 1000:
+            raise ValueError(
+                "sampling.guidance_scale lies between 0 and 1000 "
+                f"(got {self.sampling.guidance_scale:g})"
+            )
+        return self
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -221,12 +239,28 @@ def claim_folder(experiment: Experiment, folder: Path) -> None:
             f"{folder} exists and is not a run of sfumato.",
             mend="Choose a new or empty folder with --out; nothing there was touched.",
         )
+    _refuse_a_length_already_passed(experiment, folder)
     make_folder(folder)
     for place in (folder, folder / "samples", folder / "checkpoints"):
         remove_incomplete(place)
     text = experiment.to_yaml()
     if not file.exists() or file.read_text("utf-8") != text:
         write_text(file, text)
+
+
+def _refuse_a_length_already_passed(experiment: Experiment, folder: Path) -> None:
+    """A run cannot be shortened to before its newest checkpoint; its record would be untrue."""
+    training = experiment.training
+    there = Checkpoints(folder / "checkpoints").all()
+    if training.images is None or not there:
+        return
+    seen = there[-1].images_seen
+    if seen - training.batch_size >= training.images:
+        raise ConfigError(
+            f"{folder} has trained on {seen:,} images already, more than training.images="
+            f"{training.images:,}.",
+            mend="Give a larger number to train on, or another --out; nothing there was touched.",
+        )
 
 
 def prepare_run(

@@ -72,4 +72,6 @@ def _explain(section: type[Section], problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{name}: this setting is required."
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{name}: {message[0].lower()}{message[1:]} (got {problem['input']!r})."
+    # A rule over a whole section names the setting itself; the section's values would bury it.
+    got = "" if isinstance(problem["input"], dict) else f" (got {problem['input']!r})"
+    return f"{name}: {message[0].lower()}{message[1:].rstrip('.')}{got}."

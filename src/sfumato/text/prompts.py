@@ -77,7 +77,7 @@ def warn_of_cut_prompts(cut: dict[str, str], max_tokens: int) -> None:
     """One warning that names the prompts that were cut and what each of them lost."""
     if not cut:
         return
-    shown = [f"'{prompt}' lost '{lost}'" for prompt, lost in list(cut.items())[:3]]
+    shown = [f"{_short(prompt)} lost {_short(lost)}" for prompt, lost in list(cut.items())[:3]]
     more = f" and {len(cut) - 3} more" if len(cut) > 3 else ""
     warnings.warn(
         f"Cut to {max_tokens} tokens: {'; '.join(shown)}{more}. "
@@ -85,6 +85,12 @@ def warn_of_cut_prompts(cut: dict[str, str], max_tokens: int) -> None:
         TruncatedPromptWarning,
         stacklevel=3,
     )
+
+
+def _short(text: str, most: int = 60) -> str:
+    """`text` in quotes for a message: control characters spelled out, long ones shortened."""
+    plain = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[: most + 1])
+    return f"'{plain[: most - 1]}…'" if len(text) > most else f"'{plain}'"
 
 
 def _temporary_array(shape: tuple[int, ...]) -> np.ndarray:

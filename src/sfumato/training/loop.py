@@ -176,7 +176,8 @@ class Run:
         if checkpoint is None:
             return False
         self.checkpoints.remove_old(before=checkpoint.path)  # a kill may have come before that
-        warn_of_changed_environment(checkpoint.state["environment"])
+        if checkpoint.images_seen < self.total_images:
+            warn_of_changed_environment(checkpoint.state["environment"])
         checkpoint.load_into(self.objective.parts())
         self.images_seen, self.step = checkpoint.images_seen, checkpoint.state["step"]
         for hook in self.hooks:

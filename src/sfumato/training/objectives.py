@@ -81,9 +81,8 @@ def finish_step(
         raise TrainingError(
             f"The loss is no longer finite after {context.images_seen:,} images (loss "
             f"{float(loss):g}, gradient norm {float(grad_norm):g}); no weight was changed by it.",
-            mend="The last checkpoint is good. Lower training.optimizer.lr, set "
-            "training.optimizer.max_grad_norm=1, or use training.precision=float32, in a new "
-            "folder.",
+            mend="A checkpoint, if there is one, is good. Lower training.optimizer.lr in a new "
+            "folder; training.optimizer.max_grad_norm=1 and training.precision=float32 help too.",
         )
     rate = learning_rate(config, images_seen=context.images_seen, total_images=context.total_images)
     for group in optimizer.param_groups:
