@@ -254,7 +254,7 @@ def _refuse_a_length_already_passed(experiment: Experiment, folder: Path) -> Non
     there = Checkpoints(folder / "checkpoints").all()
     if training.images is None or not there:
         return
-    seen = there[-1].images_seen
+    seen = int(there[-1].path.name.removeprefix("images-"))  # its files may be damaged
     if seen - training.batch_size >= training.images:
         raise ConfigError(
             f"{folder} has trained on {seen:,} images already, more than training.images="
