@@ -28,7 +28,7 @@ MAX_ENCODED_PROMPTS = 1024
 CPU_ROWS = 16
 """Rows of a network call on a CPU: an image's bits then do not depend on its batch."""
 LARGER_CPU_ROWS = (32, 64)
-"""Used as well where they give the same bits: calls of 16 cost a tenth more time an image."""
+"""Used as well where they give the same bits: calls of 16 cost more time an image."""
 
 
 def _unit(x0: Tensor, value_range: ValueRange) -> Tensor:
@@ -205,7 +205,7 @@ class TextToImagePipeline(DiffusionPipeline):
 
         size = self.unet.config["sample_size"]
         shape = (self.unet.config["in_channels"], size, size)
-        # A few hundredths faster than no_grad; what leaves is an ordinary tensor again.
+        # Less work an operation than no_grad; what leaves is an ordinary tensor again.
         with torch.inference_mode():
             sampled = sample(
                 network_of(self.unet),
