@@ -2,8 +2,8 @@
 
 Convention of Eq. 1, written into every result: `uncond + w (cond - uncond)`, so w = 0 is
 unconditional and w = 1 is conditional without guidance; at these two every form makes one network
-call and, but for dynamic thresholding, draws the same. All forms act on x0. A new form is a class here and a line in
-`GUIDANCE_FORMS`; the fields that it adds are its parameters.
+call and, but for dynamic thresholding, draws the same. All forms act on x0. A new form is a class
+here and a line in `GUIDANCE_FORMS`; the fields that it adds are its parameters.
 """
 
 import math
