@@ -5,7 +5,7 @@ from sklearn.datasets import load_digits
 
 from sfumato.base.errors import ConfigError
 from sfumato.base.images import grid, resize, to_float, to_uint8
-from sfumato.data.captions import captions_from_template
+from sfumato.data.captions import captions_from_templates
 from sfumato.data.loading import DeviceBatches, SampleOrder
 from sfumato.data.sources import DataConfig, load_records
 
@@ -39,12 +39,28 @@ def test_digits_are_the_same_for_the_same_seed_only() -> None:
 
 
 def test_captions_from_templates() -> None:
-    assert captions_from_template("A photo of a {class_name}", ["cat", "dog"]) == [
+    templates = ["A photo of a {class_name}", "{label}: {word}"]
+    assert captions_from_templates(templates, ["cat", "ice_cream"]) == [
         "A photo of a cat",
-        "A photo of a dog",
+        "A photo of a ice_cream",
+        "0: cat",
+        "1: ice cream",
     ]
+    assert captions_from_templates(["the number {word}"], ["0", "7"])[1] == "the number seven"
     with pytest.raises(ConfigError, match="unknown field"):
-        captions_from_template("A {colour} digit", ["0"])
+        captions_from_templates(["A {colour} digit"], ["0"])
+
+
+def test_a_step_draws_one_of_an_images_captions() -> None:
+    """Each of three captions about as often as the others, and always of the image's own class."""
+    records = load_records(config(caption=["A {label}", "B {label}", "C {label}"]), "train")
+    batches = DeviceBatches(records, seed=0, batch_size=64, device=torch.device("cpu"))
+    drawn = [batches.at(64 * step) for step in range(30)]
+    prompts = torch.cat([batch.prompts for batch in drawn])
+    assert torch.equal(prompts % 10, torch.cat([batch.labels for batch in drawn]))
+    counts = (prompts // 10).bincount(minlength=3)
+    assert (counts - 640).abs().max() < 4 * (1920 * (1 / 3) * (2 / 3)) ** 0.5
+    assert records.class_captions == [f"A {label}" for label in range(10)]
 
 
 def test_unknown_source_names_the_nearest() -> None:

@@ -20,7 +20,7 @@ from sfumato.training.state import save_state
 torch.set_num_threads(1)
 out, cpu = sys.argv[1], torch.device("cpu")
 data = DataConfig(
-    source="digits", resolution=8, channels=1, caption="A handwritten digit {label}",
+    source="digits", resolution=8, channels=1, caption=("A handwritten digit {label}", "{word}"),
     value_range=(-1.0, 1.0),
 )
 records = load_records(data, "train")

@@ -172,7 +172,7 @@ def plain_training(experiment: Experiment, run: Run) -> Callable[[], Tensor]:
     bank = run.objective.bank
     records = with_bank_rows(load_records(experiment.data, "train"), bank)
     images = to_float(records.images, experiment.data.value_range).to(device)
-    prompts = records.prompts.to(device)
+    prompts = records.prompts[:, 0].to(device)
     tokens = bank.tokens(torch.arange(len(bank), device=device))
     unet = copy.deepcopy(run.objective.unet)
     average = copy.deepcopy(unet).eval().requires_grad_(False)
@@ -246,7 +246,9 @@ def compare_sampling(
     if batch < 1:
         raise InputError(f"A batch of {batch} is out of range.", mend="Give 1 or more.")
     pipeline = generator.pipeline
-    known = [NULL] if generator.data is None else load_records(generator.data, "test").captions
+    known = (
+        [NULL] if generator.data is None else load_records(generator.data, "test").class_captions
+    )
     prompts = [known[index % len(known)] for index in range(batch)]
 
     def comparison(scale: float) -> Comparison:

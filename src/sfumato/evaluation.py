@@ -150,7 +150,7 @@ def evaluate(
     frechet_count = min(count, len(test))
     floor = _real_against_real(generator, judge, test_features, frechet_count)
     reference = feature_statistics(test_features[:frechet_count])
-    labels = torch.arange(count) % len(test.captions)
+    labels = torch.arange(count) % len(test.class_names)
     results = []
     for scale in guidance_scales:
         started = time.perf_counter()
@@ -205,7 +205,7 @@ def _draw(
     """uint8 (N, C, H, W) and the network calls an image took."""
     pictures = list(
         generator.draw(
-            [test.captions[label] for label in labels],
+            [test.class_captions[label] for label in labels],
             range(first_seed, first_seed + len(labels)),
             guidance_scale=scale,
             on_batch=on_batch,

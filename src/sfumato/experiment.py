@@ -360,7 +360,7 @@ def sample_grid(
         sampling=sampling,
     )
     generator = ImageGenerator(pipeline, data=experiment.data)
-    captions = list(records.captions[:most_captions])
+    captions = records.class_captions[:most_captions]
     scales = [1.0, sampling.guidance_scale]
 
     def draw() -> bytes:

@@ -131,7 +131,7 @@ def say_start(run: Run) -> None:
 
 
 def example_prompt(experiment: Experiment) -> str:
-    captions = load_records(experiment.data, "test").captions
+    captions = load_records(experiment.data, "test").class_captions
     return captions[min(7, len(captions) - 1)]
 
 
@@ -229,7 +229,7 @@ def write_grid(
                 mend="Give prompts after the model's folder.",
             )
         records = load_records(generator.data, "test")
-        prompts, labels = records.captions, records.class_names
+        prompts, labels = records.class_captions, records.class_names
     if out.suffix.lower() != ".png":
         raise InputError(f"--out {out}: a grid is a PNG.", mend="End the name with .png.")
     path = unused(out)

@@ -82,6 +82,7 @@ class DeviceBatches:
                 f"training.batch_size: {batch_size} images cannot be shared by {world_size} ranks.",
                 mend=f"Choose a multiple of {world_size}.",
             )
+        self.seed = seed
         self.order = SampleOrder(len(records), seed=seed)
         self.batch_size = batch_size
         local = batch_size // world_size
@@ -97,5 +98,14 @@ class DeviceBatches:
         return Batch(
             images=self._images[indices],
             labels=self._labels[indices],
-            prompts=self._prompts[indices],
+            prompts=self._prompts[indices, self._captions(images_seen)],
         )
+
+    def _captions(self, images_seen: int) -> Tensor:
+        """Which of its captions each image of this rank's part is shown with."""
+        several = self._prompts.shape[1]
+        if several == 1:
+            return torch.zeros((), dtype=torch.int64, device=self._prompts.device)
+        generator = generator_for(self.seed, images_seen, "captions")
+        drawn = torch.randint(several, (self.batch_size,), generator=generator)
+        return drawn[self._mine].to(self._prompts.device)

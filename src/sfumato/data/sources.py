@@ -12,7 +12,7 @@ from torch import Tensor
 from sfumato.base.errors import ConfigError, nearest
 from sfumato.base.images import resize
 from sfumato.base.section import Section, ValueRange
-from sfumato.data.captions import captions_from_template
+from sfumato.data.captions import captions_from_templates
 
 Split = Literal["train", "judge", "test"]
 
@@ -26,12 +26,24 @@ class DataConfig(Section):
     """Height and width in pixels that images are brought to."""
     channels: Literal[1, 3] = 3
     """1 for greyscale, 3 for RGB."""
-    caption: str
-    """Caption template with {label} or {class_name}."""
+    caption: tuple[str, ...]
+    """Caption templates with {label}, {class_name} or {word}; a step draws one for each image."""
     value_range: ValueRange = (-1.0, 1.0)
     """Range of pixel values inside the network; sampled images are clamped to it."""
     split_seed: int = 0
     """Seed of the split into train, judge and test, where a source has none of its own."""
+
+    @field_validator("caption", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("caption")
+    @classmethod
+    def _some(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("give at least one caption template")
+        return value
 
     @field_validator("value_range")
     @classmethod
@@ -52,8 +64,8 @@ class DataConfig(Section):
 class Records:
     """Images of one split.
 
-    `images`: (N, C, H, W) uint8; `labels`: (N,) int64 into `class_names`; `prompts`: (N,) int64
-    into `captions`, the distinct captions.
+    `images`: (N, C, H, W) uint8; `labels`: (N,) int64 into `class_names`; `prompts`: (N, T) int64
+    into `captions`, the distinct captions: an image has T of them, and a step draws one.
     """
 
     images: Tensor
@@ -65,6 +77,16 @@ class Records:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def class_captions(self) -> list[str]:
+        """The first template's caption of each class."""
+        return list(self.captions[: len(self.class_names)])
+
+
+def templated_prompts(labels: Tensor, config: DataConfig, class_names: Sequence[str]) -> Tensor:
+    """(N, T) rows of `captions_from_templates` for `labels` (N,)."""
+    return labels[:, None] + len(class_names) * torch.arange(len(config.caption))
 
 
 def load_records(config: DataConfig, split: Split) -> Records:
@@ -105,8 +127,8 @@ def digits(config: DataConfig, split: Split) -> Records:
         images=torch.from_numpy(images).repeat(1, config.channels, 1, 1),
         labels=labels,
         class_names=class_names,
-        prompts=labels,
-        captions=captions_from_template(config.caption, class_names),
+        prompts=templated_prompts(labels, config, class_names),
+        captions=captions_from_templates(config.caption, class_names),
         description=f"scikit-learn digits, {split} split ({len(chosen)} of 1,797), 8x8 brought to "
         f"{config.resolution}x{config.resolution} (bilinear), split seed {config.split_seed}",
     )
