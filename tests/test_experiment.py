@@ -6,20 +6,14 @@ import yaml
 
 from sfumato.base.errors import ConfigError, InputError
 from sfumato.base.files import TEMPORARY_PREFIX
-from sfumato.experiment import (
-    CHANGEABLE_ON_RESUME,
-    Experiment,
-    claim_folder,
-    differences,
-    load_experiment,
-    preset_names,
-    setting_names,
-)
+from sfumato.configuration import claim_folder, differences, preset_names, setting_names
+from sfumato.experiment import CHANGEABLE_ON_RESUME, Experiment, load_experiment
+from sfumato.methods import load_recipe
 
 
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_is_valid_and_survives_yaml(name: str, tmp_path: Path) -> None:
-    experiment = load_experiment(name)
+    experiment = load_recipe(name)
     assert experiment.name == name
     assert experiment.about
     file = tmp_path / "mine.yaml"

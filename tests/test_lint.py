@@ -5,7 +5,8 @@ import re
 import pytest
 
 from sfumato.base.errors import ConfigError
-from sfumato.experiment import load_experiment, preset_names
+from sfumato.configuration import preset_names
+from sfumato.experiment import load_experiment
 from sfumato.generation import ImageGenerator
 from sfumato.lint import (
     SAMPLING_RULES,

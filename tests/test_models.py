@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from sfumato.models.attention import MOST_BATCHES, text_projected_once
 from sfumato.models.ema import AveragedModel, AveragingConfig, averaging_decay
 from sfumato.models.unet import UNetConfig, build_unet, parameter_count
 
@@ -28,6 +29,42 @@ def test_weights_are_a_function_of_the_seed_and_nothing_global() -> None:
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(first["conv_in.weight"], other["conv_in.weight"])
+
+
+def test_text_is_projected_once_with_the_same_bits() -> None:
+    config = UNetConfig(
+        block_out_channels=(8, 16),
+        levels=("plain", "attention"),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=2,
+        cross_attention_dim=16,
+    )
+    unet = build_unet(config, resolution=8, channels=1, seed=0).eval()
+    projected = []
+    layer = next(m for name, m in unet.named_modules() if name.endswith("attn2.to_k"))
+    layer.register_forward_hook(lambda *_: None)  # hooks of others stay
+    inner = layer.forward
+    layer.forward = lambda tokens: projected.append(len(tokens)) or inner(tokens)
+    x_t, t = torch.randn(4, 1, 8, 8), torch.full((4,), 500)
+    texts = [torch.randn(4, 3, 16) for _ in range(2)]
+    with torch.no_grad():
+        plain = [unet(x_t, t, text).sample for text in texts]
+        projected.clear()
+        with text_projected_once(unet):
+            for _ in range(3):
+                assert all(
+                    torch.equal(unet(x_t, t, text).sample, expected)
+                    for text, expected in zip(texts, plain, strict=True)
+                )
+            assert len(projected) == 2
+            for _ in range(MOST_BATCHES + 2):  # new tensors at the same few addresses
+                text = torch.randn(4, 3, 16)
+                unet(x_t, t, text)
+            assert torch.equal(unet(x_t, t, texts[0]).sample, plain[0])
+        projected.clear()
+        unet(x_t, t, texts[0])
+        assert len(projected) == 1
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def test_each_distinct_prompt_is_encoded_once_and_null_is_the_empty_string() -> 
     assert bank.tokens(torch.tensor([0, 2]))[:, 0, 0].tolist() == [0.0, 5.0]
 
 
-def test_above_the_bound_the_bank_is_memory_mapped_and_serves_the_same() -> None:
+def test_above_the_bound_the_bank_lies_in_a_file_and_serves_the_same() -> None:
     prompts = [f"prompt {'x' * (index % 50)} {index}" for index in range(3000)]
     inside = PromptBank(CountingEncoder(), prompts)
     outside = PromptBank(CountingEncoder(), prompts, max_memory_bytes=1000)

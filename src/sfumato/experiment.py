@@ -1,25 +1,15 @@
 """An experiment: every section of the configuration, and how they become a training run."""
 
-import difflib
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-import yaml
 from pydantic import model_validator
 
-from sfumato.base.errors import ConfigError, InputError, nearest
-from sfumato.base.files import (
-    is_temporary,
-    make_folder,
-    read_json,
-    remove_incomplete,
-    write_text,
-)
-from sfumato.base.section import Section, validate
+from sfumato.base.errors import ConfigError
+from sfumato.base.files import read_json
+from sfumato.configuration import Recipe, build, claim_folder, read_values
 from sfumato.data.loading import DeviceBatches
 from sfumato.data.sources import DataConfig, Records, load_records
 from sfumato.diffusion.guidance import GuidanceConfig
@@ -31,7 +21,6 @@ from sfumato.models.unet import UNetConfig, build_unet
 from sfumato.report.pictures import labelled_grid
 from sfumato.text.encoder import ClipTextEncoder, TextConfig, load_text_encoder
 from sfumato.text.prompts import PromptBank
-from sfumato.training.checkpoint import Checkpoints
 from sfumato.training.hooks import (
     CheckpointHook,
     LogHook,
@@ -57,15 +46,13 @@ CHANGEABLE_ON_RESUME = {
 """Settings that may differ when a run goes on; any other difference is another experiment."""
 
 
-class Experiment(Section):
-    """Everything a run depends on; `experiment.yaml` in its folder holds it, resolved."""
+class Experiment(Recipe):
+    """Everything that a diffusion run depends on."""
 
-    name: str
-    """The preset's name."""
-    about: str = ""
-    """One line for people."""
-    seed: int = 0
-    """Seed of weights, order, noise and dropped captions."""
+    changeable_on_resume = CHANGEABLE_ON_RESUME
+
+    method: Literal["diffusion"] = "diffusion"
+    """What is trained."""
     data: DataConfig
     text: TextConfig = TextConfig()
     model: UNetConfig
@@ -76,8 +63,6 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _in_range(self) -> "Experiment":
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed lies between 0 and 2**63 - 1 (got {self.seed})")
         levels = self.diffusion.num_train_timesteps
         if not 1 <= self.sampling.steps <= levels:
             raise ValueError(
@@ -90,177 +75,17 @@ class Experiment(Section):
             )
         return self
 
-    def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def preset_names() -> list[str]:
-    """The presets that come with sfumato."""
-    folder = files("sfumato.presets")
-    return sorted(
-        item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml")
-    )
+    def length(self) -> tuple[int | None, int]:
+        return self.training.images, self.training.batch_size
 
 
 def load_experiment(name: str, overrides: Sequence[str] = ()) -> Experiment:
-    """An experiment from a preset's name or a YAML file, with `section.key=value` overrides.
+    """A diffusion experiment from a preset's name or a YAML file, with overrides.
 
     Raises `ConfigError` with the nearest match for whatever is not known.
     """
-    if name.endswith((".yaml", ".yml")) or os.sep in name:
-        path = Path(name)
-        if not path.is_file():
-            raise InputError(f"{path} is not a file.", mend="Give a preset's name or a YAML file.")
-        text, source = _read_text(path), str(path)
-    elif name in preset_names():
-        text = (files("sfumato.presets") / f"{name}.yaml").read_text("utf-8")
-        source = f"preset '{name}'"
-    else:
-        raise ConfigError(
-            f"No preset named '{name}'.",
-            mend=f"{nearest(name, preset_names())} `sfumato presets list` shows them; a YAML file "
-            "of your own is given by its path.",
-        )
-    values = parse_yaml(text, source)
-    for override in overrides:
-        _apply(values, override)
-    if overrides:
-        source += f" with --set {' '.join(overrides)}"
-    return validate(Experiment, values, source=source)
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except (UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path} cannot be read as text: {error}.") from error
-
-
-def parse_yaml(text: str, source: str) -> dict[str, Any]:
-    """A mapping from YAML; `ConfigError` with the line where it is not YAML."""
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "it cannot be parsed"
-        raise ConfigError(
-            f"{source}{where}: not valid YAML ({problem}).",
-            mend="Check indentation, colons and quotes there.",
-        ) from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{source}: expected `key: value` lines, found {type(values).__name__}.")
-    return values
-
-
-def _apply(values: dict[str, Any], override: str) -> None:
-    """Put one `section.key=value` into nested values; `ConfigError` for unknown keys."""
-    path, separator, text = override.partition("=")
-    if not separator or not path:
-        raise ConfigError(
-            f"--set {override}: expected section.key=value.",
-            mend="For example: --set training.batch_size=32",
-        )
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: {text!r} is not a YAML value.") from error
-    known = setting_names(Experiment)
-    if path not in known:
-        raise ConfigError(f"--set {path}: no such setting. {_nearest_setting(path, known)}")
-    *parents, last = path.split(".")
-    for parent in parents:
-        values = values.setdefault(parent, {})
-    if last in ("images", "epochs") and parents == ["training"]:
-        values.pop("epochs" if last == "images" else "images", None)
-    values[last] = value
-
-
-def _nearest_setting(path: str, known: list[str]) -> str:
-    """Sections are often forgotten, so the last part alone may name the setting."""
-    same_key = [name for name in known if name.rsplit(".", 1)[-1] == path.rsplit(".", 1)[-1]]
-    if same_key:
-        return f"Did you mean '{same_key[0]}'?"
-    near = difflib.get_close_matches(path, known, n=1, cutoff=0.5)
-    if near:
-        return f"Did you mean '{near[0]}'?"
-    return "`sfumato presets show digits` lists all settings."
-
-
-def setting_names(section: type[Section], prefix: str = "") -> list[str]:
-    """Every setting's dotted name, sections included."""
-    names = []
-    for name, field in section.model_fields.items():
-        names.append(prefix + name)
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, Section):
-            names += setting_names(annotation, f"{prefix}{name}.")
-    return names
-
-
-def differences(a: Experiment, b: Experiment) -> dict[str, tuple[Any, Any]]:
-    """Settings in which two experiments differ, by dotted name."""
-
-    def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-        result: dict[str, Any] = {}
-        for key, item in value.items():
-            if isinstance(item, Mapping):
-                result.update(flat(item, f"{prefix}{key}."))
-            else:
-                result[prefix + key] = item
-        return result
-
-    first, second = flat(a.model_dump(mode="json")), flat(b.model_dump(mode="json"))
-    return {
-        name: (first.get(name), second.get(name))
-        for name in {**first, **second}
-        if first.get(name) != second.get(name)
-    }
-
-
-def claim_folder(experiment: Experiment, folder: Path) -> None:
-    """Make `folder` this experiment's, or check that it is; nothing of another is overwritten."""
-    file = folder / "experiment.yaml"
-    if file.exists():
-        there = validate(Experiment, parse_yaml(_read_text(file), str(file)), source=str(file))
-        other = {
-            name: values
-            for name, values in differences(there, experiment).items()
-            if not any(name == key or name.startswith(f"{key}.") for key in CHANGEABLE_ON_RESUME)
-        }
-        if other:
-            shown = "; ".join(f"{n} is {a!r} there, {b!r} here" for n, (a, b) in other.items())
-            raise ConfigError(
-                f"{folder} holds another experiment: {shown}.",
-                mend="Choose another --out, or the settings of that folder to go on with it.",
-            )
-    elif folder.exists() and not all(is_temporary(path) for path in folder.iterdir()):
-        raise ConfigError(
-            f"{folder} exists and is not a run of sfumato.",
-            mend="Choose a new or empty folder with --out; nothing there was touched.",
-        )
-    _refuse_a_length_already_passed(experiment, folder)
-    make_folder(folder)
-    for place in (folder, folder / "samples", folder / "checkpoints"):
-        remove_incomplete(place)
-    text = experiment.to_yaml()
-    if not file.exists() or file.read_text("utf-8") != text:
-        write_text(file, text)
-
-
-def _refuse_a_length_already_passed(experiment: Experiment, folder: Path) -> None:
-    """A run cannot be shortened to before its newest checkpoint; its record would be untrue."""
-    training = experiment.training
-    there = Checkpoints(folder / "checkpoints").all()
-    if training.images is None or not there:
-        return
-    seen = int(there[-1].path.name.removeprefix("images-"))  # its files may be damaged
-    if seen - training.batch_size >= training.images:
-        raise ConfigError(
-            f"{folder} has trained on {seen:,} images already, more than training.images="
-            f"{training.images:,}.",
-            mend="Give a larger number to train on, or another --out; nothing there was touched.",
-        )
+    values, source = read_values(name)
+    return build(Experiment, values, overrides, source=source)
 
 
 def prepare_run(

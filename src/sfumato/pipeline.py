@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -18,6 +19,7 @@ from sfumato.base.section import ValueRange
 from sfumato.diffusion.guidance import Branch, build_guidance, guidance_text, parse_guidance
 from sfumato.diffusion.sampling import Network, Sampled, Step, in_equal_rows, initial_noise, sample
 from sfumato.diffusion.schedule import NoiseSchedule
+from sfumato.models.attention import text_projected_once
 from sfumato.models.schedulers import build_solver, diffusion_of
 from sfumato.text.encoder import ClipTextEncoder
 from sfumato.text.prompts import NULL, warn_of_cut_prompts
@@ -195,7 +197,7 @@ class TextToImagePipeline(DiffusionPipeline):
 
         def network_of(unet: UNet2DConditionModel) -> Network:
             def network(x_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
-                return unet(x_t.to(dtype), t, tokens.to(dtype), return_dict=False)[0]
+                return unet(x_t.to(dtype), t, tokens, return_dict=False)[0]
 
             unet.eval()
             if device.type != "cpu":
@@ -206,7 +208,10 @@ class TextToImagePipeline(DiffusionPipeline):
         size = self.unet.config["sample_size"]
         shape = (self.unet.config["in_channels"], size, size)
         # Less work an operation than no_grad; what leaves is an ordinary tensor again.
-        with torch.inference_mode():
+        with torch.inference_mode(), ExitStack() as stack:
+            for unet in (self.unet, self.weak_unet):
+                if unet is not None:
+                    stack.enter_context(text_projected_once(unet))
             sampled = sample(
                 network_of(self.unet),
                 build_solver(self.scheduler, steps=steps, generators=generators),
@@ -222,7 +227,7 @@ class TextToImagePipeline(DiffusionPipeline):
         return replace(sampled, x0=sampled.x0.clone())
 
     def _tokens(self, prompts: Sequence[str], negative_prompt: str) -> dict[Branch, Tensor]:
-        """(B, L, D) for each branch; every distinct prompt is encoded once."""
+        """(B, L, D) in the U-Net's dtype for each branch; a distinct prompt is encoded once."""
         # Encoding in another dtype or on another device gives other numbers.
         encoded_by = (self.text_encoder, self.text_encoder.dtype, self.text_encoder.device)
         if self._encoded_by != encoded_by or len(self._encoded) > MAX_ENCODED_PROMPTS:
@@ -239,7 +244,7 @@ class TextToImagePipeline(DiffusionPipeline):
             tokens = encoder.encode(new).tokens.float().cpu()
             self._encoded.update(zip(new, tokens, strict=True))
         cond, uncond = (
-            torch.stack([self._encoded[p] for p in wanted]).to(self.unet.device)
+            torch.stack([self._encoded[p] for p in wanted]).to(self.unet.device, self.unet.dtype)
             for wanted in (prompts, [negative_prompt] * len(prompts))
         )
         return {"cond": cond, "uncond": uncond, "weak": cond}

@@ -112,14 +112,14 @@ def train(
     """Train a preset. Interrupted and started again with the same --out, it goes on exactly."""
     from sfumato.cli.show import Progress, say, train_and_report
     from sfumato.demo import new_folder
-    from sfumato.experiment import load_experiment
-    from sfumato.lint import lint_experiment, tell
+    from sfumato.lint import tell
+    from sfumato.methods import load_recipe, method_of
 
-    experiment = load_experiment(preset, settings or [])
-    tell(lint_experiment(experiment), strict=strict)
-    folder = out or new_folder(Path("runs") / experiment.name)
-    say(f"{experiment.name}: {experiment.about}\nRun folder {folder}")
-    run = train_and_report(experiment, folder, device=device, progress=Progress())
+    recipe = load_recipe(preset, settings or [])
+    tell(method_of(recipe).lint(recipe), strict=strict)
+    folder = out or new_folder(Path("runs") / recipe.name)
+    say(f"{recipe.name}: {recipe.about}\nRun folder {folder}")
+    run = train_and_report(recipe, folder, device=device, progress=Progress())
     if not run.finished:
         raise typer.Exit(INTERRUPTED)
 
@@ -245,9 +245,9 @@ def presets_show(
     settings: Settings = None,
 ) -> None:
     """A preset with every setting resolved: the start of a YAML file of your own."""
-    from sfumato.experiment import load_experiment
+    from sfumato.methods import load_recipe
 
-    typer.echo(load_experiment(preset, settings or []).to_yaml(), nl=False)
+    typer.echo(load_recipe(preset, settings or []).to_yaml(), nl=False)
 
 
 Pairs = Annotated[int, typer.Option(help="Pairs of timings, taken in turn; at least 7.")]

@@ -21,14 +21,15 @@ from sfumato.bench import (
     save_comparisons,
     untrained_generator,
 )
+from sfumato.configuration import Recipe, preset_names
 from sfumato.data.sources import load_records
 from sfumato.diffusion.guidance import GuidanceConfig
 from sfumato.evaluation import EvaluationConfig, MetricCard, evaluate
-from sfumato.experiment import Experiment, load_experiment, preset_names, run_experiment
+from sfumato.experiment import load_experiment
 from sfumato.generation import ImageGenerator, resolve_device, settings_in_png
 from sfumato.lint import Drawing, lint_drawing, tell
+from sfumato.methods import load_recipe, method_of
 from sfumato.models.schedulers import sampler_of
-from sfumato.models.unet import parameter_count
 from sfumato.report.pictures import scale_grid
 from sfumato.training.hooks import BaseHook
 from sfumato.training.loop import Run
@@ -104,14 +105,14 @@ class Progress(BaseHook):
             )
 
 
-def train_and_report(
-    experiment: Experiment, folder: Path, *, device: str, progress: Progress
-) -> Run:
+def train_and_report(recipe: Recipe, folder: Path, *, device: str, progress: Progress) -> Run:
     """Train (or go on), and say how it ended."""
-    run = run_experiment(experiment, folder, device=device, hooks=[progress], on_start=say_start)
+    method = method_of(recipe)
+    run = method.run(recipe, folder, device=device, hooks=[progress], on_start=say_start)
     if run.finished:
-        say(f"Finished at {run.images_seen:,} images. Samples in {folder / 'samples'}.")
-        say(f'Draw with: sfumato sample {folder} "{example_prompt(experiment)}"')
+        say(f"Finished at {run.images_seen:,} images.")
+        for line in method.finished(recipe, folder):
+            say(line)
     else:
         say(
             f"\nStopped at {run.images_seen:,} images, saved. The same command with "
@@ -128,11 +129,6 @@ def say_start(run: Run) -> None:
         say(f"Going on from the checkpoint at {run.images_seen:,} images, on {run.device}.")
     else:
         say(f"Training on {run.device}.")
-
-
-def example_prompt(experiment: Experiment) -> str:
-    captions = load_records(experiment.data, "test").class_captions
-    return captions[min(7, len(captions) - 1)]
 
 
 def open_generator(
@@ -358,13 +354,9 @@ def print_presets() -> None:
     table.add_column("image")
     table.add_column("about")
     for name in preset_names():
-        experiment = load_experiment(name)
-        data = experiment.data
-        count = parameter_count(
-            experiment.model, resolution=data.resolution, channels=data.channels
-        )
-        shape = f"{data.resolution}x{data.resolution}x{data.channels}"
-        table.add_row(name, f"{count:,}", shape, experiment.about)
+        recipe = load_recipe(name)
+        about = method_of(recipe).describe(recipe)
+        table.add_row(name, about.parameters, about.images, recipe.about)
     Console().print(table)
 
 

@@ -1,123 +1,82 @@
-"""The encoder that comes with sfumato: a small CLIP text tower, seeded and UNTRAINED.
+"""The CLIP that comes with sfumato: small, trained by `sfumato train clip`, frozen.
 
-It turns different captions into different tokens, which is all that ten fixed captions need; it
-knows nothing about the meaning of words. The tokenizer is a byte-level BPE made by
-`train_tokenizer` on the captions of the paper's three data sets and shipped as a file.
+The folder `clip/` beside this file holds it as open formats: the text tower and its tokenizer as
+transformers reads them, the image tower and the projections as safetensors, and the model card.
 """
 
-from collections.abc import Sequence
-from importlib.resources import as_file, files
-from itertools import pairwise
+import copy
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
-from sfumato.base.randomness import derived_seed
+from sfumato.base.errors import DamagedDataError
+from sfumato.base.files import read_json, write_json
+from sfumato.text.towers import ClipTowers, ImageTower, TowersConfig
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
 
-SCALES = {"token_embedding": 1.0, "position_embedding": 0.5}
-"""Untrained layers mix at random; wide token embeddings keep the words apart through them."""
-
-BOS, EOS = "<|startoftext|>", "<|endoftext|>"
-WIDTH, LAYERS, HEADS, MLP, POSITIONS = 512, 2, 8, 1024, 77
-
-CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
-WIKIART = (
-    "Abstract Expressionism, Action Painting, Analytical Cubism, Art Nouveau Modern, Baroque, "
-    "Color Field Painting, Contemporary Realism, Cubism, Early Renaissance, Expressionism, "
-    "Fauvism, High Renaissance, Impressionism, Mannerism Late Renaissance, Minimalism, "
-    "Naive Art Primitivism, New Realism, Northern Renaissance, Pointillism, Pop Art, "
-    "Post Impressionism, Realism, Rococo, Romanticism, Symbolism, Synthetic Cubism, Ukiyo-e"
-)
-CORPUS = [
-    *(f"A handwritten digit {digit}" for digit in range(10)),
-    *(f"A photo of a {name}" for name in CIFAR10.split()),
-    *(f"A painting in the style of {style}" for style in WIKIART.split(", ")),
-]
+TOWERS_FILE, IMAGE_FILE = "towers.json", "image_tower.safetensors"
 
 
-def train_tokenizer(corpus: Sequence[str], *, vocab_size: int) -> "CLIPTokenizer":
-    """A CLIP tokenizer whose merges are learnt on `corpus`.
-
-    All 256 byte symbols and their end-of-word forms are in the vocabulary, so that any UTF-8
-    string can be encoded; the start token is 0, the end token (and padding) is 1.
-    """
-    from tokenizers import pre_tokenizers
-    from transformers import CLIPTokenizer
-
-    byte_symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = [BOS, EOS, *byte_symbols, *(symbol + "</w>" for symbol in byte_symbols)]
-    words: dict[tuple[str, ...], int] = {}
-    splitter = CLIPTokenizer().backend_tokenizer
-    for text in corpus:
-        normal = splitter.normalizer.normalize_str(text)
-        for word, _ in splitter.pre_tokenizer.pre_tokenize_str(normal):
-            symbols = (*word[:-1], word[-1] + "</w>")
-            words[symbols] = words.get(symbols, 0) + 1
-    merges: list[tuple[str, str]] = []
-    while len(vocabulary) < vocab_size:
-        pairs: dict[tuple[str, str], int] = {}
-        for symbols, count in words.items():
-            for pair in pairwise(symbols):
-                pairs[pair] = pairs.get(pair, 0) + count
-        if not pairs:
-            break
-        best = max(pairs, key=lambda pair: (pairs[pair], pair))  # ties by name: the same everywhere
-        merges.append(best)
-        vocabulary.append("".join(best))
-        words = {_merged(symbols, best): count for symbols, count in words.items()}
-    return CLIPTokenizer(
-        vocab={token: index for index, token in enumerate(dict.fromkeys(vocabulary))},
-        merges=merges,
-        bos_token=BOS,
-        eos_token=EOS,
-        pad_token=EOS,
-        unk_token=EOS,
-        model_max_length=POSITIONS,
-    )
+def bundled_folder() -> Path:
+    """Where the bundled CLIP lies."""
+    return Path(str(files("sfumato.text") / "clip"))
 
 
-def _merged(symbols: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
-    merged: list[str] = []
-    for symbol in symbols:
-        if merged and (merged[-1], symbol) == pair:
-            merged[-1] += symbol
-        else:
-            merged.append(symbol)
-    return tuple(merged)
+def bundled_clip() -> tuple["CLIPTextModel", "CLIPTokenizer"]:
+    """The bundled text tower and its tokenizer, float32 holding the shipped float16 values."""
+    return load_text_tower(bundled_folder())
 
 
-def bundled_clip(*, seed: int = 0) -> tuple["CLIPTextModel", "CLIPTokenizer"]:
-    """The seeded, untrained CLIP text tower and its tokenizer."""
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+def load_text_tower(folder: Path) -> tuple["CLIPTextModel", "CLIPTokenizer"]:
+    """A text tower and its tokenizer from a folder that `save_towers` wrote."""
+    from transformers import CLIPTextModel, CLIPTokenizer
 
-    with as_file(files("sfumato.text") / "tokenizer") as folder:
-        tokenizer = CLIPTokenizer.from_pretrained(str(folder))
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=MLP,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        max_position_embeddings=POSITIONS,
-        projection_dim=WIDTH,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    with torch.random.fork_rng(devices=[]):  # the constructor draws weights that are replaced
-        model = CLIPTextModel(config)
-    # NumPy's PCG64 keeps its streams across versions, so the tower is the same for everybody.
-    generator = np.random.Generator(np.random.PCG64(derived_seed(seed, "bundled-clip")))
-    with torch.no_grad():
-        for name, parameter in sorted(model.named_parameters()):
-            if parameter.ndim == 1:
-                parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
-            else:
-                values = generator.standard_normal(parameter.shape, dtype=np.float32)
-                scale = SCALES.get(name.rsplit(".", 2)[-2], parameter.shape[1] ** -0.5)
-                parameter.copy_(torch.from_numpy(values * np.float32(scale)))
-    return model, tokenizer
+    model = CLIPTextModel.from_pretrained(folder, dtype=torch.float32)
+    return model, CLIPTokenizer.from_pretrained(folder)
+
+
+def save_towers(
+    towers: ClipTowers, tokenizer: "CLIPTokenizer", config: TowersConfig, folder: Path
+) -> None:
+    """Write both towers into `folder`, rounded to float16; those in memory stay as they are."""
+    from safetensors.torch import save_file
+
+    copy.deepcopy(towers.text).half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    rest = {
+        name: value.half().contiguous() if value.is_floating_point() else value
+        for name, value in towers.state_dict().items()
+        if not name.startswith("text.")
+    }
+    save_file(rest, folder / IMAGE_FILE)
+    write_json(folder / TOWERS_FILE, config.model_dump(mode="json"))
+
+
+def load_towers(folder: Path) -> tuple[ClipTowers, "CLIPTokenizer"]:
+    """Both towers, frozen, and the tokenizer, from a folder that `save_towers` wrote."""
+    from safetensors.torch import load_file
+
+    config = TowersConfig.model_validate(read_json(folder / TOWERS_FILE))
+    text, tokenizer = load_text_tower(folder)
+    with torch.random.fork_rng(devices=[]):  # the constructors draw weights that are replaced
+        image = ImageTower(config.image_widths, config.embedding)
+        towers = ClipTowers(text, image, embedding=config.embedding)
+    values = {
+        name: value.float() if value.is_floating_point() else value
+        for name, value in load_file(folder / IMAGE_FILE).items()
+    }
+    missing, unexpected = towers.load_state_dict(values, strict=False)
+    if unexpected or any(not name.startswith("text.") for name in missing):
+        raise DamagedDataError(f"{folder / IMAGE_FILE} does not belong to {folder / TOWERS_FILE}.")
+    return towers.eval().requires_grad_(False), tokenizer
+
+
+@lru_cache(maxsize=1)
+def bundled_towers() -> tuple[ClipTowers, "CLIPTokenizer"]:
+    """Both bundled towers and the tokenizer: what CLIP scores are measured with."""
+    return load_towers(bundled_folder())

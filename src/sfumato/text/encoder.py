@@ -130,9 +130,7 @@ def load_text_encoder(config: TextConfig) -> ClipTextEncoder:
         from sfumato.text.bundled import bundled_clip
 
         model, tokenizer = bundled_clip()
-        return ClipTextEncoder(
-            model, tokenizer, name="bundled-untrained", max_tokens=config.max_tokens
-        )
+        return ClipTextEncoder(model, tokenizer, name="bundled", max_tokens=config.max_tokens)
     from transformers import CLIPTextModel, CLIPTokenizer
 
     is_folder = Path(config.encoder).expanduser().is_dir()

@@ -1,12 +1,12 @@
 """`PromptBank`: each distinct prompt is encoded once; a batch carries indices."""
 
+import math
 import os
 import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,8 +27,8 @@ class TruncatedPromptWarning(UserWarning):
 class PromptBank:
     """Encoded prompts as (P, L, D) float16: row 0 is the null prompt, then the others in order.
 
-    Above `max_memory_bytes` they lie in a memory-mapped temporary file, so that 100,000 captions
-    of 77 tokens take disk, not memory.
+    Above `max_memory_bytes` they lie in a temporary file from which a batch reads its rows, so that
+    100,000 captions of 77 tokens take disk, not memory.
     """
 
     NULL_INDEX = 0
@@ -46,17 +46,15 @@ class PromptBank:
         self.encoder_identity = encoder.identity
         self._device = device or torch.device("cpu")
         shape = (len(distinct), encoder.max_tokens, encoder.dim)
-        self.in_memory = int(np.prod(shape)) * 2 <= max_memory_bytes
-        store = np.empty(shape, np.float16) if self.in_memory else _temporary_array(shape)
+        self.in_memory = math.prod(shape) * 2 <= max_memory_bytes
+        store = _Memory(shape, self._device) if self.in_memory else _File(shape)
         cut: dict[str, str] = {}
         for start in range(0, len(distinct), _CHUNK_PROMPTS):
             part = distinct[start : start + _CHUNK_PROMPTS]
             cut.update(encoder.cut(part))
-            store[start : start + len(part)] = encoder.encode(part).tokens.cpu().numpy()
+            store.put(start, encoder.encode(part).tokens)
         warn_of_cut_prompts(cut, encoder.max_tokens)
-        self._tokens = torch.from_numpy(store)
-        if self.in_memory:
-            self._tokens = self._tokens.to(self._device)
+        self._store = store
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -70,7 +68,54 @@ class PromptBank:
 
     def tokens(self, rows: Tensor) -> Tensor:
         """(B, L, D) float32 on the bank's device for `rows` (B,) int64."""
-        return self._tokens[rows.to(self._tokens.device)].to(self._device).float()
+        return self._store.get(rows).to(self._device).float()
+
+
+class _Memory:
+    """Rows (P, L, D) float16 on a device."""
+
+    def __init__(self, shape: tuple[int, int, int], device: torch.device) -> None:
+        self._tokens = torch.empty(shape, dtype=torch.float16, device=device)
+
+    def put(self, start: int, tokens: Tensor) -> None:
+        self._tokens[start : start + len(tokens)] = tokens.to(self._tokens)
+
+    def get(self, rows: Tensor) -> Tensor:
+        return self._tokens[rows]
+
+
+class _File:
+    """Rows (P, L, D) float16 in a temporary file without a name: it goes when this object does.
+
+    Read and written by position rather than mapped: mapped pages count as the process's memory,
+    and a batch needs only a few of them.
+    """
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        self._row_shape = shape[1:]
+        self._row_bytes = math.prod(self._row_shape) * 2
+        # Buffering would read a block for every row.
+        self._file = tempfile.TemporaryFile(prefix="sfumato-prompts-", buffering=0)  # noqa: SIM115
+        size = shape[0] * self._row_bytes
+        with writing(Path(tempfile.gettempdir())):
+            if hasattr(os, "posix_fallocate"):  # a full disk is told now, not at some later row
+                os.posix_fallocate(self._file.fileno(), 0, size)
+            else:
+                self._file.truncate(size)
+
+    def put(self, start: int, tokens: Tensor) -> None:
+        with writing(Path(tempfile.gettempdir())):
+            self._file.seek(start * self._row_bytes)
+            content = memoryview(tokens.cpu().contiguous().numpy()).cast("B")
+            while content:  # an unbuffered write may take a part
+                content = content[self._file.write(content) :]
+
+    def get(self, rows: Tensor) -> Tensor:
+        gathered = torch.empty((len(rows), *self._row_shape), dtype=torch.float16)
+        for row, target in zip(rows.tolist(), gathered.numpy(), strict=True):
+            self._file.seek(row * self._row_bytes)
+            self._file.readinto(memoryview(target).cast("B"))
+        return gathered
 
 
 def warn_of_cut_prompts(cut: dict[str, str], max_tokens: int) -> None:
@@ -91,15 +136,3 @@ def _short(text: str, most: int = 60) -> str:
     """`text` in quotes for a message: control characters spelled out, long ones shortened."""
     plain = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[: most + 1])
     return f"'{plain[: most - 1]}…'" if len(text) > most else f"'{plain}'"
-
-
-def _temporary_array(shape: tuple[int, ...]) -> np.ndarray:
-    """A float16 array in a temporary file without a name: it goes when the array does."""
-    size = int(np.prod(shape)) * 2
-    with tempfile.TemporaryFile(prefix="sfumato-prompts-") as file:
-        with writing(Path(tempfile.gettempdir())):
-            if hasattr(os, "posix_fallocate"):  # a full disk is told now, not by a crash later
-                os.posix_fallocate(file.fileno(), 0, size)
-            else:
-                file.truncate(size)
-        return np.memmap(file, dtype=np.float16, mode="r+", shape=shape)

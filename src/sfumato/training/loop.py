@@ -14,11 +14,12 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
+from sfumato.base.errors import ConfigError
 from sfumato.base.section import Section
 from sfumato.data.loading import Batch, SampleOrder
 from sfumato.diffusion.targets import LossWeight
 from sfumato.models.ema import AveragingConfig
-from sfumato.training.checkpoint import Checkpoints, warn_of_changed_environment
+from sfumato.training.checkpoint import Checkpoint, Checkpoints, warn_of_changed_environment
 from sfumato.training.objectives import Objective, StepContext
 from sfumato.training.optimizer import OptimizerConfig
 
@@ -175,6 +176,7 @@ class Run:
         checkpoint = self.checkpoints.latest()
         if checkpoint is None:
             return False
+        self._check_provenance(checkpoint)
         self.checkpoints.remove_old(before=checkpoint.path)  # a kill may have come before that
         if checkpoint.images_seen < self.total_images:
             warn_of_changed_environment(checkpoint.state["environment"])
@@ -183,6 +185,17 @@ class Run:
         for hook in self.hooks:
             hook.load_state(checkpoint.state["hooks"].get(type(hook).__name__, {}))
         return True
+
+    def _check_provenance(self, checkpoint: Checkpoint) -> None:
+        """A run goes on with what it began with: another encoder speaks another language."""
+        for name, value in self.provenance.items():
+            recorded = checkpoint.state.get(name, value)
+            if recorded != value:
+                raise ConfigError(
+                    f"{self.folder} was trained with the {name.replace('_', ' ')} '{recorded}', "
+                    f"but '{value}' was loaded.",
+                    mend="Go on with what it was trained with, or choose another --out.",
+                )
 
 
 def train(run: Run) -> None:

@@ -1,0 +1,299 @@
+"""Training the small CLIP: its experiment, its run, and what it is worth on real images."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from pydantic import field_validator
+from torch import Tensor
+
+from sfumato import __version__
+from sfumato.base.errors import ConfigError
+from sfumato.base.files import read_json, sha256_of_file, whole_folder, write_json, write_text
+from sfumato.base.section import Section
+from sfumato.configuration import Recipe, claim_folder
+from sfumato.data.captions import captions_from_templates
+from sfumato.data.loading import DeviceBatches
+from sfumato.data.sources import DataConfig, Records, Split, load_records
+from sfumato.generation import resolve_device
+from sfumato.metrics.intervals import Proportion, wilson
+from sfumato.text.bundled import load_towers, save_towers
+from sfumato.text.tokenizer import train_tokenizer, vocabulary_corpus
+from sfumato.text.towers import IMAGE_PX, ClipTowers, TowersConfig, build_towers, tokenize
+from sfumato.training.checkpoint import environment
+from sfumato.training.contrastive import ClassTexts, ClipObjective, ClipTrainingConfig
+from sfumato.training.hooks import CheckpointHook, LogHook, cut_back_records, stopping_on_signals
+from sfumato.training.loop import Hook, Run, train
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
+
+RESULT = "clip"
+"""Folder inside a run that holds the finished encoder."""
+
+
+class ClassSet(Section):
+    """Images that share their classes, and how those are spoken of."""
+
+    sources: tuple[str, ...]
+    """Data sources with the same classes: digits, a Hub name or a folder."""
+    mirrored: bool
+    """Whether an image keeps its meaning when it is mirrored: not so for digits."""
+    caption: tuple[str, ...]
+    """Caption templates that are trained on."""
+    held_out: tuple[str, ...]
+    """Templates that are never trained on and serve the zero-shot test."""
+
+    @field_validator("sources", "caption", "held_out")
+    @classmethod
+    def _some(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("give at least one")
+        return value
+
+
+class ClipExperiment(Recipe):
+    """Everything that training a CLIP depends on."""
+
+    changeable_on_resume: ClassVar = {
+        "about": "a description",
+        "training.log_every_images": "cadence",
+        "training.checkpoint_every_images": "cadence",
+        "training.keep_checkpoints": "output",
+    }
+
+    method: Literal["clip"]
+    """What is trained."""
+    towers: TowersConfig = TowersConfig()
+    vocabulary: int = 1280
+    """Most tokens of the tokenizer."""
+    datasets: dict[str, ClassSet]
+    """Sets of classes by name; captions are contrasted over all of them."""
+    training: ClipTrainingConfig
+
+    def length(self) -> tuple[int | None, int]:
+        return self.training.images, self.training.batch_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassData:
+    """One split of every set of classes, side by side."""
+
+    images: Tensor
+    labels: Tensor
+    class_names: list[str]
+    captions: list[list[str]]
+    mirrored: Tensor
+    description: str
+
+
+def load_class_data(experiment: ClipExperiment, split: Split) -> ClassData:
+    """Images (N, 3, 32, 32) uint8 with labels counted over all sets of classes."""
+    images, labels, names, captions, mirrored, about = [], [], [], [], [], []
+    for group in experiment.datasets.values():
+        parts = [load_records(_data(source, group), split) for source in group.sources]
+        classes = list(parts[0].class_names)
+        for part, source in zip(parts, group.sources, strict=True):
+            if list(part.class_names) != classes:
+                raise ConfigError(
+                    f"datasets: {source} has other classes than {group.sources[0]}.",
+                    mend="Sources of one set share their classes; give it a set of its own.",
+                )
+        images += [part.images for part in parts]
+        labels += [part.labels + len(names) for part in parts]
+        names += classes
+        mirrored += [group.mirrored] * len(classes)
+        templates = captions_from_templates(group.caption, classes)
+        captions += [templates[label :: len(classes)] for label in range(len(classes))]
+        about += [part.description for part in parts]
+    return ClassData(
+        images=torch.cat(images),
+        labels=torch.cat(labels),
+        class_names=names,
+        captions=captions,
+        mirrored=torch.tensor(mirrored),
+        description="; ".join(about),
+    )
+
+
+def _data(source: str, group: ClassSet) -> DataConfig:
+    return DataConfig(source=source, resolution=IMAGE_PX, channels=3, caption=group.caption)
+
+
+def prepare_clip(
+    experiment: ClipExperiment, folder: Path, *, device: str, hooks: Sequence[Hook] = ()
+) -> tuple[Run, "CLIPTokenizer"]:
+    """Build the run in `folder`, resumed where it has a checkpoint; and its tokenizer."""
+    where = resolve_device(device)
+    claim_folder(experiment, folder)
+    data = load_class_data(experiment, "train")
+    tokenizer = train_tokenizer(
+        vocabulary_corpus([caption for captions in data.captions for caption in captions]),
+        vocab_size=experiment.vocabulary,
+    )
+    towers = build_towers(experiment.towers, tokenizer, seed=experiment.seed).to(where)
+    training = experiment.training
+    run = Run(
+        folder=folder,
+        objective=ClipObjective(
+            towers,
+            class_texts(data, tokenizer, positions=experiment.towers.positions),
+            optimizer=training.optimizer,
+            captions_per_class=training.captions_per_class,
+        ),
+        batches=DeviceBatches(
+            Records(
+                images=data.images,
+                labels=data.labels,
+                class_names=data.class_names,
+                prompts=data.labels[:, None],  # captions are drawn a class, not an image
+                captions=data.class_names,
+                description=data.description,
+            ),
+            seed=experiment.seed,
+            batch_size=training.batch_size,
+            device=where,
+        ),
+        seed=experiment.seed,
+        total_images=training.images,
+        device=where,
+        keep_checkpoints=training.keep_checkpoints,
+        provenance={"experiment": experiment.name},
+    )
+    run.hooks = [
+        LogHook(folder / "metrics.jsonl", every_images=training.log_every_images),
+        *hooks,
+        CheckpointHook(every_images=training.checkpoint_every_images),
+    ]
+    run.resume()
+    cut_back_records(run)
+    return run, tokenizer
+
+
+def class_texts(data: ClassData, tokenizer: "CLIPTokenizer", *, positions: int) -> ClassTexts:
+    """Every class's captions as token ids (K, T, L); few captions are repeated up to T."""
+    most = max(len(captions) for captions in data.captions)
+    filled = [(captions * -(-most // len(captions)))[:most] for captions in data.captions]
+    ids = tokenize(tokenizer, [c for captions in filled for c in captions], positions=positions)
+    return ClassTexts(ids=ids.view(len(filled), most, -1), mirrored=data.mirrored)
+
+
+def run_clip(
+    experiment: ClipExperiment,
+    folder: Path,
+    *,
+    device: str = "auto",
+    hooks: Sequence[Hook] = (),
+    on_start: Callable[[Run], None] = lambda run: None,
+) -> Run:
+    """Train to the end (or to a request to stop); then round, measure and write `clip/`."""
+    run, tokenizer = prepare_clip(experiment, folder, device=device, hooks=hooks)
+    on_start(run)
+    if not run.finished:
+        with stopping_on_signals(run):
+            train(run)
+    if run.finished and not (folder / RESULT / "figures.json").exists():
+        assert isinstance(run.objective, ClipObjective)
+        _write_result(experiment, run, run.objective.towers.cpu(), tokenizer)
+    return run
+
+
+def _write_result(
+    experiment: ClipExperiment, run: Run, towers: ClipTowers, tokenizer: "CLIPTokenizer"
+) -> None:
+    with whole_folder(run.folder / RESULT) as temporary:
+        save_towers(towers, tokenizer, experiment.towers, temporary)
+        rounded, _ = load_towers(temporary)  # what is measured is what is shipped
+        figures = zero_shot(experiment, rounded, tokenizer)
+        weights = ("model.safetensors", "image_tower.safetensors")
+        about = {
+            "figures": figures,
+            "images_seen": run.images_seen,
+            "seed": experiment.seed,
+            "trained_on": load_class_data(experiment, "train").description,
+            "sha256": {name: sha256_of_file(temporary / name) for name in weights},
+            "environment": environment(),
+            "sfumato": __version__,
+            "date": datetime.now(UTC).date().isoformat(),
+        }
+        write_json(temporary / "figures.json", about)
+        write_text(temporary / "README.md", model_card(experiment, about))
+
+
+@torch.no_grad()
+def zero_shot(
+    experiment: ClipExperiment, towers: ClipTowers, tokenizer: "CLIPTokenizer"
+) -> dict[str, Any]:
+    """Accuracy on real test images by held-out captions: one caption a class, template by template.
+
+    For each set of classes: the mean over its held-out templates, each of them, and the interval
+    of the mean's images.
+    """
+    towers = towers.eval()
+    found = {}
+    for name, group in experiment.datasets.items():
+        test = load_records(_data(group.sources[-1], group), "test")
+        embeddings = towers.embed_uint8(test.images)
+        right = {}
+        for template in group.held_out:
+            captions = captions_from_templates([template], test.class_names)
+            ids = tokenize(tokenizer, captions, positions=experiment.towers.positions)
+            right[template] = int((towers.classify(embeddings, ids) == test.labels).sum())
+        mean = wilson(round(sum(right.values()) / len(right)), len(test))
+        found[name] = {
+            "accuracy": mean.value,
+            "low": mean.low,
+            "high": mean.high,
+            "images": len(test),
+            "by_template": {template: count / len(test) for template, count in right.items()},
+            "test_images": test.description,
+        }
+    return found
+
+
+def model_card(experiment: ClipExperiment, about: dict[str, Any]) -> str:
+    """The README of a finished encoder: data, command, seed, hardware, figures."""
+    machine = about["environment"]
+    lines = [
+        f"# {experiment.name}: a small CLIP for {IMAGE_PX}-pixel images",
+        "",
+        "Made by `sfumato train clip`. It knows the words of its captions and nothing else: it is",
+        "no substitute for a CLIP trained on millions of pictures.",
+        "",
+        f"- Trained on: {about['trained_on']}.",
+        f"- {about['images_seen']:,} images seen, seed {about['seed']}, "
+        f"sfumato {about['sfumato']}, torch {machine['torch']}, {machine['threads']} threads, "
+        f"{machine['accelerator'] or machine['machine']}, {about['date']}.",
+        "- Loss: symmetric cross-entropy with all pairs of a class as positives.",
+        "- Weights are float16; every figure is of the rounded weights.",
+        "",
+        "## Zero-shot accuracy on real test images",
+        "",
+        "One caption a class, from templates that were never trained on.",
+        "",
+        "| classes | held-out template | accuracy |",
+        "| --- | --- | --- |",
+    ]
+    for name, figures in about["figures"].items():
+        for template, accuracy in figures["by_template"].items():
+            lines.append(f"| {name} | {template} | {100 * accuracy:.1f} % |")
+        lines.append(
+            f"| {name} | mean of {len(figures['by_template'])} | "
+            f"**{100 * figures['accuracy']:.1f} %** of {figures['images']:,} |"
+        )
+    lines += ["", "## Captions that were trained on", ""]
+    for name, group in experiment.datasets.items():
+        lines += [f"- {name}: " + "; ".join(f"`{template}`" for template in group.caption)]
+    return "\n".join(lines) + "\n"
+
+
+def finished_figures(folder: Path) -> dict[str, Proportion]:
+    """The zero-shot figures of a finished run, by set of classes."""
+    figures = read_json(folder / RESULT / "figures.json")["figures"]
+    return {
+        name: wilson(round(values["accuracy"] * values["images"]), values["images"])
+        for name, values in figures.items()
+    }

@@ -1,0 +1,112 @@
+"""What can be trained: a registry of methods. A new one is a recipe, a run and an entry here."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sfumato.base.errors import ConfigError, nearest
+from sfumato.clip import RESULT, ClipExperiment, finished_figures, run_clip
+from sfumato.configuration import Recipe, build, read_values
+from sfumato.data.sources import load_records
+from sfumato.experiment import Experiment, run_experiment
+from sfumato.lint import lint_experiment
+from sfumato.models.unet import parameter_count
+from sfumato.text.tokenizer import train_tokenizer
+from sfumato.text.towers import IMAGE_PX, build_towers
+from sfumato.training.loop import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One way of training: its recipe, its run, its lint, and what to say when it is done."""
+
+    recipe: type[Recipe]
+    run: Callable[..., Run]
+    lint: Callable[[Any], list[str]]
+    finished: Callable[[Any, Path], Sequence[str]]
+    describe: Callable[[Any], "Description"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """A preset in a table: trainable parameters and the shape of its images."""
+
+    parameters: str
+    images: str
+
+
+def _finished_diffusion(experiment: Experiment, folder: Path) -> Sequence[str]:
+    captions = load_records(experiment.data, "test").class_captions
+    prompt = captions[min(7, len(captions) - 1)]
+    return (
+        f"Samples in {folder / 'samples'}.",
+        f'Draw with: sfumato sample {folder} "{prompt}"',
+    )
+
+
+def _describe_diffusion(experiment: Experiment) -> Description:
+    data = experiment.data
+    count = parameter_count(experiment.model, resolution=data.resolution, channels=data.channels)
+    return Description(
+        parameters=f"{count:,}", images=f"{data.resolution}x{data.resolution}x{data.channels}"
+    )
+
+
+def _describe_clip(experiment: ClipExperiment) -> Description:
+    with torch.device("meta"):
+        tokenizer = train_tokenizer((), vocab_size=0)
+        towers = build_towers(experiment.towers, tokenizer, seed=0)
+    rest = (experiment.vocabulary - len(tokenizer)) * experiment.towers.text_width
+    count = sum(parameter.numel() for parameter in towers.parameters()) + rest
+    return Description(parameters=f"{count:,}", images=f"{IMAGE_PX}x{IMAGE_PX}x3")
+
+
+def _finished_clip(experiment: ClipExperiment, folder: Path) -> Sequence[str]:
+    return (
+        *(
+            f"Zero-shot on real {name} test images, held-out captions: {accuracy}"
+            for name, accuracy in finished_figures(folder).items()
+        ),
+        f"Use it with: sfumato train digits --set text.encoder={folder / RESULT}",
+    )
+
+
+METHODS: dict[str, Method] = {
+    "diffusion": Method(
+        recipe=Experiment,
+        run=run_experiment,
+        lint=lint_experiment,
+        finished=_finished_diffusion,
+        describe=_describe_diffusion,
+    ),
+    "clip": Method(
+        recipe=ClipExperiment,
+        run=run_clip,
+        lint=lambda recipe: [],
+        finished=_finished_clip,
+        describe=_describe_clip,
+    ),
+}
+
+
+def method_of(recipe: Recipe) -> Method:
+    """The method that trains `recipe`."""
+    return next(method for method in METHODS.values() if method.recipe is type(recipe))
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe of any method from a preset's name or a YAML file, with overrides.
+
+    Raises `ConfigError` with the nearest match for whatever is not known.
+    """
+    values, source = read_values(name)
+    method = str(values.get("method", "diffusion"))
+    if method not in METHODS:
+        raise ConfigError(
+            f"{source}: method: nothing named '{method}' can be trained.",
+            mend=nearest(method, sorted(METHODS)),
+        )
+    return build(METHODS[method].recipe, values, overrides, source=source)

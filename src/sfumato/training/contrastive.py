@@ -1,0 +1,112 @@
+"""The objective of the small CLIP: images and captions of one class into one place."""
+
+from dataclasses import dataclass
+
+import torch
+from pydantic import model_validator
+from torch import Tensor
+
+from sfumato.base.images import to_float
+from sfumato.base.section import Section
+from sfumato.data.loading import Batch
+from sfumato.text.towers import ClipTowers, contrastive_loss
+from sfumato.training.objectives import StepContext, finish_step, random_affine, warped
+from sfumato.training.optimizer import OptimizerConfig, build_optimizer
+from sfumato.training.state import Stateful
+
+
+class ClipTrainingConfig(Section):
+    """How long, in which batches, and what is kept."""
+
+    batch_size: int
+    """Images of one optimizer step, over all ranks."""
+    images: int
+    """Length of the run in images."""
+    captions_per_class: int = 2
+    """Captions of every class that the images of a step meet."""
+    optimizer: OptimizerConfig
+    log_every_images: int = 10_000
+    """Images between two lines of metrics.jsonl."""
+    checkpoint_every_images: int = 50_000
+    """Images between two checkpoints."""
+    keep_checkpoints: int = 2
+    """The newest checkpoints that are kept."""
+
+    @model_validator(mode="after")
+    def _positive(self) -> "ClipTrainingConfig":
+        for name, value in self:
+            if isinstance(value, int) and value < 1:
+                raise ValueError(f"{name} must be positive")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassTexts:
+    """Captions of each class as token ids, and whether its images may be mirrored.
+
+    `ids`: (K, T, L) int64, caption t of class k; `mirrored`: (K,) bool.
+    """
+
+    ids: Tensor
+    mirrored: Tensor
+
+
+class ClipObjective:
+    """Multi-positive contrastive training on images of K classes with T captions each.
+
+    A step takes `captions_per_class` captions of every class, drawn anew, so that a batch of images
+    meets all classes whatever its size.
+    """
+
+    def __init__(
+        self,
+        towers: ClipTowers,
+        texts: ClassTexts,
+        *,
+        optimizer: OptimizerConfig,
+        captions_per_class: int,
+    ) -> None:
+        self.towers = towers.train()
+        self.texts = texts
+        self.captions_per_class = captions_per_class
+        self.parameters = list(towers.parameters())
+        self.optimizer_config = optimizer
+        self.optimizer = build_optimizer(optimizer, towers)
+
+    def parts(self) -> dict[str, Stateful]:
+        return {"towers": self.towers, "optimizer": self.optimizer}
+
+    def step(self, batch: Batch, context: StepContext) -> dict[str, Tensor]:
+        images = warped(to_float(batch.images, (-1.0, 1.0)), self._changes(batch, context))
+        ids, labels = self._captions(context)
+        loss = contrastive_loss(
+            self.towers.embed_images(images),
+            self.towers.embed_text(ids),
+            batch.labels,
+            labels,
+            self.towers.scale,
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        return finish_step(
+            self.parameters, self.optimizer, self.optimizer_config, loss.detach(), context
+        )
+
+    def _changes(self, batch: Batch, context: StepContext) -> Tensor:
+        """Small affine maps (B, 2, 3); half of the images that may be mirrored are."""
+        generator = context.generator("augmentation")
+        maps = context.local(random_affine(context.batch_size, generator))
+        flips = context.local(torch.rand(context.batch_size, generator=generator) < 0.5)
+        flips &= self.texts.mirrored.to(flips.device)[batch.labels]
+        maps[flips, :, 0] *= -1
+        return maps
+
+    def _captions(self, context: StepContext) -> tuple[Tensor, Tensor]:
+        """Token ids (K R, L) of R captions of every class, and their classes (K R,)."""
+        classes, several, _ = self.texts.ids.shape
+        generator = context.generator("captions")
+        chosen = torch.rand(classes, several, generator=generator).argsort(1)
+        chosen = chosen[:, : self.captions_per_class]
+        labels = torch.arange(classes)[:, None].expand_as(chosen)
+        ids = self.texts.ids[labels, chosen].flatten(0, 1)
+        return ids.to(context.device), labels.flatten().to(context.device)
