@@ -131,7 +131,7 @@ def say_start(run: Run) -> None:
 
 
 def example_prompt(experiment: Experiment) -> str:
-    captions = load_records(experiment.data, "test").class_captions
+    captions, _ = load_records(experiment.data, "test").examples()
     return captions[min(7, len(captions) - 1)]
 
 
@@ -228,8 +228,7 @@ def write_grid(
                 "This model does not say which captions it was trained on.",
                 mend="Give prompts after the model's folder.",
             )
-        records = load_records(generator.data, "test")
-        prompts, labels = records.class_captions, records.class_names
+        prompts, labels = load_records(generator.data, "test").examples()
     if out.suffix.lower() != ".png":
         raise InputError(f"--out {out}: a grid is a PNG.", mend="End the name with .png.")
     path = unused(out)
@@ -361,9 +360,15 @@ def print_presets() -> None:
         experiment = load_experiment(name)
         data = experiment.data
         count = parameter_count(
-            experiment.model, resolution=data.resolution, channels=data.channels
+            experiment.model,
+            resolution=64 if data.resolution == "auto" else data.resolution,
+            channels=3 if data.channels == "auto" else data.channels,
         )
-        shape = f"{data.resolution}x{data.resolution}x{data.channels}"
+        shape = (
+            f"{data.resolution}x{data.resolution}x{data.channels}"
+            if data.is_resolved
+            else "by the data"
+        )
         table.add_row(name, f"{count:,}", shape, experiment.about)
     Console().print(table)
 
