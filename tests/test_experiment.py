@@ -6,6 +6,7 @@ import yaml
 
 from sfumato.base.errors import ConfigError, InputError
 from sfumato.base.files import TEMPORARY_PREFIX
+from sfumato.clip import ClassSet, ClipExperiment
 from sfumato.configuration import claim_folder, differences, preset_names, setting_names
 from sfumato.experiment import CHANGEABLE_ON_RESUME, Experiment, load_experiment
 from sfumato.methods import load_recipe
@@ -18,7 +19,7 @@ def test_every_preset_is_valid_and_survives_yaml(name: str, tmp_path: Path) -> N
     assert experiment.about
     file = tmp_path / "mine.yaml"
     file.write_text(experiment.to_yaml())
-    assert load_experiment(str(file)) == experiment
+    assert load_recipe(str(file)) == experiment
 
 
 def test_every_setting_is_documented() -> None:
@@ -31,6 +32,8 @@ def test_every_setting_is_documented() -> None:
                 yield prefix + name
 
     assert list(undocumented(Experiment)) == []
+    assert list(undocumented(ClipExperiment)) == []
+    assert list(undocumented(ClassSet)) == []
 
 
 def test_overrides_reach_their_setting_with_their_type() -> None:

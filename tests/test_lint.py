@@ -17,13 +17,15 @@ from sfumato.lint import (
     lint_experiment,
     tell,
 )
+from sfumato.methods import load_recipe, method_of
 
 LINEAR = ["diffusion.beta_schedule=linear", "diffusion.prediction_type=epsilon"]
 
 
 @pytest.mark.parametrize("name", preset_names())
 def test_the_presets_are_free_of_warnings(name: str) -> None:
-    assert lint_experiment(load_experiment(name)) == []
+    recipe = load_recipe(name)
+    assert method_of(recipe).lint(recipe) == []
 
 
 CAUGHT = {

@@ -18,7 +18,7 @@ from sfumato.base.errors import InputError
 from sfumato.base.files import write_json
 from sfumato.base.images import to_float
 from sfumato.data.sources import load_records
-from sfumato.experiment import Experiment, prepare_run, with_bank_rows
+from sfumato.experiment import Experiment, prepare_run, resolve_experiment, with_bank_rows
 from sfumato.generation import ImageGenerator, build_pipeline, resolve_device
 from sfumato.metrics.intervals import Median, bootstrap_median
 from sfumato.models.schedulers import build_scheduler, sampler_of
@@ -220,6 +220,7 @@ def plain_training(experiment: Experiment, run: Run) -> Callable[[], Tensor]:
 
 def untrained_generator(experiment: Experiment, *, device: str) -> ImageGenerator:
     """A generator whose network was never trained: as fast as a trained one."""
+    experiment = resolve_experiment(experiment)
     data = experiment.data
     unet = build_unet(
         experiment.model, resolution=data.resolution, channels=data.channels, seed=experiment.seed
@@ -246,9 +247,7 @@ def compare_sampling(
     if batch < 1:
         raise InputError(f"A batch of {batch} is out of range.", mend="Give 1 or more.")
     pipeline = generator.pipeline
-    known = (
-        [NULL] if generator.data is None else load_records(generator.data, "test").class_captions
-    )
+    known = [NULL] if generator.data is None else load_records(generator.data, "test").examples()[0]
     prompts = [known[index % len(known)] for index in range(batch)]
 
     def comparison(scale: float) -> Comparison:

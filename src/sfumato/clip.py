@@ -16,8 +16,9 @@ from sfumato.base.files import read_json, sha256_of_file, whole_folder, write_js
 from sfumato.base.section import Section
 from sfumato.configuration import Recipe, claim_folder
 from sfumato.data.captions import captions_from_templates
+from sfumato.data.config import DataConfig
 from sfumato.data.loading import DeviceBatches
-from sfumato.data.sources import DataConfig, Records, Split, load_records
+from sfumato.data.sources import Records, Split, load_records
 from sfumato.generation import resolve_device
 from sfumato.metrics.intervals import Proportion, wilson
 from sfumato.text.bundled import load_towers, save_towers
@@ -151,6 +152,7 @@ def prepare_clip(
                 class_names=data.class_names,
                 prompts=data.labels[:, None],  # captions are drawn a class, not an image
                 captions=data.class_names,
+                class_captions=data.class_names,
                 description=data.description,
             ),
             seed=experiment.seed,

@@ -69,7 +69,7 @@ def run_demo(
     say("Drawing every digit at every guidance scale ...")
     write_bytes(
         result_files[0],
-        scale_grid(generator, records.class_captions, records.class_names, scales=GRID_SCALES),
+        scale_grid(generator, *records.examples(), scales=GRID_SCALES),
     )
     card = measure(experiment, generator, folder, say=say)
     write_report(folder, experiment=experiment, card=card, grid=result_files[0])

@@ -144,8 +144,8 @@ def evaluate(
         raise InputError(f"{count} images are too few to measure.", mend="Give --count 10 or more.")
     if not guidance_scales:
         raise InputError("No guidance scale is given.")
-    test = load_records(generator.data, "test")
     judge = load_judge(generator.data, on_training=say)
+    test = load_records(generator.data, "test")
     _, test_features = judge(test.images)
     frechet_count = min(count, len(test))
     floor = _real_against_real(generator, judge, test_features, frechet_count)

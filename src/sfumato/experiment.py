@@ -10,8 +10,10 @@ from pydantic import model_validator
 from sfumato.base.errors import ConfigError
 from sfumato.base.files import read_json
 from sfumato.configuration import Recipe, build, claim_folder, read_values
+from sfumato.data.config import DataConfig
 from sfumato.data.loading import DeviceBatches
-from sfumato.data.sources import DataConfig, Records, load_records
+from sfumato.data.sources import BUNDLED, Records, load_records
+from sfumato.data.survey import Survey, resolve
 from sfumato.diffusion.guidance import GuidanceConfig
 from sfumato.diffusion.schedule import DiffusionConfig
 from sfumato.evaluation import EvaluationConfig
@@ -88,11 +90,22 @@ def load_experiment(name: str, overrides: Sequence[str] = ()) -> Experiment:
     return build(Experiment, values, overrides, source=source)
 
 
+def resolve_experiment(experiment: Experiment, found: Survey | None = None) -> Experiment:
+    """The experiment with every `auto` of its data made concrete, and a folder's path absolute, so
+    that its experiment.yaml holds from anywhere. `found` saves a second look at the data."""
+    data = resolve(experiment.data, found)
+    folder = Path(data.source).expanduser()
+    if data.source not in BUNDLED and folder.is_dir():
+        data = data.model_copy(update={"source": str(folder.resolve())})
+    return experiment.model_copy(update={"data": data})
+
+
 def prepare_run(
     experiment: Experiment, folder: Path, *, device: str = "auto", hooks: Sequence[Hook] = ()
 ) -> Run:
     """Build the run of an experiment in `folder`, resumed where it has a checkpoint."""
     where = resolve_device(device)
+    experiment = resolve_experiment(experiment)
     claim_folder(experiment, folder)
     records = load_records(experiment.data, "train")
     encoder = load_text_encoder(experiment.text)
@@ -185,7 +198,7 @@ def sample_grid(
         sampling=sampling,
     )
     generator = ImageGenerator(pipeline, data=experiment.data)
-    captions = records.class_captions[:most_captions]
+    captions, labels = records.examples(most_captions)
     scales = [1.0, sampling.guidance_scale]
 
     def draw() -> bytes:
@@ -195,7 +208,7 @@ def sample_grid(
                 for scale in scales
             ],
             row_labels=[f"w = {scale:g}" for scale in scales],
-            column_labels=list(records.class_names[:most_captions]),
+            column_labels=labels,
         )
 
     return draw

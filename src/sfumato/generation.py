@@ -14,7 +14,7 @@ from sfumato.base.errors import ConfigError, InputError
 from sfumato.base.files import whole_folder, write_text
 from sfumato.base.images import png_bytes, to_pil, to_uint8
 from sfumato.base.section import Section, validate
-from sfumato.data.sources import DataConfig
+from sfumato.data.config import DataConfig
 from sfumato.diffusion.guidance import CONVENTION, GuidanceConfig
 from sfumato.diffusion.schedule import DiffusionConfig
 from sfumato.models.schedulers import SamplingConfig, build_scheduler, diffusion_of, sampler_of

@@ -39,7 +39,7 @@ class Description:
 
 
 def _finished_diffusion(experiment: Experiment, folder: Path) -> Sequence[str]:
-    captions = load_records(experiment.data, "test").class_captions
+    captions, _ = load_records(experiment.data, "test").examples()
     prompt = captions[min(7, len(captions) - 1)]
     return (
         f"Samples in {folder / 'samples'}.",
@@ -49,10 +49,13 @@ def _finished_diffusion(experiment: Experiment, folder: Path) -> Sequence[str]:
 
 def _describe_diffusion(experiment: Experiment) -> Description:
     data = experiment.data
-    count = parameter_count(experiment.model, resolution=data.resolution, channels=data.channels)
-    return Description(
-        parameters=f"{count:,}", images=f"{data.resolution}x{data.resolution}x{data.channels}"
+    count = parameter_count(
+        experiment.model,
+        resolution=64 if data.resolution == "auto" else data.resolution,
+        channels=3 if data.channels == "auto" else data.channels,
     )
+    shape = f"{data.resolution}x{data.resolution}x{data.channels}"
+    return Description(parameters=f"{count:,}", images=shape if data.is_resolved else "by the data")
 
 
 def _describe_clip(experiment: ClipExperiment) -> Description:

@@ -1,5 +1,6 @@
 """Commands of `sfumato`. No arithmetic here: parse, call, print."""
 
+import json
 import sys
 import warnings
 from pathlib import Path
@@ -30,6 +31,8 @@ bench_app = typer.Typer(
     help="Time our training and sampling beside a plain loop over diffusers.", no_args_is_help=True
 )
 app.add_typer(bench_app, name="bench")
+data_app = typer.Typer(help="Look at a data set.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
 
 Model = Annotated[str, typer.Argument(help="A run folder, or an exported pipeline folder.")]
 Settings = Annotated[
@@ -99,9 +102,15 @@ def demo(
     say(f"\nGrid    {result.grid}\nReport  {result.report}")
 
 
-@app.command(epilog="Example: `sfumato train digits --out runs/mine --set training.images=20000`")
+@app.command(epilog="Example: `sfumato train small --data my-photos --out runs/mine`")
 def train(
     preset: Annotated[str, typer.Argument(help="A preset's name or a YAML file.")],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE", help="A folder of images, a Hub name OWNER/NAME, or digits."
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The run's folder; started again on it, a run goes on.")
     ] = None,
@@ -110,12 +119,17 @@ def train(
     device: Device = "auto",
 ) -> None:
     """Train a preset. Interrupted and started again with the same --out, it goes on exactly."""
+    from sfumato.cli.data import look_at_data
     from sfumato.cli.show import Progress, say, train_and_report
     from sfumato.demo import new_folder
+    from sfumato.experiment import Experiment
     from sfumato.lint import tell
     from sfumato.methods import load_recipe, method_of
 
-    recipe = load_recipe(preset, settings or [])
+    chosen = [] if data is None else [f"data.source={json.dumps(data)}"]
+    recipe = load_recipe(preset, [*chosen, *(settings or [])])
+    if isinstance(recipe, Experiment):
+        recipe = look_at_data(recipe)
     tell(method_of(recipe).lint(recipe), strict=strict)
     folder = out or new_folder(Path("runs") / recipe.name)
     say(f"{recipe.name}: {recipe.about}\nRun folder {folder}")
@@ -248,6 +262,18 @@ def presets_show(
     from sfumato.methods import load_recipe
 
     typer.echo(load_recipe(preset, settings or []).to_yaml(), nl=False)
+
+
+@data_app.command("show", epilog="Example: `sfumato data show my-photos --out my-photos.png`")
+def data_show(
+    source: Annotated[str, typer.Argument(help="A folder, a Hub name OWNER/NAME, or digits.")],
+    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("data.png"),
+    settings: Settings = None,
+) -> None:
+    """What is in a data set: counts, classes, sizes, captions, damage; and a grid of samples."""
+    from sfumato.cli.data import show_data
+
+    show_data(source, settings or [], out=out)
 
 
 Pairs = Annotated[int, typer.Option(help="Pairs of timings, taken in turn; at least 7.")]

@@ -224,8 +224,7 @@ def write_grid(
                 "This model does not say which captions it was trained on.",
                 mend="Give prompts after the model's folder.",
             )
-        records = load_records(generator.data, "test")
-        prompts, labels = records.class_captions, records.class_names
+        prompts, labels = load_records(generator.data, "test").examples()
     if out.suffix.lower() != ".png":
         raise InputError(f"--out {out}: a grid is a PNG.", mend="End the name with .png.")
     path = unused(out)

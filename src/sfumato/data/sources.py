@@ -1,71 +1,41 @@
-"""Where images come from: a registry of sources that all give the same records."""
+"""Where images come from: a registry of readers that all end in the same records."""
 
+import hashlib
+import re
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import field_validator
 from torch import Tensor
 
-from sfumato.base.errors import ConfigError, nearest
-from sfumato.base.images import resize
-from sfumato.base.section import Section, ValueRange
-from sfumato.data.captions import captions_from_templates
+from sfumato.base.errors import ConfigError, DamagedDataError, InputError, nearest
+from sfumato.data.captions import OWN, caption_images, class_captions, fields
+from sfumato.data.config import DataConfig
+from sfumato.data.decode import NO_CAPTION, Decoded, Target, decode_rows
+from sfumato.data.digits import read_digits
+from sfumato.data.folder import read_folder
+from sfumato.data.hub import hub_folder, is_hub_name
+from sfumato.data.idx import read_idx
+from sfumato.data.parquet import Columns, read_parquet
+from sfumato.data.table import Damage, Part, RawImages, list_damage
 
 Split = Literal["train", "judge", "test"]
-
-
-class DataConfig(Section):
-    """Which images, at which size, with which captions."""
-
-    source: str
-    """Name of a data source: digits."""
-    resolution: int
-    """Height and width in pixels that images are brought to."""
-    channels: Literal[1, 3] = 3
-    """1 for greyscale, 3 for RGB."""
-    caption: tuple[str, ...]
-    """Caption templates with {label}, {class_name} or {word}; a step draws one for each image."""
-    value_range: ValueRange = (-1.0, 1.0)
-    """Range of pixel values inside the network; sampled images are clamped to it."""
-    split_seed: int = 0
-    """Seed of the split into train, judge and test, where a source has none of its own."""
-
-    @field_validator("caption", mode="before")
-    @classmethod
-    def _one_or_several(cls, value: object) -> object:
-        return (value,) if isinstance(value, str) else value
-
-    @field_validator("caption")
-    @classmethod
-    def _some(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not value:
-            raise ValueError("give at least one caption template")
-        return value
-
-    @field_validator("value_range")
-    @classmethod
-    def _rising(cls, value: ValueRange) -> ValueRange:
-        if value[0] >= value[1]:
-            raise ValueError("the low end must be below the high end")
-        return value
-
-    @field_validator("resolution")
-    @classmethod
-    def _positive(cls, value: int) -> int:
-        if not 1 <= value <= 4096:
-            raise ValueError("a resolution lies between 1 and 4096 pixels")
-        return value
+_SHOWN_DAMAGE = 10
+_KEPT_RECORDS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Records:
     """Images of one split.
 
-    `images`: (N, C, H, W) uint8; `labels`: (N,) int64 into `class_names`; `prompts`: (N, T) int64
-    into `captions`, the distinct captions: an image has T of them, and a step draws one.
+    `images`: (N, C, H, W) uint8; `labels`: (N,) int64 into `class_names`, zeros where those are
+    empty; `prompts`: (N, T) int64 into `captions`, the distinct captions: an image has T of them,
+    and a step draws one. `class_captions`: one caption of each class, for a look at the model.
+    `damage`: the rows that were skipped.
     """
 
     images: Tensor
@@ -73,65 +43,223 @@ class Records:
     class_names: Sequence[str]
     prompts: Tensor
     captions: Sequence[str]
+    class_captions: Sequence[str]
     description: str
+    damage: Sequence[Damage] = ()
 
     def __len__(self) -> int:
         return len(self.images)
 
-    @property
-    def class_captions(self) -> list[str]:
-        """The first template's caption of each class."""
-        return list(self.captions[: len(self.class_names)])
+    def examples(self, most: int = 16) -> tuple[list[str], list[str]]:
+        """Captions to draw for a look at the model, and a short label of each: one a class, or,
+        without classes, up to eight of the captions."""
+        if self.class_names:
+            return list(self.class_captions[:most]), list(self.class_names[:most])
+        count = min(8, most, len(self.captions))
+        chosen = [self.captions[place * len(self.captions) // count] for place in range(count)]
+        return chosen, chosen
 
 
-def templated_prompts(labels: Tensor, config: DataConfig, class_names: Sequence[str]) -> Tensor:
-    """(N, T) rows of `captions_from_templates` for `labels` (N,)."""
-    return labels[:, None] + len(class_names) * torch.arange(len(config.caption))
+# Opening ------------------------------------------------------------------------------------------
 
+BUNDLED: dict[str, Callable[[DataConfig], RawImages]] = {"digits": read_digits}
+"""Sources that come with sfumato, by name."""
 
-def load_records(config: DataConfig, split: Split) -> Records:
-    """The images of `split`; `ConfigError` for an unknown source."""
-    if config.source not in SOURCES:
-        raise ConfigError(
-            f"data.source: no source named '{config.source}'.",
-            mend=nearest(config.source, sorted(SOURCES)),
-        )
-    return SOURCES[config.source](config, split)
-
-
-DIGITS_SPLIT: dict[Split, tuple[int, int]] = {
-    "train": (0, 897),
-    "judge": (897, 1497),
-    "test": (1497, 1797),
+LAYOUTS: dict[str, Callable[[Path, DataConfig], RawImages | None]] = {
+    "*.parquet": lambda folder, config: read_parquet(
+        folder,
+        Columns(
+            image=config.image_column, label=config.label_column, caption=config.caption_column
+        ),
+    ),
+    "*-images-idx3-ubyte[.gz]": lambda folder, config: read_idx(folder),
+    "images": lambda folder, config: read_folder(folder),
 }
+"""What a folder may hold: the first reader that finds its files there reads them."""
 
 
-def digits(config: DataConfig, split: Split) -> Records:
-    """The 1,797 handwritten digits that scikit-learn carries (UCI, Alpaydin and Kaynak 1998).
+def open_images(config: DataConfig) -> RawImages:
+    """The data set of `config.source`, not yet decoded; downloaded where it is a Hub name.
 
-    8x8 pixels with 17 grey levels, stretched to 0..255 and brought to the resolution by bilinear
-    interpolation; split at random by `split_seed` into 897 for the generator, 600 for the judge
-    and 300 for test and reference.
+    Raises `ConfigError` or `InputError` for a source that is not there or holds no images,
+    `DamagedDataError` for files that are not whole.
     """
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    order = np.random.default_rng(config.split_seed).permutation(len(bunch.target))
-    start, stop = DIGITS_SPLIT[split]
-    chosen = order[start:stop]
-    grey = np.rint(bunch.images[chosen] * (255 / 16)).astype(np.uint8)
-    images = np.stack([resize(image, config.resolution) for image in grey])[:, None]
-    labels = torch.from_numpy(bunch.target[chosen].astype(np.int64))
-    class_names = [str(digit) for digit in range(10)]
-    return Records(
-        images=torch.from_numpy(images).repeat(1, config.channels, 1, 1),
-        labels=labels,
-        class_names=class_names,
-        prompts=templated_prompts(labels, config, class_names),
-        captions=captions_from_templates(config.caption, class_names),
-        description=f"scikit-learn digits, {split} split ({len(chosen)} of 1,797), 8x8 brought to "
-        f"{config.resolution}x{config.resolution} (bilinear), split seed {config.split_seed}",
+    source = config.source
+    if source in BUNDLED:
+        return BUNDLED[source](config)
+    folder = source_folder(source)
+    for read in LAYOUTS.values():
+        if (found := read(folder, config)) is not None:
+            if found.count == 0:
+                raise InputError(f"{folder}: its files hold no rows.")
+            return found
+    empty = not any(folder.iterdir())
+    raise InputError(
+        f"{folder} is empty." if empty else f"{folder} holds no images.",
+        mend=f"Looked for {', '.join(LAYOUTS)}, in the folder and below it.",
     )
 
 
-SOURCES: dict[str, Callable[[DataConfig, Split], Records]] = {"digits": digits}
+def source_folder(source: str) -> Path:
+    """The local folder of a source that is not bundled."""
+    if not source:
+        raise ConfigError(
+            "No images are named.",
+            mend="Add --data FOLDER (your own images), --data OWNER/NAME (from the Hub) or "
+            "--data digits.",
+        )
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_file():
+        raise InputError(f"{folder} is a file.", mend="Give the folder that it lies in.")
+    if is_hub_name(source):
+        return hub_folder(source)
+    if "/" in source or source.startswith(("~", ".")):
+        raise InputError(f"{folder} does not exist.", mend="Give a folder of images.")
+    raise ConfigError(
+        f"data.source: no source named '{source}'.",
+        mend=f"{nearest(source, sorted(BUNDLED))} A folder or a Hub name OWNER/NAME will do too.",
+    )
+
+
+def source_name(config: DataConfig) -> str:
+    """What to call a source: a folder's own name, without the path to it; else as it was given."""
+    folder = Path(config.source).expanduser()
+    return folder.resolve().name if config.source and folder.is_dir() else config.source
+
+
+def source_identity(config: DataConfig) -> str:
+    """A name for folders and keys that changes with the data: words of the source and a digest of
+    its files' names and sizes."""
+    if config.source in BUNDLED:
+        return config.source
+    words = re.sub(r"[^\w]+", "-", source_name(config))[:40].strip("-").lower()
+    columns = (config.image_column, config.label_column, config.caption_column)
+    key = repr((open_images(config).fingerprint, columns))
+    return f"{words or 'images'}-{hashlib.sha256(key.encode()).hexdigest()[:10]}"
+
+
+# Loading ------------------------------------------------------------------------------------------
+
+_recent: OrderedDict[tuple[object, ...], Records] = OrderedDict()
+
+
+def load_records(
+    config: DataConfig, split: Split, *, on_rows: Callable[[int, int], None] | None = None
+) -> Records:
+    """The images of `split`, decoded; the newest few are kept, for a command asks several times.
+
+    What is `auto` in `config` is found first. `on_rows` is told (rows done, rows in all). Raises
+    as `open_images`, and `DamagedDataError` where more than `max_damaged` of the rows are damaged.
+    """
+    from sfumato.data.survey import resolve
+
+    config = resolve(config)
+    raw = open_images(config)
+    part, keep, name = _rows_of(raw, config, split)
+    key = (config, name, raw.fingerprint)
+    if key not in _recent:
+        count = part.count if keep is None else int(keep.sum())
+        tell = (lambda done: None) if on_rows is None else (lambda done: on_rows(done, count))
+        decoded = decode_rows(
+            part.read(keep),
+            count=count,
+            target=_target(config),
+            classes=len(raw.class_names),
+            needs_caption=any(OWN in fields(template) for template in config.caption),
+            on_rows=tell,
+        )
+        _check_damage(decoded.damage, count, config)
+        _recent[key] = _records(raw, decoded, config, _describe(raw, decoded, config, name, count))
+        while len(_recent) > _KEPT_RECORDS:
+            _recent.popitem(last=False)
+    _recent.move_to_end(key)
+    return _recent[key]
+
+
+def _target(config: DataConfig) -> Target:
+    assert config.resolution != "auto"
+    assert config.channels != "auto"
+    return Target(resolution=config.resolution, channels=config.channels, fit=config.fit)
+
+
+def _rows_of(
+    raw: RawImages, config: DataConfig, split: Split
+) -> tuple[Part, np.ndarray | None, str]:
+    """The part that holds a split, which of its rows, and the split's name.
+
+    A source without a part for the judge lends it the training images; one without a test part
+    holds out `test_share` of its rows, drawn by `split_seed`.
+    """
+    name = split if split != "judge" or "judge" in raw.parts else "train"
+    if name in raw.parts:
+        return raw.parts[name], None, name
+    part = raw.parts["all"]
+    if part.count < 2:
+        raise InputError(
+            "One image is too few: one is held out for test.", mend="Give two or more."
+        )
+    held_out = min(max(1, round(config.test_share * part.count)), part.count - 1)
+    keep = np.zeros(part.count, dtype=bool)
+    keep[np.random.default_rng(config.split_seed).permutation(part.count)[:held_out]] = True
+    return part, keep if name == "test" else ~keep, name
+
+
+def _check_damage(damage: Sequence[Damage], count: int, config: DataConfig) -> None:
+    """`DamagedDataError` that lists the rows where they are more than `max_damaged` of `count`."""
+    if len(damage) <= config.max_damaged * count and len(damage) < count:
+        return
+    lines = "\n  ".join(list_damage(damage, most=_SHOWN_DAMAGE))
+    share = f"{100 * len(damage) / count:.2g} %"
+    allowed = f"{100 * config.max_damaged:g} %"
+    if all(item.reason == NO_CAPTION for item in damage):
+        raise InputError(
+            f"{len(damage):,} of {count:,} images have no caption ({share}; {allowed} are "
+            f"skipped):\n  {lines}",
+            mend="Write a caption for each, or choose a caption that needs none, such as --set "
+            "'data.caption=A photo'.",
+        )
+    raise DamagedDataError(
+        f"{len(damage):,} of {count:,} rows cannot be used ({share}; {allowed} are skipped):\n"
+        f"  {lines}",
+        mend=f"Mend or remove them (`sfumato data show {config.source}` lists all), or allow more "
+        "with --set data.max_damaged=SHARE.",
+    )
+
+
+def _records(raw: RawImages, decoded: Decoded, config: DataConfig, description: str) -> Records:
+    labels = torch.from_numpy(decoded.labels)
+    prompts, captions = caption_images(
+        config.caption, labels=labels, class_names=raw.class_names, own=decoded.captions
+    )
+    return Records(
+        images=torch.from_numpy(decoded.images),
+        labels=labels,
+        class_names=raw.class_names,
+        prompts=prompts,
+        captions=captions,
+        class_captions=class_captions(
+            config.caption, prompts, captions, labels=labels, class_names=raw.class_names
+        ),
+        description=description,
+        damage=decoded.damage,
+    )
+
+
+def _describe(raw: RawImages, decoded: Decoded, config: DataConfig, split: str, count: int) -> str:
+    """One line that a metric card can carry: source, split, encoding, sizes and the resize rule."""
+    side = config.resolution
+    sizes = {f"{w}x{h}" for w, h in (decoded.smallest, decoded.largest)}
+    text = f"{source_name(config)} ({raw.layout}), {split} split ({count:,} of {raw.count:,})"
+    encoded = " and ".join(name for name in decoded.formats if name != "raw")
+    text += f", {encoded + ' ' if encoded else ''}{' to '.join(sorted(sizes, key=len))}"
+    if sizes != {f"{side}x{side}"}:
+        how = "centre-cropped and brought" if config.fit == "crop" else "squashed"
+        square = len(sizes) == 1 and decoded.smallest[0] == decoded.smallest[1]
+        text += f" {'brought' if square else how} to {side}x{side} (bilinear, antialiased)"
+    if "test" not in raw.parts or "judge" in raw.parts:
+        text += f", split seed {config.split_seed}"
+    if decoded.damage:
+        text += f", {len(decoded.damage):,} damaged rows skipped"
+    return text

@@ -41,7 +41,7 @@ def write_report(folder: Path, *, experiment: Experiment, card: MetricCard, grid
             resolution=experiment.data.resolution,
             channels=experiment.data.channels,
         ),
-        example_caption=load_records(experiment.data, "test").class_captions[-1],
+        example_caption=load_records(experiment.data, "test").examples()[0][-1],
         grid=_data_url(grid.read_bytes()),
         samples=[
             (int(path.stem.removeprefix("images-")), _data_url(path.read_bytes()))

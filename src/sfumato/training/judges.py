@@ -1,4 +1,5 @@
-"""The judge of a data set: a classifier trained on images that the generator never sees."""
+"""The judge of a data set: a classifier trained on its judge split, where it has one of its own on
+images that the generator never sees."""
 
 import hashlib
 import json
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato.base.errors import DamagedDataError
+from sfumato.base.errors import DamagedDataError, InputError
 from sfumato.base.files import (
     cache_folder,
     make_folder,
@@ -20,8 +21,9 @@ from sfumato.base.files import (
     write_json,
 )
 from sfumato.base.images import to_float
+from sfumato.data.config import DataConfig
 from sfumato.data.loading import DeviceBatches
-from sfumato.data.sources import DataConfig, Records, load_records
+from sfumato.data.sources import Records, load_records, open_images, source_identity
 from sfumato.metrics.intervals import Proportion, wilson
 from sfumato.models.classifier import Classifier, build_classifier
 from sfumato.training.loop import Run, train
@@ -62,25 +64,36 @@ def classify(classifier: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
 def load_judge(data: DataConfig, *, on_training: Callable[[str], None] | None = None) -> Judge:
     """The data set's judge: from the cache, or trained (once) and put there.
 
-    `on_training` is told with a sentence when it has to be trained.
+    `on_training` is told with a sentence when it has to be trained. `InputError` for a data set
+    without classes to tell apart.
     """
+    test = load_records(data, "test")
+    if len(test.class_names) < 2:
+        raise InputError(
+            f"{data.source} has no classes, so that no judge can be trained to tell them apart.",
+            mend="Agreement needs two classes or more: put the images into a folder for each, or "
+            "name a column of labels with data.label_column.",
+        )
+    identity = source_identity(data)
     key = {
-        "source": data.source,
+        "source": identity,
         "resolution": data.resolution,
         "channels": data.channels,
+        "fit": data.fit,
         "split_seed": data.split_seed,
         "recipe": RECIPE,
         "optimizer": OPTIMIZER.model_dump(),
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
-    folder = cache_folder() / "judges" / f"{data.source}-{data.resolution}px-{digest}"
-    test = load_records(data, "test")
+    folder = cache_folder() / "judges" / f"{identity}-{data.resolution}px-{digest}"
     if not (folder / "judge.json").exists():
         records = load_records(data, "judge")
         if on_training is not None:
+            own = "judge" in open_images(data).parts
+            whose = "that the generator never sees" if own else "of the training part"
             on_training(
-                f"Training the judge on {len(records)} real images that the generator never "
-                f"sees ({RECIPE['images']:,} images, once; kept in {folder})"
+                f"Training the judge on {len(records):,} real images {whose} "
+                f"({RECIPE['images']:,} images, once; kept in {folder})"
             )
         _train(records, folder, key)
     return _open(folder, test)

@@ -1,0 +1,134 @@
+"""What the commands say of a data set."""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from sfumato.base.errors import InputError
+from sfumato.base.files import write_bytes
+from sfumato.cli.show import Line, say, unused
+from sfumato.data.config import DataConfig
+from sfumato.data.sources import Records, Split, load_records, open_images, source_name
+from sfumato.data.survey import Survey, resolve, survey
+from sfumato.data.table import list_damage
+from sfumato.experiment import Experiment, load_experiment, resolve_experiment
+from sfumato.report.samples import caption_grid, class_grid
+
+_MOST_CLASSES = 40
+
+
+def look_at_data(experiment: Experiment) -> Experiment:
+    """The experiment with what was found in its images, which is said for the person to check."""
+    found = survey(experiment.data)
+    say(found.sentence())
+    experiment = resolve_experiment(experiment, found)
+    data = experiment.data
+    records = load_records(data, "train", on_rows=_progress())
+    say(
+        f"Training on {len(records):,} of them at {_form(data)}; {len(records.captions):,} "
+        f"caption{'s' * (len(records.captions) > 1)}, such as '{_example(records)}'."
+    )
+    if records.damage:
+        say(f"Skipped {len(records.damage):,} damaged rows:")
+        say("  " + "\n  ".join(list_damage(records.damage, most=5)))
+    return experiment
+
+
+def _form(data: DataConfig) -> str:
+    colours = "greyscale" if data.channels == 1 else "RGB"
+    return f"{data.resolution}x{data.resolution}, {colours}"
+
+
+def _example(records: Records, most: int = 80) -> str:
+    captions, _ = records.examples()
+    text = captions[min(7, len(captions) - 1)]
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _progress() -> Callable[[int, int], None]:
+    """A line of progress for data that take more than a moment."""
+    line, started = Line(every_seconds=5.0), time.monotonic()
+
+    def on_rows(done: int, total: int) -> None:
+        seconds = time.monotonic() - started
+        if seconds > 2:
+            line.show(
+                f"  reading {done:,} of {total:,} images  {done / seconds:,.0f} images/s",
+                final=done == total,
+            )
+
+    return on_rows
+
+
+def show_data(source: str, settings: Sequence[str], *, out: Path) -> None:
+    """Read all of a data set, say what is in it, and draw a grid of samples."""
+    if out.suffix.lower() != ".png":
+        raise InputError(f"--out {out}: a grid is a PNG.", mend="End the name with .png.")
+    chosen = f"data.source={json.dumps(source)}"
+    config = load_experiment("small", [chosen, *settings]).data
+    found = survey(config)
+    say(found.sentence())
+    config = resolve(config, found)
+    # Damage is what is to be shown here, so that it ends nothing unless no image is left.
+    config = config.model_copy(update={"max_damaged": 1.0})
+    names: list[Split] = ["train", "test"]
+    if "judge" in open_images(config).parts:
+        names.insert(1, "judge")
+    started = time.monotonic()
+    splits = {name: load_records(config, name, on_rows=_progress()) for name in names}
+    _print_facts(config, found, splits, time.monotonic() - started)
+    _print_classes(splits)
+    for name, records in splits.items():
+        if records.damage:
+            share = len(records.damage) / (len(records) + len(records.damage))
+            say(f"\nDamaged in {name}, rows counted from 0 ({100 * share:.2g} %):")
+            say("  " + "\n  ".join(list_damage(records.damage)))
+    path = unused(out)
+    shown = splits["train"]
+    draw = caption_grid if found.captions or not shown.class_names else class_grid
+    title = f"{source_name(config)}: {len(shown):,} training images at {_form(config)}"
+    write_bytes(path, draw(shown, title=title))
+    say(f"\nGrid       {path}")
+
+
+def _print_facts(
+    config: DataConfig, found: Survey, splits: Mapping[Split, Records], seconds: float
+) -> None:
+    count = sum(len(records) + len(records.damage) for records in splits.values())
+    held = ", held out by data.split_seed" if "all" in found.counts else ""
+    facts = {
+        "Source": f"{source_name(config)} ({found.layout})",
+        "Images": ", ".join(f"{name} {len(records):,}" for name, records in splits.items()) + held,
+        "Files": ", ".join(
+            f"{name} {100 * number / sum(found.formats.values()):.3g} %"
+            for name, number in found.formats.items()
+        ),
+        "Captions": f"{' | '.join(config.caption)}, such as '{_example(splits['train'])}'",
+        "Training": f"{_form(config)}, fit: {config.fit}",
+        "Read": f"{count:,} images in {seconds:.2f} s: {count / seconds:,.0f} images/s",
+    }
+    say("\n".join(f"{name:<10} {text}" for name, text in facts.items()))
+
+
+def _print_classes(splits: Mapping[Split, Records]) -> None:
+    names = splits["train"].class_names
+    if not names:
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("class")
+    for split in splits:
+        table.add_column(split, justify="right")
+    counts = [
+        torch.bincount(records.labels, minlength=len(names)).tolist() for records in splits.values()
+    ]
+    for label, name in list(enumerate(names))[:_MOST_CLASSES]:
+        table.add_row(name, *(f"{column[label]:,}" for column in counts))
+    say("")
+    Console().print(table)
+    if len(names) > _MOST_CLASSES:
+        say(f"and {len(names) - _MOST_CLASSES:,} classes more")

@@ -1,0 +1,268 @@
+"""The one path from an encoded image to pixels: orientation, colours, size, and what is refused."""
+
+import io
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+
+from sfumato.data.table import Damage, Row
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+Fit = Literal["crop", "squash"]
+
+MAX_PIXELS = 100_000_000
+"""Larger images are refused by their header, before a pixel is decoded: a few kilobytes can claim
+60,000 x 60,000 pixels."""
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "AVIF")
+"""Formats that are read; others (EPS and the like) would start programs of their own."""
+_ORIENTED = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
+_ORIENTATION = 0x0112
+_CHUNK_ROWS = 256
+_SMALL_BYTES = 4096
+
+
+class BadImage(Exception):
+    """An image that cannot be used, and why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What images are brought to: `resolution` pixels high and wide, 1 or 3 channels."""
+
+    resolution: int
+    channels: int
+    fit: Fit
+
+
+class Header(NamedTuple):
+    """What an image says of itself: size in pixels, format, and whether it is greyscale."""
+
+    width: int
+    height: int
+    format: str
+    grey: bool
+
+
+def read_header(image: "bytes | Path | np.ndarray | None") -> Header:
+    """Size and kind without decoding pixels; `BadImage` for what is no image or too large."""
+    if isinstance(image, np.ndarray):
+        return Header(image.shape[1], image.shape[0], "raw", image.ndim == 2)
+    with _open(image) as opened:
+        return _header(opened)
+
+
+def decode(image: "bytes | Path | np.ndarray | None", target: Target) -> tuple[np.ndarray, Header]:
+    """uint8 (C, R, R) and the image's own header; `BadImage` where there is none to be had.
+
+    In this order: the header's size is checked; a JPEG far larger than needed is decoded at 1/2,
+    1/4 or 1/8 (never below twice the target); the EXIF orientation is applied; transparency is
+    laid on white; 16-bit grey is scaled to 8 bits; colours become L or RGB (profiles are ignored);
+    then crop or squash, by Pillow's antialiased bilinear filter.
+    """
+    from PIL import Image
+
+    if isinstance(image, np.ndarray):
+        picture, header = Image.fromarray(image), read_header(image)
+    else:
+        with _open(image) as opened:
+            header = _header(opened)
+            try:
+                if header.format == "JPEG":
+                    opened.draft(None, (2 * target.resolution, 2 * target.resolution))
+                opened.load()
+                picture = _upright(opened)
+            except Exception as error:  # each format's parser raises errors of its own
+                raise BadImage(f"cannot be decoded ({_reason(error)})") from error
+    picture = _coloured(picture, "L" if target.channels == 1 else "RGB")
+    pixels = np.asarray(_fitted(picture, target))
+    return (pixels[None] if target.channels == 1 else pixels.transpose(2, 0, 1)), header
+
+
+def _open(image: "bytes | Path | None") -> "PIL.Image.Image":
+    from PIL import Image
+
+    if image is None or image == b"":
+        raise BadImage("no image")
+    try:
+        file = io.BytesIO(image) if isinstance(image, bytes) else image
+        return Image.open(file, formats=FORMATS)
+    except FileNotFoundError as error:
+        raise BadImage("the file is not there") from error
+    except Image.DecompressionBombError as error:
+        raise BadImage(f"claims more than {MAX_PIXELS:,} pixels") from error
+    except Exception as error:
+        raise BadImage("not an image") from error
+
+
+def _header(opened: "PIL.Image.Image") -> Header:
+    width, height = opened.size
+    if width * height > MAX_PIXELS:
+        raise BadImage(f"claims {width} x {height} pixels, more than {MAX_PIXELS:,}")
+    grey = opened.mode in ("1", "L", "LA", "I", "F") or opened.mode.startswith("I;16")
+    return Header(width, height, opened.format or "", grey)
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _upright(image: "PIL.Image.Image") -> "PIL.Image.Image":
+    """Turned and mirrored as its EXIF orientation says."""
+    from PIL import ImageOps
+
+    may_say = image.format in ("TIFF", "MPO") or not _ORIENTED.isdisjoint(image.info)
+    if may_say and image.getexif().get(_ORIENTATION, 1) != 1:
+        return ImageOps.exif_transpose(image)
+    return image
+
+
+def _coloured(image: "PIL.Image.Image", mode: str) -> "PIL.Image.Image":
+    """Any of Pillow's modes to L or RGB."""
+    from PIL import Image
+
+    if image.mode == mode and "transparency" not in image.info:
+        return image
+    if image.mode == "F":
+        raise BadImage("floating-point pixels, whose white is not known")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        wide = np.asarray(image).astype(np.int64).clip(0, 65535)
+        image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))  # 65535 is 255 * 257
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        over = image.convert("RGBA")
+        image = Image.new("RGB", over.size, "white")
+        image.paste(over, mask=over.getchannel("A"))
+    return image.convert(mode)
+
+
+def _fitted(image: "PIL.Image.Image", target: Target) -> "PIL.Image.Image":
+    from PIL import Image
+
+    width, height = image.size
+    side = target.resolution
+    if (width, height) == (side, side):
+        return image
+    box = None
+    if target.fit == "crop" and width != height:
+        short = min(width, height)
+        left, top = (width - short) // 2, (height - short) // 2
+        box = (left, top, left + short, top + short)
+    return image.resize((side, side), Image.Resampling.BILINEAR, box=box)
+
+
+# Many rows ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """The rows that could be used, and those that could not.
+
+    `images`: (N, C, R, R) uint8; `labels`: (N,) int64, zeros without classes; `captions`: N.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    captions: list[str | None]
+    damage: list[Damage]
+    formats: dict[str, int]
+    smallest: tuple[int, int]
+    largest: tuple[int, int]
+
+
+def decode_rows(
+    rows: Iterable[Row],
+    *,
+    count: int,
+    target: Target,
+    classes: int,
+    needs_caption: bool,
+    on_rows: Callable[[int], None] = lambda done: None,
+) -> Decoded:
+    """Decode up to `count` rows in their order, on the threads that are there.
+
+    `classes` is the number of classes (0: none); a label outside it, a missing label and, with
+    `needs_caption`, a missing caption count as damage. `on_rows` is told how many rows are done.
+    """
+    images = np.empty((count, target.channels, target.resolution, target.resolution), np.uint8)
+    labels = np.zeros(count, np.int64)
+    captions: list[str | None] = []
+    damage: list[Damage] = []
+    formats: Counter[str] = Counter()
+    sizes: set[tuple[int, int]] = set()
+    done = kept = 0
+
+    def attempt(row: Row) -> "tuple[np.ndarray, Header] | str":
+        if problem := row.problem or _row_problem(row, classes, needs_caption):
+            return problem
+        try:
+            return decode(row.image, target)
+        except BadImage as error:
+            return str(error)
+
+    with ThreadPoolExecutor(_threads()) as pool:
+        for chunk in _chunks(rows):
+            run = map if _is_small(chunk) else pool.map
+            for row, result in zip(chunk, run(attempt, chunk), strict=True):
+                if isinstance(result, str):
+                    damage.append(Damage(row.file, row.number, result))
+                    continue
+                images[kept], header = result
+                if classes:
+                    labels[kept] = row.label
+                captions.append(row.caption)
+                formats[header.format] += 1
+                sizes.add((header.width, header.height))
+                kept += 1
+            done += len(chunk)
+            on_rows(done)
+    return Decoded(
+        images=images[:kept],
+        labels=labels[:kept],
+        captions=captions,
+        damage=damage,
+        formats=dict(formats.most_common()),
+        smallest=min(sizes, default=(0, 0)),
+        largest=max(sizes, default=(0, 0)),
+    )
+
+
+NO_CAPTION = "no caption"
+
+
+def _row_problem(row: Row, classes: int, needs_caption: bool) -> str:
+    if classes and row.label is None:
+        return "no label"
+    if classes and row.label is not None and not 0 <= row.label < classes:
+        return f"label {row.label} is outside the {classes} classes"
+    if needs_caption and not row.caption:
+        return NO_CAPTION
+    return ""
+
+
+def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    rows = iter(rows)
+    while chunk := list(islice(rows, _CHUNK_ROWS)):
+        yield chunk
+
+
+def _is_small(chunk: list[Row]) -> bool:
+    """Whether threads would only wait for one another: small images are decoded in microseconds,
+    most of them under the interpreter's lock."""
+    encoded = [row.image for row in chunk if isinstance(row.image, bytes)]
+    if len(encoded) < len(chunk):
+        return any(isinstance(row.image, np.ndarray) for row in chunk)
+    return sum(map(len, encoded)) < _SMALL_BYTES * len(encoded)
+
+
+def _threads() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, len(os.sched_getaffinity(0)))
+    return os.cpu_count() or 1

@@ -1,0 +1,235 @@
+"""Data sets of the Hugging Face Hub: downloaded once, checked, and never taken for whole before."""
+
+import hashlib
+import re
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sfumato.base.errors import DamagedDataError, InputError
+from sfumato.base.files import cache_folder, make_folder, read_json, sha256_of_file, write_json
+from sfumato.data.folder import METADATA, SUFFIXES
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoSibling
+
+NAME = re.compile(r"^([\w.-]+)/([\w.-]+)((?:/[\w.-]+)*)$")
+MANIFEST = "sfumato-download.json"
+CONVERTED = "refs/convert/parquet"
+"""The branch where the Hub keeps a Parquet copy of data sets that are stored otherwise."""
+_LOOKUP_SECONDS = 5.0
+
+
+def is_hub_name(source: str) -> bool:
+    """Whether `source` could be OWNER/NAME, or OWNER/NAME/FOLDER within it."""
+    found = NAME.match(source)
+    return found is not None and not source.startswith(".")
+
+
+def hub_folder(source: str) -> Path:
+    """The local folder of a Hub data set: from the cache, or downloaded.
+
+    Files are resumed where a download stopped; each is compared with the checksum that the Hub
+    states; a manifest written last says that all are there. `InputError` with the ways out where
+    the Hub cannot be reached, `DamagedDataError` for a wrong checksum.
+    """
+    found = NAME.match(source)
+    assert found is not None
+    repository, below = f"{found[1]}/{found[2]}", found[3].strip("/")
+    folder = cache_folder() / "hub" / f"{found[1]}--{found[2]}"
+    if not (folder / MANIFEST).is_file():
+        _download(repository, folder)
+    _check_is_whole(folder)
+    if below and not (folder / below).is_dir():
+        inside = sorted(path.name for path in folder.iterdir() if path.is_dir())
+        raise InputError(
+            f"{repository} has no folder '{below}'.", mend=f"It has: {', '.join(inside)}."
+        )
+    return folder / below
+
+
+def _check_is_whole(folder: Path) -> None:
+    for name, about in read_json(folder / MANIFEST)["files"].items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != about["size"]:
+            raise DamagedDataError(
+                f"{path} is not as it was downloaded.",
+                mend=f"Remove {folder / MANIFEST}; the next command fetches what is missing.",
+            )
+
+
+def _download(repository: str, folder: Path) -> None:
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    info = _reach(repository, lambda: _look_up(api, repository))
+    wanted = _wanted(info.siblings or [])
+    if not any(item.rfilename.endswith(".parquet") for item in wanted):
+        converted = _converted(api, repository)
+        if converted is not None:
+            info, wanted = converted, _wanted(converted.siblings or [])
+    if not wanted:
+        raise InputError(
+            f"{repository} holds no Parquet files and no images.",
+            mend="Download it by hand and bring it into one of the layouts of docs/data.md.",
+        )
+    total = sum(item.size or 0 for item in wanted)
+    make_folder(folder)
+    _refuse_a_full_disk(folder, wanted, total)
+    progress = _Progress(repository, total=total)
+    for item in wanted:
+        path = folder / item.rfilename
+        if not _is_right(path, item):
+            _reach(repository, lambda item=item: _fetch(api, repository, info.sha, item, folder))
+            if not _is_right(path, item):
+                path.unlink(missing_ok=True)
+                raise DamagedDataError(
+                    f"{repository}: {item.rfilename} has a wrong checksum after download.",
+                    mend="It was removed. The same command fetches it again; if that fails too, a "
+                    "proxy may be changing it: download it by another way and give its folder.",
+                )
+        progress.add(item.size or 0)
+    write_json(
+        folder / MANIFEST,
+        {
+            "repository": repository,
+            "revision": info.sha,
+            "files": {
+                item.rfilename: {
+                    "size": (folder / item.rfilename).stat().st_size,
+                    "sha256": item.lfs.sha256 if item.lfs else None,
+                }
+                for item in wanted
+            },
+        },
+    )
+
+
+def _look_up(api: "HfApi", repository: str, revision: str | None = None) -> Any:
+    return api.dataset_info(
+        repository, revision=revision, files_metadata=True, timeout=_LOOKUP_SECONDS
+    )
+
+
+def _converted(api: "HfApi", repository: str) -> Any:
+    """The Hub's own Parquet copy, None where it has none."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return _look_up(api, repository, CONVERTED)
+    except HfHubHTTPError:
+        return None
+
+
+def _wanted(files: Sequence["RepoSibling"]) -> list["RepoSibling"]:
+    """The Parquet files of a repository; without any, its images, captions and IDX files."""
+    visible = [item for item in files if not item.rfilename.startswith(".")]
+    parquet = [item for item in visible if item.rfilename.endswith(".parquet")]
+    if parquet:
+        return parquet
+    return [
+        item
+        for item in visible
+        if Path(item.rfilename).suffix.lower() in {*SUFFIXES, ".txt"}
+        or Path(item.rfilename).name == METADATA
+        or ("idx" in item.rfilename and "ubyte" in item.rfilename)
+    ]
+
+
+def _fetch(api: "HfApi", repository: str, revision: str, item: "RepoSibling", folder: Path) -> None:
+    """One file, going on where an earlier attempt stopped; it gets its name when it is whole."""
+    from huggingface_hub import hf_hub_download
+
+    hf_hub_download(
+        repository,
+        item.rfilename,
+        repo_type="dataset",
+        revision=revision,
+        local_dir=folder,
+        endpoint=api.endpoint,
+    )
+
+
+def _is_right(path: Path, item: "RepoSibling") -> bool:
+    """Whether the file is there with the checksum that the Hub states."""
+    if not path.is_file() or (item.size is not None and path.stat().st_size != item.size):
+        return False
+    if item.lfs is not None:
+        return sha256_of_file(path) == item.lfs.sha256
+    if item.blob_id is None:
+        return True
+    content = path.read_bytes()  # small files are not in LFS; git hashes them with their length
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == item.blob_id
+
+
+def _reach(repository: str, request: Any) -> Any:
+    """The answer of the Hub; a clear message where there is none."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
+    ways = (
+        "Three ways out: give the command again where there is a network (it goes on where it "
+        "stopped); download the repository's files by hand and give their folder; or start with "
+        "--data digits, which comes with sfumato."
+    )
+    try:
+        return request()
+    except GatedRepoError as error:
+        raise InputError(
+            f"{repository} is open to registered people only.",
+            mend="Accept its terms on the Hub's page, then `hf auth login`.",
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise InputError(
+            f"There is no data set '{repository}' on the Hub, and no folder of that name here.",
+            mend="Check the spelling (OWNER/NAME); a private one needs `hf auth login`.",
+        ) from error
+    except (OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+        raise _unreachable(repository, error, ways) from error
+    except Exception as error:
+        if "httpx" not in type(error).__module__:  # its errors share no base with OSError
+            raise
+        raise _unreachable(repository, error, ways) from error
+
+
+def _unreachable(repository: str, error: Exception, ways: str) -> InputError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return InputError(f"'{repository}' could not be fetched from the Hub ({reason}).", mend=ways)
+
+
+def _refuse_a_full_disk(folder: Path, wanted: Sequence["RepoSibling"], total: int) -> None:
+    there = sum(
+        (folder / i.rfilename).stat().st_size for i in wanted if (folder / i.rfilename).exists()
+    )
+    free = shutil.disk_usage(folder).free
+    if total - there > free:
+        raise InputError(
+            f"The download takes {total / 1e9:.1f} GB, but {folder} has {free / 1e9:.1f} GB left.",
+            mend="Free some space, or let SFUMATO_CACHE name a folder on another disk.",
+        )
+
+
+class _Progress:
+    """Lines on the error stream: what is being fetched, and how far it is."""
+
+    def __init__(self, repository: str, *, total: int) -> None:
+        self._name, self._total, self._done = repository, total, 0
+        self._started = time.monotonic()
+        self._say("starting")
+
+    def add(self, size: int) -> None:
+        self._done += size
+        seconds = time.monotonic() - self._started
+        self._say(f"{self._done / 1e6:,.1f} MB in {seconds:.0f} s")
+
+    def _say(self, state: str) -> None:
+        sys.stderr.write(f"Downloading {self._name} ({self._total / 1e6:,.1f} MB): {state}\n")
+        sys.stderr.flush()

@@ -1,0 +1,325 @@
+"""Parquet in the Hub's layout: an image column, perhaps a label and a caption column."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sfumato.base.errors import DamagedDataError, InputError, nearest
+from sfumato.data.table import (
+    Part,
+    RawImages,
+    Row,
+    dense_classes,
+    fingerprint,
+    split_groups,
+    split_in_name,
+    visible_files,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+IMAGE_NAMES = ("image", "img")
+LABEL_NAMES = ("label", "labels", "class", "target")
+CAPTION_NAMES = ("caption", "text", "captions", "prompt", "description")
+_SHARD = re.compile(r"^(.*)-(\d{5})-of-(\d{5})")
+_BATCH_ROWS = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Names of the columns that are wanted: "auto" finds them by type, "none" does without."""
+
+    image: str = "auto"
+    label: str = "auto"
+    caption: str = "auto"
+
+
+def read_parquet(folder: Path, columns: Columns) -> RawImages | None:
+    """The data set in the `*.parquet` below `folder`; None where there is none.
+
+    Raises `DamagedDataError` for a file that is not whole or a set of shards that is not complete,
+    `InputError` where the columns cannot be told.
+    """
+    files = [path for path in visible_files(folder) if path.suffix == ".parquet"]
+    if not files:
+        return None
+    _refuse_several_data_sets(folder, files)
+    _refuse_missing_shards(files)
+    first = _open(files[0]).schema_arrow
+    found = _find_columns(first, columns, files[0])
+    groups: dict[str | None, list[Path]] = {}
+    for file in files:
+        split = split_in_name(file.name) or split_in_name(file.parent.name)
+        groups.setdefault(split, []).append(file)
+    parts = split_groups(groups)
+    names, text_labels = _class_names(first, found.label, parts.get("train") or parts["all"])
+    reader = _Reader(folder=folder, columns=found, text_labels=text_labels)
+    return RawImages(
+        layout="Parquet",
+        parts={name: reader.part(group) for name, group in parts.items()},
+        class_names=names,
+        labels=f"column '{found.label}'" if names else "",
+        captions=f"column '{found.caption}'" if found.caption else "",
+        fingerprint=fingerprint(folder, files),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Reader:
+    folder: Path
+    columns: Columns
+    text_labels: dict[str, int]
+
+    def part(self, files: Sequence[Path]) -> Part:
+        counts = []
+        for file in files:
+            opened = _open(file)
+            missing = [name for name in self._wanted() if name not in opened.schema_arrow.names]
+            if missing:
+                raise InputError(
+                    f"{file} has no column '{missing[0]}', which the other files have.",
+                    mend="Give a folder with the files of one data set.",
+                )
+            counts.append(opened.metadata.num_rows)
+
+        def read(keep: np.ndarray | None) -> Iterator[Row]:
+            start = 0
+            for file, count in zip(files, counts, strict=True):
+                yield from self._rows(file, None if keep is None else keep[start : start + count])
+                start += count
+
+        return Part(count=sum(counts), read=read)
+
+    def _wanted(self) -> list[str]:
+        return [
+            name for name in (self.columns.image, self.columns.label, self.columns.caption) if name
+        ]
+
+    def _rows(self, file: Path, keep: np.ndarray | None) -> Iterator[Row]:
+        import pyarrow as pa
+
+        opened = _open(file)
+        name = str(file.relative_to(self.folder))
+        number = 0
+        for group in range(opened.num_row_groups):
+            end = number + opened.metadata.row_group(group).num_rows
+            if keep is not None and not keep[number:end].any():
+                number = end
+                continue
+            try:
+                batches = opened.iter_batches(
+                    batch_size=_BATCH_ROWS, row_groups=[group], columns=self._wanted()
+                )
+                for batch in batches:
+                    for image, label, caption in zip(*self._values(batch), strict=True):
+                        if keep is None or keep[number]:
+                            yield Row(image, label, caption, name, number)
+                        number += 1
+            except (pa.ArrowException, OSError) as error:
+                reason = f"the file cannot be read here ({_first_line(error)})"
+                for lost in range(number, end):
+                    if keep is None or keep[lost]:
+                        yield Row(None, None, None, name, lost, reason)
+                number = end
+
+    def _values(self, batch: "pa.RecordBatch") -> tuple[list[Any], list[Any], list[Any]]:
+        """Images, labels and captions of a batch as plain lists."""
+        import pyarrow as pa
+
+        images = batch.column(self.columns.image)
+        if pa.types.is_struct(images.type):
+            # flatten() hands a null of the struct on to its bytes
+            images = images.flatten()[images.type.get_field_index("bytes")]
+        nothing = [None] * len(batch)
+        labels = batch.column(self.columns.label).to_pylist() if self.columns.label else nothing
+        if self.text_labels:
+            labels = [
+                None if label is None else self.text_labels.get(label, -1) for label in labels
+            ]
+        captions = nothing
+        if self.columns.caption:
+            texts = batch.column(self.columns.caption).to_pylist()
+            captions = [" ".join(text.split()) if text else None for text in texts]
+        return images.to_pylist(), labels, captions
+
+
+def _open(file: Path) -> Any:
+    """A `ParquetFile`; `DamagedDataError` where it is not whole."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.ParquetFile(file)
+    except (pa.ArrowException, OSError) as error:
+        with file.open("rb") as opened:
+            if opened.read(20).startswith(b"version https://git-"):
+                raise DamagedDataError(
+                    f"{file} is a pointer of Git LFS, not the data itself.",
+                    mend="Run `git lfs pull` in its repository.",
+                ) from error
+        raise DamagedDataError(
+            f"{file} is not a whole Parquet file ({_first_line(error)}; "
+            f"{file.stat().st_size:,} bytes).",
+            mend="It was cut short or altered: get it again. A half file is not used, for nobody "
+            "can tell how many images it lacks.",
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".")
+
+
+# Which files --------------------------------------------------------------------------------------
+
+
+def _refuse_several_data_sets(folder: Path, files: Sequence[Path]) -> None:
+    """Files in different folders are different data sets, unless the folders are splits."""
+    homes = {}
+    for file in files:
+        parts = file.relative_to(folder).parts[:-1]
+        home = "/".join(part for part in parts if part != "data" and split_in_name(part) != part)
+        homes.setdefault(home, file)
+    if len(homes) > 1:
+        raise InputError(
+            f"{folder} holds {len(homes)} data sets: {', '.join(sorted(homes))}.",
+            mend=f"Give one of them, for example {folder / sorted(homes)[-1]}.",
+        )
+
+
+def _refuse_missing_shards(files: Sequence[Path]) -> None:
+    there: dict[tuple[Path, str, int], set[int]] = {}
+    for file in files:
+        if found := _SHARD.match(file.name):
+            key = (file.parent, found[1], int(found[3]))
+            there.setdefault(key, set()).add(int(found[2]))
+    for (parent, prefix, total), shards in there.items():
+        if missing := sorted(set(range(total)) - shards):
+            raise DamagedDataError(
+                f"{parent}: {len(shards)} of {total} files of '{prefix}' are there; the first that "
+                f"is missing is {prefix}-{missing[0]:05d}-of-{total:05d}.parquet.",
+                mend="The download was not finished: get the missing files. Part of a data set is "
+                "not taken for the whole of it.",
+            )
+
+
+# Which columns ------------------------------------------------------------------------------------
+
+
+def _features(schema: "pa.Schema") -> dict[str, Any]:
+    """What the `datasets` library wrote of the columns' meaning; empty without it."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, TypeError, ValueError):
+        return {}
+    return features if isinstance(features, dict) else {}
+
+
+def _has_type(feature: Any, name: str) -> bool:
+    return isinstance(feature, dict) and feature.get("_type") == name
+
+
+def _find_columns(schema: "pa.Schema", wanted: Columns, file: Path) -> Columns:
+    """The concrete names; a column that is not there is an empty name."""
+    import pyarrow as pa
+
+    types = dict(zip(schema.names, schema.types, strict=True))
+    features = _features(schema)
+    binary = (pa.types.is_binary, pa.types.is_large_binary)
+    text = (pa.types.is_string, pa.types.is_large_string)
+    images = [
+        name
+        for name, kind in types.items()
+        if _has_type(features.get(name), "Image")
+        or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
+        or any(check(kind) for check in binary)
+    ]
+    labels = [name for name in types if _has_type(features.get(name), "ClassLabel")] or [
+        name
+        for name, kind in types.items()
+        if pa.types.is_integer(kind) or (name in LABEL_NAMES and any(c(kind) for c in text))
+    ]
+    captions = [
+        name for name, kind in types.items() if name not in labels and any(c(kind) for c in text)
+    ]
+    image = _pick("image", wanted.image, images, IMAGE_NAMES, types, file)
+    if not image:
+        raise InputError(
+            f"{file} has no column of images; its columns are {', '.join(types)}.",
+            mend="An image column holds encoded images: binary, or a struct with `bytes`.",
+        )
+    label = _pick("label", wanted.label, labels, LABEL_NAMES, types, file)
+    caption = _pick("caption", wanted.caption, captions, CAPTION_NAMES, types, file)
+    return Columns(image=image, label=label, caption=caption)
+
+
+def _pick(
+    role: str,
+    wanted: str,
+    found: list[str],
+    usual: Sequence[str],
+    types: dict[str, Any],
+    file: Path,
+) -> str:
+    """The wanted column; else the one with a usual name; else the only one; else a question."""
+    if wanted == "none":
+        return ""
+    if wanted != "auto":
+        if wanted not in types:
+            raise InputError(
+                f"data.{role}_column: {file} has no column '{wanted}'.",
+                mend=nearest(wanted, list(types)),
+            )
+        return wanted
+    for name in usual:
+        if name in found:
+            return name
+    if len(found) > 1 and role != "caption":
+        raise InputError(
+            f"{file} has {len(found)} columns that could be the {role}: {', '.join(found)}.",
+            mend=f"Choose one with --set data.{role}_column={found[-1]}"
+            + ("." if role == "image" else ", or do without with =none."),
+        )
+    return found[0] if len(found) == 1 else ""
+
+
+def _class_names(
+    schema: "pa.Schema", label: str, files: Sequence[Path]
+) -> tuple[list[str], dict[str, int]]:
+    """Names of the classes, and for labels that are text the number of each.
+
+    From the schema where it has them; else from the labels that occur in `files`.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not label:
+        return [], {}
+    feature = _features(schema).get(label)
+    if _has_type(feature, "ClassLabel") and feature.get("names"):
+        return [str(name) for name in feature["names"]], {}
+    column = pa.chunked_array(
+        [chunk for file in files for chunk in _read_column(file, label).chunks],
+        type=schema.field(label).type,
+    )
+    values = pc.unique(column).drop_null()
+    if pa.types.is_integer(column.type):
+        return dense_classes(values.to_numpy()), {}
+    names = sorted(str(value) for value in values.to_pylist())
+    return names, {name: index for index, name in enumerate(names)}
+
+
+def _read_column(file: Path, name: str) -> "pa.ChunkedArray":
+    import pyarrow as pa
+
+    try:
+        return _open(file).read(columns=[name]).column(name)
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedDataError(
+            f"{file}: column '{name}' cannot be read ({_first_line(error)}).", mend="Get it again."
+        ) from error

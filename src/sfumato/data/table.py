@@ -1,0 +1,150 @@
+"""What every reader gives: rows of encoded images with labels and captions, split by split."""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+T = TypeVar("T")
+
+
+class Row(NamedTuple):
+    """One image as it lies in its file, not yet decoded.
+
+    `image`: an encoded file's bytes or its path, or uint8 (H, W) or (H, W, 3). `number` counts the
+    rows of `file` from 0; None where the file is the image. `problem` says why the reader could
+    not read it.
+    """
+
+    image: bytes | Path | np.ndarray | None
+    label: int | None
+    caption: str | None
+    file: str
+    number: int | None = None
+    problem: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """The rows of one split. `read(keep)` gives those where `keep` (count,) bool is true, in
+    their order; None is all of them."""
+
+    count: int
+    read: Callable[[np.ndarray | None], Iterator[Row]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawImages:
+    """A data set before decoding.
+
+    `parts` has "train" and "test", or "all" where the files name no such parts. `labels` and
+    `captions` say where they were found (empty: nowhere); `class_names` is empty without labels.
+    `fingerprint` changes with the names and sizes of the files.
+    """
+
+    layout: str
+    parts: Mapping[str, Part]
+    class_names: Sequence[str]
+    labels: str
+    captions: str
+    fingerprint: str
+
+    @property
+    def count(self) -> int:
+        return sum(part.count for part in self.parts.values())
+
+
+class Damage(NamedTuple):
+    """A row that cannot be used, and why."""
+
+    file: str
+    number: int | None
+    reason: str
+
+
+def list_damage(damage: Iterable[Damage], *, most: int | None = None) -> list[str]:
+    """One line a stretch of rows with the same problem: `FILE, rows 20-29: no image`.
+
+    Rows count from 0, as in pandas and `datasets`. Beyond `most` lines the last says how many more.
+    """
+    lines: list[str] = []
+    stretches = _stretches(damage)
+    for index, (first, last) in enumerate(stretches):
+        if index == most:
+            left = sum(1 + (b.number or 0) - (a.number or 0) for a, b in stretches[index:])
+            return [*lines, f"and {left:,} more"]
+        where = first.file
+        if first.number is not None:
+            several = last.number != first.number
+            where += f", rows {first.number}-{last.number}" if several else f", row {first.number}"
+        lines.append(f"{where}: {first.reason}")
+    return lines
+
+
+def _stretches(damage: Iterable[Damage]) -> list[tuple[Damage, Damage]]:
+    stretches: list[tuple[Damage, Damage]] = []
+    for item in damage:
+        if stretches and item.number is not None:
+            first, last = stretches[-1]
+            if last.number is not None and item == (first.file, last.number + 1, first.reason):
+                stretches[-1] = (first, item)
+                continue
+        stretches.append((item, item))
+    return stretches
+
+
+_SPLIT = re.compile(
+    r"(?:^|[-_. ])(train(?:ing)?|test|t10k|val|valid|validation|dev)(?=$|[-_. ]|\d)", re.I
+)
+_SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "t10k": "test"}
+
+
+def split_in_name(name: str) -> str | None:
+    """train, test or validation, where a file's or folder's name says so."""
+    found = _SPLIT.search(name)
+    return _SPLIT_NAMES.get(found[1].lower(), "validation") if found else None
+
+
+def split_groups(items: Mapping[str | None, list[T]]) -> dict[str, list[T]]:
+    """Parts "train" and "test" where both are there, else everything as "all".
+
+    A validation part stands in for a missing test part."""
+    test = items.get("test") or items.get("validation")
+    if items.get("train") and test and not items.get(None):
+        return {"train": items["train"], "test": test}
+    return {"all": [item for group in items.values() for item in group]}
+
+
+def fingerprint(folder: Path, files: Iterable[Path]) -> str:
+    """A digest of names and sizes: changes when a file is added, removed or replaced by another
+    of a different size."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(folder)}\t{file.stat().st_size}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def visible_files(folder: Path) -> list[Path]:
+    """All files below `folder` in the order of their names, without hidden ones."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
+def dense_classes(labels: np.ndarray) -> list[str]:
+    """Names "0", "1", ... for integer labels without names: up to the first gap in the numbers
+    that occur, so that one damaged label does not make 200 classes."""
+    present = np.unique(labels)
+    present = present[present >= 0]
+    if len(present) == 0 or present[0] > 1:
+        return []
+    gaps = np.flatnonzero(np.diff(present) > 1)
+    last = present[gaps[0]] if len(gaps) else present[-1]
+    return [str(label) for label in range(int(last) + 1)]
