@@ -83,6 +83,11 @@ def build(
 
     Raises `ConfigError` with the nearest match for whatever is not known.
     """
+    named = {override.partition("=")[0] for override in overrides}
+    if {"training.images", "training.epochs"} <= named:
+        raise ConfigError(
+            "--set names training.images and training.epochs.", mend="Give one of them."
+        )
     for override in overrides:
         _apply(recipe, values, override)
     if overrides:

@@ -21,6 +21,7 @@ from sfumato.base.files import write_bytes, write_json
 from sfumato.base.images import grid, png_bytes, to_pil
 from sfumato.base.randomness import generator_for
 from sfumato.base.section import Section
+from sfumato.data.captions import captions_from_templates
 from sfumato.data.sources import Records, load_records
 from sfumato.diffusion.guidance import CONVENTION
 from sfumato.generation import ImageGenerator
@@ -83,6 +84,7 @@ class MetricCard:
     timestep_spacing: str
     steps: int
     model: dict[str, Any]
+    captions: list[str] = field(default_factory=list)
     guidance: str = "cfg"
     guidance_convention: str = CONVENTION
     schema: int = SCHEMA
@@ -126,14 +128,16 @@ def evaluate(
     guidance_scales: Sequence[float],
     count: int,
     first_seed: int = 0,
+    templates: Sequence[str] = (),
     folder: Path | None = None,
     say: Callable[[str], None] = lambda sentence: None,
     on_batch: Callable[[int], None] | None = None,
 ) -> MetricCard:
     """Draw `count` images for each guidance scale (captions in turn) and measure them.
 
-    Image i has caption i mod K and seed `first_seed` + i at every scale, so that scales are
-    compared on the same noise. With `folder`, a grid of the first images of each scale is kept.
+    Image i has class i mod K and seed `first_seed` + i at every scale, so that scales are compared
+    on the same noise. Its caption is the first that the class was trained with, or, with
+    `templates`, theirs in turn. With `folder`, a grid of the first images of each scale is kept.
     """
     if generator.data is None:
         raise InputError(
@@ -151,10 +155,11 @@ def evaluate(
     floor = _real_against_real(generator, judge, test_features, frechet_count)
     reference = feature_statistics(test_features[:frechet_count])
     labels = torch.arange(count) % len(test.class_names)
+    prompts = _prompts(test, labels, templates)
     results = []
     for scale in guidance_scales:
         started = time.perf_counter()
-        images, calls = _draw(generator, test, labels, scale, first_seed, on_batch)
+        images, calls = _draw(generator, prompts, scale, first_seed, on_batch)
         seconds = time.perf_counter() - started
         predicted, features = judge(images)
         agreeing = int((predicted == labels).sum())
@@ -185,6 +190,7 @@ def evaluate(
         reference=test.description,
         results=results,
         count=count,
+        captions=list(templates or generator.data.caption[:1]),
         seeds=(first_seed, first_seed + count - 1),
         scheduler=sampler_of(generator.pipeline.scheduler)[0],
         timestep_spacing=generator.pipeline.scheduler.config["timestep_spacing"],
@@ -194,10 +200,21 @@ def evaluate(
     )
 
 
+def _prompts(test: Records, labels: Tensor, templates: Sequence[str]) -> list[str]:
+    """A caption for each of `labels` (N,): the class's own, or of each template in turn."""
+    if not templates:
+        return [test.class_captions[label] for label in labels]
+    classes = len(test.class_names)
+    captions = captions_from_templates(templates, test.class_names)
+    return [
+        captions[index // classes % len(templates) * classes + label]
+        for index, label in enumerate(labels.tolist())
+    ]
+
+
 def _draw(
     generator: ImageGenerator,
-    test: Records,
-    labels: Tensor,
+    prompts: Sequence[str],
     scale: float,
     first_seed: int,
     on_batch: Callable[[int], None] | None,
@@ -205,8 +222,8 @@ def _draw(
     """uint8 (N, C, H, W) and the network calls an image took."""
     pictures = list(
         generator.draw(
-            [test.class_captions[label] for label in labels],
-            range(first_seed, first_seed + len(labels)),
+            prompts,
+            range(first_seed, first_seed + len(prompts)),
             guidance_scale=scale,
             on_batch=on_batch,
         )

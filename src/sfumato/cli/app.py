@@ -201,6 +201,9 @@ def evaluate(
     steps: Steps = None,
     sampler: SamplerName = None,
     seed: Seed = 0,
+    held_out: Annotated[
+        bool, typer.Option("--held-out", help="Ask by captions that were never trained on.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="Folder for card.json and samples; else beside the model.")
     ] = None,
@@ -211,7 +214,13 @@ def evaluate(
 
     generator = open_generator(model, device=device, scheduler=sampler, form=form, steps=steps)
     evaluate_model(
-        generator, Path(model), count=count, scales=parse_scales(scales), seed=seed, out=out
+        generator,
+        Path(model),
+        count=count,
+        scales=parse_scales(scales),
+        seed=seed,
+        out=out,
+        held_out=held_out,
     )
 
 
@@ -235,7 +244,7 @@ def export(
     say_how_to_load(out)
 
 
-@app.command(epilog="Example: `sfumato inspect samples/a-handwritten-digit-7-seed0.png`")
+@app.command(epilog="Example: `sfumato inspect samples/a-handwritten-digit-7-w3-seed0.png`")
 def inspect(
     file: Annotated[Path, typer.Argument(help="A PNG that sfumato drew.")],
 ) -> None:
@@ -290,7 +299,7 @@ def bench_train(
     device: Device = "auto",
 ) -> None:
     """Our training step against a bare loop on the same network, data and batch."""
-    from sfumato.cli.show import bench_training
+    from sfumato.cli.bench import bench_training
 
     bench_training(preset, settings or [], pairs=pairs, steps=steps, device=device, out=out)
 
@@ -309,7 +318,8 @@ def bench_sample(
     device: Device = "auto",
 ) -> None:
     """Our sampling against the paper's loop, with the same scheduler, steps and batch."""
-    from sfumato.cli.show import bench_sampling, parse_scales
+    from sfumato.cli.bench import bench_sampling
+    from sfumato.cli.show import parse_scales
 
     bench_sampling(
         model,

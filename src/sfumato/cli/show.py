@@ -5,8 +5,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -14,22 +12,14 @@ from torch import Tensor
 
 from sfumato.base.errors import InputError
 from sfumato.base.files import write_bytes
-from sfumato.bench import (
-    Comparison,
-    compare_sampling,
-    compare_training,
-    save_comparisons,
-    untrained_generator,
-)
 from sfumato.configuration import Recipe, preset_names
 from sfumato.data.sources import load_records
 from sfumato.diffusion.guidance import GuidanceConfig
 from sfumato.evaluation import EvaluationConfig, MetricCard, evaluate
 from sfumato.experiment import load_experiment
-from sfumato.generation import ImageGenerator, resolve_device, settings_in_png
+from sfumato.generation import ImageGenerator, settings_in_png
 from sfumato.lint import Drawing, lint_drawing, tell
 from sfumato.methods import load_recipe, method_of
-from sfumato.models.schedulers import sampler_of
 from sfumato.report.pictures import scale_grid
 from sfumato.training.hooks import BaseHook
 from sfumato.training.loop import Run
@@ -241,10 +231,17 @@ def evaluate_model(
     scales: Sequence[float] | None,
     seed: int,
     out: Path | None,
+    held_out: bool = False,
 ) -> None:
+    templates = generator.data.held_out if held_out and generator.data else ()
+    if held_out and not templates:
+        raise InputError(
+            "This model's data set names no held-out captions (data.held_out).",
+            mend="Evaluate without --held-out.",
+        )
     file = model / "experiment.yaml"
     config = load_experiment(str(file)).evaluation if file.exists() else EvaluationConfig()
-    folder = unused(out or model / "evaluation")
+    folder = unused(out or model / ("evaluation-held-out" if held_out else "evaluation"))
     scales = scales or config.guidance_scales
     tell_of_drawing(generator, scales=scales)
     total = (count or config.count) * len(scales)
@@ -261,6 +258,7 @@ def evaluate_model(
         guidance_scales=scales,
         count=count or config.count,
         first_seed=seed,
+        templates=templates,
         folder=folder,
         say=say,
         on_batch=on_batch,
@@ -302,7 +300,8 @@ def print_card(card: MetricCard) -> None:
     Console(width=max(80, Console().width)).print(table)
     say(
         f"{card.count} images for each w, seeds {card.seeds[0]}-{card.seeds[1]}, {card.scheduler}, "
-        f"{card.steps} steps, guidance {card.guidance}. Frechet distance on the judge's "
+        f"{card.steps} steps, guidance {card.guidance}; captions: "
+        f"{' | '.join(card.captions)}. Frechet distance on the judge's "
         f"{card.feature_dim} features, N = {card.frechet_count}; the row 'real' is the judge on "
         f"real test images, and real against real at the same N. Not comparable with a published "
         f"FID."
@@ -357,80 +356,3 @@ def print_presets() -> None:
         about = method_of(recipe).describe(recipe)
         table.add_row(name, about.parameters, about.images, recipe.about)
     Console().print(table)
-
-
-def bench_training(
-    preset: str,
-    settings: Sequence[str],
-    *,
-    pairs: int,
-    steps: int,
-    device: str,
-    out: Path | None,
-) -> None:
-    experiment = load_experiment(preset, settings)
-    comparison = compare_training(experiment, pairs=pairs, steps=steps, device=device)
-    conditions = {
-        "model": experiment.name,
-        "settings": list(settings),
-        "batch_size": experiment.training.batch_size,
-        "steps": steps,
-        "device": str(resolve_device(device)),
-    }
-    print_comparisons([comparison], conditions, out)
-
-
-def bench_sampling(
-    model: str,
-    *,
-    scales: Sequence[float],
-    batch: int,
-    pairs: int,
-    steps: int | None,
-    scheduler: str | None,
-    device: str,
-    out: Path | None,
-) -> None:
-    if Path(model).is_dir():
-        generator = ImageGenerator.open(model, device=device)
-    else:
-        generator = untrained_generator(load_experiment(model), device=device)
-    generator.use(scheduler=scheduler, steps=steps)
-    comparisons = compare_sampling(generator, scales=scales, batch=batch, pairs=pairs)
-    conditions = {
-        "model": model,
-        "batch_size": batch,
-        "scheduler": sampler_of(generator.pipeline.scheduler)[0],
-        "steps": generator.pipeline.config["num_inference_steps"],
-        "device": str(generator.pipeline.unet.device),
-    }
-    print_comparisons(comparisons, conditions, out)
-
-
-def print_comparisons(
-    comparisons: Sequence[Comparison], conditions: Mapping[str, Any], out: Path | None
-) -> None:
-    """A table of speeds and ratios, and all timings in a JSON file."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("")
-    for name in ("ours", "plain", "ratio", "95 % interval", "bar", ""):
-        table.add_column(name, justify="right")
-    for row in comparisons:
-        speeds = [
-            f"{row.images / median(seconds):.1f} images/s"
-            for seconds in (row.ours_seconds, row.plain_seconds)
-        ]
-        interval = f"{row.ratio.low:.3f} - {row.ratio.high:.3f}"
-        verdict = "" if row.reached else "missed"
-        table.add_row(
-            row.name, *speeds, f"{row.ratio.value:.3f}", interval, f"{row.bar:g}", verdict
-        )
-    Console(width=max(96, Console().width)).print(table)
-    say(
-        f"Ratio: time of the plain loop over ours, median of {comparisons[0].ratio.count} pairs "
-        f"taken in turn; {', '.join(f'{k} {v}' for k, v in conditions.items() if v)}."
-    )
-    if out is not None:
-        path = unused(out)
-        save_comparisons(comparisons, path, **conditions)
-        say(f"Record  {path}")

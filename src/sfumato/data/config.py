@@ -29,6 +29,8 @@ class DataConfig(Section):
     caption: tuple[str, ...] = AUTO_CAPTION
     """Caption templates with {caption}, the image's own, {class_name}, {word} or {label}; a step
     draws one for each image. auto: {caption} where there are captions."""
+    held_out: tuple[str, ...] = ()
+    """Caption templates that are never trained on; `sfumato evaluate --held-out` asks for them."""
     value_range: ValueRange = (-1.0, 1.0)
     """Range of pixel values inside the network; sampled images are clamped to it."""
     split_seed: int = 0
