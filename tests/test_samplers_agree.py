@@ -29,7 +29,7 @@ def agreement(generator: ImageGenerator, judge, *, sampler: str, steps: int) -> 
 def test_samplers_agree_with_ddpm_at_1000_steps(schedule: str, prediction: str, tmp_path) -> None:
     settings = [
         *SMALL,
-        "training.images=24000",
+        "training.images=60000",
         f"diffusion.beta_schedule={schedule}",
         f"diffusion.prediction_type={prediction}",
     ]
