@@ -133,3 +133,13 @@ class IdealDenoiser:
         a, s = self.schedule.signal_and_noise_scale(t, x_t.double())
         eps = (x_t.double() - a * x0) / s
         return self.prediction.target(x0, eps, a, s).float()
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data sets in the Hub's layout; tests that need it skip without it."""
+    given = os.environ.get("SFUMATO_DATA")
+    folder = Path(given) if given else Path(__file__).parents[2] / "shared" / "data"
+    if not (folder / "mnist").is_dir():
+        pytest.skip(f"needs real data: no folder 'mnist' in {folder} (SFUMATO_DATA names another)")
+    return folder

@@ -86,7 +86,7 @@ def show_data(source: str, settings: Sequence[str], *, out: Path) -> None:
     for name, records in splits.items():
         if records.damage:
             share = len(records.damage) / (len(records) + len(records.damage))
-            say(f"\nDamaged in {name}, rows counted from 0 ({100 * share:.2g} %):")
+            say(f"\nDamaged in {name}, rows counted from 0 ({100 * share:.3g} %):")
             say("  " + "\n  ".join(list_damage(records.damage)))
     path = unused(out)
     shown = splits["train"]
@@ -107,7 +107,9 @@ def _print_facts(
         "Files": ", ".join(
             f"{name} {100 * number / sum(found.formats.values()):.3g} %"
             for name, number in found.formats.items()
-        ),
+            if name != "raw"
+        )
+        or "arrays of pixels",
         "Captions": f"{' | '.join(config.caption)}, such as '{_example(splits['train'])}'",
         "Training": f"{_form(config)}, fit: {config.fit}",
         "Read": f"{count:,} images in {seconds:.2f} s: {count / seconds:,.0f} images/s",

@@ -8,14 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+from PIL import Image, ImageOps
 
 from sfumato.data.table import Damage, Row
-
-if TYPE_CHECKING:
-    import PIL.Image
 
 Fit = Literal["crop", "squash"]
 
@@ -68,8 +66,6 @@ def decode(image: "bytes | Path | np.ndarray | None", target: Target) -> tuple[n
     laid on white; 16-bit grey is scaled to 8 bits; colours become L or RGB (profiles are ignored);
     then crop or squash, by Pillow's antialiased bilinear filter.
     """
-    from PIL import Image
-
     if isinstance(image, np.ndarray):
         picture, header = Image.fromarray(image), read_header(image)
     else:
@@ -87,9 +83,7 @@ def decode(image: "bytes | Path | np.ndarray | None", target: Target) -> tuple[n
     return (pixels[None] if target.channels == 1 else pixels.transpose(2, 0, 1)), header
 
 
-def _open(image: "bytes | Path | None") -> "PIL.Image.Image":
-    from PIL import Image
-
+def _open(image: "bytes | Path | None") -> Image.Image:
     if image is None or image == b"":
         raise BadImage("no image")
     try:
@@ -103,7 +97,7 @@ def _open(image: "bytes | Path | None") -> "PIL.Image.Image":
         raise BadImage("not an image") from error
 
 
-def _header(opened: "PIL.Image.Image") -> Header:
+def _header(opened: Image.Image) -> Header:
     width, height = opened.size
     if width * height > MAX_PIXELS:
         raise BadImage(f"claims {width} x {height} pixels, more than {MAX_PIXELS:,}")
@@ -115,20 +109,16 @@ def _reason(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _upright(image: "PIL.Image.Image") -> "PIL.Image.Image":
+def _upright(image: Image.Image) -> Image.Image:
     """Turned and mirrored as its EXIF orientation says."""
-    from PIL import ImageOps
-
     may_say = image.format in ("TIFF", "MPO") or not _ORIENTED.isdisjoint(image.info)
     if may_say and image.getexif().get(_ORIENTATION, 1) != 1:
         return ImageOps.exif_transpose(image)
     return image
 
 
-def _coloured(image: "PIL.Image.Image", mode: str) -> "PIL.Image.Image":
+def _coloured(image: Image.Image, mode: str) -> Image.Image:
     """Any of Pillow's modes to L or RGB."""
-    from PIL import Image
-
     if image.mode == mode and "transparency" not in image.info:
         return image
     if image.mode == "F":
@@ -143,19 +133,16 @@ def _coloured(image: "PIL.Image.Image", mode: str) -> "PIL.Image.Image":
     return image.convert(mode)
 
 
-def _fitted(image: "PIL.Image.Image", target: Target) -> "PIL.Image.Image":
-    from PIL import Image
-
+def _fitted(image: Image.Image, target: Target) -> Image.Image:
     width, height = image.size
     side = target.resolution
     if (width, height) == (side, side):
         return image
-    box = None
     if target.fit == "crop" and width != height:
         short = min(width, height)
         left, top = (width - short) // 2, (height - short) // 2
-        box = (left, top, left + short, top + short)
-    return image.resize((side, side), Image.Resampling.BILINEAR, box=box)
+        image = image.crop((left, top, left + short, top + short))
+    return image.resize((side, side), Image.Resampling.BILINEAR)
 
 
 # Many rows ----------------------------------------------------------------------------------------

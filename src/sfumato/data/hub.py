@@ -1,6 +1,7 @@
 """Data sets of the Hugging Face Hub: downloaded once, checked, and never taken for whole before."""
 
 import hashlib
+import os
 import re
 import shutil
 import sys
@@ -10,7 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfumato.base.errors import DamagedDataError, InputError
-from sfumato.base.files import cache_folder, make_folder, read_json, sha256_of_file, write_json
+from sfumato.base.files import (
+    TEMPORARY_PREFIX,
+    cache_folder,
+    make_folder,
+    read_json,
+    sha256_of_file,
+    sync,
+    write_json,
+    writing,
+)
 from sfumato.data.folder import METADATA, SUFFIXES
 
 if TYPE_CHECKING:
@@ -22,6 +32,8 @@ MANIFEST = "sfumato-download.json"
 CONVERTED = "refs/convert/parquet"
 """The branch where the Hub keeps a Parquet copy of data sets that are stored otherwise."""
 _LOOKUP_SECONDS = 5.0
+_TELL_SECONDS = 3.0
+_ATTEMPTS, _PAUSE_SECONDS = 3, 1.0
 
 
 def is_hub_name(source: str) -> bool:
@@ -82,17 +94,11 @@ def _download(repository: str, folder: Path) -> None:
     _refuse_a_full_disk(folder, wanted, total)
     progress = _Progress(repository, total=total)
     for item in wanted:
-        path = folder / item.rfilename
-        if not _is_right(path, item):
-            _reach(repository, lambda item=item: _fetch(api, repository, info.sha, item, folder))
-            if not _is_right(path, item):
-                path.unlink(missing_ok=True)
-                raise DamagedDataError(
-                    f"{repository}: {item.rfilename} has a wrong checksum after download.",
-                    mend="It was removed. The same command fetches it again; if that fails too, a "
-                    "proxy may be changing it: download it by another way and give its folder.",
-                )
-        progress.add(item.size or 0)
+        if _is_right(folder / item.rfilename, item):
+            progress.add(item.size or 0)
+        else:
+            _fetch(repository, info.sha, item, folder / item.rfilename, progress)
+    progress.finish()
     write_json(
         folder / MANIFEST,
         {
@@ -140,18 +146,73 @@ def _wanted(files: Sequence["RepoSibling"]) -> list["RepoSibling"]:
     ]
 
 
-def _fetch(api: "HfApi", repository: str, revision: str, item: "RepoSibling", folder: Path) -> None:
-    """One file, going on where an earlier attempt stopped; it gets its name when it is whole."""
-    from huggingface_hub import hf_hub_download
+def _fetch(
+    repository: str, revision: str, item: "RepoSibling", path: Path, progress: "_Progress"
+) -> None:
+    """One file, going on where an earlier attempt stopped; it gets its name when it is right.
 
-    hf_hub_download(
-        repository,
-        item.rfilename,
-        repo_type="dataset",
-        revision=revision,
-        local_dir=folder,
-        endpoint=api.endpoint,
-    )
+    Differs from `hf_hub_download`, which begins a file again after its process was killed.
+    """
+    partial = path.with_name(f"{TEMPORARY_PREFIX}{revision[:8]}-{path.name}")
+    make_folder(path.parent)
+    if partial.is_file():
+        progress.add(partial.stat().st_size)
+    broken = 0
+    while not partial.is_file() or partial.stat().st_size < (item.size or 0):
+        before = partial.stat().st_size if partial.is_file() else 0
+        try:
+            _append(repository, revision, item.rfilename, partial, progress)
+            break
+        except Exception as error:
+            grown = partial.is_file() and partial.stat().st_size > before
+            broken = 0 if grown else broken + 1
+            if broken >= _ATTEMPTS or not _is_of_network(error):
+                _reach(repository, lambda error=error: _raise(error))
+            time.sleep(_PAUSE_SECONDS)
+    if not _is_right(partial, item):
+        partial.unlink()
+        raise DamagedDataError(
+            f"{repository}: {item.rfilename} has a wrong checksum after download.",
+            mend="It was removed. The same command fetches it again; if that fails too, a proxy "
+            "may be changing it: download it by another way and give its folder.",
+        )
+    sync(partial)
+    os.replace(partial, path)
+
+
+def _append(
+    repository: str, revision: str, name: str, partial: Path, progress: "_Progress"
+) -> None:
+    """Fetch what is missing of `partial`."""
+    from huggingface_hub import constants, hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    url = hf_hub_url(repository, name, repo_type="dataset", revision=revision)
+    there = partial.stat().st_size if partial.is_file() else 0
+    headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
+    if there:
+        headers["Range"] = f"bytes={there}-"
+    timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+    with (
+        get_session().stream(
+            "GET", url, headers=headers, timeout=timeout, follow_redirects=True
+        ) as answer,
+        writing(partial),
+    ):
+        hf_raise_for_status(answer)
+        with partial.open("ab" if answer.status_code == 206 else "wb") as file:
+            for chunk in answer.iter_raw():
+                file.write(chunk)
+                progress.add(len(chunk))
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def _is_of_network(error: Exception) -> bool:
+    """Errors of the HTTP client, whose package has had two names; they share no base."""
+    return "httpx" in type(error).__module__ and "Status" not in type(error).__name__
 
 
 def _is_right(path: Path, item: "RepoSibling") -> bool:
@@ -195,7 +256,7 @@ def _reach(repository: str, request: Any) -> Any:
     except (OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
         raise _unreachable(repository, error, ways) from error
     except Exception as error:
-        if "httpx" not in type(error).__module__:  # its errors share no base with OSError
+        if not _is_of_network(error):
             raise
         raise _unreachable(repository, error, ways) from error
 
@@ -218,18 +279,29 @@ def _refuse_a_full_disk(folder: Path, wanted: Sequence["RepoSibling"], total: in
 
 
 class _Progress:
-    """Lines on the error stream: what is being fetched, and how far it is."""
+    """Lines on the error stream: what is being fetched, how far it is and how fast."""
 
     def __init__(self, repository: str, *, total: int) -> None:
-        self._name, self._total, self._done = repository, total, 0
-        self._started = time.monotonic()
-        self._say("starting")
+        self._name, self._total, self._done = repository, total, 0.0
+        self._started = self._told = time.monotonic()
+        self._say(f"Downloading {repository} ({total / 1e6:,.1f} MB)")
 
-    def add(self, size: int) -> None:
+    def add(self, size: float) -> None:
         self._done += size
-        seconds = time.monotonic() - self._started
-        self._say(f"{self._done / 1e6:,.1f} MB in {seconds:.0f} s")
+        now = time.monotonic()
+        if now - self._told >= _TELL_SECONDS:
+            self._told = now
+            speed = self._done / (now - self._started)
+            left = (self._total - self._done) / max(speed, 1)
+            self._say(
+                f"  {self._done / 1e6:,.1f} of {self._total / 1e6:,.1f} MB, "
+                f"{speed / 1e6:.1f} MB/s, {left:,.0f} s left"
+            )
 
-    def _say(self, state: str) -> None:
-        sys.stderr.write(f"Downloading {self._name} ({self._total / 1e6:,.1f} MB): {state}\n")
+    def finish(self) -> None:
+        seconds = time.monotonic() - self._started
+        self._say(f"Downloaded and checked {self._name} in {seconds:,.0f} s")
+
+    def _say(self, text: str) -> None:
+        sys.stderr.write(text + "\n")
         sys.stderr.flush()

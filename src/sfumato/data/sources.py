@@ -211,7 +211,7 @@ def _check_damage(damage: Sequence[Damage], count: int, config: DataConfig) -> N
     if len(damage) <= config.max_damaged * count and len(damage) < count:
         return
     lines = "\n  ".join(list_damage(damage, most=_SHOWN_DAMAGE))
-    share = f"{100 * len(damage) / count:.2g} %"
+    share = f"{100 * len(damage) / count:.3g} %"
     allowed = f"{100 * config.max_damaged:g} %"
     if all(item.reason == NO_CAPTION for item in damage):
         raise InputError(

@@ -49,7 +49,7 @@ class Survey:
         text += low if low == high else f"{low} to {high}"
         text += f", {'greyscale' if self.grey else 'RGB'}"
         if self.looked < self.count:
-            text += f" (of {self.looked:,} looked at)"
+            text += f" (headers of {self.looked:,} looked at)"
         if self.class_names:
             several = len(self.class_names) > 1
             text += f"; {len(self.class_names):,} {'classes' if several else 'class'}"

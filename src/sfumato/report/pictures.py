@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from sfumato.base.images import png_bytes, to_pil
 from sfumato.diffusion.guidance import GuidanceConfig
 from sfumato.generation import TEXT_PREFIX, ImageGenerator, Picture
+from sfumato.report.samples import wrapped
 
 
 def labelled_grid(
@@ -22,22 +23,27 @@ def labelled_grid(
     """
     from PIL import Image, ImageDraw, ImageFont
 
+    font = ImageFont.load_default(size=15)
     side = max(rows[0][0].image.shape[1:])
+    if any(font.getlength(label) > max(side, least_cell_px) + gap_px for label in column_labels):
+        least_cell_px = 2 * least_cell_px  # captions are wrapped, and a line should hold some words
     scale = max(1, -(-least_cell_px // side))
     height, width = (int(n) * scale for n in rows[0][0].image.shape[1:])
-    font = ImageFont.load_default(size=15)
-    measure = ImageDraw.Draw(Image.new("L", (1, 1)))
-    left = int(max(measure.textlength(label, font) for label in row_labels)) + 18
-    top = 28
+    left = int(max(font.getlength(label) for label in row_labels)) + 18
+    headings = [wrapped(label, font, width, 4) for label in column_labels]
+    line_px = 18
+    top = 10 + line_px * max(map(len, headings))
     canvas = Image.new(
         "RGB",
         (left + len(rows[0]) * (width + gap_px) + 8, top + len(rows) * (height + gap_px) + 8),
         "white",
     )
     pen = ImageDraw.Draw(canvas)
-    for column, label in enumerate(column_labels):
+    for column, lines in enumerate(headings):
         x = left + column * (width + gap_px) + width // 2
-        pen.text((x, top // 2 + 2), label, font=font, fill="#333333", anchor="mm")
+        for line, text in enumerate(lines):
+            y = top - line_px * (len(lines) - line) + line_px // 2 - 2
+            pen.text((x, y), text, font=font, fill="#333333", anchor="mm")
     for index, (row, label) in enumerate(zip(rows, row_labels, strict=True)):
         y = top + index * (height + gap_px)
         pen.text((left - 10, y + height // 2), label, font=font, fill="#333333", anchor="rm")

@@ -1,0 +1,306 @@
+"""Parquet in the Hub's layout and IDX: against Pillow, against `datasets`, and what is refused."""
+
+import io
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sfumato.base.errors import DamagedDataError, InputError
+from sfumato.data.config import DataConfig
+from sfumato.data.sources import load_records, open_images, source_identity
+from sfumato.data.survey import resolve, survey
+from sfumato.data.table import Damage, list_damage
+from tests.pictures import bomb, encoded, noise, write_idx, write_parquet
+
+NAMES = ["cat", "dog", "ice_cream"]
+
+
+def config(source: object, **changes) -> DataConfig:
+    values = {"resolution": 8, "channels": 3, "caption": "A {class_name}"}
+    return DataConfig(**{"source": str(source), **values, **changes})
+
+
+def eights(count: int, start: int = 0) -> list[np.ndarray]:
+    return [noise(start + index, (8, 8, 3)) for index in range(count)]
+
+
+@pytest.fixture
+def hub_layout(tmp_path: Path) -> tuple[Path, list[np.ndarray]]:
+    """Train in two shards, test in one; `img` and `label` with class names."""
+    pixels = eights(30)
+    images = [encoded(array) for array in pixels]
+    labels = [index % 3 for index in range(30)]
+    for start, stop, name in (
+        (0, 12, "train-00000-of-00002"),
+        (12, 24, "train-00001-of-00002"),
+        (24, 30, "test-00000-of-00001"),
+    ):
+        file = tmp_path / "plain_text" / f"{name}.parquet"
+        write_parquet(file, images[start:stop], labels[start:stop], image="img", names=NAMES)
+    return tmp_path, pixels
+
+
+# What is read -------------------------------------------------------------------------------------
+
+
+def test_parquet_gives_each_split_its_images_labels_and_captions(hub_layout) -> None:
+    folder, pixels = hub_layout
+    train, test = (load_records(config(folder), split) for split in ("train", "test"))
+    assert (len(train), len(test)) == (24, 6)
+    expected = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
+    assert torch.equal(torch.cat([train.images, test.images]), expected)
+    assert train.labels.tolist() == [index % 3 for index in range(24)]
+    assert list(train.class_names) == NAMES
+    assert list(train.captions) == ["A cat", "A dog", "A ice_cream"]
+    # The judge learns from the training images; nothing of the test part is in them.
+    assert torch.equal(load_records(config(folder), "judge").images, train.images)
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+def test_datasets_reads_the_same(shared_data: Path, name: str) -> None:
+    """`datasets.load_dataset` of the same folder: the same images, labels and names, in order."""
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    (folder,) = (path for path in (shared_data / name).iterdir() if path.is_dir())
+    files = {"test": str(folder / "test-*.parquet")}
+    theirs = datasets.load_dataset("parquet", data_files=files, split="test", streaming=True)
+    ours = load_records(resolve(DataConfig(source=str(folder))), "test")
+    column = "image" if "image" in theirs.features else "img"
+    assert list(ours.class_names) == theirs.features["label"].names
+    count = 0
+    for row, image, label in zip(theirs, ours.images, ours.labels.tolist(), strict=True):
+        pixels = np.asarray(row[column])
+        assert np.array_equal(
+            pixels if pixels.ndim == 2 else pixels.transpose(2, 0, 1),
+            image[0] if pixels.ndim == 2 else image,
+        )
+        assert row["label"] == label
+        count += 1
+    assert count == 10_000
+
+
+def test_mnist_is_read_fast(shared_data: Path) -> None:
+    """10,000 PNGs from Parquet to pixels, labels and captions: the bar is 15,000 images/s on two
+    cores; here a third of it, for the machine may be busy. `sfumato data show` prints it too."""
+    settings = DataConfig(
+        source=str(shared_data / "mnist"), resolution=28, channels=1, caption="{label}"
+    )
+    seconds = []
+    for attempt in range(3):
+        started = time.perf_counter()
+        records = load_records(settings.model_copy(update={"split_seed": attempt}), "train")
+        seconds.append(time.perf_counter() - started)
+        assert records.images.shape == (10_000, 1, 28, 28)
+    print(f"{10_000 / min(seconds):,.0f} images/s")
+    assert 10_000 / min(seconds) >= 5_000
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_idx_gives_what_was_written(tmp_path: Path, suffix: str) -> None:
+    pixels, labels = noise(0, (50, 8, 8)), np.arange(50, dtype=np.uint8) % 10
+    for name, part in (("train", slice(0, 40)), ("t10k", slice(40, 50))):
+        write_idx(tmp_path / f"{name}-images-idx3-ubyte{suffix}", pixels[part])
+        write_idx(tmp_path / f"{name}-labels-idx1-ubyte{suffix}", labels[part])
+    train, test = (load_records(config(tmp_path, channels=1), s) for s in ("train", "test"))
+    assert np.array_equal(torch.cat([train.images, test.images])[:, 0], pixels)
+    assert torch.cat([train.labels, test.labels]).tolist() == labels.tolist()
+    assert list(train.class_names) == [str(digit) for digit in range(10)]
+
+
+def test_without_a_test_part_a_share_is_held_out(tmp_path: Path) -> None:
+    pixels = eights(50)
+    write_parquet(tmp_path / "images.parquet", [encoded(a) for a in pixels], [0, 1] * 25)
+    train, test = (load_records(config(tmp_path), split) for split in ("train", "test"))
+    assert (len(train), len(test)) == (45, 5)
+    together = [bytes(image.numpy()) for image in torch.cat([train.images, test.images])]
+    assert sorted(together) == sorted(bytes(a.transpose(2, 0, 1).copy()) for a in pixels)
+    other = load_records(config(tmp_path, split_seed=1), "test")
+    assert not torch.equal(other.images, test.images)
+    assert "split seed 0" in test.description
+
+
+def test_own_captions_and_templates_mix(tmp_path: Path) -> None:
+    write_parquet(
+        tmp_path / "a.parquet",
+        [encoded(a) for a in eights(4)],
+        [0, 1, 0, 1],
+        names=["cat", "dog"],
+        text=["first", "second  one", "first", "{third}"],
+    )
+    found = survey(DataConfig(source=str(tmp_path)))
+    assert found.captions == "column 'text'"
+    assert resolve(DataConfig(source=str(tmp_path)), found).caption == ("{caption}",)
+    settings = config(tmp_path, caption=["{caption}", "a {class_name}: {caption}"], test_share=0.3)
+    records = load_records(settings, "train")
+    shown = {tuple(records.captions[int(row)] for row in rows) for rows in records.prompts}
+    everything = {
+        ("first", "a cat: first"),
+        ("second one", "a dog: second one"),
+        ("{third}", "a dog: {third}"),
+    }
+    assert shown <= everything
+    assert len(shown) >= 2
+
+
+def test_several_label_columns_are_a_question(tmp_path: Path) -> None:
+    images = [encoded(a) for a in eights(4)]
+    write_parquet(tmp_path / "a.parquet", images, [0, 1, 2, 0], label="artist", style=[1, 0, 1, 0])
+    with pytest.raises(InputError, match=r"artist, style.*data\.label_column=style"):
+        open_images(config(tmp_path))
+    assert list(open_images(config(tmp_path, label_column="style")).class_names) == ["0", "1"]
+    assert open_images(config(tmp_path, label_column="none")).class_names == []
+    with pytest.raises(InputError, match=r"no column 'stile'.*Did you mean 'style'"):
+        open_images(config(tmp_path, label_column="stile"))
+
+
+def test_labels_may_be_text(tmp_path: Path) -> None:
+    images = [encoded(a) for a in eights(4)]
+    write_parquet(tmp_path / "a.parquet", images, ["dog", "cat", "dog", "cat"])
+    records = load_records(config(tmp_path), "train")
+    assert list(records.class_names) == ["cat", "dog"]
+
+
+def test_identity_changes_with_the_data_and_not_with_the_path(tmp_path: Path) -> None:
+    images = [encoded(a) for a in eights(4)]
+    for place in ("one", "two"):
+        write_parquet(tmp_path / place / "birds" / "a.parquet", images, [0, 1, 0, 1])
+    first, second = (config(tmp_path / place / "birds") for place in ("one", "two"))
+    assert source_identity(first) == source_identity(second)
+    assert source_identity(first).startswith("birds-")
+    write_parquet(tmp_path / "two" / "birds" / "a.parquet", images[:3], [0, 1, 0])
+    assert source_identity(first) != source_identity(second)
+
+
+# What is damaged ----------------------------------------------------------------------------------
+
+
+def test_damaged_rows_are_listed_and_skipped_up_to_a_share(tmp_path: Path) -> None:
+    good = [encoded(a) for a in eights(8)]
+    images = [*good, None, b"no image", bomb(), good[0][:60], good[1], good[2]]
+    labels = [0, 1, 2, 0, 1, 2, 0, 1, 0, 0, 0, 0, 7, None]
+    write_parquet(tmp_path / "train-0.parquet", images, labels, names=NAMES)
+    write_parquet(tmp_path / "test-0.parquet", good, [0] * 8, names=NAMES)
+    with pytest.raises(DamagedDataError) as caught:
+        load_records(config(tmp_path), "train")
+    message = str(caught.value)
+    assert "6 of 14 rows cannot be used (42.9 %; 1 % are skipped)" in message
+    for line in (
+        "train-0.parquet, row 8: no image",
+        "train-0.parquet, row 9: not an image",
+        "train-0.parquet, row 10: claims ",
+        "train-0.parquet, row 11: cannot be decoded (",
+        "train-0.parquet, row 12: label 7 is outside the 3 classes",
+        "train-0.parquet, row 13: no label",
+    ):
+        assert line in message
+    assert caught.value.exit_code == 3
+    records = load_records(config(tmp_path, max_damaged=0.5), "train")
+    assert records.labels.tolist() == labels[:8]
+    assert [item.number for item in records.damage] == [8, 9, 10, 11, 12, 13]
+    assert "6 damaged rows skipped" in records.description
+
+
+def test_a_damaged_page_loses_its_rows_only(tmp_path: Path) -> None:
+    """A flipped byte inside a row group: the rows of the other groups are there."""
+    images = [encoded(noise(index, (32, 32, 3))) for index in range(40)]
+    file = write_parquet(tmp_path / "train.parquet", images, [0, 1] * 20, row_group_size=10)
+    write_parquet(tmp_path / "test.parquet", images[:2], [0, 1])
+    import pyarrow.parquet as pq
+
+    column = pq.ParquetFile(file).metadata.row_group(2).column(0)
+    start = column.dictionary_page_offset or column.data_page_offset
+    content = bytearray(file.read_bytes())
+    content[start : start + 16] = b"\xff" * 16
+    file.write_bytes(content)
+    records = load_records(config(tmp_path, max_damaged=0.3, resolution=32), "train")
+    assert len(records) == 30
+    expected = np.stack(
+        [np.asarray(Image.open(io.BytesIO(images[i]))) for i in (*range(20), *range(30, 40))]
+    )
+    assert np.array_equal(records.images.permute(0, 2, 3, 1), expected)
+    (line,) = list_damage(records.damage)
+    assert line.startswith("train.parquet, rows 20-29: the file cannot be read here (")
+
+
+def test_a_truncated_parquet_file_ends_with_its_name(hub_layout) -> None:
+    folder, _ = hub_layout
+    file = folder / "plain_text" / "train-00001-of-00002.parquet"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(DamagedDataError, match=r"train-00001-of-00002\.parquet is not a whole"):
+        load_records(config(folder), "train")
+
+
+def test_a_missing_shard_is_not_taken_for_whole(hub_layout) -> None:
+    folder, _ = hub_layout
+    (folder / "plain_text" / "train-00000-of-00002.parquet").unlink()
+    with pytest.raises(DamagedDataError, match=r"1 of 2 files of 'train'.*train-00000-of-00002"):
+        load_records(config(folder), "train")
+
+
+def test_a_git_lfs_pointer_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_text("version https://git-lfs.github.com/spec/v1\nsize 5\n")
+    with pytest.raises(DamagedDataError, match="git lfs pull"):
+        open_images(config(tmp_path))
+
+
+def test_two_data_sets_in_a_folder_are_a_question(hub_layout) -> None:
+    folder, _ = hub_layout
+    write_parquet(folder / "other" / "train.parquet", [encoded(eights(1)[0])], [0])
+    with pytest.raises(InputError, match="2 data sets: other, plain_text"):
+        open_images(config(folder))
+
+
+def test_idx_counts_that_disagree(tmp_path: Path) -> None:
+    write_idx(tmp_path / "train-images-idx3-ubyte", noise(0, (5, 8, 8)))
+    write_idx(tmp_path / "train-labels-idx1-ubyte", np.zeros(4, np.uint8))
+    with pytest.raises(DamagedDataError, match="holds 5 images, train-labels-idx1-ubyte 4 labels"):
+        open_images(config(tmp_path))
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_idx_cut_short(tmp_path: Path, suffix: str) -> None:
+    images = write_idx(tmp_path / f"train-images-idx3-ubyte{suffix}", noise(0, (20, 8, 8)))
+    write_idx(tmp_path / f"train-labels-idx1-ubyte{suffix}", np.zeros(20, np.uint8))
+    images.write_bytes(images.read_bytes()[:-40])
+    with pytest.raises(DamagedDataError, match="cannot be unpacked" if suffix else "header says"):
+        load_records(config(tmp_path), "train")
+
+
+def test_idx_without_its_labels_or_of_another_kind(tmp_path: Path) -> None:
+    write_idx(tmp_path / "train-images-idx3-ubyte", noise(0, (5, 8, 8)))
+    with pytest.raises(InputError, match="Put train-labels-idx3-ubyte beside it"):
+        open_images(config(tmp_path))
+    write_idx(tmp_path / "train-labels-idx1-ubyte", noise(0, (5, 8)))
+    with pytest.raises(DamagedDataError, match="not an IDX file of bytes with 1 dimension"):
+        open_images(config(tmp_path))
+
+
+def test_a_label_far_outside_is_damage_not_a_class(tmp_path: Path) -> None:
+    labels = np.array([0, 1, 2, 200] + [0] * 6, np.uint8)
+    for name in ("train", "t10k"):
+        write_idx(tmp_path / f"{name}-images-idx3-ubyte", noise(0, (10, 8, 8)))
+        write_idx(tmp_path / f"{name}-labels-idx1-ubyte", labels)
+    with pytest.raises(DamagedDataError, match="row 3: label 200 is outside the 3 classes"):
+        load_records(config(tmp_path), "train")
+
+
+def test_an_empty_folder_and_one_without_images(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"is empty.*\*\.parquet"):
+        open_images(config(tmp_path))
+    (tmp_path / "notes.md").write_text("no images")
+    with pytest.raises(InputError, match="holds no images"):
+        open_images(config(tmp_path))
+    with pytest.raises(InputError, match="does not exist"):
+        open_images(config(tmp_path / "nowhere"))
+    with pytest.raises(InputError, match="is a file"):
+        open_images(config(tmp_path / "notes.md"))
+
+
+def test_damage_is_listed_in_stretches() -> None:
+    damage = [Damage("a", number, "x") for number in (1, 2, 3, 7)] + [Damage("b.png", None, "y")]
+    assert list_damage(damage) == ["a, rows 1-3: x", "a, row 7: x", "b.png: y"]
+    assert list_damage(damage, most=1) == ["a, rows 1-3: x", "and 2 more"]

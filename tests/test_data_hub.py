@@ -1,0 +1,255 @@
+"""Downloads from a stand-in for the Hub: whole, interrupted, altered, unreachable."""
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+from sfumato.base.errors import DamagedDataError, InputError
+from sfumato.data import hub
+from sfumato.data.config import DataConfig
+from sfumato.data.hub import MANIFEST, hub_folder, is_hub_name
+from sfumato.data.sources import load_records
+from tests.pictures import encoded, noise, write_parquet
+
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+
+
+class StandIn:
+    """Serves one data set, owner/birds. `cut_after`: bytes after which a connection breaks."""
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        self.files = files
+        self.stated = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+        self.cut_after: int | None = None
+        self.cuts_left = 0
+        self.cut_file = ""
+        self.requests: list[tuple[str, str, str | None]] = []
+        stand_in = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *arguments: object) -> None: ...
+
+            def do_HEAD(self) -> None:
+                stand_in.answer(self, body=False)
+
+            def do_GET(self) -> None:
+                stand_in.answer(self, body=True)
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_port}"
+
+    def answer(self, handler: BaseHTTPRequestHandler, *, body: bool) -> None:
+        path = unquote(handler.path.split("?")[0])
+        self.requests.append((handler.command, path, handler.headers.get("Range")))
+        if path.startswith("/api/datasets/owner/birds") and "convert" not in path:
+            self._send(handler, 200, json.dumps(self._info()).encode(), {}, body)
+            return
+        prefix = f"/datasets/owner/birds/resolve/{REVISION}/"
+        name = path.removeprefix(prefix)
+        if not path.startswith(prefix) or name not in self.files:
+            self._send(handler, 404, b"{}", {"X-Error-Code": "RepoNotFound"}, body)
+            return
+        data = self.files[name]
+        headers = {"ETag": f'"{self.stated[name]}"', "X-Repo-Commit": REVISION}
+        status, start = 200, 0
+        if given := handler.headers.get("Range"):
+            start = int(given.removeprefix("bytes=").split("-")[0])
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+            status = 206
+        self._send(handler, status, data[start:], headers, body)
+
+    def _send(
+        self,
+        handler: BaseHTTPRequestHandler,
+        status: int,
+        data: bytes,
+        headers: dict[str, str],
+        body: bool,
+    ) -> None:
+        handler.send_response(status)
+        for key, value in {**headers, "Content-Length": str(len(data))}.items():
+            handler.send_header(key, value)
+        handler.end_headers()
+        if not body:
+            return
+        if (
+            self.cuts_left
+            and self.cut_after is not None
+            and self.cut_file in handler.path
+            and headers
+        ):
+            self.cuts_left -= 1
+            handler.wfile.write(data[: self.cut_after])
+            handler.close_connection = True
+            return
+        handler.wfile.write(data)
+
+    def _info(self) -> dict[str, object]:
+        return {
+            "id": "owner/birds",
+            "sha": REVISION,
+            "siblings": [
+                {
+                    "rfilename": name,
+                    "size": len(data),
+                    "blobId": "0" * 40,
+                    "lfs": {
+                        "size": len(data),
+                        "sha256": self.stated[name],
+                        "pointerSize": 130,
+                    },
+                }
+                for name, data in self.files.items()
+            ],
+        }
+
+    def fetched(self, name: str) -> list[str | None]:
+        """The ranges that were asked for of a file."""
+        return [r for method, path, r in self.requests if method == "GET" and path.endswith(name)]
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[StandIn, Path]]:
+    images = [encoded(noise(index, (8, 8, 3))) for index in range(40)]
+    files = {}
+    for name, part in (("train-00000-of-00001", images[:30]), ("test-00000-of-00001", images[30:])):
+        file = write_parquet(
+            tmp_path / "made" / f"{name}.parquet", part, [0, 1] * (len(part) // 2), names=["a", "b"]
+        )
+        files[f"data/{name}.parquet"] = file.read_bytes()
+    files["README.md"] = b"# Birds"
+    server = StandIn(files)
+    monkeypatch.setenv("SFUMATO_CACHE", str(tmp_path / "cache"))
+    constants = "huggingface_hub.constants"  # what HF_ENDPOINT sets, were it there at the import
+    template = "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(f"{constants}.ENDPOINT", server.url)
+    monkeypatch.setattr(f"{constants}.HUGGINGFACE_CO_URL_TEMPLATE", server.url + template)
+    monkeypatch.setattr("sfumato.data.hub._PAUSE_SECONDS", 0.0)
+    yield server, tmp_path / "cache" / "hub" / "owner--birds"
+    server.server.shutdown()
+    server.server.server_close()
+
+
+def config(source: str) -> DataConfig:
+    return DataConfig(source=source, resolution=8, channels=3, caption="A {class_name}")
+
+
+def test_names() -> None:
+    assert all(map(is_hub_name, ("ylecun/mnist", "huggan/wikiart", "owner/name/folder")))
+    assert not any(map(is_hub_name, ("mnist", "../data", "./a/b", "/a/b", "~/a", "a//b", "")))
+
+
+def test_a_download_is_whole_and_the_next_use_asks_nobody(
+    stand_in, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server, folder = stand_in
+    records = load_records(config("owner/birds"), "train")
+    local = load_records(config(str(tmp_path / "made")), "train")
+    assert records.images.equal(local.images)
+    assert records.description.startswith("owner/birds (Parquet), train split (30 of 40)")
+    said = capsys.readouterr().err
+    assert "Downloading owner/birds (0." in said
+    assert "Downloaded and checked owner/birds" in said
+    assert not (folder / "README.md").exists()
+    asked = len(server.requests)
+    assert load_records(config("owner/birds"), "test").labels.tolist() == [0, 1] * 5
+    assert len(server.requests) == asked
+
+
+def test_a_broken_connection_goes_on_where_it_stopped(stand_in) -> None:
+    server, _ = stand_in
+    server.cut_after, server.cuts_left = 1_000, 2
+    assert len(load_records(config("owner/birds"), "train")) == 30
+    assert server.fetched("train-00000-of-00001.parquet") == [
+        None,
+        "bytes=1000-",
+        "bytes=2000-",
+    ]
+
+
+def test_a_killed_download_is_not_taken_for_whole_and_goes_on(
+    stand_in, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Ctrl-C in the middle of the second file leaves it."""
+    server, folder = stand_in
+    first, second = (f"{name}-00000-of-00001.parquet" for name in ("train", "test"))
+    real = hub._Progress.add
+
+    def interrupt(self: hub._Progress, size: float) -> None:
+        real(self, size)
+        if len(server.fetched(second)) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(hub._Progress, "add", interrupt)
+    server.cut_after, server.cuts_left, server.cut_file = 1_000, 1, second
+    with pytest.raises(KeyboardInterrupt):
+        hub_folder("owner/birds")
+    assert not (folder / MANIFEST).exists()
+    assert not (folder / "data" / second).exists()
+    monkeypatch.setattr(hub._Progress, "add", real)
+    assert len(load_records(config("owner/birds"), "test")) == 10
+    assert len(server.fetched(first)) == 1
+    assert server.fetched(second) == [None, "bytes=1000-"]
+
+
+def test_a_network_that_goes_away_is_told(stand_in) -> None:
+    server, folder = stand_in
+    server.cut_after, server.cuts_left = 0, 100
+    with pytest.raises(InputError, match="goes on where it stopped"):
+        hub_folder("owner/birds")
+    assert not (folder / MANIFEST).exists()
+    server.cuts_left = 0
+    assert len(load_records(config("owner/birds"), "train")) == 30
+
+
+def test_a_wrong_checksum_is_refused_and_the_file_removed(stand_in) -> None:
+    server, folder = stand_in
+    name = "data/train-00000-of-00001.parquet"
+    good = server.files[name]
+    server.files[name] = good[:-5] + b"wrong"
+    with pytest.raises(DamagedDataError, match="wrong checksum") as caught:
+        hub_folder("owner/birds")
+    assert caught.value.exit_code == 3
+    assert not (folder / name).exists()
+    assert not (folder / MANIFEST).exists()
+    server.files[name] = good
+    assert len(load_records(config("owner/birds"), "train")) == 30
+
+
+def test_a_file_altered_after_the_download_is_named(stand_in) -> None:
+    _, folder = stand_in
+    hub_folder("owner/birds")
+    file = folder / "data" / "train-00000-of-00001.parquet"
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(DamagedDataError, match="not as it was downloaded"):
+        hub_folder("owner/birds")
+    (folder / MANIFEST).unlink()
+    assert len(load_records(config("owner/birds"), "train")) == 30
+
+
+def test_without_a_network_the_answer_is_quick(stand_in, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    started = time.monotonic()
+    with pytest.raises(InputError, match=r"could not be fetched.*Three ways out.*--data digits"):
+        hub_folder("owner/birds")
+    assert time.monotonic() - started < 4
+
+
+def test_a_name_that_is_not_there(stand_in) -> None:
+    with pytest.raises(InputError, match="no data set 'owner/fish' on the Hub"):
+        hub_folder("owner/fish")
+    with pytest.raises(InputError, match="has no folder 'nothing'"):
+        hub_folder("owner/birds/nothing")
