@@ -1,0 +1,98 @@
+"""What the bench commands print."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from sfumato.bench import (
+    Comparison,
+    compare_sampling,
+    compare_training,
+    save_comparisons,
+    untrained_generator,
+)
+from sfumato.cli.show import say, unused
+from sfumato.experiment import load_experiment
+from sfumato.generation import ImageGenerator, resolve_device
+from sfumato.models.schedulers import sampler_of
+
+
+def bench_training(
+    preset: str,
+    settings: Sequence[str],
+    *,
+    pairs: int,
+    steps: int,
+    device: str,
+    out: Path | None,
+) -> None:
+    experiment = load_experiment(preset, settings)
+    comparison = compare_training(experiment, pairs=pairs, steps=steps, device=device)
+    conditions = {
+        "model": experiment.name,
+        "settings": list(settings),
+        "batch_size": experiment.training.batch_size,
+        "steps": steps,
+        "device": str(resolve_device(device)),
+    }
+    print_comparisons([comparison], conditions, out)
+
+
+def bench_sampling(
+    model: str,
+    *,
+    scales: Sequence[float],
+    batch: int,
+    pairs: int,
+    steps: int | None,
+    scheduler: str | None,
+    device: str,
+    out: Path | None,
+) -> None:
+    if Path(model).is_dir():
+        generator = ImageGenerator.open(model, device=device)
+    else:
+        generator = untrained_generator(load_experiment(model), device=device)
+    generator.use(scheduler=scheduler, steps=steps)
+    comparisons = compare_sampling(generator, scales=scales, batch=batch, pairs=pairs)
+    conditions = {
+        "model": model,
+        "batch_size": batch,
+        "scheduler": sampler_of(generator.pipeline.scheduler)[0],
+        "steps": generator.pipeline.config["num_inference_steps"],
+        "device": str(generator.pipeline.unet.device),
+    }
+    print_comparisons(comparisons, conditions, out)
+
+
+def print_comparisons(
+    comparisons: Sequence[Comparison], conditions: Mapping[str, Any], out: Path | None
+) -> None:
+    """A table of speeds and ratios, and all timings in a JSON file."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("")
+    for name in ("ours", "plain", "ratio", "95 % interval", "bar", ""):
+        table.add_column(name, justify="right")
+    for row in comparisons:
+        speeds = [
+            f"{row.images / median(seconds):.1f} images/s"
+            for seconds in (row.ours_seconds, row.plain_seconds)
+        ]
+        interval = f"{row.ratio.low:.3f} - {row.ratio.high:.3f}"
+        verdict = "" if row.reached else "missed"
+        table.add_row(
+            row.name, *speeds, f"{row.ratio.value:.3f}", interval, f"{row.bar:g}", verdict
+        )
+    Console(width=max(96, Console().width)).print(table)
+    say(
+        f"Ratio: time of the plain loop over ours, median of {comparisons[0].ratio.count} pairs "
+        f"taken in turn; {', '.join(f'{k} {v}' for k, v in conditions.items() if v)}."
+    )
+    if out is not None:
+        path = unused(out)
+        save_comparisons(comparisons, path, **conditions)
+        say(f"Record  {path}")
