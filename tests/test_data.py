@@ -8,6 +8,7 @@ from sfumato.base.images import grid, resize, to_float, to_uint8
 from sfumato.data.captions import captions_from_templates
 from sfumato.data.loading import DeviceBatches, SampleOrder
 from sfumato.data.sources import DataConfig, load_records
+from sfumato.evaluation import prompts_for
 
 
 def config(**changes) -> DataConfig:
@@ -49,6 +50,14 @@ def test_captions_from_templates() -> None:
     assert captions_from_templates(["the number {word}"], ["0", "7"])[1] == "the number seven"
     with pytest.raises(ConfigError, match="unknown field"):
         captions_from_templates(["A {colour} digit"], ["0"])
+
+
+def test_prompts_of_an_evaluation_take_templates_in_turn() -> None:
+    test = load_records(config(caption=["A {label}", "B {label}"]), "test")
+    labels = torch.arange(25) % 10
+    assert prompts_for(test, labels, ())[:2] == ["A 0", "A 1"]
+    found = prompts_for(test, labels, ["x {word}", "y {label}"])
+    assert [found[0], found[9], found[10], found[24]] == ["x zero", "x nine", "y 0", "x four"]
 
 
 def test_a_step_draws_one_of_an_images_captions() -> None:

@@ -42,6 +42,20 @@ def test_the_report_is_self_contained(demo) -> None:
         assert word in page
 
 
+def test_held_out_captions_take_turns_and_stand_on_the_card(demo, sfumato) -> None:
+    import json
+
+    folder, _ = demo
+    result = sfumato("evaluate", str(folder), "--held-out", "--count", "50", "--scales", "2")
+    assert result.code == 0, result.err
+    card = json.loads((folder / "evaluation-held-out" / "card.json").read_text())
+    assert card["captions"][0] == "the number {word}, handwritten"
+    assert len(card["captions"]) == 4
+    assert card["captions"][0] in result.out.replace("\n", " ")
+    kept = json.loads((folder / "evaluation" / "card.json").read_text())
+    assert kept["captions"] == ["A handwritten digit {label}"]
+
+
 def test_called_again_it_is_finished_and_touches_nothing(demo, sfumato) -> None:
     folder, _ = demo
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}

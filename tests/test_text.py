@@ -1,3 +1,6 @@
+import json
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -31,7 +34,7 @@ def test_the_encoder_is_frozen_and_the_same_every_time(encoder) -> None:
     assert not any(parameter.requires_grad for parameter in encoder.model.parameters())
     again = load_text_encoder(TextConfig(encoder="bundled", max_tokens=8))
     assert again.identity == encoder.identity
-    assert encoder.identity.startswith("bundled-untrained sha256:")
+    assert encoder.identity.startswith("bundled sha256:")
 
 
 def test_building_the_encoder_leaves_the_global_generator_alone() -> None:
@@ -132,3 +135,40 @@ def test_a_long_or_odd_prompt_does_not_flood_the_warning() -> None:
     message = str(caught[0].message)
     assert len(message) < 400
     assert message.isprintable()
+
+
+@pytest.mark.soak
+def test_100000_captions_of_77_tokens_within_a_gigabyte() -> None:
+    """In a process of its own: its peak memory, torch and transformers included; minutes."""
+    script = """
+import json, resource, time
+import torch
+from sfumato.text.encoder import TextConfig, load_text_encoder
+from sfumato.text.prompts import PromptBank
+
+encoder = load_text_encoder(TextConfig(encoder="bundled", max_tokens=77))
+captions = [f"a picture of the number {n}, drawn with a pen" for n in range(100_000)]
+started = time.monotonic()
+bank = PromptBank(encoder, captions)
+built = time.monotonic() - started
+rows = torch.randint(len(bank), (50, 64), generator=torch.Generator().manual_seed(0))
+started = time.monotonic()
+served = [bank.tokens(batch) for batch in rows][-1]
+seconds = (time.monotonic() - started) / len(rows)
+last = captions[int(rows[-1, -1]) - 1]
+print(json.dumps({
+    "equal": torch.equal(served[-1], encoder.encode([last]).tokens[0].float()),
+    "rows": len(bank),
+    "built_seconds": round(built),
+    "batch_of_64_seconds": round(seconds, 4),
+    "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+}))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    print(found)
+    assert found["rows"] == 100_001
+    assert found["equal"]
+    assert found["peak_bytes"] < 2**30

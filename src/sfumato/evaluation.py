@@ -155,7 +155,7 @@ def evaluate(
     floor = _real_against_real(generator, judge, test_features, frechet_count)
     reference = feature_statistics(test_features[:frechet_count])
     labels = torch.arange(count) % len(test.class_names)
-    prompts = _prompts(test, labels, templates)
+    prompts = prompts_for(test, labels, templates)
     results = []
     for scale in guidance_scales:
         started = time.perf_counter()
@@ -200,7 +200,7 @@ def evaluate(
     )
 
 
-def _prompts(test: Records, labels: Tensor, templates: Sequence[str]) -> list[str]:
+def prompts_for(test: Records, labels: Tensor, templates: Sequence[str]) -> list[str]:
     """A caption for each of `labels` (N,): the class's own, or of each template in turn."""
     if not templates:
         return [test.class_captions[label] for label in labels]
