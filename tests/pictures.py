@@ -4,7 +4,7 @@ import gzip
 import io
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,12 @@ def write_parquet(
     label: str = "label",
     names: Sequence[str] | None = None,
     row_group_size: int = 100,
+    classes: Mapping[str, Sequence[str]] | None = None,
     **columns: Sequence[Any],
 ) -> Path:
-    """A file as the Hub has it: struct of bytes and path, and the features in the schema."""
+    """A file as the Hub has it: struct of bytes and path, and the features in the schema.
+
+    `columns` are further ones; those in `classes` are class labels too."""
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     rows = [None if data is None else {"bytes": data, "path": None} for data in images]
     arrays: dict[str, Any] = {image: pa.array(rows, kind)}
@@ -44,6 +47,8 @@ def write_parquet(
         arrays[label] = pa.array(labels)
         if names is not None:
             features[label] = {"names": list(names), "_type": "ClassLabel"}
+    for name, its_names in (classes or {}).items():
+        features[name] = {"names": list(its_names), "_type": "ClassLabel"}
     arrays.update({name: pa.array(values) for name, values in columns.items()})
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     path.parent.mkdir(parents=True, exist_ok=True)

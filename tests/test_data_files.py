@@ -147,14 +147,29 @@ def test_own_captions_and_templates_mix(tmp_path: Path) -> None:
 
 
 def test_several_label_columns_are_a_question(tmp_path: Path) -> None:
+    """As in huggan/wikiart: artist, genre and style are all class labels."""
     images = [encoded(a) for a in eights(4)]
-    write_parquet(tmp_path / "a.parquet", images, [0, 1, 2, 0], label="artist", style=[1, 0, 1, 0])
+    classes = {"artist": ["a", "b", "c"], "style": ["rococo", "pop"]}
+    write_parquet(
+        tmp_path / "a.parquet", images, classes=classes, artist=[0, 1, 2, 0], style=[1, 0, 1, 0]
+    )
     with pytest.raises(InputError, match=r"artist, style.*data\.label_column=style"):
         open_images(config(tmp_path))
-    assert list(open_images(config(tmp_path, label_column="style")).class_names) == ["0", "1"]
+    chosen = open_images(config(tmp_path, label_column="style"))
+    assert list(chosen.class_names) == ["rococo", "pop"]
     assert open_images(config(tmp_path, label_column="none")).class_names == []
     with pytest.raises(InputError, match=r"no column 'stile'.*Did you mean 'style'"):
         open_images(config(tmp_path, label_column="stile"))
+
+
+def test_other_columns_are_neither_labels_nor_captions(tmp_path: Path) -> None:
+    images = [encoded(a) for a in eights(4)]
+    size = {"width": [8] * 4, "id": [0, 1, 2, 3]}
+    write_parquet(tmp_path / "a.parquet", images, **size, url=["x"] * 4, licence=["y"] * 4)
+    raw = open_images(config(tmp_path))
+    assert (raw.class_names, raw.captions) == ([], "")
+    with pytest.raises(InputError, match=r"neither captions nor classes.*data\.label_column"):
+        resolve(DataConfig(source=str(tmp_path)))
 
 
 def test_labels_may_be_text(tmp_path: Path) -> None:

@@ -54,7 +54,11 @@ def hub_folder(source: str) -> Path:
     repository, below = f"{found[1]}/{found[2]}", found[3].strip("/")
     folder = cache_folder() / "hub" / f"{found[1]}--{found[2]}"
     if not (folder / MANIFEST).is_file():
-        _download(repository, folder)
+        from huggingface_hub.utils import WeakFileLock
+
+        with WeakFileLock(make_folder(folder) / ".lock"):  # the ranks of a run all come here
+            if not (folder / MANIFEST).is_file():
+                _download(repository, folder)
     _check_is_whole(folder)
     if below and not (folder / below).is_dir():
         inside = sorted(path.name for path in folder.iterdir() if path.is_dir())
@@ -90,7 +94,6 @@ def _download(repository: str, folder: Path) -> None:
             mend="Download it by hand and bring it into one of the layouts of docs/data.md.",
         )
     total = sum(item.size or 0 for item in wanted)
-    make_folder(folder)
     _refuse_a_full_disk(folder, wanted, total)
     progress = _Progress(repository, total=total)
     for item in wanted:

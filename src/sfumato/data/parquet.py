@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 IMAGE_NAMES = ("image", "img")
-LABEL_NAMES = ("label", "labels", "class", "target")
+LABEL_NAMES = ("label", "labels", "class", "category", "target")
 CAPTION_NAMES = ("caption", "text", "captions", "prompt", "description")
 _SHARD = re.compile(r"^(.*)-(\d{5})-of-(\d{5})")
 _BATCH_ROWS = 256
@@ -242,7 +242,7 @@ def _find_columns(schema: "pa.Schema", wanted: Columns, file: Path) -> Columns:
     labels = [name for name in types if _has_type(features.get(name), "ClassLabel")] or [
         name
         for name, kind in types.items()
-        if pa.types.is_integer(kind) or (name in LABEL_NAMES and any(c(kind) for c in text))
+        if name in LABEL_NAMES and (pa.types.is_integer(kind) or any(c(kind) for c in text))
     ]
     captions = [
         name for name, kind in types.items() if name not in labels and any(c(kind) for c in text)

@@ -117,7 +117,8 @@ def resolve(config: DataConfig, found: Survey | None = None) -> DataConfig:
             raise InputError(
                 f"{config.source} has neither captions nor classes.",
                 mend="Write a .txt beside each image or a metadata.jsonl, put the images into a "
-                "folder for each class, or give all of them one caption: --set "
+                "folder for each class, name a Parquet column with data.label_column or "
+                "data.caption_column, or give all of them one caption: --set "
                 "'data.caption=A photo'.",
             )
         changes["caption"] = (OWN_CAPTION if found.captions else CLASS_CAPTION,)
