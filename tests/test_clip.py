@@ -204,3 +204,32 @@ def load_recipe_with_method(method: str):
         file = Path(folder) / "mine.yaml"
         file.write_text(f"name: mine\nmethod: {method}\n")
         return load_recipe(str(file))
+
+
+def test_a_model_refuses_an_encoder_that_is_not_the_one_it_was_trained_with(
+    finished, tmp_path
+) -> None:
+    """By the hash of the weights, whatever the folder is called: in drawing and in training on."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    from sfumato.experiment import load_experiment, run_experiment
+    from sfumato.generation import ImageGenerator
+    from tests.conftest import SMALL
+
+    encoder = tmp_path / "encoder"
+    shutil.copytree(finished / RESULT, encoder)
+    settings = [*SMALL, f"text.encoder={encoder}", "model.cross_attention_dim=64"]
+    run_experiment(load_experiment("digits", [*settings, "training.images=32"]), tmp_path / "run")
+    ImageGenerator.open(tmp_path / "run", device="cpu")
+    weights = load_file(encoder / "model.safetensors")
+    name = next(iter(weights))
+    weights[name] = weights[name] * 1.01
+    save_file(weights, encoder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match="trained with the text encoder"):
+        ImageGenerator.open(tmp_path / "run", device="cpu")
+    with pytest.raises(ConfigError, match="trained with the text encoder"):
+        run_experiment(
+            load_experiment("digits", [*settings, "training.images=64"]), tmp_path / "run"
+        )
