@@ -30,6 +30,7 @@ class StandIn:
         self.cut_after: int | None = None
         self.cuts_left = 0
         self.cut_file = ""
+        self.in_lfs = True
         self.requests: list[tuple[str, str, str | None]] = []
         stand_in = self
 
@@ -101,20 +102,14 @@ class StandIn:
         return {
             "id": "owner/birds",
             "sha": REVISION,
-            "siblings": [
-                {
-                    "rfilename": name,
-                    "size": len(data),
-                    "blobId": "0" * 40,
-                    "lfs": {
-                        "size": len(data),
-                        "sha256": self.stated[name],
-                        "pointerSize": 130,
-                    },
-                }
-                for name, data in self.files.items()
-            ],
+            "siblings": [self._sibling(name, data) for name, data in self.files.items()],
         }
+
+    def _sibling(self, name: str, data: bytes) -> dict[str, object]:
+        lfs = {"size": len(data), "sha256": self.stated[name], "pointerSize": 130}
+        blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+        about = {"rfilename": name, "size": len(data), "blobId": blob}
+        return {**about, "lfs": lfs} if self.in_lfs else about
 
     def fetched(self, name: str) -> list[str | None]:
         """The ranges that were asked for of a file."""
@@ -131,6 +126,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[
         )
         files[f"data/{name}.parquet"] = file.read_bytes()
     files["README.md"] = b"# Birds"
+    files["../outside.parquet"] = files["/outside.parquet"] = b"an evil name"
     server = StandIn(files)
     monkeypatch.setenv("SFUMATO_CACHE", str(tmp_path / "cache"))
     constants = "huggingface_hub.constants"  # what HF_ENDPOINT sets, were it there at the import
@@ -145,6 +141,18 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[
 
 def config(source: str) -> DataConfig:
     return DataConfig(source=source, resolution=8, channels=3, caption="A {class_name}")
+
+
+def test_a_repository_of_images_in_git_itself(stand_in, tmp_path: Path) -> None:
+    """Without Parquet, and without a copy of it: its images; git's checksums where LFS has none."""
+    server, _ = stand_in
+    arrays = {f"{name}/{n}.png": noise(n, (8, 8, 3)) for name in ("cat", "dog") for n in range(3)}
+    server.files = {name: encoded(array) for name, array in arrays.items()}
+    server.stated = dict.fromkeys(server.files, "0" * 64)
+    server.in_lfs = False
+    records = load_records(config("owner/birds"), "train")
+    assert (list(records.class_names), len(records)) == (["cat", "dog"], 5)
+    assert any("convert" in path for _, path, _ in server.requests)
 
 
 def test_names() -> None:
@@ -164,6 +172,7 @@ def test_a_download_is_whole_and_the_next_use_asks_nobody(
     assert "Downloading owner/birds (0." in said
     assert "Downloaded and checked owner/birds" in said
     assert not (folder / "README.md").exists()
+    assert not list(tmp_path.rglob("outside*"))
     asked = len(server.requests)
     assert load_records(config("owner/birds"), "test").labels.tolist() == [0, 1] * 5
     assert len(server.requests) == asked

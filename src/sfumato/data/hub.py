@@ -85,7 +85,7 @@ def _download(repository: str, folder: Path) -> None:
     info = _reach(repository, lambda: _look_up(api, repository))
     wanted = _wanted(info.siblings or [])
     if not any(item.rfilename.endswith(".parquet") for item in wanted):
-        converted = _converted(api, repository)
+        converted = _reach(repository, lambda: _converted(api, repository))
         if converted is not None:
             info, wanted = converted, _wanted(converted.siblings or [])
     if not wanted:
@@ -136,7 +136,11 @@ def _converted(api: "HfApi", repository: str) -> Any:
 
 def _wanted(files: Sequence["RepoSibling"]) -> list["RepoSibling"]:
     """The Parquet files of a repository; without any, its images, captions and IDX files."""
-    visible = [item for item in files if not item.rfilename.startswith(".")]
+    visible = [
+        item
+        for item in files
+        if not any(part.startswith((".", "/")) for part in Path(item.rfilename).parts)
+    ]  # which leaves out what would lead out of the folder, too
     parquet = [item for item in visible if item.rfilename.endswith(".parquet")]
     if parquet:
         return parquet
