@@ -14,6 +14,7 @@ from sfumato.text.bundled import load_towers
 from sfumato.text.encoder import TextConfig, load_text_encoder
 from sfumato.text.tokenizer import train_tokenizer, vocabulary_corpus
 from sfumato.text.towers import TowersConfig, build_towers, contrastive_loss, tokenize
+from sfumato.training.contrastive import with_distractors
 
 TINY = {
     "name": "tiny",
@@ -93,6 +94,26 @@ def test_captions_without_an_image_only_push() -> None:
         images, texts, torch.tensor([0, 1, 1]), torch.arange(5), torch.tensor(2.0)
     )
     assert bool(torch.isfinite(loss))
+
+
+def test_distractors_stand_between_a_captions_own_words() -> None:
+    ids = torch.tensor([[0, 5, 6, 7, 1, 1], [0, 8, 1, 1, 1, 1]]).repeat(500, 1)
+    generator = torch.Generator().manual_seed(0)
+    unrelated = torch.tensor([20, 21, 22])
+    found = with_distractors(ids, unrelated, most=3, end_id=1, generator=generator)
+    assert found.shape == (1000, 9)
+    counts = []
+    for before, after in zip(ids.tolist(), found.tolist(), strict=True):
+        own = [token for token in after if token < 20]
+        assert own == before + [1] * (9 - 6 - (9 - len(own)))
+        end = after.index(1)
+        assert after[0] == 0
+        assert all(token == 1 for token in after[end:])
+        counts.append(9 - len(own))
+    shares = torch.tensor(counts).bincount(minlength=4) / 1000
+    # Half have none by choice, and a quarter of the other half by the draw.
+    assert (shares - torch.tensor([0.625, 0.125, 0.125, 0.125])).abs().max() < 0.05
+    assert torch.equal(with_distractors(ids, unrelated, most=0, end_id=1, generator=generator), ids)
 
 
 # The tokenizer and the text tower -----------------------------------------------------------------

@@ -144,6 +144,7 @@ def prepare_clip(
             class_texts(data, tokenizer, positions=experiment.towers.positions),
             optimizer=training.optimizer,
             captions_per_class=training.captions_per_class,
+            distractors=training.distractors,
         ),
         batches=DeviceBatches(
             Records(
@@ -180,7 +181,12 @@ def class_texts(data: ClassData, tokenizer: "CLIPTokenizer", *, positions: int) 
     most = max(len(captions) for captions in data.captions)
     filled = [(captions * -(-most // len(captions)))[:most] for captions in data.captions]
     ids = tokenize(tokenizer, [c for captions in filled for c in captions], positions=positions)
-    return ClassTexts(ids=ids.view(len(filled), most, -1), mirrored=data.mirrored)
+    return ClassTexts(
+        ids=ids.view(len(filled), most, -1),
+        mirrored=data.mirrored,
+        unrelated=torch.tensor(sorted(set(range(len(tokenizer))) - set(ids.flatten().tolist()))),
+        end_id=tokenizer.eos_token_id,
+    )
 
 
 def run_clip(
@@ -269,7 +275,8 @@ def model_card(experiment: ClipExperiment, about: dict[str, Any]) -> str:
         f"- {about['images_seen']:,} images seen, seed {about['seed']}, "
         f"sfumato {about['sfumato']}, torch {machine['torch']}, {machine['threads']} threads, "
         f"{machine['accelerator'] or machine['machine']}, {about['date']}.",
-        "- Loss: symmetric cross-entropy with all pairs of a class as positives.",
+        "- Loss: symmetric cross-entropy with all pairs of a class as positives; up to "
+        f"{experiment.training.distractors} unrelated words in half of the captions.",
         "- Weights are float16; every figure is of the rounded weights.",
         "",
         "## Zero-shot accuracy on real test images",

@@ -24,6 +24,9 @@ class ClipTrainingConfig(Section):
     """Length of the run in images."""
     captions_per_class: int = 2
     """Captions of every class that the images of a step meet."""
+    distractors: int = 3
+    """Up to so many unrelated words are put into half of the captions, so that words which no
+    caption has do not change what a caption is about."""
     optimizer: OptimizerConfig
     log_every_images: int = 10_000
     """Images between two lines of metrics.jsonl."""
@@ -35,7 +38,7 @@ class ClipTrainingConfig(Section):
     @model_validator(mode="after")
     def _positive(self) -> "ClipTrainingConfig":
         for name, value in self:
-            if isinstance(value, int) and value < 1:
+            if isinstance(value, int) and value < (0 if name == "distractors" else 1):
                 raise ValueError(f"{name} must be positive")
         return self
 
@@ -44,11 +47,14 @@ class ClipTrainingConfig(Section):
 class ClassTexts:
     """Captions of each class as token ids, and whether its images may be mirrored.
 
-    `ids`: (K, T, L) int64, caption t of class k; `mirrored`: (K,) bool.
+    `ids`: (K, T, L) int64, caption t of class k; `mirrored`: (K,) bool; `unrelated`: (U,) int64,
+    tokens that no caption has; `end_id`: the end token, with which captions are padded.
     """
 
     ids: Tensor
     mirrored: Tensor
+    unrelated: Tensor
+    end_id: int
 
 
 class ClipObjective:
@@ -65,10 +71,12 @@ class ClipObjective:
         *,
         optimizer: OptimizerConfig,
         captions_per_class: int,
+        distractors: int = 0,
     ) -> None:
         self.towers = towers.train()
         self.texts = texts
         self.captions_per_class = captions_per_class
+        self.distractors = distractors
         self.parameters = list(towers.parameters())
         self.optimizer_config = optimizer
         self.optimizer = build_optimizer(optimizer, towers)
@@ -108,5 +116,35 @@ class ClipObjective:
         chosen = torch.rand(classes, several, generator=generator).argsort(1)
         chosen = chosen[:, : self.captions_per_class]
         labels = torch.arange(classes)[:, None].expand_as(chosen)
-        ids = self.texts.ids[labels, chosen].flatten(0, 1)
+        ids = with_distractors(
+            self.texts.ids[labels, chosen].flatten(0, 1),
+            self.texts.unrelated,
+            most=self.distractors,
+            end_id=self.texts.end_id,
+            generator=generator,
+        )
         return ids.to(context.device), labels.flatten().to(context.device)
+
+
+def with_distractors(
+    ids: Tensor, unrelated: Tensor, *, most: int, end_id: int, generator: torch.Generator
+) -> Tensor:
+    """Captions (N, L) with tokens of `unrelated` (U,) between their own: (N, L + most).
+
+    Half of the captions stay as they are; the others get 0 to `most`, each anywhere between the
+    start token and the end token.
+    """
+    if most == 0:
+        return ids
+    rows, length = ids.shape
+    ends = (ids == end_id).int().argmax(1, keepdim=True)
+    counts = torch.randint(most + 1, (rows, 1), generator=generator)
+    counts *= torch.rand(rows, 1, generator=generator) < 0.5
+    new = unrelated[torch.randint(len(unrelated), (rows, most), generator=generator)]
+    places = torch.rand(rows, most, generator=generator).clamp(1e-6, 1 - 1e-6) * ends
+    unused = torch.arange(most) >= counts
+    new = new.masked_fill(unused, end_id)
+    places = places.masked_fill(unused, length)
+    own = torch.arange(length).expand(rows, -1)
+    order = torch.cat([own, places], dim=1).argsort(dim=1, stable=True)
+    return torch.cat([ids, new], dim=1).gather(1, order)
