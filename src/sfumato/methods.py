@@ -70,8 +70,8 @@ def _describe_clip(experiment: ClipExperiment) -> Description:
 def _finished_clip(experiment: ClipExperiment, folder: Path) -> Sequence[str]:
     return (
         *(
-            f"Zero-shot on real {name} test images, held-out captions: {100 * accuracy.value:.1f} % "
-            f"({100 * accuracy.low:.1f} - {100 * accuracy.high:.1f})"
+            f"Zero-shot on real {name} test images, held-out captions: "
+            f"{100 * accuracy.value:.1f} % ({100 * accuracy.low:.1f} - {100 * accuracy.high:.1f})"
             for name, accuracy in finished_figures(folder).items()
         ),
         f"Use it with: sfumato train digits --set text.encoder={folder / RESULT}",
