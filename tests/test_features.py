@@ -302,6 +302,46 @@ def test_the_judge_takes_images_of_its_own_size_and_channels(judge: BatchedExtra
         grey(pictures(2, 28, 28))
 
 
+def test_the_judge_gives_what_its_evaluation_gives() -> None:
+    from sfumato.training.judges import classify
+
+    classifier = build_classifier(channels=3, classes=4, seed=0)
+    images = pictures(5)
+    extractor = classifier_features(classifier, identity="shapes", image_px=32)
+    assert torch.equal(extractor(images), classify(classifier, images)[1])
+
+
+def test_loading_leaves_the_global_generator_alone(config: FeaturesConfig) -> None:
+    before = torch.get_rng_state()
+    opened = list(available_extractors(config=config))
+    assert [one.key for one in opened if one.extractor is None] == ["judge"]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_download_is_tried_only_for_what_is_not_here(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoConfig
+
+    asked: list[bool] = []
+    real = AutoConfig.from_pretrained
+
+    def from_pretrained(place: str, *, local_files_only: bool):
+        asked.append(local_files_only)
+        if place == "nobody/has-this":
+            raise OSError("no such repository")
+        return real(place, local_files_only=local_files_only)
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", from_pretrained)
+    load_clip(str(folders["clip"]), may_download=True)
+    assert asked == [True]
+    for may_download, tried in ((False, [True]), (True, [True, False])):
+        asked.clear()
+        with pytest.raises(WeightsNotAtHandError, match="no such repository"):
+            load_clip("nobody/has-this", may_download=may_download)
+        assert asked == tried
+
+
 def test_weights_that_are_not_at_hand_become_a_reason(
     config: FeaturesConfig, judge: BatchedExtractor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -351,6 +391,10 @@ def test_damaged_folders(folders: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(DamagedDataError, match="No model could be read"):
         load_dinov2(str(folder))
     file.write_bytes(file.read_bytes()[:500])
+    with pytest.raises(DamagedDataError, match="No model could be read"):
+        load_dinov2(str(folder))
+    file.unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"not weights")
     with pytest.raises(DamagedDataError, match="No model could be read"):
         load_dinov2(str(folder))
     with pytest.raises(WeightsNotAtHandError, match="nobody/has-this"):

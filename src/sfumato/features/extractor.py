@@ -52,7 +52,7 @@ class BatchedExtractor:
     image_px: int | None = None
     """The only height and width taken, for a network without a resize rule."""
     device: Device = "cpu"
-    """Where `of_batch` takes the images."""
+    """Where the network is; `of_batch` gets the images there."""
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -115,13 +115,18 @@ def features_of(extractor: FeatureExtractor, images: Iterable[Tensor]) -> Tensor
         waiting.append(batch)
         held += len(batch)
         if held >= extractor.rows:
-            parts.append(extractor(torch.cat(waiting)))
+            parts.append(extractor(_joined(waiting)))
             waiting, held = [], 0
     if held:
-        parts.append(extractor(torch.cat(waiting)))
+        parts.append(extractor(_joined(waiting)))
     if not parts:
         raise InputError("There are no images to take features of.")
     return torch.cat(parts)
+
+
+def _joined(batches: list[Tensor]) -> Tensor:
+    """One batch as it is: it may be a whole memory-mapped data set, which a copy would load."""
+    return batches[0] if len(batches) == 1 else torch.cat(batches)
 
 
 def weights_sha256(module: nn.Module) -> str:

@@ -86,9 +86,13 @@ def load_inception(
             f"{weights} has a wrong checksum: sha256 {found[:16]}..., not {sha256[:16]}....",
             mend="It is truncated or another file. Remove it and let it be fetched again.",
         )
-    network = Inception()
-    _fill(network, read_state(weights), weights)
-    frozen(network, device).to(memory_format=torch.channels_last)  # a quarter faster on a CPU
+    state = read_state(weights)
+    with torch.random.fork_rng(devices=[]):  # the constructor draws weights that are replaced
+        network = Inception()
+    _fill(network, state, weights)
+    frozen(network, device)
+    # A quarter faster on a CPU; torch's types forget this overload.
+    network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     which = "inception-2015-12-05" if found == SHA256 else "inception (not the published file)"
     return InceptionExtractor(
         name=f"{which} pool3, sha256:{found[:16]}, {RESIZE_RULE}",

@@ -1,9 +1,10 @@
 """CLIP and DINOv2 by Hub name or folder: the networks are transformers', the pixels are ours."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +30,11 @@ IMAGENET_MEAN: Colour = (0.485, 0.456, 0.406)
 IMAGENET_STD: Colour = (0.229, 0.224, 0.225)
 DINOV2_PX = 224
 _ROWS = 32
+_WAYS_OUT = (
+    "Three ways out: let it download once where there is a network; give a folder that holds it; "
+    "or do without, the other metrics stand."
+)
+T = TypeVar("T")
 
 
 def load_clip(
@@ -37,7 +43,9 @@ def load_clip(
     """CLIP's projected image embeddings (Radford et al. 2021), not divided by their length.
 
     `location`: a folder or a Hub name; a whole CLIP serves as well as its image half. Pixels are
-    prepared as CLIP's own processor does. Errors as `_load` raises them.
+    prepared as CLIP's own processor does. Errors: `WeightsNotAtHandError` (a Hub name
+    that cannot be had), `DamagedDataError` (files without all weights), `InputError` (another
+    kind of model).
     """
     from transformers import CLIPVisionModelWithProjection
 
@@ -60,6 +68,7 @@ def load_clip(
         dim=config.projection_dim,
         of_batch=of_batch,
         rows=_ROWS,
+        device=device,
     )
 
 
@@ -68,9 +77,10 @@ def load_dinov2(
 ) -> BatchedExtractor:
     """DINOv2's class token after the last norm (Oquab et al. 2023), (B, hidden size).
 
-    `location`: a folder or a Hub name. The whole image is brought to 224 x 224, as those do who
-    measure with it (Stein et al. 2023; Karras et al. 2024). Differs from the model's processor in
-    transformers, which enlarges to 256 and cuts out 224: the border would never be measured.
+    `location`: a folder or a Hub name; errors as for CLIP. The whole image is brought to 224 x 224,
+    as those do who measure with it (Stein et al. 2023; Karras et al. 2024). Differs from the
+    model's processor in transformers, which enlarges to 256 and cuts out 224: the border would
+    never be measured.
     """
     from transformers import Dinov2Model
 
@@ -87,6 +97,7 @@ def load_dinov2(
         dim=config.hidden_size,
         of_batch=of_batch,
         rows=_ROWS,
+        device=device,
     )
 
 
@@ -107,6 +118,7 @@ def squashed_to(images: Tensor, size_px: int) -> Tensor:
 
 
 def _pillow_bicubic(images: Tensor, height: int, width: int) -> Tensor:
+    """On the CPU wherever the images are, so that all devices see the same pixels."""
     from PIL import Image
 
     arrays = [
@@ -130,11 +142,12 @@ def _configuration(
 
     folder = Path(location).expanduser()
     if not folder.is_dir() and location.startswith(("/", ".", "~")):
-        raise InputError(f"There is no folder {location}.", mend=_ways_out())
-    with _errors_of(location), _quiet():
-        config = AutoConfig.from_pretrained(
-            str(folder) if folder.is_dir() else location, local_files_only=not may_download
-        )
+        raise InputError(f"There is no folder {location}.", mend=_WAYS_OUT)
+    config = _read(
+        location,
+        may_download,
+        lambda place, local: AutoConfig.from_pretrained(place, local_files_only=local),
+    )
     if config.model_type not in model_types:
         raise InputError(
             f"{location} holds a model of the type '{config.model_type}', not '{model_types[0]}'.",
@@ -144,41 +157,51 @@ def _configuration(
 
 
 def _load(model_class: Any, config: "PreTrainedConfig", location: str, may_download: bool) -> Any:
-    """The model, frozen, float32. `WeightsNotAtHandError` where it cannot be had from the Hub;
-    `DamagedDataError` where the files do not hold all its weights."""
-    folder = Path(location).expanduser()
-    with _errors_of(location), _quiet(), torch.random.fork_rng(devices=[]):
-        model, about = model_class.from_pretrained(
-            str(folder) if folder.is_dir() else location,
+    """The model, frozen, float32; `DamagedDataError` where the files lack some of its weights."""
+    model, about = _read(
+        location,
+        may_download,
+        lambda place, local: model_class.from_pretrained(
+            place,
             config=config,
             dtype=torch.float32,
-            local_files_only=not may_download,
+            local_files_only=local,
             output_loading_info=True,
-        )
+        ),
+    )
     if about["missing_keys"]:  # transformers would fill them with random numbers
         some = ", ".join(sorted(about["missing_keys"])[:3])
         raise DamagedDataError(
             f"{location} lacks {len(about['missing_keys'])} of the model's weights ({some}, ...).",
-            mend="Its files are not those of its config.json. " + _ways_out(),
+            mend="Its files are not those of its config.json. " + _WAYS_OUT,
         )
     return frozen(model, "cpu")
 
 
-@contextmanager
-def _errors_of(location: str) -> Iterator[None]:
-    """transformers' errors as ours: not at hand for a Hub name, damaged for a folder."""
+def _read(location: str, may_download: bool, read: Callable[[str, bool], T]) -> T:
+    """`read(place, local_files_only)`, from this machine where it can be: with everything there,
+    nothing is asked of the Hub, and a card does not change with the repository."""
     from safetensors import SafetensorError
 
+    folder = Path(location).expanduser()
+    is_folder = folder.is_dir()
+    place = str(folder) if is_folder else location
     try:
-        yield
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        with _quiet(), torch.random.fork_rng(devices=[]):  # the constructors draw weights
+            try:
+                return read(place, True)
+            except OSError:
+                if is_folder or not may_download:
+                    raise
+            return read(place, False)
+    except (OSError, ValueError, RuntimeError, UnpicklingError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        if Path(location).expanduser().is_dir():
+        if is_folder:
             raise DamagedDataError(
-                f"No model could be read from the folder {location} ({reason}).", mend=_ways_out()
+                f"No model could be read from the folder {location} ({reason}).", mend=_WAYS_OUT
             ) from error
         raise WeightsNotAtHandError(
-            f"The weights of '{location}' are not at hand ({reason}).", mend=_ways_out()
+            f"The weights of '{location}' are not at hand ({reason}).", mend=_WAYS_OUT
         ) from error
 
 
@@ -202,10 +225,3 @@ def _shown(location: str) -> str:
     """A Hub name as it is; of a folder its last part, which says nothing about the machine."""
     folder = Path(location).expanduser()
     return folder.resolve().name if folder.is_dir() else location
-
-
-def _ways_out() -> str:
-    return (
-        "Three ways out: let it download once where there is a network; give a folder that holds "
-        "it; or do without, the other metrics stand."
-    )
