@@ -1,0 +1,168 @@
+"""What every extractor of features is: a named function of uint8 images, batched and checked."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.base.errors import InputError
+
+Device = str | torch.device
+
+
+class FeatureExtractor(Protocol):
+    """uint8 (B, C, H, W), C = 1 or 3, any H and W -> (B, dim) float32 on the CPU.
+
+    `name` says which weights (by hash), which layer and how images are resized: features under
+    different names must never be compared, so it is part of a metric's name. An image's features
+    do not depend on the others in the call.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def dim(self) -> int: ...
+    @property
+    def rows(self) -> int: ...
+    def __call__(self, images: Tensor) -> Tensor: ...
+
+
+class WeightsNotAtHandError(InputError):
+    """An extractor's weights are not on this machine; metrics of other extractors stand."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchedExtractor:
+    """A `FeatureExtractor` over `of_batch`, which gets at most `rows` images in one call.
+
+    `of_batch`: uint8 (b, channels, H, W) on `device`, 1 <= b <= rows -> (b, dim).
+    """
+
+    name: str
+    dim: int
+    of_batch: Callable[[Tensor], Tensor]
+    rows: int
+    """Images of one call of the network: all that ever lies in memory as floats."""
+    channels: int = 3
+    """What the network takes. Grey images are repeated for 3; colour is an error for 1."""
+    image_px: int | None = None
+    """The only height and width taken, for a network without a resize rule."""
+    device: Device = "cpu"
+    """Where the network is; `of_batch` gets the images there."""
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """uint8 (B, 1 or 3, H, W) -> (B, dim) float32 on the CPU; `InputError` for others."""
+        self._check(images)
+        features = torch.empty(len(images), self.dim)
+        with _full_float32(self.device):
+            for start in range(0, len(images), self.rows):
+                part = images[start : start + self.rows].to(self.device)
+                part = part.expand(-1, self.channels, -1, -1)  # grey: the same value three times
+                features[start : start + self.rows] = self.of_batch(part).float().cpu()
+        return features
+
+    def _check(self, images: Tensor) -> None:
+        shape = tuple(images.shape)
+        if images.dtype != torch.uint8:
+            raise InputError(
+                f"{self.name} takes uint8 images in [0, 255], not {images.dtype}.",
+                mend="sfumato.base.images.to_uint8 converts floats of a known range.",
+            )
+        if images.ndim != 4 or shape[1] not in (1, 3) or 0 in shape[2:]:
+            raise InputError(
+                f"{self.name} takes images of the shape (B, 1 or 3, H, W), not {shape}.",
+                mend="One image is images[None]; channels come before height and width.",
+            )
+        if shape[1] > self.channels:
+            raise InputError(
+                f"{self.name} was made for greyscale, but the images have {shape[1]} channels.",
+                mend="Measure with an extractor for colour, or give greyscale images.",
+            )
+        if self.image_px is not None and shape[2:] != (self.image_px, self.image_px):
+            raise InputError(
+                f"{self.name} takes {self.image_px} x {self.image_px} pixels, not "
+                f"{shape[2]} x {shape[3]}.",
+                mend="It does not resize: bring the images to its size first.",
+            )
+
+
+def features_of(extractor: FeatureExtractor, images: Iterable[Tensor]) -> Tensor:
+    """(N, dim) float32 of `images` in their order: uint8 (C, H, W) each, or batches (B, C, H, W).
+
+    They are drawn from the iterable as they are needed and at most `extractor.rows` and one batch
+    are held. `InputError` without any image, or where shapes differ: their resizing would differ
+    too, and with it what is measured.
+    """
+    if isinstance(images, Tensor):
+        images = [images]
+    parts, waiting, held = [], [], 0
+    first: tuple[int, ...] | None = None
+    for seen, given in enumerate(images):
+        batch = given[None] if given.ndim == 3 else given
+        shape = tuple(batch.shape[1:])
+        first = shape if first is None else first
+        if shape != first:
+            raise InputError(
+                f"Images of different shapes: the first is {_by(first)}, number {seen} "
+                f"{_by(shape)}.",
+                mend="Bring all to one size and number of channels before they are measured.",
+            )
+        waiting.append(batch)
+        held += len(batch)
+        if held >= extractor.rows:
+            parts.append(extractor(_joined(waiting)))
+            waiting, held = [], 0
+    if held:
+        parts.append(extractor(_joined(waiting)))
+    if not parts:
+        raise InputError("There are no images to take features of.")
+    return torch.cat(parts)
+
+
+def _joined(batches: list[Tensor]) -> Tensor:
+    """One batch as it is: it may be a whole memory-mapped data set, which a copy would load."""
+    return batches[0] if len(batches) == 1 else torch.cat(batches)
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """sha256 over the names and values of a module's state, whatever file it came from."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def frozen(module: nn.Module, device: Device) -> nn.Module:
+    """`module` in evaluation mode (batch norm by its stored statistics), without gradients."""
+    return module.eval().requires_grad_(False).to(device)
+
+
+@contextmanager
+def _full_float32(device: Device) -> Iterator[None]:
+    """Neither autocast nor TF32, cuDNN's default, which rounds to 10 bits of mantissa: the figures
+    of one model must not depend on the settings of the run around."""
+    cudnn, before = torch.backends.cudnn, torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with (
+            torch.autocast(torch.device(device).type, enabled=False),
+            cudnn.flags(
+                enabled=True,
+                benchmark=cudnn.benchmark,
+                deterministic=cudnn.deterministic,
+                allow_tf32=False,
+            ),
+        ):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))

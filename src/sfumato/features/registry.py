@@ -1,0 +1,129 @@
+"""All extractors by their keys: a new one is one entry here."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sfumato.base.errors import InputError, nearest
+from sfumato.features.config import FeaturesConfig
+from sfumato.features.extractor import Device, FeatureExtractor, WeightsNotAtHandError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What an entry makes its extractor from."""
+
+    config: FeaturesConfig
+    device: Device
+    judge: FeatureExtractor | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """`about`: for a person, in a line; `load`: the extractor, or `WeightsNotAtHandError`."""
+
+    about: str
+    load: Callable[[Source], FeatureExtractor]
+
+
+def _inception(source: Source) -> FeatureExtractor:
+    from sfumato.features.inception_weights import load_inception
+
+    given = source.config.inception
+    return load_inception(
+        None if given == "auto" else Path(given).expanduser(),
+        device=source.device,
+        may_download=source.config.may_download,
+    )
+
+
+def _clip(source: Source) -> FeatureExtractor:
+    from sfumato.features.vision import load_clip
+
+    config = source.config
+    return load_clip(config.clip, device=source.device, may_download=config.may_download)
+
+
+def _dinov2(source: Source) -> FeatureExtractor:
+    from sfumato.features.vision import load_dinov2
+
+    config = source.config
+    return load_dinov2(config.dinov2, device=source.device, may_download=config.may_download)
+
+
+def _small_clip(source: Source) -> FeatureExtractor:
+    from sfumato.features.small import load_small_clip
+
+    given = source.config.small_clip
+    folder = None if given == "bundled" else Path(given).expanduser()
+    return load_small_clip(folder, device=source.device)
+
+
+def _judge(source: Source) -> FeatureExtractor:
+    if source.judge is None:
+        raise WeightsNotAtHandError(
+            "There is no judge of this data set.",
+            mend="A judge needs two classes or more; the other metrics stand.",
+        )
+    return source.judge
+
+
+EXTRACTORS: dict[str, Entry] = {
+    "inception": Entry(about="FID's Inception, pool3 (2048)", load=_inception),
+    "clip": Entry(about="CLIP's image embeddings", load=_clip),
+    "dinov2": Entry(about="DINOv2's class token", load=_dinov2),
+    "small-clip": Entry(about="the image tower of sfumato's small CLIP", load=_small_clip),
+    "judge": Entry(about="last features of the data set's own classifier", load=_judge),
+}
+
+
+def load_extractor(
+    key: str,
+    config: FeaturesConfig | None = None,
+    *,
+    device: Device = "cpu",
+    judge: FeatureExtractor | None = None,
+) -> FeatureExtractor:
+    """The extractor `key` of `EXTRACTORS`; `judge` is handed out for "judge".
+
+    Judges are trained a floor above, so theirs comes in ready (`classifier_features`).
+    `InputError` for an unknown key, and all that the loader raises.
+    """
+    if key not in EXTRACTORS:
+        raise InputError(
+            f"There is no feature extractor '{key}'.", mend=nearest(key, list(EXTRACTORS))
+        )
+    source = Source(config=config or FeaturesConfig(), device=device, judge=judge)
+    return EXTRACTORS[key].load(source)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """An extractor, or why there is none: `reason` and `mend` are "" where there is one."""
+
+    key: str
+    extractor: FeatureExtractor | None
+    reason: str = ""
+    mend: str = ""
+
+
+def available_extractors(
+    keys: Sequence[str] = tuple(EXTRACTORS),
+    config: FeaturesConfig | None = None,
+    *,
+    device: Device = "cpu",
+    judge: FeatureExtractor | None = None,
+) -> Iterator[Opened]:
+    """Open `keys` one after another, so that only one network need be in memory.
+
+    Weights that are not at hand become a `reason` for a row of the card. What a person has to mend
+    (a damaged file, a path that does not exist, an unknown key) is raised.
+    """
+    for key in keys:
+        try:
+            extractor = load_extractor(key, config, device=device, judge=judge)
+        except WeightsNotAtHandError as error:
+            reason = f"weights not at hand: {error.what}"
+            yield Opened(key=key, extractor=None, reason=reason, mend=error.mend)
+        else:
+            yield Opened(key=key, extractor=extractor)

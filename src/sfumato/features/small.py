@@ -1,0 +1,67 @@
+"""Extractors that need no download: the small CLIP's image tower and a data set's classifier."""
+
+from pathlib import Path
+
+from torch import Tensor
+
+from sfumato.base.images import to_float
+from sfumato.features.extractor import (
+    BatchedExtractor,
+    Device,
+    WeightsNotAtHandError,
+    weights_sha256,
+)
+from sfumato.models.classifier import Classifier
+
+_ROWS = 256
+
+
+def load_small_clip(folder: Path | None = None, *, device: Device = "cpu") -> BatchedExtractor:
+    """The image tower of a small CLIP that `save_towers` wrote; the bundled one without `folder`.
+
+    Features are unit vectors. `WeightsNotAtHandError` where the folder has no towers.
+    """
+    from sfumato.text.bundled import TOWERS_FILE, bundled_folder, load_towers
+    from sfumato.text.towers import IMAGE_PX
+
+    which = "bundled" if folder is None else folder.resolve().name
+    folder = bundled_folder() if folder is None else folder
+    if not (folder / TOWERS_FILE).is_file():
+        raise WeightsNotAtHandError(
+            f"{folder} holds no small CLIP.",
+            mend="`sfumato train clip` makes one; or do without, the other metrics stand.",
+        )
+    towers, _ = load_towers(folder)
+    towers.to(device)
+    return BatchedExtractor(
+        name=f"small clip {which} unit vectors, sha256:{weights_sha256(towers)[:16]}, "
+        f"bilinear with antialiasing to {IMAGE_PX} px",
+        dim=towers.image.project.out_features,
+        of_batch=lambda images: towers.embed_uint8(images, rows=_ROWS),
+        rows=_ROWS,
+        device=device,
+    )
+
+
+def classifier_features(
+    classifier: Classifier, *, identity: str, image_px: int, device: Device = "cpu"
+) -> BatchedExtractor:
+    """The last features of a data set's judge, before its head: (B, feature_dim).
+
+    `identity` names its weights by their hash. It sees images of the `image_px` it was trained at
+    and no others; grey images are repeated for a classifier of colour.
+    """
+    classifier = classifier.eval().to(device)
+
+    def of_batch(images: Tensor) -> Tensor:
+        return classifier.features(to_float(images, (-1.0, 1.0)))
+
+    return BatchedExtractor(
+        name=f"judge {identity}, last features, {image_px} px, no resizing",
+        dim=classifier.feature_dim,
+        of_batch=of_batch,
+        rows=_ROWS,
+        channels=int(classifier.settings["channels"]),
+        image_px=image_px,
+        device=device,
+    )

@@ -1,0 +1,227 @@
+"""CLIP and DINOv2 by Hub name or folder: the networks are transformers', the pixels are ours."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sfumato.base.errors import DamagedDataError, InputError
+from sfumato.base.images import to_float, to_pil
+from sfumato.features.extractor import (
+    BatchedExtractor,
+    Device,
+    WeightsNotAtHandError,
+    frozen,
+    weights_sha256,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+Colour = tuple[float, float, float]
+CLIP_MEAN: Colour = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD: Colour = (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN: Colour = (0.485, 0.456, 0.406)
+IMAGENET_STD: Colour = (0.229, 0.224, 0.225)
+DINOV2_PX = 224
+_ROWS = 32
+_WAYS_OUT = (
+    "Three ways out: let it download once where there is a network; give a folder that holds it; "
+    "or do without, the other metrics stand."
+)
+T = TypeVar("T")
+
+
+def load_clip(
+    location: str, *, device: Device = "cpu", may_download: bool = False
+) -> BatchedExtractor:
+    """CLIP's projected image embeddings (Radford et al. 2021), not divided by their length.
+
+    `location`: a folder or a Hub name; a whole CLIP serves as well as its image half. Pixels are
+    prepared as CLIP's own processor does. Errors: `WeightsNotAtHandError` (a Hub name
+    that cannot be had), `DamagedDataError` (files without all weights), `InputError` (another
+    kind of model).
+    """
+    from transformers import CLIPVisionModelWithProjection
+
+    config = _configuration(location, ("clip", "clip_vision_model"), may_download)
+    if config.model_type == "clip":
+        # transformers takes the width of the projection from the image half's own configuration,
+        # which need not hold the one of the whole.
+        config.vision_config.projection_dim = config.projection_dim
+        config = config.vision_config
+    model = _load(CLIPVisionModelWithProjection, config, location, may_download).to(device)
+    size_px: int = config.image_size
+
+    def of_batch(images: Tensor) -> Tensor:
+        pixels = normalized(short_side_to(images, size_px), CLIP_MEAN, CLIP_STD)
+        return model(pixel_values=pixels.to(device)).image_embeds
+
+    return BatchedExtractor(
+        name=f"clip {_shown(location)} image_embeds, sha256:{weights_sha256(model)[:16]}, "
+        f"Pillow bicubic: short side to {size_px} px, centre cut out",
+        dim=config.projection_dim,
+        of_batch=of_batch,
+        rows=_ROWS,
+        device=device,
+    )
+
+
+def load_dinov2(
+    location: str, *, device: Device = "cpu", may_download: bool = False
+) -> BatchedExtractor:
+    """DINOv2's class token after the last norm (Oquab et al. 2023), (B, hidden size).
+
+    `location`: a folder or a Hub name; errors as for CLIP. The whole image is brought to 224 x 224,
+    as those do who measure with it (Stein et al. 2023; Karras et al. 2024). Differs from the
+    model's processor in transformers, which enlarges to 256 and cuts out 224: the border would
+    never be measured.
+    """
+    from transformers import Dinov2Model
+
+    config = _configuration(location, ("dinov2",), may_download)
+    model = _load(Dinov2Model, config, location, may_download).to(device)
+
+    def of_batch(images: Tensor) -> Tensor:
+        pixels = normalized(squashed_to(images, DINOV2_PX), IMAGENET_MEAN, IMAGENET_STD)
+        return model(pixel_values=pixels.to(device)).last_hidden_state[:, 0]
+
+    return BatchedExtractor(
+        name=f"dinov2 {_shown(location)} class token, sha256:{weights_sha256(model)[:16]}, "
+        f"Pillow bicubic: squashed to {DINOV2_PX} px",
+        dim=config.hidden_size,
+        of_batch=of_batch,
+        rows=_ROWS,
+        device=device,
+    )
+
+
+def short_side_to(images: Tensor, size_px: int) -> Tensor:
+    """uint8 (B, 3, H, W) -> (B, 3, size, size): Pillow's bicubic filter, then the centre."""
+    height, width = images.shape[-2:]
+    short = min(height, width)
+    # Rounded down, as CLIP's processor does.
+    high, wide = int(size_px * height / short), int(size_px * width / short)
+    top, left = (high - size_px) // 2, (wide - size_px) // 2
+    resized = _pillow_bicubic(images, high, wide)
+    return resized[..., top : top + size_px, left : left + size_px]
+
+
+def squashed_to(images: Tensor, size_px: int) -> Tensor:
+    """uint8 (B, 3, H, W) -> (B, 3, size, size): Pillow's bicubic filter, shape not kept."""
+    return _pillow_bicubic(images, size_px, size_px)
+
+
+def _pillow_bicubic(images: Tensor, height: int, width: int) -> Tensor:
+    """On the CPU wherever the images are, so that all devices see the same pixels."""
+    from PIL import Image
+
+    arrays = [
+        np.asarray(to_pil(image).resize((width, height), Image.Resampling.BICUBIC))
+        for image in images
+    ]
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+
+
+def normalized(images: Tensor, mean: Colour, std: Colour) -> Tensor:
+    """uint8 (B, 3, H, W) -> float32, (image / 255 - mean) / std for each colour."""
+    values = to_float(images, (0.0, 1.0))
+    shape = (1, 3, 1, 1)
+    return (values - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)
+
+
+def _configuration(
+    location: str, model_types: tuple[str, ...], may_download: bool
+) -> "PreTrainedConfig":
+    from transformers import AutoConfig
+
+    folder = Path(location).expanduser()
+    if not folder.is_dir() and location.startswith(("/", ".", "~")):
+        raise InputError(f"There is no folder {location}.", mend=_WAYS_OUT)
+    config = _read(
+        location,
+        may_download,
+        lambda place, local: AutoConfig.from_pretrained(place, local_files_only=local),
+    )
+    if config.model_type not in model_types:
+        raise InputError(
+            f"{location} holds a model of the type '{config.model_type}', not '{model_types[0]}'.",
+            mend="Name a folder or a Hub repository with a model of that type.",
+        )
+    return config
+
+
+def _load(model_class: Any, config: "PreTrainedConfig", location: str, may_download: bool) -> Any:
+    """The model, frozen, float32; `DamagedDataError` where the files lack some of its weights."""
+    model, about = _read(
+        location,
+        may_download,
+        lambda place, local: model_class.from_pretrained(
+            place,
+            config=config,
+            dtype=torch.float32,
+            local_files_only=local,
+            output_loading_info=True,
+        ),
+    )
+    if about["missing_keys"]:  # transformers would fill them with random numbers
+        some = ", ".join(sorted(about["missing_keys"])[:3])
+        raise DamagedDataError(
+            f"{location} lacks {len(about['missing_keys'])} of the model's weights ({some}, ...).",
+            mend="Its files are not those of its config.json. " + _WAYS_OUT,
+        )
+    return frozen(model, "cpu")
+
+
+def _read(location: str, may_download: bool, read: Callable[[str, bool], T]) -> T:
+    """`read(place, local_files_only)`, from this machine where it can be: with everything there,
+    nothing is asked of the Hub, and a card does not change with the repository."""
+    from safetensors import SafetensorError
+
+    folder = Path(location).expanduser()
+    is_folder = folder.is_dir()
+    place = str(folder) if is_folder else location
+    try:
+        with _quiet(), torch.random.fork_rng(devices=[]):  # the constructors draw weights
+            try:
+                return read(place, True)
+            except OSError:
+                if is_folder or not may_download:
+                    raise
+            return read(place, False)
+    except (OSError, ValueError, RuntimeError, UnpicklingError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        if is_folder:
+            raise DamagedDataError(
+                f"No model could be read from the folder {location} ({reason}).", mend=_WAYS_OUT
+            ) from error
+        raise WeightsNotAtHandError(
+            f"The weights of '{location}' are not at hand ({reason}).", mend=_WAYS_OUT
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bars and its table of the weights that the other half has."""
+    from transformers.utils import logging
+
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
+
+
+def _shown(location: str) -> str:
+    """A Hub name as it is; of a folder its last part, which says nothing about the machine."""
+    folder = Path(location).expanduser()
+    return folder.resolve().name if folder.is_dir() else location
