@@ -1,47 +1,66 @@
 """The Frechet distance between two Gaussians fitted to features (Heusel et al. 2017, Eq. 6)."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
+from sfumato.metrics.checks import check_same_width
+from sfumato.metrics.moments import FeatureMoments, FeatureStatistics, feature_statistics
 
-@dataclass(frozen=True, kw_only=True)
-class FeatureStatistics:
-    """`mean`: (D,), `covariance`: (D, D), both float64, of `count` rows."""
-
-    mean: Tensor
-    covariance: Tensor
-    count: int
-
-
-def feature_statistics(features: Tensor) -> FeatureStatistics:
-    """Mean and unbiased covariance of `features` (N, D), N >= 2; `ValueError` if not finite."""
-    if features.ndim != 2 or len(features) < 2:
-        raise ValueError(f"features must be (N, D) with N >= 2, got {tuple(features.shape)}")
-    values = features.double()
-    if not bool(values.isfinite().all()):
-        raise ValueError("features hold NaN or infinity")
-    mean = values.mean(dim=0)
-    centred = values - mean
-    covariance = centred.T @ centred / (len(values) - 1)
-    return FeatureStatistics(mean=mean, covariance=covariance, count=len(values))
+__all__ = [
+    "FeatureMoments",
+    "FeatureStatistics",
+    "above_rounding",
+    "covariance_root",
+    "feature_statistics",
+    "frechet_distance",
+    "frechet_to",
+]
 
 
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
-    """|mu_a - mu_b|^2 + tr(A + B - 2 (A B)^(1/2)), in float64.
+    """|mu_a - mu_b|^2 + tr(A + B - 2 (A B)^(1/2)) in float64: never negative, never NaN.
 
-    The trace of the square root is the sum of the square roots of the eigenvalues of
-    A^(1/2) B A^(1/2), which is symmetric, so singular covariances (N < D) are no problem.
+    Its expectation over N rows lies above that of all rows by about a constant / N, so it is
+    compared at equal N only, or extrapolated (`frechet_infinity`). `ValueError` for unequal D.
     """
-    values, vectors = torch.linalg.eigh(a.covariance)
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    inner = root @ b.covariance @ root
-    root_trace = torch.linalg.eigvalsh((inner + inner.T) / 2).clamp(min=0).sqrt().sum()
+    check_same_width(a.mean, b.mean)
+    if a.count > b.count:
+        a, b = b, a
+    return max(0.0, frechet_to(b.to(a.mean.device), a, root=covariance_root(a)))
+
+
+def covariance_root(statistics: FeatureStatistics) -> Tensor:
+    """F (D, R) with F F^T = covariance, R its rank: at most count - 1, so small for few rows."""
+    values, vectors = torch.linalg.eigh(statistics.covariance)
+    kept = above_rounding(values, rank=statistics.count - 1)
+    return vectors[:, kept] * values[kept].sqrt()
+
+
+def above_rounding(eigenvalues: Tensor, *, rank: int) -> Tensor:
+    """Which of the ascending `eigenvalues` (D,) differ from 0, where at most `rank` of them can."""
+    dim = len(eigenvalues)
+    if dim == 0:
+        return eigenvalues.bool()
+    kept = eigenvalues > eigenvalues[-1] * dim * torch.finfo(torch.float64).eps
+    kept[: max(0, dim - rank)] = False
+    return kept
+
+
+def frechet_to(
+    generated: FeatureStatistics, reference: FeatureStatistics, *, root: Tensor
+) -> float:
+    """The distance with `root` = `covariance_root(reference)` already known; may round below 0.
+
+    With A = F F^T, the trace of (A B)^(1/2) is the sum of the square roots of the eigenvalues of
+    the symmetric F^T B F. Of these, count - 1 can differ from 0; the others, whose square roots
+    would turn rounding of 1e-16 into 1e-8, are left out.
+    """
+    inner = root.T @ generated.covariance @ root
+    eigenvalues = torch.linalg.eigvalsh((inner + inner.T) / 2).flip(0)[: generated.count - 1]
     distance = (
-        (a.mean - b.mean).square().sum()
-        + a.covariance.trace()
-        + b.covariance.trace()
-        - 2 * root_trace
+        (generated.mean - reference.mean).square().sum()
+        + generated.covariance.trace()
+        + reference.covariance.trace()
+        - 2 * eigenvalues.clamp(min=0).sqrt().sum()
     )
-    return max(0.0, float(distance))
+    return float(distance)
