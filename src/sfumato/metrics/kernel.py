@@ -15,8 +15,10 @@ from sfumato.metrics.distances import tiles
 class KernelDistance:
     """`value`, with the interval that holds at `confidence`.
 
-    Unbiased at any number of rows, so 0 on average for equal distributions, and below 0 as often
-    as above. `count` generated and `reference_count` reference rows.
+    Unbiased at any number of independent rows, so 0 on average for equal distributions and often
+    below it. Where classes are drawn in turn, not by lot, rows are not independent, and the value
+    lies below by about the classes' spread / N. There are `count` generated and `reference_count`
+    reference rows.
     """
 
     value: float

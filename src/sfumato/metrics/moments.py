@@ -11,11 +11,26 @@ from sfumato.metrics.checks import check_same_width, checked_features
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureStatistics:
-    """`mean`: (D,), `covariance`: (D, D), both float64, of `count` rows."""
+    """`mean`: (D,), `covariance`: (D, D), both float64, of `count` >= 2 rows.
+
+    `ValueError` for other shapes, less rows, NaN or infinity.
+    """
 
     mean: Tensor
     covariance: Tensor
     count: int
+
+    def __post_init__(self) -> None:
+        dim = self.mean.numel()
+        if self.mean.shape != (dim,) or self.covariance.shape != (dim, dim):
+            raise ValueError(
+                "mean and covariance must be (D,) and (D, D), got "
+                f"{tuple(self.mean.shape)} and {tuple(self.covariance.shape)}"
+            )
+        if self.count < 2:
+            raise ValueError(f"a covariance needs at least 2 rows, there are {self.count}")
+        if not bool(self.mean.isfinite().all() & self.covariance.isfinite().all()):
+            raise ValueError("mean or covariance holds NaN or infinity")
 
     def to(self, device: torch.device) -> "FeatureStatistics":
         return FeatureStatistics(
