@@ -136,6 +136,12 @@ def test_nearest_rows_and_radii_equal_sklearn() -> None:
     np.testing.assert_allclose(radii.numpy(), own, rtol=1e-9)
 
 
+def test_a_large_mean_does_not_drown_small_distances() -> None:
+    a, b = draw(30, 5, 27).double() + 1e7, draw(30, 5, 28).double() + 1e7
+    table = pairwise_distances((a - 1e7).numpy(), (b - 1e7).numpy())
+    np.testing.assert_allclose(nearest_rows(a, b).distances.numpy(), table.min(axis=1), rtol=1e-6)
+
+
 def test_copies_of_training_images_are_found_and_named() -> None:
     training, test, generated = draw(300, 8, 13), draw(100, 8, 14), draw(60, 8, 15)
     honest = memorisation(generated, training, test=test)

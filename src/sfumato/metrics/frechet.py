@@ -32,18 +32,14 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
 def covariance_root(statistics: FeatureStatistics) -> Tensor:
     """F (D, R) with F F^T = covariance, R its rank: at most count - 1, so small for few rows."""
     values, vectors = torch.linalg.eigh(statistics.covariance)
-    kept = above_rounding(values, rank=statistics.count - 1)
+    kept = above_rounding(values)
     return vectors[:, kept] * values[kept].sqrt()
 
 
-def above_rounding(eigenvalues: Tensor, *, rank: int) -> Tensor:
-    """Which of the ascending `eigenvalues` (D,) differ from 0, where at most `rank` of them can."""
-    dim = len(eigenvalues)
-    if dim == 0:
-        return eigenvalues.bool()
-    kept = eigenvalues > eigenvalues[-1] * dim * torch.finfo(torch.float64).eps
-    kept[: max(0, dim - rank)] = False
-    return kept
+def above_rounding(eigenvalues: Tensor) -> Tensor:
+    """Which of `eigenvalues` (D,), ascending and D >= 0, are more than rounding of the largest."""
+    rounding = eigenvalues[-1:] * len(eigenvalues) * torch.finfo(torch.float64).eps
+    return eigenvalues > rounding.clamp(min=0)
 
 
 def frechet_to(

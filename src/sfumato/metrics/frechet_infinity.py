@@ -102,7 +102,7 @@ def frechet_sampling_error(features: Tensor, reference: FeatureStatistics) -> fl
     root = covariance_root(reference)
     inner = root.T @ own.covariance @ root
     values, vectors = torch.linalg.eigh((inner + inner.T) / 2)
-    kept = above_rounding(values, rank=own.count - 1)
+    kept = above_rounding(values)
     half_transport = root @ vectors[:, kept] * values[kept].pow(-0.25)
     moves = []
     for rows in features.split(4096):
