@@ -9,7 +9,7 @@ from sklearn.metrics import confusion_matrix as sklearn_confusion
 from sfumato.metrics.agreement import agreement, confusion_matrix
 from sfumato.metrics.alignment import clip_score, clip_scores
 from sfumato.metrics.inception_score import inception_score, inception_score_of_logits
-from sfumato.metrics.intervals import bootstrap_mean
+from sfumato.metrics.intervals import bootstrap_mean, resampled
 from sfumato.metrics.paired import mcnemar, paired_bootstrap
 from tests.test_metrics import Passthrough
 from tests.test_metrics_moments import draw
@@ -134,6 +134,11 @@ def test_bootstrap_of_a_mean_equals_scipy() -> None:
         bootstrap_mean(values[:0])
     with pytest.raises(ValueError, match="NaN"):
         bootstrap_mean(values * torch.nan)
+
+
+def test_a_bootstrap_of_many_values_is_drawn_in_parts() -> None:
+    drawn = [part.shape for part in resampled(2_000_000, resamples=3, seed=0)]
+    assert drawn == [(2, 2_000_000), (1, 2_000_000)]
 
 
 @pytest.mark.parametrize(
