@@ -6,8 +6,13 @@ import torch
 from scipy.linalg import sqrtm
 from torch import Tensor
 
-from sfumato.metrics.frechet import covariance_root, frechet_distance, frechet_to
-from sfumato.metrics.frechet_infinity import frechet_infinity, frechet_sampling_error
+from sfumato.metrics.frechet import (
+    covariance_root,
+    frechet_distance,
+    frechet_sampling_error,
+    frechet_to,
+)
+from sfumato.metrics.frechet_infinity import frechet_infinity, frechet_infinity_of_both
 from sfumato.metrics.moments import FeatureMoments, FeatureStatistics, feature_statistics
 
 
@@ -174,6 +179,22 @@ def test_extrapolation_finds_the_true_distance_that_the_plain_one_misses(
     error = np.std(extrapolated) / np.sqrt(60)
     assert abs(np.mean(extrapolated) - truth) < 3 * error + 0.01
     assert np.mean(plain) - truth > 0.12
+    assert held >= 53
+
+
+def test_extrapolation_of_both_takes_out_the_bias_of_a_small_reference() -> None:
+    truth, held, one_sided, both = 16 * 0.3**2 + 16 * 0.2**2, 0, [], []
+    for seed in range(60):
+        features = draw(600, 16, seed, shift=0.3, scale=1.2)
+        reference, generator = draw(300, 16, 1000 + seed), torch.Generator().manual_seed(seed)
+        statistics = feature_statistics(reference)
+        one_sided.append(frechet_infinity(features, statistics, generator=generator).value)
+        found = frechet_infinity_of_both(features, reference, generator=generator)
+        held += found.low <= truth <= found.high
+        both.append(found.value)
+    error = np.std(both) / np.sqrt(60)
+    assert np.mean(one_sided) - truth > 0.2
+    assert abs(np.mean(both) - truth) < 3 * error + 0.01
     assert held >= 53
 
 

@@ -1,5 +1,7 @@
 """The Frechet distance between two Gaussians fitted to features (Heusel et al. 2017, Eq. 6)."""
 
+from math import sqrt
+
 import torch
 from torch import Tensor
 
@@ -9,10 +11,10 @@ from sfumato.metrics.moments import FeatureMoments, FeatureStatistics, feature_s
 __all__ = [
     "FeatureMoments",
     "FeatureStatistics",
-    "above_rounding",
     "covariance_root",
     "feature_statistics",
     "frechet_distance",
+    "frechet_sampling_error",
     "frechet_to",
 ]
 
@@ -32,11 +34,11 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
 def covariance_root(statistics: FeatureStatistics) -> Tensor:
     """F (D, R) with F F^T = covariance, R its rank: at most count - 1, so small for few rows."""
     values, vectors = torch.linalg.eigh(statistics.covariance)
-    kept = above_rounding(values)
+    kept = _above_rounding(values)
     return vectors[:, kept] * values[kept].sqrt()
 
 
-def above_rounding(eigenvalues: Tensor) -> Tensor:
+def _above_rounding(eigenvalues: Tensor) -> Tensor:
     """Which of `eigenvalues` (D,), ascending and D >= 0, are more than rounding of the largest."""
     rounding = eigenvalues[-1:] * len(eigenvalues) * torch.finfo(torch.float64).eps
     return eigenvalues > rounding.clamp(min=0)
@@ -60,3 +62,29 @@ def frechet_to(
         - 2 * eigenvalues.clamp(min=0).sqrt().sum()
     )
     return float(distance)
+
+
+def frechet_sampling_error(features: Tensor, reference: FeatureStatistics) -> float:
+    """Standard error of the distance of `features` (N, D) from `reference`, to first order.
+
+    Rippl, Munk and Sturm (2016, Theorem 2.2), one-sample case. With B the covariance of the
+    features, A = F F^T the reference's and T = F (F^T B F)^(-1/2) F^T the transport from B to A,
+    one more row at x moves the distance by 2 (mu - mu_A).(x - mu) + (x - mu)^T (I - T) (x - mu)
+    less its mean; the error is that move's standard deviation over sqrt(N). It is 0 to first
+    order where both sets have the same distribution.
+    """
+    own = feature_statistics(features)
+    root = covariance_root(reference)
+    inner = root.T @ own.covariance @ root
+    values, vectors = torch.linalg.eigh((inner + inner.T) / 2)
+    kept = _above_rounding(values)
+    half_transport = root @ vectors[:, kept] * values[kept].pow(-0.25)
+    moves = []
+    for rows in features.split(4096):
+        centred = rows.double() - own.mean
+        moves.append(
+            2 * centred @ (own.mean - reference.mean)
+            + centred.square().sum(dim=1)
+            - (centred @ half_transport).square().sum(dim=1)
+        )
+    return float(torch.cat(moves).std()) / sqrt(own.count)

@@ -1,15 +1,16 @@
 """The Frechet distance extrapolated to endlessly many images (Chong and Forsyth 2020)."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from math import sqrt
+from math import hypot, sqrt
 from statistics import NormalDist
 
 import torch
 from torch import Tensor
 
-from sfumato.metrics.checks import check_same_width, checked_features
-from sfumato.metrics.frechet import above_rounding, covariance_root, frechet_to
+from sfumato.metrics.checks import check_same_width, checked_features, checked_pair
+from sfumato.metrics.frechet import covariance_root, frechet_sampling_error, frechet_to
 from sfumato.metrics.moments import FeatureMoments, FeatureStatistics, feature_statistics
 
 FEWEST_PARTS = 3
@@ -54,85 +55,111 @@ def frechet_infinity(
     share their sampling noise, and the line's bend is seen best. The smallest parts, of
     N / `parts` rows, should have at least D rows: below, the distance is no line in 1 / N.
 
-    `reference` is taken as exact: its own bias, a constant / count, stays in `value`.
+    `reference` is taken as exact: its own bias, a constant / count, stays in `value`. For the few
+    real images of a small test set take `frechet_infinity_of_both`.
     `ValueError` for less than 2 x `parts` rows, less than 3 parts, unequal D, NaN.
     """
-    if parts < FEWEST_PARTS:
-        raise ValueError(f"a line and its error need at least {FEWEST_PARTS} parts, got {parts}")
     features = checked_features(features, rows=2 * parts)
     check_same_width(features, reference.mean)
     reference = reference.to(features.device)
-    count = len(features)
-    order = torch.randperm(count, generator=generator).to(features.device)
-    cuts = sorted({_cut(count, part, of) for of in range(1, parts + 1) for part in range(of + 1)})
-    segments = {(low, high): _moments(features[order[low:high]]) for low, high in pairwise(cuts)}
+    cuts = _Cuts(features, parts=parts, generator=generator)
     root = covariance_root(reference)
-    distances = []
-    for of in range(1, parts + 1):
-        bounds = pairwise(_cut(count, part, of) for part in range(of + 1))
-        joined = [_join(segments, low, high) for low, high in bounds]
-        distances.append(sum(frechet_to(s, reference, root=root) for s in joined) / of)
-    height, slope, fit_error = _line([of / count for of in range(1, parts + 1)], distances)
-    error = frechet_sampling_error(features, reference)
-    half = NormalDist().inv_cdf(0.5 + confidence / 2) * sqrt(error**2 + fit_error**2)
+    return _extrapolated(
+        [
+            sum(frechet_to(part, reference, root=root) for part in cuts.parts(of)) / of
+            for of in range(1, parts + 1)
+        ],
+        count=len(features),
+        sampling_error=frechet_sampling_error(features, reference),
+        confidence=confidence,
+    )
+
+
+def frechet_infinity_of_both(
+    generated: Tensor,
+    reference: Tensor,
+    *,
+    generator: torch.Generator,
+    parts: int = 5,
+    confidence: float = 0.95,
+) -> FrechetInfinity:
+    """`frechet_infinity` with the bias of a small reference taken out as well.
+
+    Differs from the paper: `reference` (M, D) is cut along with `generated` (N, D), part beside
+    part, so the line runs to endless rows of both; its error holds both draws. `sizes` are those
+    of `generated`. An equal set is no fair partner: both must be drawn apart. One eigenvalue
+    decomposition more for each distance. Errors as `frechet_infinity`, for either set.
+    """
+    generated, reference = checked_pair(generated, reference, rows=2 * parts)
+    ours = _Cuts(generated, parts=parts, generator=generator)
+    theirs = _Cuts(reference, parts=parts, generator=generator)
+    return _extrapolated(
+        [
+            sum(
+                frechet_to(a, b, root=covariance_root(b))
+                for a, b in zip(ours.parts(of), theirs.parts(of), strict=True)
+            )
+            / of
+            for of in range(1, parts + 1)
+        ],
+        count=len(generated),
+        sampling_error=hypot(
+            frechet_sampling_error(generated, feature_statistics(reference)),
+            frechet_sampling_error(reference, feature_statistics(generated)),
+        ),
+        confidence=confidence,
+    )
+
+
+class _Cuts:
+    """Shuffled rows, measured once between all places where 1 to `parts` equal parts are cut."""
+
+    def __init__(self, features: Tensor, *, parts: int, generator: torch.Generator) -> None:
+        if parts < FEWEST_PARTS:
+            raise ValueError(
+                f"a line and its error need at least {FEWEST_PARTS} parts, got {parts}"
+            )
+        self._count = len(features)
+        order = torch.randperm(len(features), generator=generator).to(features.device)
+        places = sorted({place for of in range(1, parts + 1) for place in self._places(of)})
+        self._segments: dict[tuple[int, int], FeatureMoments] = {}
+        for low, high in pairwise(places):
+            moments = FeatureMoments(features.shape[1], device=features.device)
+            moments.update(features[order[low:high]])
+            self._segments[low, high] = moments
+
+    def parts(self, of: int) -> Iterator[FeatureStatistics]:
+        """The statistics of each of `of` equal parts."""
+        for low, high in pairwise(self._places(of)):
+            inside = [m for (a, b), m in self._segments.items() if low <= a and b <= high]
+            whole = FeatureMoments(inside[0].dim, block_rows=1, device=inside[0].device)
+            for moments in inside:
+                whole.merge(moments)
+            yield whole.statistics()
+
+    def _places(self, of: int) -> list[int]:
+        return [self._count * part // of for part in range(of + 1)]
+
+
+def _extrapolated(
+    distances: list[float], *, count: int, sampling_error: float, confidence: float
+) -> FrechetInfinity:
+    """`distances[i]` is the mean over i + 1 parts of `count` rows."""
+    cuts = range(1, len(distances) + 1)
+    height, slope, fit_error = _line([of / count for of in cuts], distances)
+    half = NormalDist().inv_cdf(0.5 + confidence / 2) * hypot(sampling_error, fit_error)
     return FrechetInfinity(
         value=height,
         low=height - half,
         high=height + half,
         confidence=confidence,
         count=count,
-        sizes=tuple(count // of for of in range(1, parts + 1)),
+        sizes=tuple(count // of for of in cuts),
         distances=tuple(distances),
         slope=slope,
-        sampling_error=error,
+        sampling_error=sampling_error,
         fit_error=fit_error,
     )
-
-
-def frechet_sampling_error(features: Tensor, reference: FeatureStatistics) -> float:
-    """Standard error of the distance of `features` (N, D) from `reference`, to first order.
-
-    Rippl, Munk and Sturm (2016, Theorem 2.2), one-sample case. With B the covariance of the
-    features, A = F F^T the reference's and T = F (F^T B F)^(-1/2) F^T the transport from B to A,
-    one more row at x moves the distance by 2 (mu - mu_A).(x - mu) + (x - mu)^T (I - T) (x - mu)
-    less its mean; the error is that move's standard deviation over sqrt(N). It is 0 to first
-    order where both sets have the same distribution.
-    """
-    own = feature_statistics(features)
-    root = covariance_root(reference)
-    inner = root.T @ own.covariance @ root
-    values, vectors = torch.linalg.eigh((inner + inner.T) / 2)
-    kept = above_rounding(values)
-    half_transport = root @ vectors[:, kept] * values[kept].pow(-0.25)
-    moves = []
-    for rows in features.split(4096):
-        centred = rows.double() - own.mean
-        moves.append(
-            2 * centred @ (own.mean - reference.mean)
-            + centred.square().sum(dim=1)
-            - (centred @ half_transport).square().sum(dim=1)
-        )
-    return float(torch.cat(moves).std()) / sqrt(own.count)
-
-
-def _cut(count: int, part: int, of: int) -> int:
-    return count * part // of
-
-
-def _moments(features: Tensor) -> FeatureMoments:
-    moments = FeatureMoments(features.shape[1], device=features.device)
-    moments.update(features)
-    return moments
-
-
-def _join(
-    segments: dict[tuple[int, int], FeatureMoments], low: int, high: int
-) -> FeatureStatistics:
-    inside = [moments for (a, b), moments in segments.items() if low <= a and b <= high]
-    whole = FeatureMoments(inside[0].dim, device=inside[0].device)
-    for moments in inside:
-        whole.merge(moments)
-    return whole.statistics()
 
 
 def _line(x: list[float], y: list[float]) -> tuple[float, float, float]:
