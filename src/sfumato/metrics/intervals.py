@@ -1,11 +1,17 @@
 """Confidence intervals."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from statistics import NormalDist, median
 
 import torch
+from torch import Tensor
+
+from sfumato.metrics.checks import checked_values
+
+MOST_INDICES = 2**22
+"""Indices drawn at once for a bootstrap: 32 MB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,14 +50,18 @@ def wilson(successes: int, count: int, *, confidence: float = 0.95) -> Proportio
 
 
 @dataclass(frozen=True, kw_only=True)
-class Median:
-    """The median of `count` values, with the interval [low, high] that holds at `confidence`."""
+class Estimate:
+    """`value` from `count` observations, with the interval [low, high] at `confidence`."""
 
     value: float
-    count: int
     low: float
     high: float
+    count: int
     confidence: float
+
+
+class Median(Estimate):
+    """The median of `count` values."""
 
 
 def bootstrap_median(
@@ -63,15 +73,46 @@ def bootstrap_median(
     """
     if not values:
         raise ValueError("no values have no median")
-    count = len(values)
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(count, (resamples, count), generator=generator)
-    medians = torch.tensor(values, dtype=torch.float64)[drawn].quantile(0.5, dim=1)
-    tail = (1 - confidence) / 2
+    observed = torch.tensor(values, dtype=torch.float64)
+    medians = [
+        observed[drawn].quantile(0.5, dim=1)
+        for drawn in resampled(len(values), resamples=resamples, seed=seed)
+    ]
+    low, high = percentile_interval(torch.cat(medians), confidence=confidence)
     return Median(
-        value=median(values),
-        count=count,
-        low=float(medians.quantile(tail)),
-        high=float(medians.quantile(1 - tail)),
-        confidence=confidence,
+        value=median(values), low=low, high=high, count=len(values), confidence=confidence
     )
+
+
+def bootstrap_mean(
+    values: Tensor, *, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0
+) -> Estimate:
+    """Percentile bootstrap interval of the mean of `values` (N,); the same for the same `seed`.
+
+    For a share of yes and no take `wilson`: a bootstrap of N times yes has no width.
+    `ValueError` for no values or NaN.
+    """
+    values = checked_values(values)
+    means = [
+        values[drawn].mean(dim=1)
+        for drawn in resampled(len(values), resamples=resamples, seed=seed)
+    ]
+    low, high = percentile_interval(torch.cat(means), confidence=confidence)
+    return Estimate(
+        value=float(values.mean()), low=low, high=high, count=len(values), confidence=confidence
+    )
+
+
+def resampled(count: int, *, resamples: int, seed: int) -> Iterator[Tensor]:
+    """Indices (R, `count`) of draws with replacement, `resamples` in all, a few at a time."""
+    generator = torch.Generator().manual_seed(seed)
+    together = max(1, MOST_INDICES // count)
+    for start in range(0, resamples, together):
+        shape = (min(together, resamples - start), count)
+        yield torch.randint(count, shape, generator=generator)
+
+
+def percentile_interval(statistics: Tensor, *, confidence: float) -> tuple[float, float]:
+    """The middle `confidence` of `statistics` (R,)."""
+    tail = (1 - confidence) / 2
+    return float(statistics.quantile(tail)), float(statistics.quantile(1 - tail))
