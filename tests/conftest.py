@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from sfumato.base.images import to_float
 from sfumato.base.memory import keep_freed_memory
@@ -18,7 +19,7 @@ from sfumato.diffusion.schedule import NoiseSchedule, PredictionType
 from sfumato.diffusion.targets import PREDICTIONS
 
 keep_freed_memory()
-torch.set_num_threads(min(2, torch.get_num_threads()))  # two, or OMP_NUM_THREADS=1
+torch.set_num_threads(1)  # tests run side by side, and their networks are too small for two
 
 SMALL = [
     # The digits at their own 8x8 pixels and a network that trains in seconds.
@@ -31,10 +32,18 @@ SMALL = [
 ]
 
 
+@pytest.fixture(scope="session")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this test session that its worker processes share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
 @pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cache(together: Path) -> Path:
     """Judges of this test session, apart from the user's."""
-    folder = tmp_path_factory.mktemp("cache")
+    folder = together / "cache"
+    folder.mkdir(exist_ok=True)
     os.environ["SFUMATO_CACHE"] = str(folder)
     return folder
 
@@ -77,12 +86,13 @@ def sfumato():
 
 
 @pytest.fixture(scope="session")
-def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_run(together: Path) -> Path:
     """A run folder of a small model, trained far enough that captions matter."""
     from sfumato.experiment import load_experiment, run_experiment
 
-    folder = tmp_path_factory.mktemp("runs") / "small"
-    run_experiment(load_experiment("digits", [*SMALL, "training.images=16000"]), folder)
+    folder = together / "small"
+    with FileLock(together / "small.lock"):  # the first worker trains, the others wait for it
+        run_experiment(load_experiment("digits", [*SMALL, "training.images=16000"]), folder)
     return folder
 
 
