@@ -8,9 +8,12 @@ import torch
 import torch.nn.functional as F
 
 from sfumato.base.errors import ConfigError
+from sfumato.base.files import sha256_of_file
 from sfumato.clip import RESULT, ClipExperiment, load_class_data, run_clip
+from sfumato.data.config import DataConfig
+from sfumato.data.sources import load_records
 from sfumato.methods import load_recipe
-from sfumato.text.bundled import load_towers
+from sfumato.text.bundled import bundled_folder, load_towers
 from sfumato.text.encoder import TextConfig, load_text_encoder
 from sfumato.text.tokenizer import train_tokenizer, vocabulary_corpus
 from sfumato.text.towers import TowersConfig, build_towers, contrastive_loss, tokenize
@@ -254,3 +257,34 @@ def test_a_model_refuses_an_encoder_that_is_not_the_one_it_was_trained_with(
         run_experiment(
             load_experiment("digits", [*settings, "training.images=64"]), tmp_path / "run"
         )
+
+
+def test_the_bundled_clip_is_within_its_bounds() -> None:
+    """12 MB, float16, and the accuracy that its card states: by real test images elsewhere."""
+    folder = bundled_folder()
+    assert sum(file.stat().st_size for file in folder.iterdir()) <= 12_000_000
+    about = json.loads((folder / "figures.json").read_text())
+    assert about["figures"]["mnist"]["accuracy"] >= 0.97
+    assert about["figures"]["cifar10"]["accuracy"] >= 0.55
+    for name, digest in about["sha256"].items():
+        assert sha256_of_file(folder / name) == digest
+    card = (folder / "README.md").read_text()
+    for figures in about["figures"].values():
+        assert f"{100 * figures['accuracy']:.1f} %" in card
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+def test_the_bundled_clip_names_real_test_images(name: str, shared_data) -> None:
+    """The first 1,000 test images by captions that were never trained on."""
+    experiment = load_recipe("clip")
+    group = experiment.datasets[name]
+    towers, tokenizer = load_towers(bundled_folder())
+    config = DataConfig(
+        source=str(shared_data / name), resolution=32, channels=3, caption=group.held_out[:1]
+    )
+    test = load_records(config, "test")
+    ids = tokenize(tokenizer, test.class_captions, positions=77)
+    right = towers.classify(towers.embed_uint8(test.images[:1000]), ids) == test.labels[:1000]
+    accuracy = float(right.double().mean())
+    stated = json.loads((bundled_folder() / "figures.json").read_text())["figures"][name]
+    assert accuracy == pytest.approx(stated["by_template"][group.held_out[0]], abs=0.05)

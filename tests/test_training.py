@@ -234,7 +234,7 @@ def test_a_checkpoint_at_an_epoch_is_the_first_step_at_or_after_it_and_is_kept(t
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tmp_path) -> None:
     run = prepare_run(tiny(), tmp_path / "run")
     before = {name: value.clone() for name, value in run.objective.unet.state_dict().items()}
-    run.objective.bank._tokens[:] = torch.nan
+    run.objective.bank.tokens = lambda rows: torch.full((len(rows), 8, 512), torch.nan)
     with pytest.raises(TrainingError, match="no longer finite after 0 images") as caught:
         run.objective.step(run.batches.at(0), run.context())
     assert "lr" in caught.value.mend
