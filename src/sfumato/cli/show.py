@@ -181,7 +181,9 @@ def draw_to_files(
     for picture in generator.draw([p for p, _ in wanted], [s for _, s in wanted]):
         settings = picture.settings
         words = re.sub(r"[^\w]+", "-", settings["prompt"].lower()).strip("-")[:60] or "empty"
-        path = unused(out / f"{words}-w{settings['guidance_scale']:g}-seed{settings['seed']}.png")
+        form = settings["guidance"].partition(":")[0]
+        how = f"w{settings['guidance_scale']:g}" + ("" if form == "cfg" else f"-{form}")
+        path = unused(out / f"{words}-{how}-seed{settings['seed']}.png")
         write_bytes(path, picture.png())
         say(str(path))
 
