@@ -175,3 +175,22 @@ def test_a_second_load_is_the_same_object_until_a_file_changes(tmp_path: Path) -
     assert load_records(config(tmp_path), "train") is first
     write_image(tmp_path / "3.png", noise(3, (8, 8, 3)), "y")
     assert not torch.equal(load_records(config(tmp_path), "train").labels, first.labels)
+
+
+def test_a_stray_image_beside_class_folders_is_named(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for index in range(5):
+            write_image(tmp_path / "pets" / name / f"{index}.png", noise(index))
+    write_image(tmp_path / "pets" / "stray.png", noise(9))
+    settings = config(tmp_path / "pets", caption="A {class_name}", max_damaged=0.2)
+    assert open_images(settings).class_names == ["cat", "dog"]
+    damage = [item for split in ("train", "test") for item in load_records(settings, split).damage]
+    assert [(item.file, item.reason) for item in damage] == [("stray.png", "no label")]
+
+
+def test_a_mistyped_folder_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="There is no folder 'hoildays' in photos"):
+        open_images(config(Path("photos/hoildays")))

@@ -181,3 +181,11 @@ def test_a_run_is_not_shortened_to_before_its_checkpoint(tmp_path) -> None:
         claim_folder(load_experiment("digits", ["training.images=200"]), tmp_path)
     assert (tmp_path / "experiment.yaml").read_text("utf-8") == before
     claim_folder(load_experiment("digits", ["training.images=40000"]), tmp_path)
+
+
+def test_images_that_moved_are_told_how_to_go_on(tmp_path: Path) -> None:
+    first = load_experiment("digits", ["data.source=/there"])
+    claim_folder(first, tmp_path / "run")
+    with pytest.raises(ConfigError) as caught:
+        claim_folder(load_experiment("digits", ["data.source=/elsewhere"]), tmp_path / "run")
+    assert "write their new place into data.source" in caught.value.mend

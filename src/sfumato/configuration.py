@@ -208,9 +208,15 @@ def claim_folder(recipe: Recipe, folder: Path) -> None:
         }
         if other:
             shown = "; ".join(f"{n} is {a!r} there, {b!r} here" for n, (a, b) in other.items())
+            moved = (
+                f" Images that only moved: write their new place into data.source of {file}."
+                if set(other) == {"data.source"}
+                else ""
+            )
             raise ConfigError(
                 f"{folder} holds another experiment: {shown}.",
-                mend="Choose another --out, or the settings of that folder to go on with it.",
+                mend="Choose another --out, or the settings of that folder to go on with it."
+                + moved,
             )
     elif folder.exists() and not all(is_temporary(path) for path in folder.iterdir()):
         raise ConfigError(

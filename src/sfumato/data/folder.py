@@ -54,8 +54,9 @@ def read_folder(folder: Path) -> RawImages | None:
     texts = {path for path in files if path.suffix == ".txt" and not tables}
     beside = any(image.with_suffix(".txt") in texts for image in images)
     classes = _class_folders(folder, images, splits)
-    if len(set(classes.values())) == 1 and (tables or beside):
-        classes = {}  # a folder of all images, beside their captions, is no class
+    strays = any(path.parent not in classes for path in images)
+    if (tables or beside) and (strays or len(set(classes.values())) == 1):
+        classes = {}  # with captions of their own, folders need not be classes
     items: dict[str | None, list[_Item]] = {}
     for path in [*images, *(path for path in told if path not in there)]:
         name = path.relative_to(folder)
@@ -111,15 +112,18 @@ def _split_folders(folder: Path, images: Sequence[Path]) -> dict[str, str]:
 
 
 def _class_folders(folder: Path, images: Sequence[Path], splits: dict[str, str]) -> dict[Path, str]:
-    """The class of each folder that holds images; empty where some lie outside class folders."""
+    """The class of each folder that holds images; empty where most images lie in no class folder.
+
+    A few that lie outside are strays: they have no label, which counts as damage.
+    """
     depth = 1 if splits else 0
     classes = {}
     for parent in {path.parent for path in images}:
         parts = parent.relative_to(folder).parts
-        if len(parts) <= depth:
-            return {}
-        classes[parent] = parts[depth]
-    return classes
+        if len(parts) > depth:
+            classes[parent] = parts[depth]
+    inside = sum(path.parent in classes for path in images)
+    return classes if inside > len(images) / 2 else {}
 
 
 def _metadata(folder: Path, table: Path) -> dict[Path, tuple[str, int, str | None]]:

@@ -114,6 +114,12 @@ def source_folder(source: str) -> Path:
     if folder.is_file():
         raise InputError(f"{folder} is a file.", mend="Give the folder that it lies in.")
     if is_hub_name(source):
+        if folder.parent.is_dir():
+            raise InputError(
+                f"There is no folder '{folder.name}' in {folder.parent}.",
+                mend="Check the spelling. A data set of the Hub by this name is fetched from any "
+                f"place that has no folder '{folder.parts[0]}'.",
+            )
         return hub_folder(source)
     if "/" in source or source.startswith(("~", ".")):
         raise InputError(f"{folder} does not exist.", mend="Give a folder of images.")
@@ -212,17 +218,17 @@ def _check_damage(damage: Sequence[Damage], count: int, config: DataConfig) -> N
         return
     lines = "\n  ".join(list_damage(damage, most=_SHOWN_DAMAGE))
     share = f"{100 * len(damage) / count:.3g} %"
-    allowed = f"{100 * config.max_damaged:g} %"
+    allowed = f"{100 * config.max_damaged:g} % are skipped"
+    if len(damage) == count:
+        allowed = "no image is left"
     if all(item.reason == NO_CAPTION for item in damage):
         raise InputError(
-            f"{len(damage):,} of {count:,} images have no caption ({share}; {allowed} are "
-            f"skipped):\n  {lines}",
+            f"{len(damage):,} of {count:,} images have no caption ({share}; {allowed}):\n  {lines}",
             mend="Write a caption for each, or choose a caption that needs none, such as --set "
             "'data.caption=A photo'.",
         )
     raise DamagedDataError(
-        f"{len(damage):,} of {count:,} rows cannot be used ({share}; {allowed} are skipped):\n"
-        f"  {lines}",
+        f"{len(damage):,} of {count:,} rows cannot be used ({share}; {allowed}):\n  {lines}",
         mend=f"Mend or remove them (`sfumato data show {config.source}` lists all), or allow more "
         "with --set data.max_damaged=SHARE.",
     )

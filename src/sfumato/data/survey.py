@@ -45,7 +45,7 @@ class Survey:
     def sentence(self) -> str:
         """What was found, in one line."""
         low, high = ("x".join(map(str, size)) for size in (self.smallest, self.largest))
-        text = f"Found {self.count:,} images ({self.layout}), "
+        text = f"Found {self.count:,} image{'s' * (self.count != 1)} ({self.layout}), "
         text += low if low == high else f"{low} to {high}"
         text += f", {'greyscale' if self.grey else 'RGB'}"
         if self.looked < self.count:
