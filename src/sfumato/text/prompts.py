@@ -17,7 +17,7 @@ from sfumato.text.encoder import TextEncoder
 NULL = ""
 """The prompt that a dropped caption is replaced by: the encoded empty string."""
 
-_CHUNK_PROMPTS = 1024
+_CHUNK_PROMPTS = 128
 
 
 class TruncatedPromptWarning(UserWarning):
