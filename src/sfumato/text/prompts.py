@@ -38,7 +38,7 @@ class PromptBank:
         encoder: TextEncoder,
         prompts: Sequence[str],
         *,
-        max_memory_bytes: int = 512 * 2**20,
+        max_memory_bytes: int = 256 * 2**20,
         device: torch.device | None = None,
     ) -> None:
         distinct = [NULL, *(prompt for prompt in dict.fromkeys(prompts) if prompt != NULL)]
