@@ -124,10 +124,19 @@ def _data(source: str, group: ClassSet) -> DataConfig:
     return DataConfig(source=source, resolution=IMAGE_PX, channels=3, caption=group.caption)
 
 
+@dataclass(frozen=True, kw_only=True)
+class PreparedClip:
+    """A run, its tokenizer, and a line about the images that it trains on."""
+
+    run: Run
+    tokenizer: "CLIPTokenizer"
+    trained_on: str
+
+
 def prepare_clip(
     experiment: ClipExperiment, folder: Path, *, device: str, hooks: Sequence[Hook] = ()
-) -> tuple[Run, "CLIPTokenizer"]:
-    """Build the run in `folder`, resumed where it has a checkpoint; and its tokenizer."""
+) -> PreparedClip:
+    """Build the run in `folder`, resumed where it has a checkpoint."""
     where = resolve_device(device)
     claim_folder(experiment, folder)
     data = load_class_data(experiment, "train")
@@ -173,7 +182,7 @@ def prepare_clip(
     ]
     run.resume()
     cut_back_records(run)
-    return run, tokenizer
+    return PreparedClip(run=run, tokenizer=tokenizer, trained_on=data.description)
 
 
 def class_texts(data: ClassData, tokenizer: "CLIPTokenizer", *, positions: int) -> ClassTexts:
@@ -198,20 +207,21 @@ def run_clip(
     on_start: Callable[[Run], None] = lambda run: None,
 ) -> Run:
     """Train to the end (or to a request to stop); then round, measure and write `clip/`."""
-    run, tokenizer = prepare_clip(experiment, folder, device=device, hooks=hooks)
+    prepared = prepare_clip(experiment, folder, device=device, hooks=hooks)
+    run = prepared.run
     on_start(run)
     if not run.finished:
         with stopping_on_signals(run):
             train(run)
     if run.finished and not (folder / RESULT / "figures.json").exists():
-        assert isinstance(run.objective, ClipObjective)
-        _write_result(experiment, run, run.objective.towers.cpu(), tokenizer)
+        _write_result(experiment, prepared)
     return run
 
 
-def _write_result(
-    experiment: ClipExperiment, run: Run, towers: ClipTowers, tokenizer: "CLIPTokenizer"
-) -> None:
+def _write_result(experiment: ClipExperiment, prepared: PreparedClip) -> None:
+    run, tokenizer = prepared.run, prepared.tokenizer
+    assert isinstance(run.objective, ClipObjective)
+    towers = run.objective.towers.cpu()
     with whole_folder(run.folder / RESULT) as temporary:
         save_towers(towers, tokenizer, experiment.towers, temporary)
         rounded, _ = load_towers(temporary)  # what is measured is what is shipped
@@ -221,7 +231,7 @@ def _write_result(
             "figures": figures,
             "images_seen": run.images_seen,
             "seed": experiment.seed,
-            "trained_on": load_class_data(experiment, "train").description,
+            "trained_on": prepared.trained_on,
             "sha256": {name: sha256_of_file(temporary / name) for name in weights},
             "environment": environment(),
             "sfumato": __version__,

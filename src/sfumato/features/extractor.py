@@ -1,6 +1,5 @@
 """What every extractor of features is: a named function of uint8 images, batched and checked."""
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.base.errors import InputError
+from sfumato.base.weights import weights_digest
 
 Device = str | torch.device
 
@@ -131,11 +131,7 @@ def _joined(batches: list[Tensor]) -> Tensor:
 
 def weights_sha256(module: nn.Module) -> str:
     """sha256 over the names and values of a module's state, whatever file it came from."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return weights_digest(module).hexdigest()
 
 
 def frozen(module: nn.Module, device: Device) -> nn.Module:

@@ -1,6 +1,5 @@
 """The frozen CLIP text encoder behind one contract: from the Hub, a folder, or bundled."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from sfumato.base.errors import InputError
 from sfumato.base.section import Section
+from sfumato.base.weights import weights_digest
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
@@ -114,10 +114,7 @@ class ClipTextEncoder:
 
 def fingerprint(model: "CLIPTextModel", tokenizer: "CLIPTokenizer") -> str:
     """sha256 over the weights and the vocabulary: what an encoding depends on."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    digest = weights_digest(model)
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
     for part in ("normalizer", "pre_tokenizer", "model"):  # padding and truncation are the caller's
         digest.update(json.dumps(parts[part], sort_keys=True).encode())
