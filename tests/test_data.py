@@ -8,7 +8,7 @@ from sfumato.base.images import grid, resize, to_float, to_uint8
 from sfumato.data.captions import captions_from_templates
 from sfumato.data.loading import DeviceBatches, SampleOrder
 from sfumato.data.sources import DataConfig, load_records
-from sfumato.evaluation import prompts_for
+from sfumato.evaluation.subjects import prompts_for
 
 
 def config(**changes) -> DataConfig:

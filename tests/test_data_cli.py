@@ -65,8 +65,12 @@ def test_your_own_images_train_without_code(sfumato, photos: Path, tmp_path: Pat
     )
     assert again.code == 0, again.err
     assert "Going on from the checkpoint at 32 images" in again.out
-    # A data set without classes has no judge; the message says what would give it one.
-    one_message(sfumato("evaluate", str(out)), 2, "my photos has no classes", "a folder for each")
+    one_message(
+        sfumato("evaluate", str(out), "--count", "10"),
+        2,
+        "1 real test image is too few",
+        "data.test_share",
+    )
     grid = sfumato("grid", str(out), "--scales", "1", "--out", str(tmp_path / "grid.png"))
     assert grid.code == 0, grid.err
 

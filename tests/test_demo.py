@@ -49,11 +49,12 @@ def test_held_out_captions_take_turns_and_stand_on_the_card(demo, sfumato) -> No
     result = sfumato("evaluate", str(folder), "--held-out", "--count", "50", "--scales", "2")
     assert result.code == 0, result.err
     card = json.loads((folder / "evaluation-held-out" / "card.json").read_text())
-    assert card["captions"][0] == "the number {word}, handwritten"
-    assert len(card["captions"]) == 4
-    assert card["captions"][0] in result.out.replace("\n", " ")
+    captions = card["subject"]["captions"]
+    assert captions[0] == "the number {word}, handwritten"
+    assert len(captions) == 4
+    assert captions[0] in result.out.replace("\n", " ")
     kept = json.loads((folder / "evaluation" / "card.json").read_text())
-    assert kept["captions"] == ["A handwritten digit {label}"]
+    assert kept["subject"]["captions"] == ["A handwritten digit {label}"]
 
 
 def test_called_again_it_is_finished_and_touches_nothing(demo, sfumato) -> None:

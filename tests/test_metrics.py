@@ -5,7 +5,7 @@ from scipy.stats import binom, binomtest, bootstrap
 
 from sfumato.metrics.frechet import FeatureStatistics, feature_statistics, frechet_distance
 from sfumato.metrics.intervals import bootstrap_median, wilson
-from sfumato.metrics.pixels import saturated_share
+from sfumato.metrics.pixels import saturated_shares
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 10), (10, 10), (97, 100), (1, 3), (485, 500)])
@@ -105,4 +105,4 @@ def test_statistics_equal_numpy_and_refuse_nan() -> None:
 
 def test_saturated_share_counts_both_ends() -> None:
     images = torch.tensor([0, 1, 254, 255], dtype=torch.uint8).reshape(1, 1, 2, 2)
-    assert saturated_share(images) == 0.5
+    assert saturated_shares(images).tolist() == [0.5]

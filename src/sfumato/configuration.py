@@ -46,7 +46,7 @@ class Recipe(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-R = TypeVar("R", bound=Recipe)
+S = TypeVar("S", bound=Section)
 
 
 def preset_names() -> list[str]:
@@ -77,9 +77,9 @@ def read_values(name: str) -> tuple[dict[str, Any], str]:
 
 
 def build(
-    recipe: type[R], values: dict[str, Any], overrides: Sequence[str] = (), *, source: str
-) -> R:
-    """A recipe from plain values with `section.key=value` overrides.
+    section: type[S], values: dict[str, Any], overrides: Sequence[str] = (), *, source: str
+) -> S:
+    """A recipe (or any section) from plain values with `section.key=value` overrides.
 
     Raises `ConfigError` with the nearest match for whatever is not known.
     """
@@ -89,10 +89,10 @@ def build(
             "--set names training.images and training.epochs.", mend="Give one of them."
         )
     for override in overrides:
-        _apply(recipe, values, override)
+        _apply(section, values, override)
     if overrides:
         source += f" with --set {' '.join(overrides)}"
-    return validate(recipe, values, source=source)
+    return validate(section, values, source=source)
 
 
 def _read_text(path: Path) -> str:
@@ -119,7 +119,7 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     return values
 
 
-def _apply(recipe: type[Recipe], values: dict[str, Any], override: str) -> None:
+def _apply(section: type[Section], values: dict[str, Any], override: str) -> None:
     """Put one `section.key=value` into nested values; `ConfigError` for unknown keys."""
     path, separator, text = override.partition("=")
     if not separator or not path:
@@ -131,7 +131,7 @@ def _apply(recipe: type[Recipe], values: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override}: {text!r} is not a YAML value.") from error
-    known = [*setting_names(recipe), *_names_in(values)]
+    known = [*setting_names(section), *_names_in(values)]
     if path not in known:
         raise ConfigError(f"--set {path}: no such setting. {_nearest_setting(path, known)}")
     *parents, last = path.split(".")

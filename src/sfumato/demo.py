@@ -6,12 +6,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from sfumato.base.files import read_json, write_bytes
+from sfumato.base.errors import DamagedDataError
+from sfumato.base.files import write_bytes
 from sfumato.data.sources import load_records
-from sfumato.evaluation import MetricCard, card_from_json, evaluate
+from sfumato.evaluation.card import FILE_NAME, MetricCard, read_card
+from sfumato.evaluation.measure import Evaluated, evaluate
+from sfumato.evaluation.real import OnImages
+from sfumato.evaluation.target import model_target
 from sfumato.experiment import Experiment, load_experiment, run_experiment
 from sfumato.generation import ImageGenerator
 from sfumato.lint import lint_experiment, tell
+from sfumato.report.evaluation import write_pictures
 from sfumato.report.page import write_report
 from sfumato.report.pictures import scale_grid
 from sfumato.training.loop import Hook, Run
@@ -47,6 +52,7 @@ def run_demo(
     say: Callable[[str], None],
     progress: Hook,
     on_start: Callable[[Run], None] = lambda run: None,
+    on_images: OnImages = lambda what, done, total: None,
 ) -> DemoResult | None:
     """Everything from captions to report; None if it was asked to stop before its end."""
     started = time.monotonic()
@@ -54,16 +60,14 @@ def run_demo(
         folder = new_folder(folder)
     experiment = load_experiment("digits", overrides)
     tell(lint_experiment(experiment))
-    card_file = folder / "evaluation" / "card.json"
     result_files = (folder / "grid.png", folder / "report.html")
     run = run_experiment(experiment, folder, device=device, hooks=[progress], on_start=on_start)
     if not run.finished:
         return None
-    if card_file.exists() and all(file.exists() for file in result_files):
-        card = card_from_json(read_json(card_file))
-        if card.model.get("images_seen") == run.images_seen:
-            say(f"The demo in {folder} is finished. `sfumato demo --fresh` starts a new one.")
-            return DemoResult(card=card, grid=result_files[0], report=result_files[1])
+    card = _card_after(run.images_seen, folder)
+    if card is not None and all(file.exists() for file in result_files):
+        say(f"The demo in {folder} is finished. `sfumato demo --fresh` starts a new one.")
+        return DemoResult(card=card, grid=result_files[0], report=result_files[1])
     generator = ImageGenerator.open(folder, device=device)
     records = load_records(experiment.data, "test")
     say("Drawing every digit at every guidance scale ...")
@@ -71,27 +75,44 @@ def run_demo(
         result_files[0],
         scale_grid(generator, *records.examples(), scales=GRID_SCALES),
     )
-    card = measure(experiment, generator, folder, say=say)
-    write_report(folder, experiment=experiment, card=card, grid=result_files[0])
+    evaluated = measure(experiment, generator, folder, say=say, on_images=on_images)
+    write_report(folder, experiment=experiment, evaluated=evaluated, grid=result_files[0])
     say(f"Done in {time.monotonic() - started:.0f} s.\n")
-    return DemoResult(card=card, grid=result_files[0], report=result_files[1])
+    return DemoResult(card=evaluated.card, grid=result_files[0], report=result_files[1])
+
+
+def _card_after(images_seen: int, folder: Path) -> MetricCard | None:
+    """The run's metric card of its weights after `images_seen` images."""
+    for file in sorted(folder.glob(f"evaluation*/{FILE_NAME}")):
+        try:
+            card = read_card(file.parent)
+        except DamagedDataError:
+            continue  # of an earlier version of sfumato, or damaged
+        if card.subject.provenance.get("images_seen") == images_seen:
+            return card
+    return None
 
 
 def measure(
-    experiment: Experiment, generator: ImageGenerator, folder: Path, *, say: Callable[[str], None]
-) -> MetricCard:
+    experiment: Experiment,
+    generator: ImageGenerator,
+    folder: Path,
+    *,
+    say: Callable[[str], None],
+    on_images: OnImages,
+) -> Evaluated:
     """The preset's own evaluation, kept in the run folder."""
     config = experiment.evaluation
     say(
         f"Measuring {config.count} images for each of w = "
         f"{', '.join(f'{scale:g}' for scale in config.guidance_scales)} ..."
     )
-    card = evaluate(
-        generator,
-        guidance_scales=config.guidance_scales,
-        count=config.count,
-        folder=folder / "evaluation",
+    evaluated = evaluate(
+        model_target(generator, folder, config),
+        config,
+        base=folder / "evaluation",
         say=say,
+        on_images=on_images,
     )
-    card.save(folder / "evaluation")
-    return card
+    write_pictures(evaluated)
+    return evaluated

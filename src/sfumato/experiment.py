@@ -16,7 +16,7 @@ from sfumato.data.sources import BUNDLED, Records, load_records
 from sfumato.data.survey import Survey, resolve
 from sfumato.diffusion.guidance import GuidanceConfig
 from sfumato.diffusion.schedule import DiffusionConfig
-from sfumato.evaluation import EvaluationConfig
+from sfumato.evaluation.config import EvaluationConfig
 from sfumato.generation import ImageGenerator, build_pipeline, resolve_device
 from sfumato.models.schedulers import SamplingConfig
 from sfumato.models.unet import UNetConfig, build_unet

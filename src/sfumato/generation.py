@@ -17,6 +17,7 @@ from sfumato.base.section import Section, validate
 from sfumato.data.config import DataConfig
 from sfumato.diffusion.guidance import CONVENTION, GuidanceConfig
 from sfumato.diffusion.schedule import DiffusionConfig
+from sfumato.diffusion.spacing import TimestepSpacing
 from sfumato.models.schedulers import SamplingConfig, build_scheduler, diffusion_of, sampler_of
 from sfumato.models.unet import UNetConfig, build_unet
 from sfumato.pipeline import TextToImagePipeline, check_sampling_arguments, generators_from_seeds
@@ -182,16 +183,18 @@ class ImageGenerator:
         self,
         *,
         scheduler: str | None = None,
+        timestep_spacing: TimestepSpacing | None = None,
         guidance_scale: float | None = None,
         guidance: GuidanceConfig | None = None,
         steps: int | None = None,
     ) -> None:
         """Change the sampler, guidance or steps that later draws use."""
-        if scheduler is not None:
+        if scheduler is not None or timestep_spacing is not None:
+            there = self.pipeline.scheduler
             self.pipeline.scheduler = build_scheduler(
-                scheduler,
-                diffusion_of(self.pipeline.scheduler),
-                timestep_spacing=self.pipeline.scheduler.config["timestep_spacing"],
+                scheduler or sampler_of(there)[0],
+                diffusion_of(there),
+                timestep_spacing=timestep_spacing or there.config["timestep_spacing"],
             )
         changes = {"guidance_scale": guidance_scale, "num_inference_steps": steps}
         self.pipeline.register_to_config(

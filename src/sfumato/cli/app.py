@@ -83,7 +83,8 @@ def demo(
     device: Device = "auto",
 ) -> None:
     """Train on real handwritten digits, draw them from captions, measure, write a report."""
-    from sfumato.cli.show import Progress, print_card, say, say_start
+    from sfumato.cli.evaluation import ImagesLine, print_card
+    from sfumato.cli.show import Progress, say, say_start
     from sfumato.demo import run_demo
 
     result = run_demo(
@@ -94,6 +95,7 @@ def demo(
         say=say,
         progress=Progress(),
         on_start=say_start,
+        on_images=ImagesLine(),
     )
     if result is None:
         say("\nStopped and saved. The same command goes on from here.")
@@ -194,33 +196,83 @@ def grid(
 
 @app.command(epilog="Example: `sfumato evaluate runs/demo --count 500`")
 def evaluate(
-    model: Model,
+    what: Annotated[
+        Path,
+        typer.Argument(help="A run, an exported pipeline, a folder of images or an .npz file."),
+    ],
     count: Annotated[int | None, typer.Option(help="Images for each guidance scale.")] = None,
     scales: Scales = None,
     form: Form = None,
-    steps: Steps = None,
-    sampler: SamplerName = None,
     seed: Seed = 0,
     held_out: Annotated[
         bool, typer.Option("--held-out", help="Ask by captions that were never trained on.")
     ] = False,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="SOURCE", help="The real images to compare with; a model knows them."),
+    ] = None,
+    untrained: Annotated[
+        bool, typer.Option("--untrained", help="Judge by an untrained network: the paper's setup.")
+    ] = False,
+    settings: Settings = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for card.json and samples; else beside the model.")
+        Path | None, typer.Option(help="Folder for card.json and pictures; else beside the model.")
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Measure agreement with the captions and distance from real images, with intervals."""
-    from sfumato.cli.show import evaluate_model, open_generator, parse_scales
+    """Measure images against real ones: every metric with its interval, floor and provenance.
 
-    generator = open_generator(model, device=device, scheduler=sampler, form=form, steps=steps)
-    evaluate_model(
-        generator,
-        Path(model),
+    Interrupted and started again, it goes on. --set takes evaluation.*, sampling.* and data.*
+    (docs/evaluation.md).
+    """
+    from sfumato.cli.evaluation import evaluate_and_print, overrides
+
+    chosen = overrides(
+        settings,
         count=count,
-        scales=parse_scales(scales),
+        scales=scales,
+        data=data,
+        untrained=untrained,
+    )
+    evaluate_and_print(
+        what,
+        settings=chosen,
+        form=form,
         seed=seed,
-        out=out,
         held_out=held_out,
+        out=out,
+        device=device,
+    )
+
+
+@app.command(epilog="Example: `sfumato compare runs/demo@1 runs/demo@3 --count 500`")
+def compare(
+    first: Annotated[
+        str, typer.Argument(help="A run, a pipeline or an evaluation; PATH@3 for w = 3.")
+    ],
+    second: Annotated[str, typer.Argument(help="What it is compared with.")],
+    count: Annotated[int | None, typer.Option(help="Images of each model.")] = None,
+    guidance: Guidance = None,
+    seed: Seed = 0,
+    held_out: Annotated[
+        bool, typer.Option("--held-out", help="Ask by captions that were never trained on.")
+    ] = False,
+    settings: Settings = None,
+    out: Annotated[Path, typer.Option(help="A new folder for the page.")] = Path("comparison"),
+    device: Device = "auto",
+) -> None:
+    """Two models on the same seeds and captions: paired tests and one page, side by side."""
+    from sfumato.cli.evaluation import compare_and_print, overrides
+
+    chosen = overrides(settings, count=count, scales=None, data=None, untrained=False)
+    compare_and_print(
+        (first, second),
+        settings=chosen,
+        guidance=guidance,
+        seed=seed,
+        held_out=held_out,
+        out=out,
+        device=device,
     )
 
 

@@ -15,8 +15,6 @@ from sfumato.base.files import write_bytes
 from sfumato.configuration import Recipe, preset_names
 from sfumato.data.sources import load_records
 from sfumato.diffusion.guidance import GuidanceConfig
-from sfumato.evaluation import EvaluationConfig, MetricCard, evaluate
-from sfumato.experiment import load_experiment
 from sfumato.generation import ImageGenerator, settings_in_png
 from sfumato.lint import Drawing, lint_drawing, tell
 from sfumato.methods import load_recipe, method_of
@@ -225,89 +223,8 @@ def write_grid(
     say(str(path))
 
 
-def evaluate_model(
-    generator: ImageGenerator,
-    model: Path,
-    *,
-    count: int | None,
-    scales: Sequence[float] | None,
-    seed: int,
-    out: Path | None,
-    held_out: bool = False,
-) -> None:
-    templates = generator.data.held_out if held_out and generator.data else ()
-    if held_out and not templates:
-        raise InputError(
-            "This model's data set names no held-out captions (data.held_out).",
-            mend="Evaluate without --held-out.",
-        )
-    file = model / "experiment.yaml"
-    config = load_experiment(str(file)).evaluation if file.exists() else EvaluationConfig()
-    folder = unused(out or model / ("evaluation-held-out" if held_out else "evaluation"))
-    scales = scales or config.guidance_scales
-    tell_of_drawing(generator, scales=scales)
-    total = (count or config.count) * len(scales)
-    line, drawn, started = Line(), 0, time.monotonic()
-
-    def on_batch(size: int) -> None:
-        nonlocal drawn
-        drawn += size
-        left = (time.monotonic() - started) / drawn * (total - drawn)
-        line.show(f"  {drawn:,} of {total:,} images  {clock(left)} left", final=drawn == total)
-
-    card = evaluate(
-        generator,
-        guidance_scales=scales,
-        count=count or config.count,
-        first_seed=seed,
-        templates=templates,
-        folder=folder,
-        say=say,
-        on_batch=on_batch,
-    )
-    path = card.save(folder)
-    print_card(card)
-    say(f"Card    {path}")
-
-
 def percent(value: float) -> str:
     return f"{100 * value:.1f} %"
-
-
-def print_card(card: MetricCard) -> None:
-    """The table of an evaluation, with what it stands beside."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("w", "agreement", "95 % interval", "Frechet (judge)", "saturated", "calls"):
-        table.add_column(name, justify="right")
-    for row in card.results:
-        agreement = row.agreement
-        table.add_row(
-            f"{row.guidance_scale:g}",
-            percent(agreement.value),
-            f"{percent(agreement.low)} - {percent(agreement.high)}",
-            f"{row.frechet:.3f}",
-            percent(row.saturated),
-            str(row.calls),
-        )
-    real = card.judge_test_accuracy
-    table.add_section()
-    table.add_row(
-        "real",
-        percent(real.value),
-        f"{percent(real.low)} - {percent(real.high)}",
-        f"{card.frechet_real:.3f}",
-        percent(card.saturated_real),
-        "",
-    )
-    Console(width=max(80, Console().width)).print(table)
-    say(
-        f"{card.count} images for each w, seeds {card.seeds[0]}-{card.seeds[1]}, {card.scheduler}, "
-        f"{card.steps} steps, guidance {card.guidance}; captions: "
-        f"{' | '.join(card.captions)}. Frechet distance on the judge's "
-        f"{card.feature_dim} features, N = {card.frechet_count}; the row 'real' is the judge on "
-        f"real test images, and real against real at the same N. Not comparable with a published "
-        f"FID."
-    )
 
 
 def check_is_empty(folder: Path) -> None:

@@ -1,9 +1,9 @@
 """What every extractor of features is: a named function of uint8 images, batched and checked."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,24 @@ class FeatureExtractor(Protocol):
     @property
     def rows(self) -> int: ...
     def __call__(self, images: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class GivesLogits(Protocol):
+    """An extractor whose network goes on to classes: the inception score is taken from them."""
+
+    def logits(self, features: Tensor) -> Tensor:
+        """This extractor's features (N, dim) -> logits (N, classes), float32 on the CPU."""
+        ...
+
+
+@runtime_checkable
+class ReadsCaptions(Protocol):
+    """An extractor that puts captions into the space of its images: the CLIP score compares."""
+
+    def texts(self, captions: Sequence[str]) -> Tensor:
+        """Captions -> (N, dim) float32 on the CPU."""
+        ...
 
 
 class WeightsNotAtHandError(InputError):
@@ -127,6 +145,19 @@ def features_of(extractor: FeatureExtractor, images: Iterable[Tensor]) -> Tensor
 def _joined(batches: list[Tensor]) -> Tensor:
     """One batch as it is: it may be a whole memory-mapped data set, which a copy would load."""
     return batches[0] if len(batches) == 1 else torch.cat(batches)
+
+
+def texts_in_batches(
+    captions: Sequence[str], embed: Callable[[list[str]], Tensor], *, rows: int
+) -> Tensor:
+    """(N, D) float32 on the CPU of N captions, each distinct one read once, `rows` at a time."""
+    distinct = list(dict.fromkeys(captions))
+    places = {caption: place for place, caption in enumerate(distinct)}
+    parts = [
+        embed(distinct[start : start + rows]).float().cpu()
+        for start in range(0, len(distinct), rows)
+    ]
+    return torch.cat(parts)[[places[caption] for caption in captions]]
 
 
 def weights_sha256(module: nn.Module) -> str:

@@ -37,7 +37,8 @@ RESIZE_RULE = f"bilinear to {IMAGE_PX} px as TensorFlow 1 (corners not aligned, 
 WAYS_OUT = (
     f"Three ways out: let it download once where there is a network (91 MiB, checked); bring "
     f"{NAMES[0]} or {NAMES[1]} by hand and give its path with {VARIABLE}=PATH or "
-    "features.inception=PATH; or do without FID and the Inception Score: the other metrics stand."
+    "--set evaluation.features.inception=PATH; or do without FID and the Inception Score: the "
+    "other metrics stand."
 )
 _ROWS = 32
 
@@ -47,6 +48,8 @@ class InceptionExtractor(BatchedExtractor):
     """`pool3` features (B, 2048) for FID, KID and precision; from them the logits for IS."""
 
     network: Inception
+    published: bool
+    """Whether the weights are the published file, on which FID is defined."""
 
     @torch.no_grad()
     def logits(self, features: Tensor) -> Tensor:
@@ -93,7 +96,8 @@ def load_inception(
     # Channels last would be 1.45 times as fast on a CPU, but sums in another order; as it is,
     # features are those of torch-fidelity to the last bit.
     frozen(network, device)
-    which = "inception-2015-12-05" if found == SHA256 else "inception (not the published file)"
+    published = found == SHA256
+    which = "inception-2015-12-05" if published else "inception (not the published file)"
     return InceptionExtractor(
         name=f"{which} pool3, sha256:{found[:16]}, {RESIZE_RULE}",
         dim=FEATURES,
@@ -101,6 +105,7 @@ def load_inception(
         rows=_ROWS,
         device=device,
         network=network,
+        published=published,
     )
 
 

@@ -20,9 +20,11 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """`about`: for a person, in a line; `load`: the extractor, or `WeightsNotAtHandError`."""
+    """`about`: for a person, in a line; `distance`: what a Frechet distance on these features is
+    called; `load`: the extractor, or `WeightsNotAtHandError`."""
 
     about: str
+    distance: str
     load: Callable[[Source], FeatureExtractor]
 
 
@@ -69,11 +71,31 @@ def _judge(source: Source) -> FeatureExtractor:
 
 
 EXTRACTORS: dict[str, Entry] = {
-    "inception": Entry(about="FID's Inception, pool3 (2048)", load=_inception),
-    "clip": Entry(about="CLIP's image embeddings", load=_clip),
-    "dinov2": Entry(about="DINOv2's class token", load=_dinov2),
-    "small-clip": Entry(about="the image tower of sfumato's small CLIP", load=_small_clip),
-    "judge": Entry(about="last features of the data set's own classifier", load=_judge),
+    "inception": Entry(
+        about="FID's Inception, pool3 (2048)",
+        distance="FID",
+        load=_inception,
+    ),
+    "clip": Entry(
+        about="CLIP's image embeddings",
+        distance="Frechet (CLIP)",
+        load=_clip,
+    ),
+    "dinov2": Entry(
+        about="DINOv2's class token",
+        distance="Frechet (DINOv2)",
+        load=_dinov2,
+    ),
+    "small-clip": Entry(
+        about="the image tower of sfumato's small CLIP",
+        distance="Frechet (small CLIP)",
+        load=_small_clip,
+    ),
+    "judge": Entry(
+        about="last features of the data set's own classifier",
+        distance="Frechet (judge)",
+        load=_judge,
+    ),
 }
 
 
@@ -99,9 +121,11 @@ def load_extractor(
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """An extractor, or why there is none: `reason` and `mend` are "" where there is one."""
+    """An extractor, or why there is none: `reason` and `mend` are "" where there is one. `title` is
+    what the Frechet distance on it is called: FID with the published weights alone."""
 
     key: str
+    title: str
     extractor: FeatureExtractor | None
     reason: str = ""
     mend: str = ""
@@ -123,7 +147,16 @@ def available_extractors(
         try:
             extractor = load_extractor(key, config, device=device, judge=judge)
         except WeightsNotAtHandError as error:
-            reason = f"weights not at hand: {error.what}"
-            yield Opened(key=key, extractor=None, reason=reason, mend=error.mend)
+            title = EXTRACTORS[key].distance
+            yield Opened(key=key, title=title, extractor=None, reason=error.what, mend=error.mend)
         else:
-            yield Opened(key=key, extractor=extractor)
+            yield Opened(key=key, title=distance_title(key, extractor), extractor=extractor)
+
+
+def distance_title(key: str, extractor: FeatureExtractor) -> str:
+    """What the Frechet distance on an extractor is called: FID is that on the published file."""
+    from sfumato.features.inception_weights import InceptionExtractor
+
+    if isinstance(extractor, InceptionExtractor) and not extractor.published:
+        return "Frechet (other Inception)"
+    return EXTRACTORS[key].distance

@@ -1,7 +1,11 @@
 """Extractors that need no download: the small CLIP's image tower and a data set's classifier."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from sfumato.base.images import to_float
@@ -9,14 +13,53 @@ from sfumato.features.extractor import (
     BatchedExtractor,
     Device,
     WeightsNotAtHandError,
+    texts_in_batches,
     weights_sha256,
 )
 from sfumato.models.classifier import Classifier
 
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
+
+    from sfumato.text.towers import ClipTowers
+
 _ROWS = 256
 
 
-def load_small_clip(folder: Path | None = None, *, device: Device = "cpu") -> BatchedExtractor:
+@dataclass(frozen=True, kw_only=True)
+class SmallClipExtractor(BatchedExtractor):
+    """The small CLIP: images and captions as unit vectors of one space."""
+
+    towers: "ClipTowers"
+    tokenizer: "CLIPTokenizer"
+
+    @torch.no_grad()
+    def texts(self, captions: Sequence[str]) -> Tensor:
+        """Captions -> (N, dim) float32 on the CPU."""
+        from sfumato.text.towers import tokenize
+
+        positions = self.towers.text.config.max_position_embeddings
+
+        def embed(part: list[str]) -> Tensor:
+            ids = tokenize(self.tokenizer, part, positions=positions)
+            return self.towers.embed_text(ids.to(self.device))
+
+        return texts_in_batches(captions, embed, rows=_ROWS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierExtractor(BatchedExtractor):
+    """A data set's judge: its last features, and from them what it takes the image for."""
+
+    classifier: Classifier
+
+    @torch.no_grad()
+    def logits(self, features: Tensor) -> Tensor:
+        """This extractor's features (N, dim) -> (N, classes), float32 on the CPU."""
+        return self.classifier.head(features.to(self.device)).float().cpu()
+
+
+def load_small_clip(folder: Path | None = None, *, device: Device = "cpu") -> SmallClipExtractor:
     """The image tower of a small CLIP that `save_towers` wrote; the bundled one without `folder`.
 
     Features are unit vectors. `WeightsNotAtHandError` where the folder has no towers.
@@ -31,21 +74,23 @@ def load_small_clip(folder: Path | None = None, *, device: Device = "cpu") -> Ba
             f"{folder} holds no small CLIP.",
             mend="`sfumato train clip` makes one; or do without, the other metrics stand.",
         )
-    towers, _ = load_towers(folder)
+    towers, tokenizer = load_towers(folder)
     towers.to(device)
-    return BatchedExtractor(
+    return SmallClipExtractor(
         name=f"small clip {which} unit vectors, sha256:{weights_sha256(towers)[:16]}, "
         f"bilinear with antialiasing to {IMAGE_PX} px",
         dim=towers.image.project.out_features,
         of_batch=lambda images: towers.embed_uint8(images, rows=_ROWS),
         rows=_ROWS,
         device=device,
+        towers=towers,
+        tokenizer=tokenizer,
     )
 
 
 def classifier_features(
     classifier: Classifier, *, identity: str, image_px: int, device: Device = "cpu"
-) -> BatchedExtractor:
+) -> ClassifierExtractor:
     """The last features of a data set's judge, before its head: (B, feature_dim).
 
     `identity` names its weights by their hash. It sees images of the `image_px` it was trained at
@@ -56,7 +101,7 @@ def classifier_features(
     def of_batch(images: Tensor) -> Tensor:
         return classifier.features(to_float(images, (-1.0, 1.0)))
 
-    return BatchedExtractor(
+    return ClassifierExtractor(
         name=f"judge {identity}, last features, {image_px} px, no resizing",
         dim=classifier.feature_dim,
         of_batch=of_batch,
@@ -64,4 +109,5 @@ def classifier_features(
         channels=int(classifier.settings["channels"]),
         image_px=image_px,
         device=device,
+        classifier=classifier,
     )

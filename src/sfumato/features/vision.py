@@ -1,7 +1,9 @@
 """CLIP and DINOv2 by Hub name or folder: the networks are transformers', the pixels are ours."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,6 +19,7 @@ from sfumato.features.extractor import (
     Device,
     WeightsNotAtHandError,
     frozen,
+    texts_in_batches,
     weights_sha256,
 )
 
@@ -37,9 +40,44 @@ _WAYS_OUT = (
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClipExtractor(BatchedExtractor):
+    """CLIP: its text half is read when captions are first given, from where the image half is."""
+
+    location: str
+    may_download: bool
+
+    @torch.no_grad()
+    def texts(self, captions: Sequence[str]) -> Tensor:
+        """Captions -> (N, dim) float32 on the CPU: CLIP's projected text embeddings."""
+        tokenizer, model = self._text_half
+
+        def embed(part: list[str]) -> Tensor:
+            tokens = tokenizer(part, padding=True, truncation=True, return_tensors="pt")
+            return model(**tokens.to(self.device)).text_embeds
+
+        return texts_in_batches(captions, embed, rows=_ROWS)
+
+    @cached_property
+    def _text_half(self) -> tuple[Any, Any]:
+        from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+
+        config = _configuration(self.location, ("clip",), self.may_download)
+        config.text_config.projection_dim = config.projection_dim
+        model = _load(
+            CLIPTextModelWithProjection, config.text_config, self.location, self.may_download
+        )
+        tokenizer = _read(
+            self.location,
+            self.may_download,
+            lambda place, local: CLIPTokenizer.from_pretrained(place, local_files_only=local),
+        )
+        return tokenizer, model.to(self.device)
+
+
 def load_clip(
     location: str, *, device: Device = "cpu", may_download: bool = False
-) -> BatchedExtractor:
+) -> ClipExtractor:
     """CLIP's projected image embeddings (Radford et al. 2021), not divided by their length.
 
     `location`: a folder or a Hub name; a whole CLIP serves as well as its image half. Pixels are
@@ -62,13 +100,15 @@ def load_clip(
         pixels = normalized(short_side_to(images, size_px), CLIP_MEAN, CLIP_STD)
         return model(pixel_values=pixels.to(device)).image_embeds
 
-    return BatchedExtractor(
+    return ClipExtractor(
         name=f"clip {_shown(location)} image_embeds, sha256:{weights_sha256(model)[:16]}, "
         f"Pillow bicubic: short side to {size_px} px, centre cut out",
         dim=config.projection_dim,
         of_batch=of_batch,
         rows=_ROWS,
         device=device,
+        location=location,
+        may_download=may_download,
     )
 
 

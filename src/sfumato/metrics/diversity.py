@@ -16,7 +16,8 @@ class Diversity:
     """`value`: the mean over classes of `classes[label]`, the mean distance of two of its rows.
 
     In the features' own units, 0 for a class that is one image: it is read beside the same figure
-    of real images. Classes weigh the same, however many images they have.
+    of real images. Classes weigh the same, however many images they have. `rows` (N,): each
+    row's mean distance to its class mates.
     """
 
     value: float
@@ -25,6 +26,7 @@ class Diversity:
     confidence: float
     classes: dict[int, float]
     counts: dict[int, int]
+    rows: Tensor
 
 
 def diversity_within_classes(
@@ -43,11 +45,14 @@ def diversity_within_classes(
             f"labels must be ({len(features)},) integers, got {tuple(labels.shape)} {labels.dtype}"
         )
     classes, counts, variance = {}, {}, 0.0
+    to_mates = torch.zeros(len(features), dtype=torch.float64)
     for label in labels.unique().tolist():
-        rows = features[labels.to(features.device) == label]
+        members = labels.to(features.device) == label
+        rows = features[members]
         if len(rows) < 2:
             raise ValueError(f"class {label} has 1 row; at least 2 are needed for a distance")
         means = _mean_distances(rows)
+        to_mates[members.cpu()] = means.cpu()
         classes[label], counts[label] = float(means.mean()), len(rows)
         variance += 4 * float(means.var()) / len(rows)
     value = sum(classes.values()) / len(classes)
@@ -59,6 +64,7 @@ def diversity_within_classes(
         confidence=confidence,
         classes=classes,
         counts=counts,
+        rows=to_mates,
     )
 
 

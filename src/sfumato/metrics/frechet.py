@@ -14,6 +14,7 @@ __all__ = [
     "covariance_root",
     "feature_statistics",
     "frechet_distance",
+    "frechet_influence",
     "frechet_sampling_error",
     "frechet_to",
 ]
@@ -64,17 +65,21 @@ def frechet_to(
     return float(distance)
 
 
-def frechet_sampling_error(features: Tensor, reference: FeatureStatistics) -> float:
-    """Standard error of the distance of `features` (N, D) from `reference`, to first order.
+def frechet_influence(
+    features: Tensor, reference: FeatureStatistics, *, root: Tensor | None = None
+) -> Tensor:
+    """How each row of `features` (N, D) moves its distance from `reference`: (N,), mean 0.
 
     Rippl, Munk and Sturm (2016, Theorem 2.2), one-sample case. With B the covariance of the
     features, A = F F^T the reference's and T = F (F^T B F)^(-1/2) F^T the transport from B to A,
     one more row at x moves the distance by 2 (mu - mu_A).(x - mu) + (x - mu)^T (I - T) (x - mu)
-    less its mean; the error is that move's standard deviation over sqrt(N). It is 0 to first
-    order where both sets have the same distribution.
+    less its mean, times 1 / N. Their deviation over sqrt(N) is the distance's standard error to
+    first order, 0 where both sets have the same distribution.
+
+    `root`: `covariance_root(reference)` where it is known.
     """
     own = feature_statistics(features)
-    root = covariance_root(reference)
+    root = covariance_root(reference) if root is None else root
     inner = root.T @ own.covariance @ root
     values, vectors = torch.linalg.eigh((inner + inner.T) / 2)
     kept = _above_rounding(values)
@@ -87,4 +92,10 @@ def frechet_sampling_error(features: Tensor, reference: FeatureStatistics) -> fl
             + centred.square().sum(dim=1)
             - (centred @ half_transport).square().sum(dim=1)
         )
-    return float(torch.cat(moves).std()) / sqrt(own.count)
+    joined = torch.cat(moves)
+    return joined - joined.mean()
+
+
+def frechet_sampling_error(features: Tensor, reference: FeatureStatistics) -> float:
+    """Standard error of the distance of `features` (N, D), to first order (`frechet_influence`)."""
+    return float(frechet_influence(features, reference).std()) / sqrt(len(features))

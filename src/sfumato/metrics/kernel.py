@@ -15,10 +15,8 @@ from sfumato.metrics.distances import tiles
 class KernelDistance:
     """`value`, with the interval that holds at `confidence`.
 
-    Unbiased at any number of independent rows, so 0 on average for equal distributions and often
-    below it. Where classes are drawn in turn, not by lot, rows are not independent, and the value
-    lies below by about the classes' spread / N. There are `count` generated and `reference_count`
-    reference rows.
+    Unbiased at any number of rows, so 0 on average for equal distributions and often below it.
+    There are `count` generated and `reference_count` reference rows.
     """
 
     value: float
@@ -43,17 +41,28 @@ class SubsetKernelDistance(KernelDistance):
 
 
 def kernel_distance(
-    generated: Tensor, reference: Tensor, *, confidence: float = 0.95
+    generated: Tensor,
+    reference: Tensor,
+    *,
+    strata: Tensor | None = None,
+    confidence: float = 0.95,
 ) -> KernelDistance:
     """The estimate from all pairs: Binkowski et al. (2018, Eq. 4) with k(x, y) = (x.y / D + 1)^3.
 
     `generated` (N, D), `reference` (M, D), at least 2 rows each; N and M may differ. Time grows
     with (N + M)^2 D, memory does not. The interval is normal with the variance of the first-order
     projections (Sutherland et al. 2017, section 2), which is too wide rather than too narrow where
-    both distributions agree. `ValueError` for too few rows, unequal D, NaN.
+    both distributions agree.
+
+    `strata` (N,) int64: the class of each generated row, where so many of each were drawn instead
+    of by lot. Such rows hold too few pairs of one class, which would bias the value downward by
+    about the classes' spread / N; pairs of one class are weighted up to their true share.
+    `ValueError` for too few rows (in a stratum as well), unequal D, NaN.
     """
     generated, reference = checked_pair(generated, reference, rows=2)
-    found = _mmd(generated, reference)
+    if strata is not None and int(strata.unique(return_counts=True)[1].min()) < 2:
+        raise ValueError("a class has 1 row; pairs within a class need at least 2")
+    found = _mmd(generated, reference, strata=strata)
     error = sqrt(found.variance / len(generated) + found.reference_variance / len(reference))
     half = NormalDist().inv_cdf(0.5 + confidence / 2) * error
     return KernelDistance(
@@ -123,17 +132,28 @@ class _Discrepancy:
     reference_variance: float
 
 
-def _mmd(x: Tensor, y: Tensor) -> _Discrepancy:
+def _mmd(x: Tensor, y: Tensor, *, strata: Tensor | None = None) -> _Discrepancy:
     within_x, _ = _kernel_sums(x, x, same=True)
     within_y, _ = _kernel_sums(y, y, same=True)
     across_x, across_y = _kernel_sums(x, y, same=False)
-    pull_x = within_x / (len(x) - 1) - across_x / len(y)
+    mean_within_x = within_x / (len(x) - 1) if strata is None else _stratified(x, within_x, strata)
+    pull_x = mean_within_x - across_x / len(y)
     pull_y = within_y / (len(y) - 1) - across_y / len(x)
     return _Discrepancy(
         value=float(pull_x.mean() + pull_y.mean()),
         variance=4 * float(pull_x.var()),
         reference_variance=4 * float(pull_y.var()),
     )
+
+
+def _stratified(x: Tensor, within: Tensor, strata: Tensor) -> Tensor:
+    """(N,): `within` over N, the n - 1 pairs in a row's own stratum of n counted n / (n - 1)."""
+    sums = within.clone()
+    for stratum in strata.unique():
+        rows = (strata == stratum).nonzero().flatten().to(x.device)
+        own, _ = _kernel_sums(x[rows], x[rows], same=True)
+        sums[rows] += own / (len(rows) - 1)
+    return sums / len(x)
 
 
 def _kernel_sums(x: Tensor, y: Tensor, *, same: bool) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,8 @@ class Memorisation:
     `threshold` is the distance that the closest `quantile` of real test rows keep. A model that
     draws from the true distribution gives a share of about `quantile`; far above it, it copies.
     `distances` (N,) and `indices` (N,) name each generated row's nearest training row, `order`
-    (N,) sorts generated rows from the closest on; `test_distances` (T,) are those of test rows.
+    (N,) sorts generated rows from the closest on; `test_distances` (T,) and `test_indices` (T,) are
+    those of test rows.
     """
 
     share: Proportion
@@ -26,6 +27,7 @@ class Memorisation:
     indices: Tensor
     order: Tensor
     test_distances: Tensor
+    test_indices: Tensor
 
 
 def memorisation(
@@ -62,4 +64,5 @@ def memorisation(
         indices=near.indices,
         order=near.distances.argsort(stable=True),
         test_distances=real.distances,
+        test_indices=real.indices,
     )

@@ -11,7 +11,9 @@ from typing import Any
 from sfumato import __version__
 from sfumato.base.files import read_json, write_text
 from sfumato.data.sources import load_records
-from sfumato.evaluation import MetricCard
+from sfumato.evaluation.card import FILE_NAME
+from sfumato.evaluation.measure import Evaluated
+from sfumato.evaluation.subjects import file_name
 from sfumato.experiment import Experiment
 from sfumato.models.unet import parameter_count
 from sfumato.training.checkpoint import Checkpoints
@@ -20,46 +22,35 @@ from sfumato.training.tracking import read_records
 SHOWN_SAMPLE_GRIDS = 4
 
 
-def write_report(folder: Path, *, experiment: Experiment, card: MetricCard, grid: Path) -> Path:
+def write_report(folder: Path, *, experiment: Experiment, evaluated: Evaluated, grid: Path) -> Path:
     """Write `report.html` into a run folder; it needs no other file and no network."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["percent"] = lambda value: f"{100 * value:.1f} %"
-    environment.filters["thousands"] = lambda value: f"{value:,}"
-    template = environment.from_string((files("sfumato.report") / "page.html").read_text("utf-8"))
     records = read_records(folder / "metrics.jsonl")
     timing = read_records(folder / "timing.jsonl")
     checkpoint = Checkpoints(folder / "checkpoints").latest()
-    text = template.render(
+    text = rendered(
+        "page.html",
         experiment=experiment,
-        card=card,
+        card=evaluated.card,
         parameters=parameter_count(
             experiment.model,
             resolution=experiment.data.resolution,
             channels=experiment.data.channels,
         ),
         example_caption=load_records(experiment.data, "test").examples()[0][-1],
-        grid=_data_url(grid.read_bytes()),
+        grid=data_url(grid.read_bytes()),
         samples=[
-            (int(path.stem.removeprefix("images-")), _data_url(path.read_bytes()))
+            (int(path.stem.removeprefix("images-")), data_url(path.read_bytes()))
             for path in _spread(sorted((folder / "samples").glob("images-*.png")))
         ],
-        evaluation_grids=[
-            (row.guidance_scale, _data_url(path.read_bytes()))
-            for row in card.results
-            if (path := folder / "evaluation" / f"samples-w{row.guidance_scale:g}.png").exists()
-        ],
-        loss_curve=_data_url(loss_curve(records)) if records else None,
+        evaluation_grids=_pictures(evaluated, "samples"),
+        nearest=_pictures(evaluated, "nearest"),
+        loss_curve=data_url(loss_curve(records)) if records else None,
         images_per_second=timing[-1]["images_per_second"] if timing else None,
         environment=checkpoint.state["environment"] if checkpoint else {},
         libraries=_library_versions(),
         command=shlex.join(["sfumato", *sys.argv[1:]]),
-        version=__version__,
         configuration=experiment.to_yaml(),
-        card_json=read_json(folder / "evaluation" / "card.json"),
+        card_json=read_json(evaluated.folder / FILE_NAME),
     )
     path = folder / "report.html"
     write_text(path, text)
@@ -87,6 +78,15 @@ def loss_curve(records: list[dict[str, Any]]) -> bytes:
     return buffer.getvalue()
 
 
+def _pictures(evaluated: Evaluated, kind: str) -> list[tuple[str, str]]:
+    """The title of each row that has such a picture, and the picture."""
+    return [
+        (row.title, data_url(path.read_bytes()))
+        for row in evaluated.card.rows
+        if (path := evaluated.folder / f"{kind}-{file_name(row.title)}.png").exists()
+    ]
+
+
 def _spread(paths: list[Path]) -> list[Path]:
     """At most `SHOWN_SAMPLE_GRIDS` of them, first and last among them."""
     if len(paths) <= SHOWN_SAMPLE_GRIDS:
@@ -95,7 +95,23 @@ def _spread(paths: list[Path]) -> list[Path]:
     return [paths[round(i * last / (SHOWN_SAMPLE_GRIDS - 1))] for i in range(SHOWN_SAMPLE_GRIDS)]
 
 
-def _data_url(png: bytes) -> str:
+def rendered(template: str, **values: Any) -> str:
+    """A page of this room with its style inside; it needs no other file and no network."""
+    import jinja2
+    import markupsafe
+
+    room = files("sfumato.report")
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["percent"] = lambda value: f"{100 * value:.1f} %"
+    environment.filters["thousands"] = lambda value: f"{value:,}"
+    page = environment.from_string((room / template).read_text("utf-8"))
+    style = markupsafe.Markup((room / "style.css").read_text("utf-8"))
+    return page.render(style=style, version=__version__, **values)
+
+
+def data_url(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 

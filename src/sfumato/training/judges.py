@@ -24,6 +24,7 @@ from sfumato.base.images import to_float
 from sfumato.data.config import DataConfig
 from sfumato.data.loading import DeviceBatches
 from sfumato.data.sources import Records, load_records, open_images, source_identity
+from sfumato.features.small import ClassifierExtractor, classifier_features
 from sfumato.metrics.intervals import Proportion, wilson
 from sfumato.models.classifier import Classifier, build_classifier
 from sfumato.training.loop import Run, train
@@ -44,6 +45,8 @@ class Judge:
     test_accuracy: Proportion
     identity: str
     description: str
+    class_names: tuple[str, ...]
+    extractor: ClassifierExtractor
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 (N, C, H, W) -> predicted labels (N,) and features (N, D), float32."""
@@ -141,9 +144,14 @@ def _open(folder: Path, test: Records) -> Judge:
     classifier.load_state_dict(load_state(file))
     classifier.eval().requires_grad_(False)
     predicted, _ = classify(classifier, test.images)
+    identity = f"{folder.name} sha256:{about['sha256'][:16]}"
     return Judge(
+        class_names=tuple(test.class_names),
+        extractor=classifier_features(
+            classifier, identity=identity, image_px=test.images.shape[-1]
+        ),
         classifier=classifier,
         test_accuracy=wilson(int((predicted == test.labels).sum()), len(test)),
-        identity=f"{folder.name} sha256:{about['sha256'][:16]}",
+        identity=identity,
         description=f"convolutional classifier trained on {about['trained_on']}",
     )

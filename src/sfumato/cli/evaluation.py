@@ -1,0 +1,463 @@
+"""What `sfumato evaluate` prints: progress, tables with intervals and floors, notes."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from sfumato.base.errors import InputError
+from sfumato.base.section import Section
+from sfumato.cli.show import (
+    Line,
+    clock,
+    open_generator,
+    parse_scales,
+    percent,
+    say,
+    tell_of_drawing,
+    unused,
+)
+from sfumato.configuration import build
+from sfumato.data.config import DataConfig
+from sfumato.evaluation.card import (
+    FILE_NAME,
+    ExtractorInfo,
+    Figure,
+    MetricCard,
+    Spread,
+    read_card,
+)
+from sfumato.evaluation.compare import MEANINGS, Comparison, Side, compare
+from sfumato.evaluation.config import EvaluationConfig
+from sfumato.evaluation.measure import Evaluated, evaluate
+from sfumato.evaluation.target import Target, files_target, is_model, model_target
+from sfumato.experiment import load_experiment
+from sfumato.generation import ImageGenerator
+from sfumato.models.schedulers import SamplingConfig, sampler_of
+from sfumato.report.comparison import write_comparison
+from sfumato.report.evaluation import write_pictures
+
+
+class Measured(Section):
+    """The settings that `sfumato evaluate --set` can change."""
+
+    data: DataConfig = DataConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+
+def evaluate_and_print(
+    what: Path,
+    *,
+    settings: Sequence[str],
+    form: str | None,
+    seed: int,
+    held_out: bool,
+    out: Path | None,
+    device: str,
+) -> None:
+    """Open what is given, measure it, write pictures, print the tables."""
+    if is_model(what):
+        evaluated = evaluate_model(
+            what,
+            settings=settings,
+            form=form,
+            seed=seed,
+            held_out=held_out,
+            out=out,
+            device=device,
+        )
+    else:
+        measured = build(Measured, {}, settings, source="sfumato evaluate")
+        evaluated = evaluate(
+            images_target(what, measured.data),
+            measured.evaluation,
+            base=out or what.with_name(f"{what.stem}-evaluation"),
+            say=say,
+            on_images=ImagesLine(),
+        )
+        write_pictures(evaluated)
+    print_card(evaluated.card)
+    for pictures in ("samples", "nearest"):
+        if any(evaluated.folder.glob(f"{pictures}-*.png")):
+            say(f"{pictures.capitalize():<8}{evaluated.folder / f'{pictures}-*.png'}")
+    say(f"Card    {evaluated.folder / FILE_NAME}")
+
+
+def evaluate_model(
+    model: Path,
+    *,
+    settings: Sequence[str],
+    form: str | None,
+    seed: int,
+    held_out: bool,
+    out: Path | None,
+    device: str,
+    scale: float | None = None,
+) -> Evaluated:
+    """Draw and measure; at `scale` alone where it is given."""
+    generator = open_generator(str(model), device=device, form=form)
+    measured = model_settings(generator, model, settings)
+    generator.data = measured.data if generator.data is not None else None
+    generator.use(
+        scheduler=measured.sampling.scheduler,
+        timestep_spacing=measured.sampling.timestep_spacing,
+        steps=measured.sampling.steps,
+        guidance=measured.sampling.guidance,
+    )
+    config = measured.evaluation
+    if scale is not None:
+        config = config.model_copy(update={"guidance_scales": (scale,)})
+    tell_of_drawing(generator, scales=config.guidance_scales)
+    evaluated = evaluate(
+        model_target(generator, model, config, first_seed=seed, held_out=held_out),
+        config,
+        base=out or model / ("evaluation-held-out" if held_out else "evaluation"),
+        device=generator.pipeline.device,
+        say=say,
+        on_images=ImagesLine(),
+    )
+    write_pictures(evaluated)
+    return evaluated
+
+
+def model_settings(generator: ImageGenerator, model: Path, settings: Sequence[str]) -> Measured:
+    """The model's own data and evaluation settings, with `--set` on top."""
+    config = generator.pipeline.config
+    values: dict[str, object] = {
+        "sampling": {
+            "scheduler": sampler_of(generator.pipeline.scheduler)[0],
+            "timestep_spacing": generator.pipeline.scheduler.config["timestep_spacing"],
+            "steps": config["num_inference_steps"],
+            "guidance_scale": config["guidance_scale"],
+            "guidance": config["guidance"],
+        }
+    }
+    if generator.data is not None:
+        values["data"] = generator.data.model_dump(mode="json")
+    file = model / "experiment.yaml"
+    if file.exists():
+        values["evaluation"] = load_experiment(str(file)).evaluation.model_dump(mode="json")
+    return build(Measured, values, settings, source=str(model))
+
+
+def images_target(what: Path, data: DataConfig) -> Target:
+    """A folder or an .npz file; `InputError` where no real images are named."""
+    if what.exists() and not data.source:
+        raise InputError(
+            f"{what} does not say which real images it is to be measured against.",
+            mend="Name them: --data FOLDER, --data OWNER/NAME or --data digits.",
+        )
+    return files_target(what, data)
+
+
+def overrides(
+    settings: Sequence[str] | None,
+    *,
+    count: int | None,
+    scales: str | None,
+    data: str | None,
+    untrained: bool,
+) -> list[str]:
+    """The options that are short for `--set`, then what was set."""
+    chosen = {
+        "evaluation.count": count,
+        "evaluation.guidance_scales": parse_scales(scales),
+        "data.source": data,
+        "evaluation.judge": "untrained" if untrained else None,
+    }
+    named = [f"{key}={json.dumps(value)}" for key, value in chosen.items() if value is not None]
+    return [*named, *(settings or [])]
+
+
+class ImagesLine:
+    """How many images are done of what is being done, and the time left."""
+
+    def __init__(self) -> None:
+        self._line = Line()
+        self._started: dict[str, tuple[float, int]] = {}
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        started, before = self._started.setdefault(what, (now, done))
+        left = ""
+        if done > before:
+            left = f"  {clock((now - started) / (done - before) * (total - done))} left"
+        self._line.show(f"  {done:,} of {total:,} {what}{left}", final=done == total)
+
+
+# Comparing ----------------------------------------------------------------------------------------
+
+
+def compare_and_print(
+    names: tuple[str, str],
+    *,
+    settings: Sequence[str],
+    guidance: float | None,
+    seed: int,
+    held_out: bool,
+    out: Path,
+    device: str,
+) -> None:
+    """Evaluate both where they are models, test what differs, write one page."""
+    sides = []
+    for name in names:
+        path, scale = _path_and_scale(name)
+        scale = guidance if scale is None else scale
+        if (path / FILE_NAME).is_file():
+            folder, title = path, _row_title(path, scale)
+        elif is_model(path):
+            if scale is None:
+                scale = ImageGenerator.open(path, device="cpu").pipeline.config["guidance_scale"]
+            say(f"{path}, w = {scale:g}:")
+            folder = evaluate_model(
+                path,
+                settings=settings,
+                form=None,
+                seed=seed,
+                held_out=held_out,
+                out=None,
+                device=device,
+                scale=scale,
+            ).folder
+            title = f"w = {scale:g}"
+        else:
+            raise InputError(
+                f"{path} is neither a model nor an evaluation"
+                + ("." if path.exists() else ": it does not exist."),
+                mend="Give runs, pipelines or folders with a card.json; PATH@3 names w = 3.",
+            )
+        sides.append(Side.open(folder, title, name=_short_name(path)))
+    first, second = sides
+    found = compare(first, second)
+    folder = unused(out)
+    page = write_comparison(folder, found, first, second)
+    print_comparison(found)
+    say(f"Pairs   {folder / 'pairs.png'}\nPage    {page}")
+
+
+def _path_and_scale(name: str) -> tuple[Path, float | None]:
+    """`PATH@3` is the path and w = 3."""
+    path, at, scale = name.rpartition("@")
+    if not at or Path(name).exists():
+        return Path(name), None
+    try:
+        return Path(path), float(scale)
+    except ValueError as error:
+        raise InputError(
+            f"{name}: '{scale}' is no guidance scale.", mend="For example: runs/demo@3"
+        ) from error
+
+
+def _row_title(folder: Path, scale: float | None) -> str:
+    titles = [row.title for row in read_card(folder).rows]
+    if scale is not None:
+        return f"w = {scale:g}"
+    if len(titles) > 1:
+        raise InputError(
+            f"{folder} has several rows: {', '.join(titles)}.",
+            mend=f"Name one: {folder}@3 for w = 3, or --guidance 3 for both.",
+        )
+    return titles[0]
+
+
+def _short_name(path: Path) -> str:
+    """A run's name, for an evaluation inside it as well."""
+    resolved = path.resolve()
+    inside = (resolved / FILE_NAME).is_file() and is_model(resolved.parent)
+    return f"{resolved.parent.name}/{resolved.name}" if inside else resolved.name
+
+
+def print_comparison(found: Comparison) -> None:
+    """The table of what differs."""
+    names = [f"{one['name']}, {one['row']}" for one in (found.first, found.second)]
+    if found.first["row"] == found.second["row"]:
+        names = [found.first["name"], found.second["name"]]
+    elif found.first["name"] == found.second["name"]:
+        names = [found.first["row"], found.second["row"]]
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True)
+    for name in (*names, "real", "difference"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("better")
+    if found.agreement is not None:
+        pair = found.agreement
+        better = names[0] if pair.only_first > pair.only_second else names[1]
+        table.add_row(
+            "agreement",
+            percent(pair.first),
+            percent(pair.second),
+            "",
+            f"{pair.only_first} to {pair.only_second}, p = {pair.p_value:.2g}",
+            better if pair.p_value < 0.05 else "",
+        )
+    for one in found.differences:
+        where = f" ({one.extractor})" if one.extractor else ""
+        table.add_row(
+            MEANINGS[one.name] + where,
+            f"{one.first:.3g}",
+            f"{one.second:.3g}",
+            "" if one.real is None else f"{one.real:.3g}",
+            f"{one.difference:+.2g} ({one.low:.2g}, {one.high:.2g})",
+            {"first": names[0], "second": names[1]}.get(one.better, ""),
+        )
+    Console(width=max(80, Console().width)).print(table)
+    say(
+        f"{found.count:,} pairs of the same seed and caption; agreement by McNemar's exact test "
+        "over the images that only one got right, "
+        "the rest by a paired bootstrap, in brackets 95 % intervals. To nearest real: an image's "
+        "distance to the nearest real one; diversity: the distance of two images of a class. "
+        "Diversity and saturation are read beside real images."
+    )
+
+
+# Tables -------------------------------------------------------------------------------------------
+
+
+def print_card(card: MetricCard) -> None:
+    """The tables of an evaluation, with the floor of real images in each."""
+    console = Console(width=max(80, Console().width))
+    console.print(_first_table(card))
+    for info in card.measured:
+        print()
+        say(f"{info.title}: {info.dim} features of {info.name}")
+        console.print(_features_table(card, info))
+    missing = [info.title for info in card.extractors if info.missing]
+    if missing:
+        say(
+            f"\nNot measured, since the weights are not at hand: {', '.join(missing)}. With a "
+            "network --set evaluation.features.may_download=true fetches them; docs/evaluation.md "
+            "says how to bring the files."
+        )
+    print()
+    say(_legend(card))
+    notes = dict.fromkeys(note for row in card.rows for note in row.notes)
+    for note in (*card.warnings, *notes):
+        say(f"note: {note}")
+
+
+def _first_table(card: MetricCard) -> Table:
+    """Agreement, CLIP score, saturation, copies: what is said of the images by themselves."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    captions = list(card.real.clip_score)
+    for name in (
+        "",
+        "agreement",
+        "95 % interval",
+        *(f"CLIP score ({key})" for key in captions),
+        "saturated",
+        "copies",
+        "calls",
+    ):
+        table.add_column(name, justify="right", no_wrap=name == "")
+    for row in card.rows:
+        table.add_row(
+            row.title,
+            *_agreement(row.agreement),
+            *(_plus_minus(row.clip_score.get(key), 2) for key in captions),
+            percent(row.saturated),
+            percent(row.memorised.share.value) if row.memorised else "",
+            str(row.calls or ""),
+        )
+    table.add_section()
+    quantile = next((row.memorised.quantile for row in card.rows if row.memorised), None)
+    table.add_row(
+        "real",
+        *_agreement(card.real.agreement),
+        *(_plus_minus(card.real.clip_score[key], 2) for key in captions),
+        percent(card.real.saturated),
+        percent(quantile) if quantile else "",
+        "",
+    )
+    return table
+
+
+def _features_table(card: MetricCard, info: ExtractorInfo) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+    scored = any(info.key in row.inception_score for row in card.rows)
+    endless = any(row.features[info.key].frechet_infinity for row in card.rows)
+    names = ["", "Frechet", "1000 KID", "precision", "recall", "density", "coverage"]
+    for name in (*names, *(["N to inf"] if endless else []), *(["IS"] if scored else [])):
+        table.add_column(name, justify="right", no_wrap=True)
+
+    def row(title: str, figures: object, *more: str) -> None:
+        def cell(name: str, digits: int, factor: float = 1) -> str:
+            return _plus_minus(getattr(figures, name), digits, factor)
+
+        table.add_row(
+            title,
+            cell("frechet", 3),
+            cell("kernel", 2, 1000),
+            cell("precision", 0, 100),
+            cell("recall", 0, 100),
+            cell("density", 2),
+            cell("coverage", 0, 100),
+            *more,
+        )
+
+    for one in card.rows:
+        figures, score = one.features[info.key], one.inception_score.get(info.key)
+        more = [_plus_minus(figures.frechet_infinity, 3)] if endless else []
+        more += [f"{score.value:.2f}" if score else ""] if scored else []
+        row(one.title, figures, *more)
+    if info.key in card.floors:
+        table.add_section()
+        score = card.real.inception_score.get(info.key)
+        more = [""] if endless else []
+        more += [f"{score.value:.2f}" if score else ""] if scored else []
+        row("real", card.floors[info.key], *more)
+    return table
+
+
+def _agreement(found: Figure | None) -> tuple[str, str]:
+    if found is None or found.low is None or found.high is None:
+        return "", ""
+    return percent(found.value), f"{percent(found.low)} - {percent(found.high)}"
+
+
+def _plus_minus(found: Figure | Spread | None, digits: int, factor: float = 1) -> str:
+    """A figure with half of its interval, or a mean with its deviation."""
+    if found is None:
+        return "-"
+    if isinstance(found, Spread):
+        value, half = found.mean, found.std
+    else:
+        value = found.value
+        half = None if found.low is None or found.high is None else (found.high - found.low) / 2
+    value, digits = factor * value, _digits(factor * value, digits)
+    return f"{value:.{digits}f}" + ("" if half is None else f" ± {factor * half:.{digits}f}")
+
+
+def _digits(value: float, most: int) -> int:
+    """Digits after the point: three in front of or behind it are enough."""
+    return max(0, most - max(0, len(str(int(abs(value)))) - 1))
+
+
+def _legend(card: MetricCard) -> str:
+    first = card.rows[0]
+    how = ""
+    if "seeds" in first.settings:
+        seeds = first.settings["seeds"]
+        how = (
+            f", seeds {seeds[0]}-{seeds[1]}, {first.settings['scheduler']}, "
+            f"{first.settings['steps']} steps, guidance {first.settings['guidance']}"
+        )
+    asked = f"; captions: {' | '.join(card.subject.captions)}" if card.subject.captions else ""
+    floor = next(iter(card.floors.values()), None)
+    real = "; the row 'real' is of real images"
+    if floor is not None:
+        apart = {
+            "both": "disjoint pairs",
+            "sets": "disjoint sets of real training images against the same reference",
+            "none": "sets drawn again from few real training images, so that ± is a lower bound",
+        }[floor.disjoint]
+        real += f": {floor.pairs} {apart}, {floor.count:,} images each, mean ± deviation"
+    return (
+        f"{first.count:,} images a row{how}{asked}; against {card.reference.count:,} real images: "
+        f"{card.reference.description}. ± is half of a 95 % interval{real}. Precision, recall and "
+        "coverage in per cent; copies: as close to a training image as the closest twentieth of "
+        "real test images."
+    )

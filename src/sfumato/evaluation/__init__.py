@@ -1,0 +1,1 @@
+"""What a set of images is worth: features once, all metrics from them, one metric card."""

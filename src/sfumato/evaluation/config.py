@@ -1,0 +1,53 @@
+"""The `evaluation` section: what is measured when nothing else is asked for."""
+
+from typing import Literal
+
+from pydantic import field_validator
+
+from sfumato.base.section import Section
+from sfumato.features.config import FeaturesConfig
+
+FEWEST_IMAGES = 10
+
+
+class EvaluationConfig(Section):
+    """What is measured when nothing else is asked for."""
+
+    guidance_scales: tuple[float, ...] = (1, 2, 3, 5)
+    """The guidance scales of a table."""
+    count: int = 100
+    """Images drawn for each guidance scale."""
+    labels: Literal["balanced", "random"] = "balanced"
+    """Classes asked for: in turn, as many of each, or drawn by lot."""
+    judge: str = "auto"
+    """Who reads the classes: auto (trained once and kept), a run of `sfumato train classifier`, an
+    image classifier of transformers (a folder or Hub name), untrained or untrained:SEED."""
+    extractors: tuple[str, ...] = ("inception", "clip", "dinov2", "small-clip", "judge")
+    """Networks whose features are measured; those whose weights are not at hand say so."""
+    features: FeaturesConfig = FeaturesConfig()
+    """Where the weights of the extractors come from."""
+    reference_count: int | None = None
+    """Real images on the other side: the first so many of the reference split; null for all."""
+    floor_pairs: int = 10
+    """Real sets that are measured like a generated one, for the floor."""
+
+    @field_validator("count")
+    @classmethod
+    def _enough(cls, value: int) -> int:
+        if value < FEWEST_IMAGES:
+            raise ValueError(f"{value} images are too few to measure: {FEWEST_IMAGES} or more")
+        return value
+
+    @field_validator("guidance_scales", "extractors")
+    @classmethod
+    def _some(cls, value: tuple[object, ...]) -> tuple[object, ...]:
+        if not value:
+            raise ValueError("give at least one")
+        return value
+
+    @field_validator("floor_pairs")
+    @classmethod
+    def _pairs(cls, value: int) -> int:
+        if value < 2:
+            raise ValueError("a spread needs at least 2")
+        return value

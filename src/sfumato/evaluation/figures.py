@@ -1,0 +1,233 @@
+"""From features to figures: a set of images against the reference, and real sets for the floor."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from sfumato.base.randomness import generator_for
+from sfumato.evaluation.card import FeatureFigures, FeatureFloor, Figure, Spread, figure
+from sfumato.metrics.distances import nearest_rows
+from sfumato.metrics.diversity import Diversity, diversity_within_classes
+from sfumato.metrics.frechet import (
+    FeatureMoments,
+    FeatureStatistics,
+    covariance_root,
+    frechet_influence,
+    frechet_to,
+)
+from sfumato.metrics.frechet_infinity import frechet_infinity_of_both
+from sfumato.metrics.kernel import kernel_distance
+from sfumato.metrics.manifold import density_coverage, precision_recall
+
+MOST_ROWS = 10_000
+"""Rows that distances of pairs are taken of; mean and covariance are of all rows."""
+_PARTS = 5
+_NORMAL_95 = 1.959964
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """One set's features on one extractor: `statistics` of all, the first rows themselves, and the
+    classes of those rows."""
+
+    statistics: FeatureStatistics
+    rows: Tensor
+    labels: Tensor | None
+
+    @classmethod
+    def gathered(cls, parts: Iterable[Tensor], labels: Tensor | None) -> "Features":
+        """Streamed from parts (B, D): memory does not grow beyond `MOST_ROWS`."""
+        moments: FeatureMoments | None = None
+        kept: list[Tensor] = []
+        for part in parts:
+            moments = moments or FeatureMoments(part.shape[1])
+            held = moments.count
+            moments.update(part)
+            if held < MOST_ROWS:
+                kept.append(part[: MOST_ROWS - held])
+        assert moments is not None
+        rows = torch.cat(kept)
+        return cls(
+            statistics=moments.statistics(),
+            rows=rows,
+            labels=None if labels is None else labels[: len(rows)],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceFeatures(Features):
+    """The reference's features, with the root of their covariance."""
+
+    root: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """The figures of one set on one extractor, a note for each that is missing, and pseudo-values.
+
+    `values[name]` (N,) has the figure as its mean and the figure's standard error as its deviation
+    over sqrt(N) (the infinitesimal jackknife, Efron 1982, section 6): what a paired test needs.
+    `nearest` is the distance of each image to the nearest reference image.
+    """
+
+    figures: FeatureFigures
+    notes: list[str]
+    values: dict[str, Tensor]
+
+
+def feature_figures(
+    generated: Features, reference: ReferenceFeatures, *, balanced: bool
+) -> Measured:
+    """All figures that the numbers of images allow."""
+    notes: list[str] = []
+    frechet = max(0.0, frechet_to(generated.statistics, reference.statistics, root=reference.root))
+    moves = frechet_influence(generated.rows, reference.statistics, root=reference.root)
+    half = _NORMAL_95 * float(moves.std()) / generated.statistics.count**0.5
+    values = {
+        "frechet": frechet + moves,
+        "nearest": nearest_rows(generated.rows, reference.rows, name="generated").distances,
+    }
+    near = _noted(
+        "precision and recall", lambda: precision_recall(generated.rows, reference.rows), notes
+    )
+    dense = _noted(
+        "density and coverage", lambda: density_coverage(generated.rows, reference.rows), notes
+    )
+    strata = generated.labels if balanced else None
+    kernel = _noted(
+        "KID", lambda: kernel_distance(generated.rows, reference.rows, strata=strata), notes
+    )
+    diversity = diversity_of(generated)
+    if diversity is not None:
+        moves = 2 * (diversity.rows - diversity.rows.mean())
+        values["diversity"] = diversity.value + moves
+    figures = FeatureFigures(
+        frechet=Figure(value=frechet, low=max(0.0, frechet - half), high=frechet + half),
+        frechet_infinity=_infinity(generated.rows, reference.rows),
+        kernel=figure(kernel) if kernel else None,
+        precision=figure(near.precision) if near else None,
+        recall=figure(near.recall) if near else None,
+        density=figure(dense.density) if dense else None,
+        coverage=figure(dense.coverage) if dense else None,
+        diversity=figure(diversity) if diversity else None,
+    )
+    return Measured(figures=figures, notes=notes, values=values)
+
+
+def diversity_of(features: Features) -> Diversity | None:
+    """Mean distance of two images of one class; None without classes of two images each."""
+    labels = features.labels
+    if labels is None or int(labels.unique(return_counts=True)[1].min()) < 2:
+        return None
+    return diversity_within_classes(features.rows, labels)
+
+
+def _infinity(generated: Tensor, reference: Tensor) -> Figure | None:
+    """None where the smallest part would have less rows than features: no line in 1 / N."""
+    if min(len(generated), len(reference)) < _PARTS * generated.shape[1]:
+        return None
+    return figure(
+        frechet_infinity_of_both(
+            generated, reference, generator=generator_for("frechet infinity"), parts=_PARTS
+        )
+    )
+
+
+def _noted(what: str, measure: Callable[[], T], notes: list[str]) -> T | None:
+    """What is measured; where the images are too few, None and a note."""
+    try:
+        return measure()
+    except ValueError as error:
+        notes.append(f"{what}: {error}")
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FloorSets:
+    """Rows of real images for each pair of a floor: `sets[i]` against `references[i]`."""
+
+    sets: list[Tensor]
+    references: list[Tensor]
+    disjoint: Literal["both", "sets", "none"]
+
+
+def floor_sets(
+    *, count: int, reference_count: int, pairs: int, training: int, reference: int
+) -> FloorSets | None:
+    """`pairs` sets of `count` rows of `training`, disjoint where they suffice, each against
+    `reference_count` rows of `reference`, disjoint where they suffice, else always the first.
+
+    None where there are less than `count` training rows.
+    """
+    if count > training:
+        return None
+    if pairs * count <= training:
+        sets = list(torch.arange(pairs * count).split(count))
+    else:
+        sets = [
+            torch.randperm(training, generator=generator_for("real against real", pair))[:count]
+            for pair in range(pairs)
+        ]
+    if pairs * reference_count <= reference:
+        references = list(torch.arange(pairs * reference_count).split(reference_count))
+    else:
+        references = [torch.arange(reference_count)] * pairs
+    apart = pairs * count <= training
+    both = apart and pairs * reference_count <= reference
+    return FloorSets(
+        sets=sets, references=references, disjoint="both" if both else "sets" if apart else "none"
+    )
+
+
+def feature_floor(
+    sets: FloorSets,
+    training: Tensor,
+    reference_rows: Tensor,
+    reference: ReferenceFeatures,
+    *,
+    on_pair: Callable[[int], None] = lambda done: None,
+) -> FeatureFloor:
+    """Each real set measured as a generated one is. `training` and `reference_rows` (N, D)."""
+    found = []
+    for rows, others in zip(sets.sets, sets.references, strict=True):
+        own = Features.gathered([training[rows]], None)
+        both = sets.disjoint == "both"
+        other = reference_of(reference_rows[others]) if both else reference
+        found.append(feature_figures(own, other, balanced=False).figures)
+        on_pair(len(found))
+
+    def spread(name: str) -> Spread | None:
+        values = [value for figures in found if (value := getattr(figures, name)) is not None]
+        if len(values) < len(found):
+            return None
+        return Spread(
+            mean=fmean(value.value for value in values), std=stdev(value.value for value in values)
+        )
+
+    return FeatureFloor(
+        count=len(sets.sets[0]),
+        reference_count=len(sets.references[0]),
+        pairs=len(sets.sets),
+        disjoint=sets.disjoint,
+        **{
+            name: spread(name)
+            for name in ("frechet", "kernel", "precision", "recall", "density", "coverage")
+        },
+        diversity=figure(diversity) if (diversity := diversity_of(reference)) else None,
+    )
+
+
+def reference_of(rows: Tensor, labels: Tensor | None = None) -> ReferenceFeatures:
+    """A reference from its rows alone."""
+    own = Features.gathered([rows], labels)
+    return ReferenceFeatures(
+        statistics=own.statistics,
+        rows=own.rows,
+        labels=own.labels,
+        root=covariance_root(own.statistics),
+    )

@@ -1,0 +1,570 @@
+"""An evaluation from beginning to end, to be read from top to bottom."""
+
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sfumato.base.errors import DamagedDataError, InputError, SfumatoError
+from sfumato.base.files import read_json, write_json
+from sfumato.base.randomness import generator_for
+from sfumato.evaluation.card import (
+    FILE_NAME,
+    ExtractorInfo,
+    FeatureFloor,
+    JudgeInfo,
+    Memorised,
+    MetricCard,
+    ReferenceInfo,
+    Row,
+    RowFigures,
+    ScoreOfInception,
+    Subjects,
+    classes_of,
+    figure,
+    read_card,
+)
+from sfumato.evaluation.config import EvaluationConfig
+from sfumato.evaluation.figures import (
+    MOST_ROWS,
+    Features,
+    ReferenceFeatures,
+    feature_figures,
+    feature_floor,
+    floor_sets,
+)
+from sfumato.evaluation.parts import Parts, write_tensors
+from sfumato.evaluation.real import OnImages, RealImages, digest_of
+from sfumato.evaluation.subjects import Subject, file_name
+from sfumato.evaluation.target import Target
+from sfumato.features.extractor import Device, FeatureExtractor, GivesLogits, ReadsCaptions
+from sfumato.features.registry import Opened, available_extractors
+from sfumato.metrics.agreement import agreement, confusion_matrix
+from sfumato.metrics.alignment import clip_scores
+from sfumato.metrics.inception_score import inception_score_of_logits
+from sfumato.metrics.intervals import bootstrap_mean
+from sfumato.metrics.memorisation import Memorisation, memorisation
+from sfumato.metrics.pixels import saturated_shares
+from sfumato.training.judges import Judge, load_judge
+
+REQUEST = "request.json"
+PART_IMAGES = 64
+CUSTOMARY_COUNT = 5_000
+"""Below so many images a Frechet distance says more of their number than of the model."""
+MOST_TRAINING = 50_000
+NEAREST_BY = ("dinov2", "clip", "small-clip", "judge", "inception")
+"""Whose features tell the nearest training image: the first of them that is at hand."""
+_SHOWN_NEAREST = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nearest:
+    """The images closest to a training image, the closest first, each with that training image:
+    uint8 (K, C, H, W); generated ones, and as a yardstick real test images."""
+
+    generated: Tensor
+    of_generated: Tensor
+    test: Tensor
+    of_test: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """An evaluation: its card, where it lies, and the pictures for a person, by a row's title.
+
+    `samples`: the first images, `nearest`: the memorisation panel. Both are empty where the same
+    evaluation was there already.
+    """
+
+    card: MetricCard
+    folder: Path
+    samples: Mapping[str, Tensor] = field(default_factory=dict)
+    nearest: Mapping[str, Nearest] = field(default_factory=dict)
+
+
+def evaluate(
+    target: Target,
+    config: EvaluationConfig,
+    *,
+    base: Path,
+    device: Device = "cpu",
+    say: Callable[[str], None] = lambda sentence: None,
+    on_images: OnImages = lambda what, done, total: None,
+) -> Evaluated:
+    """Take the features of all images once and every metric from them.
+
+    The card lies in `base`, or in `base`-2, ... where that holds another evaluation. Killed and
+    started again with the same arguments it goes on: images and features that are there are not
+    made again. Raises what opening the data, the judge and the extractors raises.
+    """
+    real = _Real(
+        reference=RealImages.load(target.data, "test"),
+        training=RealImages.load(target.data, "train"),
+        reference_count=config.reference_count,
+    )
+    if real.count < 2:
+        raise InputError(
+            f"{real.count} real test image is too few to measure against.",
+            mend="Hold out more with --set data.test_share=0.5 when training, or give more images.",
+        )
+    judge = (
+        load_judge(target.data, on_training=say)
+        if len(real.reference.records.class_names) > 1
+        else None
+    )
+    opened = list(
+        available_extractors(
+            config.extractors,
+            config.features,
+            device=device,
+            judge=None if judge is None else judge.extractor,
+        )
+    )
+    extractors = {one.key: one.extractor for one in opened if one.extractor is not None}
+    if judge is not None:
+        extractors.setdefault("judge", judge.extractor)
+
+    folder = _claim(base, _request(target, config, real, extractors))
+    if (folder / FILE_NAME).exists():
+        return Evaluated(card=read_card(folder), folder=folder)
+
+    against = {
+        key: _reference_features(real, extractor, on_images)
+        for key, extractor in extractors.items()
+    }
+    count, total = target.subjects[0].count, sum(one.count for one in target.subjects)
+    taken = [
+        _take(
+            subject,
+            extractors,
+            folder,
+            on_done=lambda done, place=place: on_images("images", place * count + done, total),
+        )
+        for place, subject in enumerate(target.subjects)
+    ]
+    nearest_by = next((key for key in NEAREST_BY if key in extractors), None)
+    rows, nearest = [], {}
+    for images in taken:
+        row = _row(images, extractors, against, judge, folder)
+        if nearest_by is not None:
+            row, panel = _with_memorisation(
+                row, images, nearest_by, real, extractors[nearest_by], on_images
+            )
+            if panel is not None:
+                nearest[row.title] = panel
+        rows.append(row)
+    floors = {
+        key: floor
+        for key, extractor in extractors.items()
+        if (floor := _floor(real, extractor, against[key], count, config.floor_pairs, on_images))
+    }
+    infos = [_info(one) for one in opened]
+    card = MetricCard(
+        subject=Subjects(
+            kind=target.kind,
+            name=target.name,
+            provenance=target.provenance,
+            captions=list(target.captions),
+            labels=target.labels,
+        ),
+        reference=ReferenceInfo(
+            description=real.reference.records.description,
+            digest=real.reference.digest,
+            count=real.count,
+            training_description=real.training.records.description,
+        ),
+        judge=None
+        if judge is None
+        else JudgeInfo(
+            identity=judge.identity,
+            description=judge.description,
+            test_count=judge.test_accuracy.count,
+        ),
+        extractors=infos,
+        rows=rows,
+        real=_real_figures(real, extractors, against, judge, count),
+        floors=floors,
+        warnings=_warnings(count, floors, infos, real),
+        command=shlex.join(["sfumato", *sys.argv[1:]]),
+    )
+    card.save(folder)
+    samples = {images.subject.title: images.first(100) for images in taken}
+    return Evaluated(card=card, folder=folder, samples=samples, nearest=nearest)
+
+
+# Where it lies ------------------------------------------------------------------------------------
+
+
+def _request(
+    target: Target,
+    config: EvaluationConfig,
+    real: "_Real",
+    extractors: Mapping[str, FeatureExtractor],
+) -> dict[str, object]:
+    """Everything that the figures depend on: equal requests have equal cards."""
+    return {
+        "subjects": [subject.key for subject in target.subjects],
+        "reference": real.reference.digest,
+        "reference_count": real.count,
+        "training": real.training.digest,
+        "extractors": {key: extractor.name for key, extractor in extractors.items()},
+        "asked_for": list(config.extractors),
+        "floor_pairs": config.floor_pairs,
+    }
+
+
+def image_values_file(folder: Path, title: str) -> Path:
+    """Where an evaluation keeps what it knows of a row image by image."""
+    return folder / "values" / f"{file_name(title)}.safetensors"
+
+
+def images_folder(folder: Path, title: str) -> Path:
+    """Where an evaluation keeps the images of a row that it drew."""
+    return folder / "images" / file_name(title)
+
+
+def _claim(base: Path, request: dict[str, object]) -> Path:
+    """`base`, or with a number: the first that is free or holds this very evaluation."""
+    number = 1
+    while True:
+        folder = base if number == 1 else base.with_name(f"{base.name}-{number}")
+        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+            write_json(folder / REQUEST, request)
+            return folder
+        if (folder / REQUEST).is_file():
+            try:
+                if read_json(folder / REQUEST) == request:
+                    return folder
+            except DamagedDataError:
+                pass  # of an evaluation that is not this one any more
+        number += 1
+
+
+# Real images --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Real:
+    reference: RealImages
+    training: RealImages
+    reference_count: int | None
+
+    @property
+    def count(self) -> int:
+        """Reference images that are used."""
+        return min(self.reference_count or len(self.reference), len(self.reference))
+
+    @property
+    def training_count(self) -> int:
+        return min(MOST_TRAINING, len(self.training))
+
+
+def _reference_features(
+    real: _Real, extractor: FeatureExtractor, on_images: OnImages
+) -> ReferenceFeatures:
+    features = real.reference.features(extractor, real.count, on_images=on_images)
+    statistics, root = real.reference.statistics(extractor, features)
+    labels = real.reference.labels(real.count) if real.reference.records.class_names else None
+    return ReferenceFeatures(
+        statistics=statistics,
+        rows=features[:MOST_ROWS],
+        labels=None if labels is None else labels[:MOST_ROWS],
+        root=root,
+    )
+
+
+def _real_figures(
+    real: _Real,
+    extractors: Mapping[str, FeatureExtractor],
+    against: Mapping[str, ReferenceFeatures],
+    judge: Judge | None,
+    count: int,
+) -> RowFigures:
+    """The reference images as a row of their own; scores that depend on the number at `count`."""
+    rows = {key: features.rows for key, features in against.items()}
+    return RowFigures(
+        agreement=None if judge is None else figure(judge.test_accuracy),
+        saturated=float(saturated_shares(real.reference.images(slice(real.count))).mean()),
+        clip_score={
+            key: figure(bootstrap_mean(scores))
+            for key, scores in _clip_scores(
+                extractors, rows, real.reference.captions(real.count), []
+            ).items()
+        },
+        inception_score=_inception_scores(
+            extractors, {key: values[:count] for key, values in rows.items()}
+        ),
+    )
+
+
+def _floor(
+    real: _Real,
+    extractor: FeatureExtractor,
+    reference: ReferenceFeatures,
+    count: int,
+    pairs: int,
+    on_images: OnImages,
+) -> FeatureFloor | None:
+    """Real sets of `count` images against the reference; None where there are not so many."""
+    sets = floor_sets(
+        count=count,
+        reference_count=real.count,
+        pairs=pairs,
+        training=real.training_count,
+        reference=len(real.reference),
+    )
+    if sets is None:
+        return None
+    key = [real.training.digest, count, real.count, pairs]
+    path = real.reference.folder(extractor) / f"floor-{digest_of(key)}.json"
+    if path.exists():
+        try:
+            return FeatureFloor.model_validate(read_json(path))
+        except (DamagedDataError, ValueError):
+            path.unlink()  # damaged, or of another version: it is made again
+    used = max(int(rows.max()) for rows in sets.sets) + 1
+    training = real.training.features(extractor, used, on_images=on_images)
+    used = max(int(rows.max()) for rows in sets.references) + 1
+    rows = real.reference.features(extractor, used, on_images=on_images)
+    floor = feature_floor(
+        sets,
+        training,
+        rows,
+        reference,
+        on_pair=lambda done: on_images("real against real", done, pairs),
+    )
+    write_json(path, floor.model_dump(mode="json"))
+    return floor
+
+
+# One set of images --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Taken:
+    """A subject's images and features, in their files."""
+
+    subject: Subject
+    images: Callable[[range], dict[str, Tensor]]
+    parts: Sequence[range]
+    features: Mapping[str, Callable[[range], Tensor]]
+    saturated: Tensor
+    calls: int | None
+    seconds: float | None
+
+    def first(self, count: int) -> Tensor:
+        """The first images, uint8 (count, C, H, W) at most."""
+        found: list[Tensor] = []
+        for part in self.parts:
+            if part.start >= count:
+                break
+            found.append(self.images(part)["images"])
+        return torch.cat(found)[:count]
+
+    def at(self, rows: Sequence[int]) -> Tensor:
+        """Images by number."""
+        return torch.stack(
+            [
+                self.images(self.parts[row // PART_IMAGES])["images"][row % PART_IMAGES]
+                for row in rows
+            ]
+        )
+
+    def of(self, key: str) -> Iterator[Tensor]:
+        """The features of one extractor, a part (B, D) at a time."""
+        for part in self.parts:
+            yield self.features[key](part)
+
+
+def _take(
+    subject: Subject,
+    extractors: Mapping[str, FeatureExtractor],
+    folder: Path,
+    *,
+    on_done: Callable[[int], None],
+) -> _Taken:
+    """Make every image and take all its features; what lies in `folder` is not made again."""
+    kept = Parts(images_folder(folder, subject.title), count=subject.count, rows=PART_IMAGES)
+
+    def images(part: range) -> dict[str, Tensor]:
+        return kept.get(part, subject.make) if subject.drawn else subject.make(part)
+
+    def features_in(extractor: FeatureExtractor) -> Callable[[range], Tensor]:
+        where = folder / "features" / digest_of(extractor.name) / file_name(subject.title)
+        parts = Parts(where, count=subject.count, rows=PART_IMAGES)
+        return lambda part: parts.get(
+            part, lambda part: {"features": extractor(images(part)["images"])}
+        )["features"]
+
+    features = {key: features_in(extractor) for key, extractor in extractors.items()}
+    saturated, seconds, calls = [], 0.0, None
+    for part in kept:
+        made = images(part)
+        saturated.append(saturated_shares(made["images"]))
+        if subject.drawn:
+            seconds += float(made["seconds"])
+            calls = int(made["calls"])
+        for take in features.values():
+            take(part)
+        on_done(part.stop)
+    return _Taken(
+        subject=subject,
+        images=images,
+        parts=list(kept),
+        features=features,
+        saturated=torch.cat(saturated),
+        calls=calls,
+        seconds=round(seconds, 2) if subject.drawn else None,
+    )
+
+
+def _row(
+    taken: _Taken,
+    extractors: Mapping[str, FeatureExtractor],
+    against: Mapping[str, ReferenceFeatures],
+    judge: Judge | None,
+    folder: Path,
+) -> Row:
+    """The figures of one set; what is known image by image is kept for `sfumato compare`."""
+    subject, notes = taken.subject, []
+    found, rows = {}, {}
+    values = {"saturated": taken.saturated}
+    for key in extractors:
+        features = Features.gathered(taken.of(key), subject.labels)
+        measured = feature_figures(features, against[key], balanced=subject.balanced)
+        found[key], rows[key] = measured.figures, features.rows
+        notes += [note for note in measured.notes if note not in notes]
+        values |= {f"{name}.{key}": kept for name, kept in measured.values.items()}
+    agreed = None
+    if judge is not None and subject.labels is not None:
+        seen = torch.cat([judge.extractor.logits(part).argmax(1) for part in taken.of("judge")])
+        names = list(judge.class_names)
+        agreed = agreement(confusion_matrix(subject.labels, seen, classes=len(names)))
+        values |= {"asked": subject.labels, "seen": seen}
+    scores = _clip_scores(extractors, rows, subject.prompts, notes)
+    values |= {f"clip_score.{key}": kept for key, kept in scores.items()}
+    write_tensors(image_values_file(folder, subject.title), values)
+    return Row(
+        title=subject.title,
+        count=subject.count,
+        settings=subject.settings,
+        calls=taken.calls,
+        seconds=taken.seconds,
+        agreement=figure(agreed.overall) if agreed else None,
+        classes=classes_of(agreed, list(judge.class_names)) if agreed and judge else None,
+        saturated=float(taken.saturated.mean()),
+        clip_score={key: figure(bootstrap_mean(kept)) for key, kept in scores.items()},
+        inception_score=_inception_scores(extractors, rows),
+        features=found,
+        notes=notes,
+    )
+
+
+def _clip_scores(
+    extractors: Mapping[str, FeatureExtractor],
+    rows: Mapping[str, Tensor],
+    prompts: Sequence[str] | None,
+    notes: list[str],
+) -> dict[str, Tensor]:
+    """(N,) by extractor that reads captions; a note where its text half cannot be had."""
+    found = {}
+    for key, extractor in extractors.items():
+        if prompts is not None and isinstance(extractor, ReadsCaptions):
+            try:
+                texts = extractor.texts(prompts[: len(rows[key])])
+            except SfumatoError as error:
+                notes.append(f"CLIP score ({key}): {error.what}")
+            else:
+                found[key] = clip_scores(rows[key], texts)
+    return found
+
+
+def _inception_scores(
+    extractors: Mapping[str, FeatureExtractor], rows: Mapping[str, Tensor]
+) -> dict[str, ScoreOfInception]:
+    """By extractor whose network goes on to classes."""
+    found = {}
+    for key, extractor in extractors.items():
+        if isinstance(extractor, GivesLogits):
+            score = inception_score_of_logits(
+                extractor.logits(rows[key]), generator=generator_for("inception score")
+            )
+            found[key] = ScoreOfInception(value=score.value, std=score.std, whole=score.whole)
+    return found
+
+
+def _with_memorisation(
+    row: Row,
+    taken: _Taken,
+    key: str,
+    real: _Real,
+    extractor: FeatureExtractor,
+    on_images: OnImages,
+) -> tuple[Row, Nearest | None]:
+    """The row with its share of copies, and the closest pairs as images."""
+    training = real.training.features(extractor, real.training_count, on_images=on_images)
+    test = real.reference.features(extractor, real.count, on_images=on_images)
+    try:
+        found = memorisation(torch.cat(list(taken.of(key))), training, test=test)
+    except ValueError as error:
+        return row.model_copy(update={"notes": [*row.notes, f"memorisation: {error}"]}), None
+    memorised = Memorised(
+        extractor=key,
+        share=figure(found.share),
+        quantile=found.quantile,
+        training_count=len(training),
+    )
+    return row.model_copy(update={"memorised": memorised}), _panel(found, taken, real)
+
+
+def _panel(found: Memorisation, taken: _Taken, real: _Real) -> Nearest:
+    closest = found.order[:_SHOWN_NEAREST]
+    closest_test = found.test_distances.argsort(stable=True)[:_SHOWN_NEAREST]
+    return Nearest(
+        generated=taken.at(closest.tolist()),
+        of_generated=real.training.at(found.indices[closest]),
+        test=real.reference.at(closest_test),
+        of_test=real.training.at(found.test_indices[closest_test]),
+    )
+
+
+# What to say of it --------------------------------------------------------------------------------
+
+
+def _info(opened: Opened) -> ExtractorInfo:
+    if opened.extractor is None:
+        return ExtractorInfo(
+            key=opened.key, title=opened.title, missing=opened.reason, mend=opened.mend
+        )
+    return ExtractorInfo(
+        key=opened.key,
+        title=opened.title,
+        name=opened.extractor.name,
+        dim=opened.extractor.dim,
+    )
+
+
+def _warnings(
+    count: int, floors: Mapping[str, FeatureFloor], infos: Sequence[ExtractorInfo], real: _Real
+) -> list[str]:
+    warnings = []
+    if count < CUSTOMARY_COUNT:
+        known = "; ".join(
+            f"{info.title} {floors[info.key].frechet.mean:.3g}"
+            for info in infos
+            if info.key in floors and floors[info.key].frechet
+        )
+        warnings.append(
+            f"A Frechet distance of {count:,} images lies above that of many "
+            f"({CUSTOMARY_COUNT:,} or more are the custom): compare at equal numbers only."
+            + (f" Real images of the same number score: {known}." if known else "")
+        )
+    if not floors:
+        warnings.append(
+            f"There are less than {count:,} real training images, so that there is no floor."
+        )
+    return warnings
