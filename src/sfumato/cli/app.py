@@ -419,6 +419,7 @@ def _quiet_libraries() -> None:
     """Progress bars and notes of the model libraries would drown our own lines."""
     import os
 
+    os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")

@@ -282,7 +282,7 @@ def print_comparison(found: Comparison) -> None:
     table.add_column("", no_wrap=True)
     for name in (*names, "real", "difference"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("better")
+    table.add_column("better", no_wrap=True)
     if found.agreement is not None:
         pair = found.agreement
         better = names[0] if pair.only_first > pair.only_second else names[1]
@@ -308,7 +308,7 @@ def print_comparison(found: Comparison) -> None:
     say(
         f"{found.count:,} pairs of the same seed and caption; agreement by McNemar's exact test "
         "over the images that only one got right, "
-        "the rest by a paired bootstrap, in brackets 95 % intervals. To nearest real: an image's "
+        "the rest by a paired bootstrap, in brackets 95 % intervals. Nearest real: an image's "
         "distance to the nearest real one; diversity: the distance of two images of a class. "
         "Diversity and saturation are read beside real images."
     )

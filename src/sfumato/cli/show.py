@@ -128,11 +128,6 @@ def open_generator(
     form: str | None = None,
     steps: int | None = None,
 ) -> ImageGenerator:
-    import diffusers
-    import transformers
-
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
     generator = ImageGenerator.open(model, device=device)
     generator.use(
         scheduler=scheduler,

@@ -28,7 +28,7 @@ BETTER: dict[str, str] = {
 MEANINGS: dict[str, str] = {
     "clip_score": "CLIP score",
     "frechet": "Frechet",
-    "nearest": "to nearest real",
+    "nearest": "nearest real",
     "diversity": "diversity",
     "saturated": "saturated",
 }

@@ -434,7 +434,7 @@ def _row(
     found, rows = {}, {}
     values = {"saturated": taken.saturated}
     for key in extractors:
-        features = Features.gathered(taken.of(key), subject.labels)
+        features = _finite(extractors[key], taken.of(key), subject.labels)
         measured = feature_figures(features, against[key], balanced=subject.balanced)
         found[key], rows[key] = measured.figures, features.rows
         notes += [note for note in measured.notes if note not in notes]
@@ -462,6 +462,19 @@ def _row(
         features=found,
         notes=notes,
     )
+
+
+def _finite(
+    extractor: FeatureExtractor, parts: Iterator[Tensor], labels: Tensor | None
+) -> Features:
+    try:
+        return Features.gathered(parts, labels)
+    except ValueError as error:
+        raise DamagedDataError(
+            f"{extractor.name}: {error}.",
+            mend="Its weights may be damaged: fetch them again, or leave it out with "
+            "--set evaluation.extractors=[...].",
+        ) from error
 
 
 def _clip_scores(

@@ -28,6 +28,10 @@ from sfumato.training.checkpoint import environment
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
+RealRecords = Callable[[int, int, int], Records]
+"""The real images at a height, width and number of channels."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Subject:
     """One set of images, by number: the same ones whenever they are asked for.
@@ -164,7 +168,7 @@ def drawn_subject(
 # Found in files -----------------------------------------------------------------------------------
 
 
-def folder_subject(folder: Path, reference: Callable[[int, int], Records]) -> Subject:
+def folder_subject(folder: Path, reference: RealRecords) -> Subject:
     """The images of a folder, in the order of their names, with the captions of sfumato's PNGs.
 
     Labels come from those captions, or from subfolders named like the classes. `InputError` for
@@ -190,7 +194,7 @@ def folder_subject(folder: Path, reference: Callable[[int, int], Records]) -> Su
                 mend="Bring all to one size and one mode before they are measured: resizing is "
                 "part of what a figure depends on.",
             )
-    records = reference(first.shape[1], first.shape[0])
+    records = reference(first.shape[1], first.shape[2], first.shape[0])
     prompts = _captions_in(files)
     digest = hashlib.sha256()
     for path in files:
@@ -207,7 +211,7 @@ def folder_subject(folder: Path, reference: Callable[[int, int], Records]) -> Su
     )
 
 
-def npz_subject(file: Path, reference: Callable[[int, int], Records]) -> Subject:
+def npz_subject(file: Path, reference: RealRecords) -> Subject:
     """The first array of uint8 (N, H, W), (N, H, W, 1 or 3) in an .npz file, as guided-diffusion
     writes them; a second array of N integers holds the labels.
 
@@ -242,7 +246,7 @@ def npz_subject(file: Path, reference: Callable[[int, int], Records]) -> Subject
         None,
     )
     if len(images):
-        records = reference(images.shape[2], images.shape[1])
+        records = reference(images.shape[2], images.shape[3], images.shape[1])
         _check_labels(labels, records, file)
     return _found_subject(
         title=file.name,

@@ -87,8 +87,13 @@ def files_target(path: Path, data: DataConfig) -> Target:
     """
     resolved: list[DataConfig] = []
 
-    def reference(side: int, channels: int) -> Records:
-        sized = data.model_copy(update={"resolution": side, "channels": channels})
+    def reference(height: int, width: int, channels: int) -> Records:
+        if height != width:
+            raise InputError(
+                f"The images of {path} are not square: {width} x {height}.",
+                mend="Real images are brought to squares; cut or squash these the same way.",
+            )
+        sized = data.model_copy(update={"resolution": height, "channels": channels})
         resolved.append(sized)
         return load_records(sized, "test")
 
