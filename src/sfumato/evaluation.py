@@ -182,7 +182,7 @@ def evaluate(
         judge=judge.identity,
         judge_description=judge.description,
         judge_test_accuracy=judge.test_accuracy,
-        feature_dim=judge.classifier.feature_dim,
+        feature_dim=judge.extractor.dim,
         frechet_count=frechet_count,
         frechet_real=floor[0],
         frechet_real_spread=floor[1],

@@ -61,7 +61,7 @@ def classifier_features(
         dim=classifier.feature_dim,
         of_batch=of_batch,
         rows=_ROWS,
-        channels=int(classifier.settings["channels"]),
+        channels=classifier.channels,
         image_px=image_px,
         device=device,
     )
