@@ -94,7 +94,7 @@ def test_real_images_score_like_the_floor(real_card: MetricCard) -> None:
 def test_figures_are_those_of_the_metrics_on_all_features(real_card: MetricCard) -> None:
     extractor = load_small_clip()
     generated = extractor(load_records(DIGITS, "train").images[:200])
-    reference = RealImages.load(DIGITS, "test")
+    reference = RealImages.load(DIGITS, "reference")
     real = reference.features(extractor, on_images=lambda what, done, total: None)
     figures = real_card.rows[0].features["small-clip"]
     expected = frechet_distance(feature_statistics(generated), feature_statistics(real))
@@ -239,12 +239,12 @@ def test_real_features_are_taken_once_for_all_that_they_depend_on(tmp_path, monk
     def on_images(what: str, done: int, total: int) -> None:
         told.append(what)
 
-    first = RealImages.load(DIGITS, "test").features(extractor, on_images=on_images)
-    again = RealImages.load(DIGITS, "test").features(extractor, 100, on_images=on_images)
+    first = RealImages.load(DIGITS, "reference").features(extractor, on_images=on_images)
+    again = RealImages.load(DIGITS, "reference").features(extractor, 100, on_images=on_images)
     assert len(told) == 1
     assert torch.equal(first[:100], again)
-    statistics, root = RealImages.load(DIGITS, "test").statistics(extractor, first)
-    kept, kept_root = RealImages.load(DIGITS, "test").statistics(extractor, first)
+    statistics, root = RealImages.load(DIGITS, "reference").statistics(extractor, first)
+    kept, kept_root = RealImages.load(DIGITS, "reference").statistics(extractor, first)
     assert torch.equal(statistics.covariance, kept.covariance)
     assert torch.equal(root, kept_root)
     for change in ({"split_seed": 1}, {"resolution": 10}, {"fit": "squash"}):
@@ -254,7 +254,7 @@ def test_real_features_are_taken_once_for_all_that_they_depend_on(tmp_path, monk
     assert len(told) == 4
     damaged = next(tmp_path.rglob("statistics-300.safetensors"))
     damaged.write_bytes(damaged.read_bytes()[:1000])
-    mended, _ = RealImages.load(DIGITS, "test").statistics(extractor, first)
+    mended, _ = RealImages.load(DIGITS, "reference").statistics(extractor, first)
     assert torch.equal(statistics.covariance, mended.covariance)
 
 
@@ -514,5 +514,5 @@ def test_nan_features_are_an_error_never_a_figure(
             [measure.Opened(key="small-clip", title="Frechet", extractor=broken)]
         ),
     )
-    with pytest.raises(DamagedDataError, match="broken: features holds NaN"):
+    with pytest.raises(DamagedDataError, match="broken: features hold NaN"):
         evaluate(target, CONFIG, base=tmp_path / "evaluation")

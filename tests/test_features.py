@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sfumato.base.errors import DamagedDataError, InputError
+from sfumato.base.images import to_float
 from sfumato.features.config import FeaturesConfig
 from sfumato.features.extractor import (
     BatchedExtractor,
@@ -302,13 +303,11 @@ def test_the_judge_takes_images_of_its_own_size_and_channels(judge: BatchedExtra
         grey(pictures(2, 28, 28))
 
 
-def test_the_judge_gives_what_its_evaluation_gives() -> None:
-    from sfumato.training.judges import classify
-
+def test_the_judges_features_are_what_its_head_gets() -> None:
     classifier = build_classifier(channels=3, classes=4, seed=0)
     images = pictures(5)
-    extractor = classifier_features(classifier, identity="shapes", image_px=32)
-    assert torch.equal(extractor(images), classify(classifier, images)[1])
+    features = classifier_features(classifier, identity="shapes", image_px=32)(images)
+    assert torch.equal(classifier.head(features), classifier(to_float(images, (-1.0, 1.0))))
 
 
 def test_loading_leaves_the_global_generator_alone(config: FeaturesConfig) -> None:

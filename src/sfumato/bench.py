@@ -18,7 +18,8 @@ from sfumato.base.errors import InputError
 from sfumato.base.files import write_json
 from sfumato.base.images import to_float
 from sfumato.data.sources import load_records
-from sfumato.experiment import Experiment, prepare_run, resolve_experiment, with_bank_rows
+from sfumato.data.survey import settle
+from sfumato.experiment import Experiment, prepare_run, with_bank_rows
 from sfumato.generation import ImageGenerator, build_pipeline, resolve_device
 from sfumato.metrics.intervals import Median, bootstrap_median
 from sfumato.models.schedulers import build_scheduler, sampler_of
@@ -220,7 +221,7 @@ def plain_training(experiment: Experiment, run: Run) -> Callable[[], Tensor]:
 
 def untrained_generator(experiment: Experiment, *, device: str) -> ImageGenerator:
     """A generator whose network was never trained: as fast as a trained one."""
-    experiment = resolve_experiment(experiment)
+    experiment = experiment.model_copy(update={"data": settle(experiment.data)})
     data = experiment.data
     unet = build_unet(
         experiment.model, resolution=data.resolution, channels=data.channels, seed=experiment.seed

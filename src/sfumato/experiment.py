@@ -12,8 +12,8 @@ from sfumato.base.files import read_json
 from sfumato.configuration import Recipe, build, claim_folder, read_values
 from sfumato.data.config import DataConfig
 from sfumato.data.loading import DeviceBatches
-from sfumato.data.sources import BUNDLED, Records, load_records
-from sfumato.data.survey import Survey, resolve
+from sfumato.data.sources import Records, load_records
+from sfumato.data.survey import settle
 from sfumato.diffusion.guidance import GuidanceConfig
 from sfumato.diffusion.schedule import DiffusionConfig
 from sfumato.evaluation.config import EvaluationConfig
@@ -90,22 +90,12 @@ def load_experiment(name: str, overrides: Sequence[str] = ()) -> Experiment:
     return build(Experiment, values, overrides, source=source)
 
 
-def resolve_experiment(experiment: Experiment, found: Survey | None = None) -> Experiment:
-    """The experiment with every `auto` of its data made concrete, and a folder's path absolute, so
-    that its experiment.yaml holds from anywhere. `found` saves a second look at the data."""
-    data = resolve(experiment.data, found)
-    folder = Path(data.source).expanduser()
-    if data.source not in BUNDLED and folder.is_dir():
-        data = data.model_copy(update={"source": str(folder.resolve())})
-    return experiment.model_copy(update={"data": data})
-
-
 def prepare_run(
     experiment: Experiment, folder: Path, *, device: str = "auto", hooks: Sequence[Hook] = ()
 ) -> Run:
     """Build the run of an experiment in `folder`, resumed where it has a checkpoint."""
     where = resolve_device(device)
-    experiment = resolve_experiment(experiment)
+    experiment = experiment.model_copy(update={"data": settle(experiment.data)})
     claim_folder(experiment, folder)
     records = load_records(experiment.data, "train")
     encoder = load_text_encoder(experiment.text)

@@ -8,11 +8,14 @@ from typing import Any
 import torch
 
 from sfumato.base.errors import ConfigError, nearest
+from sfumato.classifier import ClassifierExperiment, finished_lines, run_classifier
 from sfumato.clip import RESULT, ClipExperiment, finished_figures, run_clip
 from sfumato.configuration import Recipe, build, read_values
+from sfumato.data.config import DataConfig
 from sfumato.data.sources import load_records
 from sfumato.experiment import Experiment, run_experiment
 from sfumato.lint import lint_experiment
+from sfumato.models.classifier import build_classifier
 from sfumato.models.unet import parameter_count
 from sfumato.text.tokenizer import train_tokenizer
 from sfumato.text.towers import IMAGE_PX, build_towers
@@ -54,8 +57,12 @@ def _describe_diffusion(experiment: Experiment) -> Description:
         resolution=64 if data.resolution == "auto" else data.resolution,
         channels=3 if data.channels == "auto" else data.channels,
     )
+    return Description(parameters=f"{count:,}", images=_shape(data))
+
+
+def _shape(data: DataConfig) -> str:
     shape = f"{data.resolution}x{data.resolution}x{data.channels}"
-    return Description(parameters=f"{count:,}", images=shape if data.is_resolved else "by the data")
+    return shape if data.is_resolved else "by the data"
 
 
 def _describe_clip(experiment: ClipExperiment) -> Description:
@@ -65,6 +72,13 @@ def _describe_clip(experiment: ClipExperiment) -> Description:
     rest = (experiment.vocabulary - len(tokenizer)) * experiment.towers.text_width
     count = sum(parameter.numel() for parameter in towers.parameters()) + rest
     return Description(parameters=f"{count:,}", images=f"{IMAGE_PX}x{IMAGE_PX}x3")
+
+
+def _describe_classifier(experiment: ClassifierExperiment) -> Description:
+    with torch.device("meta"):
+        network = build_classifier(experiment.network, channels=3, classes=10, seed=0)
+    count = sum(parameter.numel() for parameter in network.parameters())
+    return Description(parameters=f"{count:,}", images=_shape(experiment.data))
 
 
 def _finished_clip(experiment: ClipExperiment, folder: Path) -> Sequence[str]:
@@ -92,6 +106,13 @@ METHODS: dict[str, Method] = {
         lint=lambda recipe: [],
         finished=_finished_clip,
         describe=_describe_clip,
+    ),
+    "classifier": Method(
+        recipe=ClassifierExperiment,
+        run=run_classifier,
+        lint=lambda recipe: [],
+        finished=lambda recipe, folder: finished_lines(folder),
+        describe=_describe_classifier,
     ),
 }
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from sfumato import __version__
-from sfumato.base.errors import SfumatoError
+from sfumato.base.errors import InputError, SfumatoError
 from sfumato.base.memory import keep_freed_memory
 
 INTERRUPTED = 130
@@ -107,11 +107,11 @@ def demo(
 @app.command(epilog="Example: `sfumato train small --data my-photos --out runs/mine`")
 def train(
     preset: Annotated[str, typer.Argument(help="A preset's name or a YAML file.")],
+    dataset: Annotated[
+        str | None, typer.Argument(help="A folder of images, a Hub name OWNER/NAME, or digits.")
+    ] = None,
     data: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SOURCE", help="A folder of images, a Hub name OWNER/NAME, or digits."
-        ),
+        str | None, typer.Option(metavar="SOURCE", help="The same as the second argument.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The run's folder; started again on it, a run goes on.")
@@ -121,6 +121,7 @@ def train(
     device: Device = "auto",
 ) -> None:
     """Train a preset. Interrupted and started again with the same --out, it goes on exactly."""
+    from sfumato.classifier import ClassifierExperiment
     from sfumato.cli.data import look_at_data
     from sfumato.cli.show import Progress, say, train_and_report
     from sfumato.demo import new_folder
@@ -128,9 +129,15 @@ def train(
     from sfumato.lint import tell
     from sfumato.methods import load_recipe, method_of
 
-    chosen = [] if data is None else [f"data.source={json.dumps(data)}"]
+    if dataset is not None and data is not None:
+        raise InputError(
+            f"The data set is given twice: '{dataset}' and --data '{data}'.",
+            mend="Leave one of them out.",
+        )
+    source = dataset if data is None else data
+    chosen = [] if source is None else [f"data.source={json.dumps(source)}"]
     recipe = load_recipe(preset, [*chosen, *(settings or [])])
-    if isinstance(recipe, Experiment):
+    if isinstance(recipe, Experiment | ClassifierExperiment):
         recipe = look_at_data(recipe)
     tell(method_of(recipe).lint(recipe), strict=strict)
     folder = out or new_folder(Path("runs") / recipe.name)

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from rich.console import Console
@@ -11,32 +12,35 @@ from rich.table import Table
 
 from sfumato.base.errors import InputError
 from sfumato.base.files import write_bytes
+from sfumato.classifier import ClassifierExperiment
 from sfumato.cli.show import Line, say, unused
 from sfumato.data.config import DataConfig
 from sfumato.data.sources import Records, Split, load_records, open_images, source_name
-from sfumato.data.survey import Survey, resolve, survey
+from sfumato.data.survey import Survey, resolve, settle, survey
 from sfumato.data.table import list_damage
-from sfumato.experiment import Experiment, load_experiment, resolve_experiment
+from sfumato.experiment import Experiment, load_experiment
 from sfumato.report.samples import caption_grid, class_grid
 
 _MOST_CLASSES = 40
+WithData = TypeVar("WithData", Experiment, ClassifierExperiment)
 
 
-def look_at_data(experiment: Experiment) -> Experiment:
-    """The experiment with what was found in its images, which is said for the person to check."""
-    found = survey(experiment.data)
+def look_at_data(recipe: WithData) -> WithData:
+    """The recipe with what was found in its images, which is said for the person to check."""
+    found = survey(recipe.data)
     say(found.sentence())
-    experiment = resolve_experiment(experiment, found)
-    data = experiment.data
-    records = load_records(data, "train", on_rows=_progress())
-    say(
-        f"Training on {len(records):,} of them at {_form(data)}; {len(records.captions):,} "
-        f"caption{'s' * (len(records.captions) > 1)}, such as '{_example(records)}'."
+    data = settle(recipe.data, found)
+    is_judge = isinstance(recipe, ClassifierExperiment)
+    records = load_records(data, "judge" if is_judge else "train", on_rows=_progress())
+    captions = (
+        f"; {len(records.captions):,} caption{'s' * (len(records.captions) > 1)}, such as "
+        f"'{_example(records)}'"
     )
+    say(f"Training on {len(records):,} of them at {_form(data)}{'' if is_judge else captions}.")
     if records.damage:
         say(f"Skipped {len(records.damage):,} damaged rows:")
         say("  " + "\n  ".join(list_damage(records.damage, most=5)))
-    return experiment
+    return recipe.model_copy(update={"data": data})
 
 
 def _form(data: DataConfig) -> str:

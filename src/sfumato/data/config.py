@@ -37,6 +37,8 @@ class DataConfig(Section):
     """Seed of the split into train, judge and test, where a source has none of its own."""
     test_share: float = 0.1
     """Share of the images held out for test, where a source has no test part of its own."""
+    tuning_share: float = 0.0
+    """Share of the test images that a judge may be tuned on; figures come from the others."""
     max_damaged: float = 0.01
     """Largest share of damaged rows that are skipped; more of them end the run."""
     image_column: str = "auto"
@@ -83,7 +85,7 @@ class DataConfig(Section):
             return value
         raise ValueError("channels are 1, 3 or auto")
 
-    @field_validator("test_share", "max_damaged")
+    @field_validator("test_share", "tuning_share", "max_damaged")
     @classmethod
     def _share(cls, value: float) -> float:
         if not 0 <= value < 1:

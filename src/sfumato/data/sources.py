@@ -23,7 +23,8 @@ from sfumato.data.idx import read_idx
 from sfumato.data.parquet import Columns, read_parquet
 from sfumato.data.table import Damage, Part, RawImages, list_damage
 
-Split = Literal["train", "judge", "test"]
+Split = Literal["train", "judge", "test", "tuning", "reference"]
+"""`tuning` and `reference` are the two parts of `test`, by `tuning_share`."""
 _SHOWN_DAMAGE = 10
 _KEPT_RECORDS = 3
 
@@ -196,8 +197,11 @@ def _rows_of(
     """The part that holds a split, which of its rows, and the split's name.
 
     A source without a part for the judge lends it the training images; one without a test part
-    holds out `test_share` of its rows, drawn by `split_seed`.
+    holds out `test_share` of its rows, drawn by `split_seed`. Without a `tuning_share`, `reference`
+    is `test`, under that name.
     """
+    if split in ("tuning", "reference"):
+        return _rows_of_test(raw, config, split)
     name = split if split != "judge" or "judge" in raw.parts else "train"
     if name in raw.parts:
         return raw.parts[name], None, name
@@ -210,6 +214,31 @@ def _rows_of(
     keep = np.zeros(part.count, dtype=bool)
     keep[np.random.default_rng(config.split_seed).permutation(part.count)[:held_out]] = True
     return part, keep if name == "test" else ~keep, name
+
+
+def _rows_of_test(
+    raw: RawImages, config: DataConfig, split: Split
+) -> tuple[Part, np.ndarray | None, str]:
+    """One side of the test images: `tuning_share` of them, drawn by `split_seed`, or the others."""
+    part, test, name = _rows_of(raw, config, "test")
+    if config.tuning_share == 0:
+        if split == "tuning":
+            raise InputError(
+                f"No test image of {config.source} is set apart for tuning.",
+                mend="Set data.tuning_share, such as 0.5.",
+            )
+        return part, test, name
+    rows = np.arange(part.count) if test is None else np.flatnonzero(test)
+    if len(rows) < 2:
+        raise InputError(
+            f"{config.source} has one test image, too few for data.tuning_share.",
+            mend="Set data.tuning_share=0, or hold out more with data.test_share.",
+        )
+    count = min(max(1, round(config.tuning_share * len(rows))), len(rows) - 1)
+    order = np.random.default_rng([config.split_seed, 1]).permutation(len(rows))
+    keep = np.zeros(part.count, dtype=bool)
+    keep[rows[order[:count] if split == "tuning" else order[count:]]] = True
+    return part, keep, split
 
 
 def _check_damage(damage: Sequence[Damage], count: int, config: DataConfig) -> None:
@@ -264,7 +293,7 @@ def _describe(raw: RawImages, decoded: Decoded, config: DataConfig, split: str, 
         how = "centre-cropped and brought" if config.fit == "crop" else "squashed"
         square = len(sizes) == 1 and decoded.smallest[0] == decoded.smallest[1]
         text += f" {'brought' if square else how} to {side}x{side} (bilinear, antialiased)"
-    if "test" not in raw.parts or "judge" in raw.parts:
+    if "test" not in raw.parts or "judge" in raw.parts or split in ("tuning", "reference"):
         text += f", split seed {config.split_seed}"
     if decoded.damage:
         text += f", {len(decoded.damage):,} damaged rows skipped"

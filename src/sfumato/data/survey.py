@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from sfumato.base.errors import InputError
 from sfumato.data.config import AUTO_CAPTION, DataConfig
 from sfumato.data.decode import BadImage, read_header
-from sfumato.data.sources import open_images
+from sfumato.data.sources import BUNDLED, open_images
 
 RESOLUTIONS = (8, 16, 28, 32, 64)
 """What data.resolution=auto chooses from."""
@@ -123,6 +124,16 @@ def resolve(config: DataConfig, found: Survey | None = None) -> DataConfig:
             )
         changes["caption"] = (OWN_CAPTION if found.captions else CLASS_CAPTION,)
     return config.model_copy(update=changes)
+
+
+def settle(config: DataConfig, found: Survey | None = None) -> DataConfig:
+    """`resolve`, and a folder's path made absolute: what an experiment.yaml holds is true from
+    anywhere. `found` saves a second look at the data."""
+    config = resolve(config, found)
+    folder = Path(config.source).expanduser()
+    if config.source not in BUNDLED and folder.is_dir():
+        config = config.model_copy(update={"source": str(folder.resolve())})
+    return config
 
 
 def _spread(count: int, total: int) -> np.ndarray | None:

@@ -102,7 +102,7 @@ def evaluate(
     made again. Raises what opening the data, the judge and the extractors raises.
     """
     real = _Real(
-        reference=RealImages.load(target.data, "test"),
+        reference=RealImages.load(target.data, "reference"),
         training=RealImages.load(target.data, "train"),
         reference_count=config.reference_count,
     )
@@ -296,7 +296,7 @@ def _real_figures(
             ).items()
         },
         inception_score=_inception_scores(
-            extractors, {key: values[:count] for key, values in rows.items()}
+            extractors, judge, {key: values[:count] for key, values in rows.items()}
         ),
     )
 
@@ -434,14 +434,14 @@ def _row(
     found, rows = {}, {}
     values = {"saturated": taken.saturated}
     for key in extractors:
-        features = _finite(extractors[key], taken.of(key), subject.labels)
+        features = Features.gathered(taken.of(key), subject.labels)
         measured = feature_figures(features, against[key], balanced=subject.balanced)
         found[key], rows[key] = measured.figures, features.rows
         notes += [note for note in measured.notes if note not in notes]
         values |= {f"{name}.{key}": kept for name, kept in measured.values.items()}
     agreed = None
     if judge is not None and subject.labels is not None:
-        seen = torch.cat([judge.extractor.logits(part).argmax(1) for part in taken.of("judge")])
+        seen = torch.cat([judge.head(part).argmax(1) for part in taken.of("judge")])
         names = list(judge.class_names)
         agreed = agreement(confusion_matrix(subject.labels, seen, classes=len(names)))
         values |= {"asked": subject.labels, "seen": seen}
@@ -458,23 +458,10 @@ def _row(
         classes=classes_of(agreed, list(judge.class_names)) if agreed and judge else None,
         saturated=float(taken.saturated.mean()),
         clip_score={key: figure(bootstrap_mean(kept)) for key, kept in scores.items()},
-        inception_score=_inception_scores(extractors, rows),
+        inception_score=_inception_scores(extractors, judge, rows),
         features=found,
         notes=notes,
     )
-
-
-def _finite(
-    extractor: FeatureExtractor, parts: Iterator[Tensor], labels: Tensor | None
-) -> Features:
-    try:
-        return Features.gathered(parts, labels)
-    except ValueError as error:
-        raise DamagedDataError(
-            f"{extractor.name}: {error}.",
-            mend="Its weights may be damaged: fetch them again, or leave it out with "
-            "--set evaluation.extractors=[...].",
-        ) from error
 
 
 def _clip_scores(
@@ -497,16 +484,22 @@ def _clip_scores(
 
 
 def _inception_scores(
-    extractors: Mapping[str, FeatureExtractor], rows: Mapping[str, Tensor]
+    extractors: Mapping[str, FeatureExtractor], judge: Judge | None, rows: Mapping[str, Tensor]
 ) -> dict[str, ScoreOfInception]:
     """By extractor whose network goes on to classes."""
+    heads: dict[str, Callable[[Tensor], Tensor]] = {
+        key: extractor.logits
+        for key, extractor in extractors.items()
+        if isinstance(extractor, GivesLogits)
+    }
+    if judge is not None:
+        heads["judge"] = judge.head
     found = {}
-    for key, extractor in extractors.items():
-        if isinstance(extractor, GivesLogits):
-            score = inception_score_of_logits(
-                extractor.logits(rows[key]), generator=generator_for("inception score")
-            )
-            found[key] = ScoreOfInception(value=score.value, std=score.std, whole=score.whole)
+    for key, head in heads.items():
+        score = inception_score_of_logits(
+            head(rows[key]), generator=generator_for("inception score")
+        )
+        found[key] = ScoreOfInception(value=score.value, std=score.std, whole=score.whole)
     return found
 
 

@@ -21,7 +21,15 @@ from sfumato.metrics.moments import FeatureMoments, FeatureStatistics
 
 FORMAT = 1
 _ROWS = 512
-_DEPENDS_ON = ("resolution", "channels", "fit", "split_seed", "test_share", "max_damaged")
+_DEPENDS_ON = (
+    "resolution",
+    "channels",
+    "fit",
+    "split_seed",
+    "test_share",
+    "tuning_share",
+    "max_damaged",
+)
 
 OnImages = Callable[[str, int, int], None]
 """Told (what is being done, images done, images in all)."""

@@ -60,7 +60,7 @@ def model_target(
             mend="Evaluate without --held-out.",
         )
     asked = what_to_ask(
-        load_records(data, "test"),
+        load_records(data, "reference"),
         count=config.count,
         labels=config.labels,
         templates=data.held_out if held_out else (),
@@ -95,7 +95,7 @@ def files_target(path: Path, data: DataConfig) -> Target:
             )
         sized = data.model_copy(update={"resolution": height, "channels": channels})
         resolved.append(sized)
-        return load_records(sized, "test")
+        return load_records(sized, "reference")
 
     if path.is_dir():
         subject, kind = folder_subject(path, reference), "folder"

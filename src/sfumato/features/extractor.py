@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from sfumato.base.errors import InputError
+from sfumato.base.errors import DamagedDataError, InputError
 from sfumato.base.weights import weights_digest
 
 Device = str | torch.device
@@ -74,7 +74,8 @@ class BatchedExtractor:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """uint8 (B, 1 or 3, H, W) -> (B, dim) float32 on the CPU; `InputError` for others."""
+        """uint8 (B, 1 or 3, H, W) -> (B, dim) float32 on the CPU; `InputError` for others,
+        `DamagedDataError` where features are not finite."""
         self._check(images)
         features = torch.empty(len(images), self.dim)
         with _full_float32(self.device):
@@ -82,6 +83,13 @@ class BatchedExtractor:
                 part = images[start : start + self.rows].to(self.device)
                 part = part.expand(-1, self.channels, -1, -1)  # grey: the same value three times
                 features[start : start + self.rows] = self.of_batch(part).float().cpu()
+        unusable = len(features) - int(features.isfinite().all(dim=1).sum())
+        if unusable:
+            raise DamagedDataError(
+                f"{self.name}: features hold NaN or infinity in {unusable} of {len(features)} "
+                "images.",
+                mend="Its weights may be damaged: fetch them again, or leave this extractor out.",
+            )
         return features
 
     def _check(self, images: Tensor) -> None:

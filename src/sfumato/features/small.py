@@ -47,18 +47,6 @@ class SmallClipExtractor(BatchedExtractor):
         return texts_in_batches(captions, embed, rows=_ROWS)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClassifierExtractor(BatchedExtractor):
-    """A data set's judge: its last features, and from them what it takes the image for."""
-
-    classifier: Classifier
-
-    @torch.no_grad()
-    def logits(self, features: Tensor) -> Tensor:
-        """This extractor's features (N, dim) -> (N, classes), float32 on the CPU."""
-        return self.classifier.head(features.to(self.device)).float().cpu()
-
-
 def load_small_clip(folder: Path | None = None, *, device: Device = "cpu") -> SmallClipExtractor:
     """The image tower of a small CLIP that `save_towers` wrote; the bundled one without `folder`.
 
@@ -90,7 +78,7 @@ def load_small_clip(folder: Path | None = None, *, device: Device = "cpu") -> Sm
 
 def classifier_features(
     classifier: Classifier, *, identity: str, image_px: int, device: Device = "cpu"
-) -> ClassifierExtractor:
+) -> BatchedExtractor:
     """The last features of a data set's judge, before its head: (B, feature_dim).
 
     `identity` names its weights by their hash. It sees images of the `image_px` it was trained at
@@ -101,13 +89,12 @@ def classifier_features(
     def of_batch(images: Tensor) -> Tensor:
         return classifier.features(to_float(images, (-1.0, 1.0)))
 
-    return ClassifierExtractor(
+    return BatchedExtractor(
         name=f"judge {identity}, last features, {image_px} px, no resizing",
         dim=classifier.feature_dim,
         of_batch=of_batch,
         rows=_ROWS,
-        channels=int(classifier.settings["channels"]),
+        channels=classifier.channels,
         image_px=image_px,
         device=device,
-        classifier=classifier,
     )

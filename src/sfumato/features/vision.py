@@ -1,5 +1,6 @@
-"""CLIP and DINOv2 by Hub name or folder: the networks are transformers', the pixels are ours."""
+"""CLIP, DINOv2 and image classifiers by Hub name or folder: the networks are transformers'."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfumato.base.errors import DamagedDataError, InputError
 from sfumato.base.images import to_float, to_pil
@@ -141,6 +142,112 @@ def load_dinov2(
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImageClassifier:
+    """An image classifier in two halves: `head(extractor(images))` are its logits (N, K).
+
+    `identity`: its name and the hash of its weights; `labels`: K names of classes.
+    """
+
+    extractor: BatchedExtractor
+    head: nn.Linear
+    labels: Sequence[str]
+    identity: str
+
+
+def load_image_classifier(
+    location: str, *, device: Device = "cpu", may_download: bool = False
+) -> ImageClassifier:
+    """Any of transformers' image classifiers whose last layer is linear; safetensors only.
+
+    `location`: a folder or a Hub name. Pixels are prepared by the model's own processor, in Pillow
+    everywhere. Errors as for CLIP; `InputError` for a network that does not end in a linear layer
+    on one vector an image.
+    """
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    config = _configuration(location, None, may_download)
+    model = _load(
+        AutoModelForImageClassification, config, location, may_download, use_safetensors=True
+    ).to(device)
+    processor = _read(
+        location,
+        may_download,
+        lambda place, local: AutoImageProcessor.from_pretrained(
+            place, backend="pil", local_files_only=local
+        ),
+    )
+    channels: int = getattr(config, "num_channels", 3)
+    labels = [str(name) for _, name in sorted((config.id2label or {}).items())]
+    head = _last_linear(model, len(labels), location)
+    inputs: list[Tensor] = []
+    head.register_forward_pre_hook(lambda module, given: inputs.append(given[0]))
+
+    def run(images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and logits."""
+        pixels = processor(
+            list(images.cpu().numpy()), input_data_format="channels_first", return_tensors="pt"
+        )["pixel_values"]
+        inputs.clear()
+        logits = model(pixel_values=pixels.to(device)).logits
+        return inputs.pop(), logits
+
+    _check_halves(run, head, channels, device, location)
+    sha256 = weights_sha256(model)[:16]
+    pixels = hashlib.sha256(processor.to_json_string().encode()).hexdigest()[:8]
+    identity = f"{_shown(location)} sha256:{sha256}"
+    return ImageClassifier(
+        extractor=BatchedExtractor(
+            name=f"judge {identity}, last features, pixels by its own processor "
+            f"(settings sha256:{pixels})",
+            dim=head.in_features,
+            of_batch=lambda images: run(images)[0],
+            rows=_ROWS,
+            channels=channels,
+            device=device,
+        ),
+        head=head,
+        labels=labels,
+        identity=identity,
+    )
+
+
+def _last_linear(model: nn.Module, labels: int, location: str) -> nn.Linear:
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == labels]
+    if not layers:
+        raise _not_linear(location)
+    return layers[-1]
+
+
+@torch.no_grad()
+def _check_halves(
+    run: Callable[[Tensor], tuple[Tensor, Tensor]],
+    head: nn.Linear,
+    channels: int,
+    device: Device,
+    location: str,
+) -> None:
+    """`InputError` unless the head makes the model's own logits of what goes into it."""
+    image = torch.full((2, channels, 32, 32), 128, dtype=torch.uint8, device=device)
+    image[:, :, :16] = 0
+    try:
+        features, logits = run(image)
+    except (ValueError, RuntimeError, IndexError) as error:
+        raise InputError(
+            f"{location} cannot be used on images of {channels} channel(s) ({error}).",
+            mend="Its preprocessor_config.json must belong to its config.json.",
+        ) from error
+    if features.ndim != 2 or not torch.allclose(head(features), logits, atol=1e-4):
+        raise _not_linear(location)
+
+
+def _not_linear(location: str) -> InputError:
+    return InputError(
+        f"{location} does not end in one linear layer on one vector an image.",
+        mend="Features are taken from before that layer: choose a classifier that has one.",
+    )
+
+
 def short_side_to(images: Tensor, size_px: int) -> Tensor:
     """uint8 (B, 3, H, W) -> (B, 3, size, size): Pillow's bicubic filter, then the centre."""
     height, width = images.shape[-2:]
@@ -176,7 +283,7 @@ def normalized(images: Tensor, mean: Colour, std: Colour) -> Tensor:
 
 
 def _configuration(
-    location: str, model_types: tuple[str, ...], may_download: bool
+    location: str, model_types: tuple[str, ...] | None, may_download: bool
 ) -> "PreTrainedConfig":
     from transformers import AutoConfig
 
@@ -188,7 +295,7 @@ def _configuration(
         may_download,
         lambda place, local: AutoConfig.from_pretrained(place, local_files_only=local),
     )
-    if config.model_type not in model_types:
+    if model_types is not None and config.model_type not in model_types:
         raise InputError(
             f"{location} holds a model of the type '{config.model_type}', not '{model_types[0]}'.",
             mend="Name a folder or a Hub repository with a model of that type.",
@@ -196,7 +303,13 @@ def _configuration(
     return config
 
 
-def _load(model_class: Any, config: "PreTrainedConfig", location: str, may_download: bool) -> Any:
+def _load(
+    model_class: Any,
+    config: "PreTrainedConfig",
+    location: str,
+    may_download: bool,
+    **options: Any,
+) -> Any:
     """The model, frozen, float32; `DamagedDataError` where the files lack some of its weights."""
     model, about = _read(
         location,
@@ -207,6 +320,7 @@ def _load(model_class: Any, config: "PreTrainedConfig", location: str, may_downl
             dtype=torch.float32,
             local_files_only=local,
             output_loading_info=True,
+            **options,
         ),
     )
     if about["missing_keys"]:  # transformers would fill them with random numbers

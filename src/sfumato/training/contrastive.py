@@ -10,7 +10,7 @@ from sfumato.base.images import to_float
 from sfumato.base.section import Section
 from sfumato.data.loading import Batch
 from sfumato.text.towers import ClipTowers, contrastive_loss
-from sfumato.training.objectives import StepContext, finish_step, random_affine, warped
+from sfumato.training.objectives import StepContext, finish_step, random_changes, warped
 from sfumato.training.optimizer import OptimizerConfig, build_optimizer
 from sfumato.training.state import Stateful
 
@@ -85,7 +85,9 @@ class ClipObjective:
         return {"towers": self.towers, "optimizer": self.optimizer}
 
     def step(self, batch: Batch, context: StepContext) -> dict[str, Tensor]:
-        images = warped(to_float(batch.images, (-1.0, 1.0)), self._changes(batch, context))
+        mirrored = self.texts.mirrored.to(batch.labels.device)[batch.labels]
+        changes = random_changes(context, size=0.1, mirrored=mirrored)
+        images = warped(to_float(batch.images, (-1.0, 1.0)), changes)
         ids, labels = self._captions(context)
         loss = contrastive_loss(
             self.towers.embed_images(images),
@@ -99,15 +101,6 @@ class ClipObjective:
         return finish_step(
             self.parameters, self.optimizer, self.optimizer_config, loss.detach(), context
         )
-
-    def _changes(self, batch: Batch, context: StepContext) -> Tensor:
-        """Small affine maps (B, 2, 3); half of the images that may be mirrored are."""
-        generator = context.generator("augmentation")
-        maps = context.local(random_affine(context.batch_size, generator))
-        flips = context.local(torch.rand(context.batch_size, generator=generator) < 0.5)
-        flips &= self.texts.mirrored.to(flips.device)[batch.labels]
-        maps[flips, :, 0] *= -1
-        return maps
 
     def _captions(self, context: StepContext) -> tuple[Tensor, Tensor]:
         """Token ids (K R, L) of R captions of every class, and their classes (K R,)."""

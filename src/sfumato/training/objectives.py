@@ -16,7 +16,6 @@ from sfumato.base.section import ValueRange
 from sfumato.data.loading import Batch
 from sfumato.diffusion.schedule import DiffusionConfig, NoiseSchedule
 from sfumato.diffusion.targets import LOSS_WEIGHTS, LossWeight, training_target
-from sfumato.models.classifier import Classifier
 from sfumato.models.ema import AveragedModel, AveragingConfig
 from sfumato.text.prompts import PromptBank
 from sfumato.training.optimizer import OptimizerConfig, build_optimizer, learning_rate
@@ -228,36 +227,23 @@ def seeded_layers(context: StepContext, *, micro_batch: int, needed: bool) -> It
         yield
 
 
-class ClassifierObjective:
-    """Cross-entropy on labels, with small random affine changes of the images: the judge."""
-
-    def __init__(self, classifier: Classifier, optimizer: OptimizerConfig) -> None:
-        self.classifier = classifier.train()
-        self.parameters = list(classifier.parameters())
-        self.optimizer_config = optimizer
-        self.optimizer = build_optimizer(optimizer, classifier)
-
-    def parts(self) -> dict[str, Stateful]:
-        return {"classifier": self.classifier, "optimizer": self.optimizer}
-
-    def step(self, batch: Batch, context: StepContext) -> dict[str, Tensor]:
-        images = to_float(batch.images, (-1.0, 1.0))
-        changes = context.local(
-            random_affine(context.batch_size, context.generator("augmentation"))
-        )
-        logits = self.classifier(warped(images, changes))
-        loss = torch.nn.functional.cross_entropy(logits, batch.labels, label_smoothing=0.05)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        return finish_step(
-            self.parameters, self.optimizer, self.optimizer_config, loss.detach(), context
-        )
+def random_changes(context: StepContext, *, size: float, mirrored: Tensor) -> Tensor:
+    """This rank's affine maps (B, 2, 3) near the identity. Half of the images that `mirrored`, (B,)
+    or () bool, allows to be mirrored are."""
+    generator = context.generator("augmentation")
+    maps = context.local(random_affine(context.batch_size, generator, size=size))
+    flips = context.local(torch.rand(context.batch_size, generator=generator) < 0.5)
+    flips &= mirrored.to(flips.device)
+    maps[flips, :, 0] *= -1
+    return maps
 
 
-def random_affine(count: int, generator: torch.Generator) -> Tensor:
-    """(count, 2, 3) affine maps near the identity: scale and shear 10 %, shift 5 % of the image."""
-    change = torch.randn(count, 2, 3, generator=generator) * torch.tensor([0.1, 0.1, 0.1])
-    return torch.eye(2, 3) + change
+def random_affine(count: int, generator: torch.Generator, *, size: float = 0.1) -> Tensor:
+    """(count, 2, 3) affine maps: the identity and normal noise with the deviation `size`.
+
+    Of 0.1: scale and shear by 10 %, shift by 5 % of the image.
+    """
+    return torch.eye(2, 3) + torch.randn(count, 2, 3, generator=generator) * size
 
 
 def warped(images: Tensor, maps: Tensor) -> Tensor:

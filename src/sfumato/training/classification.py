@@ -1,0 +1,102 @@
+"""Training the judge: cross-entropy on the labels of images that are changed a little."""
+
+import torch
+import torch.nn.functional as F
+from pydantic import model_validator
+from torch import Tensor
+
+from sfumato.base.images import to_float
+from sfumato.base.section import Section
+from sfumato.data.loading import Batch
+from sfumato.models.classifier import Classifier
+from sfumato.models.ema import AveragedModel, AveragingConfig
+from sfumato.training.objectives import StepContext, finish_step, random_changes, warped
+from sfumato.training.optimizer import OptimizerConfig, build_optimizer
+from sfumato.training.state import Stateful
+
+
+class ClassifierTrainingConfig(Section):
+    """How long, in which batches, with which changes of the images, and what is kept."""
+
+    batch_size: int = 64
+    """Images of one optimizer step."""
+    epochs: float = 20
+    """Length of the run in passes over the data."""
+    affine: float = 0.1
+    """Size of random affine changes: 0.1 scales and shears by 10 %, shifts by 5 %; 0 for none."""
+    mirrored: bool = False
+    """Whether half of the images are mirrored: true suits photos, false anything with writing."""
+    label_smoothing: float = 0.05
+    """Share of the target that is spread over all classes."""
+    optimizer: OptimizerConfig = OptimizerConfig(
+        lr=4e-3, weight_decay=0.05, warmup_images=1_000, decay="cosine"
+    )
+    averaging: AveragingConfig = AveragingConfig(halflife_images=5_000)
+    log_every_images: int = 1_000
+    """Images between two lines of metrics.jsonl."""
+    checkpoint_every_images: int = 50_000
+    """Images between two checkpoints."""
+    keep_checkpoints: int = 2
+    """The newest checkpoints that are kept."""
+
+    @model_validator(mode="after")
+    def _in_range(self) -> "ClassifierTrainingConfig":
+        for name in (
+            "batch_size",
+            "epochs",
+            "log_every_images",
+            "checkpoint_every_images",
+            "keep_checkpoints",
+        ):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive")
+        if self.batch_size == 1:
+            raise ValueError("batch_size must be 2 or more, for batch norm")
+        if self.affine < 0 or not 0 <= self.label_smoothing < 1:
+            raise ValueError("affine is at least 0; label_smoothing a share, below 1")
+        return self
+
+    def total_images(self, data_set_size: int) -> int:
+        """Length of the run in images."""
+        return round(self.epochs * data_set_size)
+
+
+class ClassifierObjective:
+    """Cross-entropy on labels, with small random changes of the images: the judge."""
+
+    def __init__(self, classifier: Classifier, config: ClassifierTrainingConfig) -> None:
+        self.classifier = classifier.train()
+        self.parameters = list(classifier.parameters())
+        self.config = config
+        self.average = AveragedModel(classifier, config.averaging)
+        self.optimizer = build_optimizer(config.optimizer, classifier)
+
+    def parts(self) -> dict[str, Stateful]:
+        return {
+            "classifier": self.classifier,
+            "average": self.average.module,
+            "optimizer": self.optimizer,
+        }
+
+    def step(self, batch: Batch, context: StepContext) -> dict[str, Tensor]:
+        logits = self.classifier(self._changed(batch, context))
+        loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.config.label_smoothing)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        metrics = finish_step(
+            self.parameters, self.optimizer, self.config.optimizer, loss.detach(), context
+        )
+        self.average.update(
+            images_seen=context.images_seen + context.batch_size, batch_size=context.batch_size
+        )
+        return {**metrics, "accuracy": (logits.argmax(1) == batch.labels).float().mean()}
+
+    def _changed(self, batch: Batch, context: StepContext) -> Tensor:
+        """Float images (B, C, H, W) in [-1, 1]."""
+        images = to_float(batch.images, (-1.0, 1.0))
+        if not self.config.affine and not self.config.mirrored:
+            return images
+        changes = random_changes(
+            context, size=self.config.affine, mirrored=torch.tensor(self.config.mirrored)
+        )
+        return warped(images, changes)
