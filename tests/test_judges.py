@@ -234,6 +234,8 @@ def test_a_judge_is_measured_on_what_it_was_not_tuned_on(finished: Path) -> None
     own = load_judge(tiny().data, str(finished))
     asked = load_judge(digits(), str(finished / RESULT))
     assert asked.test_accuracy == own.test_accuracy
+    assert asked.identity == own.identity
+    assert own.identity.startswith("run sha256:")
     assert asked.test_accuracy.count == 150
 
 

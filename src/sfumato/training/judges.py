@@ -274,7 +274,9 @@ def _open(folder: Path, data: DataConfig, device: Device) -> Judge:
         data = data.model_copy(update={name: own[name] for name in _SPLIT_SETTINGS})
     reference = load_records(data, "reference")
     rows = match_classes(names, reference.class_names, whose=f"The judge in {folder}")
-    identity = f"{folder.name} sha256:{about['sha256'][:16]}"
+    whose = folder.resolve()  # a run's judge is called by the name of the run
+    whose = whose.parent if whose.name == RESULT else whose
+    identity = f"{whose.name} sha256:{about['sha256'][:16]}"
     return _judge(
         classifier_features(
             classifier, identity=identity, image_px=own["resolution"], device=device
