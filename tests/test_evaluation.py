@@ -180,6 +180,19 @@ def test_a_data_set_without_classes_is_measured_without_a_judge(tmp_path: Path) 
     assert card.floors["small-clip"].disjoint == "none"
 
 
+def test_an_untrained_judge_shows_what_it_is_worth(real_npz: Path, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"judge": "untrained", "extractors": ("judge",)})
+    card = evaluate(files_target(real_npz, DIGITS), config, base=tmp_path / "evaluation").card
+    assert card.judge is not None
+    assert card.judge.identity.startswith("untrained:0")
+    for row in (card.real, card.rows[0]):
+        assert row.agreement is not None
+        assert row.agreement.value < 0.4
+        assert row.untrained is not None
+        assert row.untrained.lowest <= row.untrained.mean <= row.untrained.highest < 0.4
+        assert row.untrained.chance == 0.1
+
+
 # What is kept -------------------------------------------------------------------------------------
 
 

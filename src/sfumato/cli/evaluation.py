@@ -334,6 +334,14 @@ def print_card(card: MetricCard) -> None:
         )
     print()
     say(_legend(card))
+    worth = {row.title: row.untrained for row in card.rows} | {"real": card.real.untrained}
+    for title, found in worth.items():
+        if found is not None:
+            say(
+                f"untrained judges on {title}: right in {percent(found.mean)} on average of 20, "
+                f"from {percent(found.lowest)} to {percent(found.highest)}; chance is "
+                f"{percent(found.chance)}"
+            )
     notes = dict.fromkeys(note for row in card.rows for note in row.notes)
     for note in (*card.warnings, *notes):
         say(f"note: {note}")

@@ -86,6 +86,15 @@ class Classes(Section):
     confusion: list[list[int]]
 
 
+class Untrained(Section):
+    """Accuracy of 20 judges with random weights, the paper's setup, on one set of images."""
+
+    mean: float
+    lowest: float
+    highest: float
+    chance: float
+
+
 class RowFigures(Section):
     """What is said of one set of images, generated or real."""
 
@@ -97,6 +106,8 @@ class RowFigures(Section):
     """100 max(cos, 0) between image and caption, by extractor."""
     inception_score: dict[str, ScoreOfInception] = Field(default_factory=dict)
     """By extractor."""
+    untrained: Untrained | None = None
+    """Where an untrained judge was asked for: what such judges are worth on these images."""
 
 
 class Memorised(Section):

@@ -24,6 +24,7 @@ from sfumato.evaluation.card import (
     RowFigures,
     ScoreOfInception,
     Subjects,
+    Untrained,
     classes_of,
     figure,
     read_card,
@@ -49,7 +50,7 @@ from sfumato.metrics.inception_score import inception_score_of_logits
 from sfumato.metrics.intervals import bootstrap_mean
 from sfumato.metrics.memorisation import Memorisation, memorisation
 from sfumato.metrics.pixels import saturated_shares
-from sfumato.training.judges import Judge, load_judge
+from sfumato.training.judges import Judge, load_judge, untrained_heads
 
 REQUEST = "request.json"
 PART_IMAGES = 64
@@ -111,11 +112,9 @@ def evaluate(
             f"{real.count} real test image is too few to measure against.",
             mend="Hold out more with --set data.test_share=0.5 when training, or give more images.",
         )
-    judge = (
-        load_judge(target.data, on_training=say)
-        if len(real.reference.records.class_names) > 1
-        else None
-    )
+    judge = None
+    if len(real.reference.records.class_names) > 1:
+        judge = load_judge(target.data, config.judge, device=device, on_training=say)
     opened = list(
         available_extractors(
             config.extractors,
@@ -157,6 +156,13 @@ def evaluate(
             if panel is not None:
                 nearest[row.title] = panel
         rows.append(row)
+    real_figures = _real_figures(real, extractors, against, judge, count)
+    if config.judge.partition(":")[0] == "untrained":
+        rows = [
+            row.model_copy(update={"untrained": _untrained(target, images)})
+            for row, images in zip(rows, taken, strict=True)
+        ]
+        real_figures = real_figures.model_copy(update={"untrained": _untrained(target, real)})
     floors = {
         key: floor
         for key, extractor in extractors.items()
@@ -186,7 +192,7 @@ def evaluate(
         ),
         extractors=infos,
         rows=rows,
-        real=_real_figures(real, extractors, against, judge, count),
+        real=real_figures,
         floors=floors,
         warnings=_warnings(count, floors, infos, real),
         command=shlex.join(["sfumato", *sys.argv[1:]]),
@@ -257,6 +263,15 @@ class _Real:
     def count(self) -> int:
         """Reference images that are used."""
         return min(self.reference_count or len(self.reference), len(self.reference))
+
+    @property
+    def labels(self) -> Tensor:
+        """(count,) classes of the reference images."""
+        return self.reference.labels(self.count)
+
+    def first(self, count: int) -> Tensor:
+        """The first reference images, uint8 (count, C, H, W)."""
+        return self.reference.images(slice(count))
 
     @property
     def training_count(self) -> int:
@@ -355,6 +370,11 @@ class _Taken:
     saturated: Tensor
     calls: int | None
     seconds: float | None
+
+    @property
+    def labels(self) -> Tensor | None:
+        """(N,) classes asked for."""
+        return self.subject.labels
 
     def first(self, count: int) -> Tensor:
         """The first images, uint8 (count, C, H, W) at most."""
@@ -461,6 +481,17 @@ def _row(
         inception_score=_inception_scores(extractors, judge, rows),
         features=found,
         notes=notes,
+    )
+
+
+def _untrained(target: Target, images: "_Taken | _Real") -> Untrained | None:
+    """What judges with random weights say of one set; None where its classes are not known."""
+    labels = images.labels
+    if labels is None:
+        return None
+    found = untrained_heads(target.data, images.first(len(labels)), labels)
+    return Untrained(
+        mean=found.mean, lowest=found.lowest, highest=found.highest, chance=found.chance
     )
 
 
