@@ -254,6 +254,20 @@ def inspect(
     print_settings(file)
 
 
+@app.command(epilog="Example: `sfumato prepare wikiart wikiart-128 --set data.label_column=style`")
+def prepare(
+    source: Annotated[str, typer.Argument(help="A folder, a Hub name OWNER/NAME, or digits.")],
+    out: Annotated[Path, typer.Argument(help="A new folder, or one to go on with.")],
+    resolution: Annotated[int, typer.Option(help="Height and width in pixels.")] = 128,
+    settings: Settings = None,
+) -> None:
+    """Decode and resize a data set once, so that training never waits for it. Killed, the same
+    command goes on; the folder is a source: `--data OUT`."""
+    from sfumato.cli.data import prepare_data
+
+    prepare_data(source, out, settings or [], resolution=resolution)
+
+
 @presets_app.command("list")
 def presets_list() -> None:
     """The presets with their parameter counts."""

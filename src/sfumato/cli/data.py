@@ -14,6 +14,8 @@ from sfumato.base.errors import InputError, nearest
 from sfumato.base.files import write_bytes
 from sfumato.cli.show import Line, clock, say, unused
 from sfumato.data.config import DataConfig
+from sfumato.data.prepare import prepare
+from sfumato.data.prepared import IMAGES
 from sfumato.data.sources import Records, Split, load_records, open_images, source_name
 from sfumato.data.survey import Survey, resolve, survey
 from sfumato.data.synthetic import LIKE, Order, synthesize
@@ -54,13 +56,18 @@ def _example(records: Records, most: int = 80) -> str:
 
 def progress(doing: str) -> Callable[[int, int], None]:
     """A line of progress for data that take more than a moment."""
-    line, started = Line(every_seconds=5.0), time.monotonic()
+    line, started, before = Line(every_seconds=5.0), time.monotonic(), -1
 
     def on_rows(done: int, total: int) -> None:
+        nonlocal before
+        if before < 0:  # what an earlier command did is not this one's speed
+            before = done
         seconds = time.monotonic() - started
-        if seconds > 2:
+        speed = (done - before) / seconds
+        if seconds > 2 and speed > 0:
             line.show(
-                f"  {doing} {done:,} of {total:,} images  {done / seconds:,.0f} images/s",
+                f"  {doing} {done:,} of {total:,} images  {speed:,.0f} images/s  "
+                f"{clock((total - done) / speed)} left",
                 final=done == total,
             )
 
@@ -84,6 +91,28 @@ def make_synthetic(
         f"{size / 1e9:.3g} GB ({clock(time.monotonic() - started)})"
     )
     say(f"Look at them: sfumato data show {folder} --set data.label_column=style")
+
+
+def prepare_data(source: str, out: Path, settings: Sequence[str], *, resolution: int) -> None:
+    """Decode and resize all of a source once, and say what became of it."""
+    chosen = [f"data.source={json.dumps(source)}", f"data.resolution={resolution}"]
+    config = load_experiment("small", [*chosen, *settings]).data
+    started = time.monotonic()
+    result = prepare(config, out, on_rows=progress("prepared"))
+    made = result.manifest
+    if result.already:
+        say(f"{out} is prepared already, and whole: every checksum is right.")
+    if result.damage:
+        say(f"Skipped {len(result.damage):,} damaged rows:")
+        say("  " + "\n  ".join(list_damage(result.damage)))
+    count, channels, side, _ = made.shape
+    colours = "greyscale" if channels == 1 else "RGB"
+    size = (out / IMAGES).stat().st_size
+    say(
+        f"{out}: {count:,} images of {made.source} at {side}x{side}, {colours}, "
+        f"{size / 1e9:.3g} GB ({clock(time.monotonic() - started)})"
+    )
+    say(f"Train on them: sfumato train PRESET --data {out} --set data.resolution={side}")
 
 
 def show_data(source: str, settings: Sequence[str], *, out: Path) -> None:
