@@ -155,7 +155,8 @@ def _fitted(image: Image.Image, target: Target) -> Image.Image:
 class Decoded:
     """The rows that could be used, and those that could not.
 
-    `images`: (N, C, R, R) uint8, in their file where they are prepared; `labels`: (N,) int64, zeros without classes; `captions`: N.
+    `images`: (N, C, R, R) uint8, in their file where they are prepared; `labels`: (N,) int64,
+    zeros without classes; `captions`: N.
     """
 
     images: "np.ndarray | MappedImages"
