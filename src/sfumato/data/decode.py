@@ -237,7 +237,7 @@ def decode_chunks(
             return str(error)
 
     chunks = _chunks(rows)
-    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(_threads()) as pool:
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(processors()) as pool:
         coming = reader.submit(next, chunks, None)
         while chunk := coming.result():
             coming = reader.submit(next, chunks, None)
@@ -273,7 +273,8 @@ def _is_small(chunk: list[Row]) -> bool:
     return sum(map(len, encoded)) < _SMALL_BYTES * len(encoded)
 
 
-def _threads() -> int:
+def processors() -> int:
+    """Processor cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return max(1, len(os.sched_getaffinity(0)))
     return os.cpu_count() or 1
