@@ -305,6 +305,12 @@ def test_a_source_that_changes_before_it_goes_on_is_refused(source: Path, tmp_pa
 def test_a_folder_with_other_things_is_refused(source: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds .*parquet.*; nothing is written over"):
         prepare.prepare(config(tmp_path / "source"), source)
+    (tmp_path / "mine").mkdir()
+    np.save(tmp_path / "mine" / IMAGES, np.arange(5))  # the same name, but not ours
+    before = contents(tmp_path / "mine")
+    with pytest.raises(InputError, match=r"holds images\.npy, which is not of a prepared data set"):
+        prepare.prepare(config(source, max_damaged=0.1), tmp_path / "mine")
+    assert contents(tmp_path / "mine") == before
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="is a file"):
         prepare.prepare(config(source), tmp_path / "file")
