@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +21,7 @@ from sfumato.data.folder import read_folder
 from sfumato.data.hub import hub_folder, is_hub_name
 from sfumato.data.idx import read_idx
 from sfumato.data.parquet import Columns, read_parquet
+from sfumato.data.prepared import MappedImages, read_prepared
 from sfumato.data.table import Damage, Part, RawImages, list_damage
 
 Split = Literal["train", "judge", "test", "tuning", "reference"]
@@ -33,13 +34,14 @@ _KEPT_RECORDS = 3
 class Records:
     """Images of one split.
 
-    `images`: (N, C, H, W) uint8; `labels`: (N,) int64 into `class_names`, zeros where those are
+    `images`: (N, C, H, W) uint8, in memory or in the file of prepared data (the test part always
+    in memory); `labels`: (N,) int64 into `class_names`, zeros where those are
     empty; `prompts`: (N, T) int64 into `captions`, the distinct captions: an image has T of them,
     and a step draws one. `class_captions`: one caption of each class, for a look at the model.
     `damage`: the rows that were skipped.
     """
 
-    images: Tensor
+    images: Tensor | MappedImages
     labels: Tensor
     class_names: Sequence[str]
     prompts: Tensor
@@ -67,6 +69,7 @@ BUNDLED: dict[str, Callable[[DataConfig], RawImages]] = {"digits": read_digits}
 """Sources that come with sfumato, by name."""
 
 LAYOUTS: dict[str, Callable[[Path, DataConfig], RawImages | None]] = {
+    "prepared.json": read_prepared,
     "*.parquet": lambda folder, config: read_parquet(
         folder,
         Columns(
@@ -169,23 +172,32 @@ def load_records(
     if key not in _recent:
         count = part.count if keep is None else int(keep.sum())
         tell = (lambda done: None) if on_rows is None else (lambda done: on_rows(done, count))
-        decoded = decode_rows(
-            part.read(keep),
-            count=count,
-            target=_target(config),
-            classes=len(raw.class_names),
-            needs_caption=any(OWN in fields(template) for template in config.caption),
-            on_rows=tell,
-        )
-        _check_damage(decoded.damage, count, config)
-        _recent[key] = _records(raw, decoded, config, _describe(raw, decoded, config, name, count))
+        needs_caption = any(OWN in fields(template) for template in config.caption)
+        if part.stored is not None:
+            decoded = part.stored(keep, needs_caption)
+        else:
+            decoded = decode_rows(
+                part.read(keep),
+                count=count,
+                target=target_of(config),
+                classes=len(raw.class_names),
+                needs_caption=needs_caption,
+                on_rows=tell,
+            )
+        check_damage(decoded.damage, count, config)
+        description = _describe(raw, decoded, config, name, count)
+        if name != "train" and isinstance(decoded.images, MappedImages):
+            # Small, and compared as a whole by whatever measures.
+            decoded = replace(decoded, images=decoded.images[:].numpy())
+        _recent[key] = _records(raw, decoded, config, description)
         while len(_recent) > _KEPT_RECORDS:
             _recent.popitem(last=False)
     _recent.move_to_end(key)
     return _recent[key]
 
 
-def _target(config: DataConfig) -> Target:
+def target_of(config: DataConfig) -> Target:
+    """What the images of a resolved `config` are brought to."""
     assert config.resolution != "auto"
     assert config.channels != "auto"
     return Target(resolution=config.resolution, channels=config.channels, fit=config.fit)
@@ -241,7 +253,7 @@ def _rows_of_test(
     return part, keep, split
 
 
-def _check_damage(damage: Sequence[Damage], count: int, config: DataConfig) -> None:
+def check_damage(damage: Sequence[Damage], count: int, config: DataConfig) -> None:
     """`DamagedDataError` that lists the rows where they are more than `max_damaged` of `count`."""
     if len(damage) <= config.max_damaged * count and len(damage) < count:
         return
@@ -264,12 +276,12 @@ def _check_damage(damage: Sequence[Damage], count: int, config: DataConfig) -> N
 
 
 def _records(raw: RawImages, decoded: Decoded, config: DataConfig, description: str) -> Records:
-    labels = torch.from_numpy(decoded.labels)
+    images, labels = decoded.images, torch.from_numpy(decoded.labels)
     prompts, captions = caption_images(
         config.caption, labels=labels, class_names=raw.class_names, own=decoded.captions
     )
     return Records(
-        images=torch.from_numpy(decoded.images),
+        images=images if isinstance(images, MappedImages) else torch.from_numpy(images),
         labels=labels,
         class_names=raw.class_names,
         prompts=prompts,
@@ -290,7 +302,8 @@ def _describe(raw: RawImages, decoded: Decoded, config: DataConfig, split: str, 
     encoded = " and ".join(name for name in decoded.formats if name != "raw")
     text += f", {encoded + ' ' if encoded else ''}{' to '.join(sorted(sizes, key=len))}"
     if sizes != {f"{side}x{side}"}:
-        how = "centre-cropped and brought" if config.fit == "crop" else "squashed"
+        fit = config.fit if raw.prepared is None else raw.prepared.fit
+        how = "centre-cropped and brought" if fit == "crop" else "squashed"
         square = len(sizes) == 1 and decoded.smallest[0] == decoded.smallest[1]
         text += f" {'brought' if square else how} to {side}x{side} (bilinear, antialiased)"
     if "test" not in raw.parts or "judge" in raw.parts or split in ("tuning", "reference"):

@@ -198,7 +198,7 @@ def write_judge(run: Run, data: DataConfig, folder: Path) -> None:
         chosen = min(found, key=lambda name: found[name]["negative_log_likelihood"])
         tuning = {"images": records.description, "weights": found}
     reference = load_records(data, "reference")
-    predicted = _logits(weights[chosen], reference.images).argmax(1)
+    predicted = _logits(weights[chosen], reference.images[:]).argmax(1)
     confusion = confusion_matrix(reference.labels, predicted, classes=len(reference.class_names))
     accuracy = agreement(confusion).overall
     with whole_folder(folder) as temporary:
@@ -228,7 +228,7 @@ def write_judge(run: Run, data: DataConfig, folder: Path) -> None:
 
 def _tuned(classifier: Classifier, records: Records) -> dict[str, float]:
     """The temperature for `records`, and what the network is worth on them at it."""
-    logits = _logits(classifier, records.images)
+    logits = _logits(classifier, records.images[:])
     temperature = fit_temperature(logits, records.labels)
     return {
         "accuracy": float((logits.argmax(1) == records.labels).double().mean()),
@@ -436,7 +436,7 @@ def _judge(
     description: str,
 ) -> Judge:
     """The judge with its accuracy on `reference`."""
-    predicted = head(extractor(reference.images)).argmax(1)
+    predicted = head(extractor(reference.images[:])).argmax(1)
     return Judge(
         identity=identity,
         description=description,
