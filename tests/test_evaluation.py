@@ -529,3 +529,8 @@ def test_nan_features_are_an_error_never_a_figure(
     )
     with pytest.raises(DamagedDataError, match="broken: features hold NaN"):
         evaluate(target, CONFIG, base=tmp_path / "evaluation")
+
+
+def test_the_published_schema_is_that_of_the_card() -> None:
+    published = Path(__file__).parents[1] / "docs" / "metric-card.schema.json"
+    assert json.loads(published.read_text()) == MetricCard.model_json_schema()

@@ -61,7 +61,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("models")
     found = {name: root / name for name in ("clip", "half", "dinov2", "small", "inception.pth")}
     tiny = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    words = {"vocab_size": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    tokenizer = train_tokenizer(["a cat", "a dog"], vocab_size=520)
+    words = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         clip = CLIPModel(
@@ -78,6 +84,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             )
         )
         clip.save_pretrained(found["clip"])
+        tokenizer.save_pretrained(found["clip"])
         half = CLIPVisionModelWithProjection.from_pretrained(
             found["clip"], config=_vision_half(clip.config)
         )
@@ -85,7 +92,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         dinov2 = Dinov2Model(Dinov2Config(**tiny, image_size=70, patch_size=14))
         dinov2.save_pretrained(found["dinov2"])
         torch.save(Inception().state_dict(), found["inception.pth"])
-    tokenizer = train_tokenizer(["a cat", "a dog"], vocab_size=520)
     sizes = TowersConfig(
         text_width=16, text_layers=1, text_heads=2, text_mlp=16, image_widths=(4, 4, 8, 8)
     )
@@ -282,6 +288,30 @@ def test_dinov2_gives_the_class_token(folders: dict[str, Path]) -> None:
         expected = model(pixel_values=pixels).pooler_output
     extractor = load_dinov2(str(folders["dinov2"]))
     torch.testing.assert_close(extractor(images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_clip_reads_captions_as_transformers_does(folders: dict[str, Path]) -> None:
+    from transformers import CLIPModel, CLIPTokenizer
+
+    captions = ["a cat", "a dog and a cat", "a cat"]
+    model = CLIPModel.from_pretrained(folders["clip"]).eval()
+    tokenizer = CLIPTokenizer.from_pretrained(folders["clip"])
+    tokens = tokenizer(captions, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        pooled = model.text_model(**tokens).pooler_output
+        expected = model.text_projection(pooled)
+    found = load_clip(str(folders["clip"])).texts(captions)
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(found[0], found[2])
+    with pytest.raises(InputError, match="'clip_vision_model', not 'clip'"):
+        load_clip(str(folders["half"])).texts(captions)
+
+
+def test_the_small_clip_reads_captions(folders: dict[str, Path]) -> None:
+    found = load_small_clip(folders["small"]).texts(["a cat", "a dog", "a cat"])
+    assert torch.equal(found[0], found[2])
+    assert not torch.equal(found[0], found[1])
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(3))
 
 
 def test_the_small_clip_gives_its_unit_vectors(folders: dict[str, Path]) -> None:
