@@ -304,7 +304,7 @@ def print_comparison(found: Comparison) -> None:
             f"{one.difference:+.2g} ({one.low:.2g}, {one.high:.2g})",
             {"first": names[0], "second": names[1]}.get(one.better, ""),
         )
-    Console(width=max(80, Console().width)).print(table)
+    _print_table(table)
     say(
         f"{found.count:,} pairs of the same seed and caption; agreement by McNemar's exact test "
         "over the images that only one got right, "
@@ -319,12 +319,11 @@ def print_comparison(found: Comparison) -> None:
 
 def print_card(card: MetricCard) -> None:
     """The tables of an evaluation, with the floor of real images in each."""
-    console = Console(width=max(80, Console().width))
-    console.print(_first_table(card))
+    _print_table(_first_table(card))
     for info in card.measured:
         print()
         say(f"{info.title}: {info.dim} features of {info.name}")
-        console.print(_features_table(card, info))
+        _print_table(_features_table(card, info))
     missing = [info.title for info in card.extractors if info.missing]
     if missing:
         say(
@@ -347,6 +346,12 @@ def print_card(card: MetricCard) -> None:
         say(f"note: {note}")
 
 
+def _print_table(table: Table) -> None:
+    """Every figure whole: a narrow terminal breaks lines, not numbers."""
+    whole = Console(width=1000).measure(table).maximum
+    Console(width=max(Console().width, whole)).print(table)
+
+
 def _first_table(card: MetricCard) -> Table:
     """Agreement, CLIP score, saturation, copies: what is said of the images by themselves."""
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -363,7 +368,7 @@ def _first_table(card: MetricCard) -> Table:
         table.add_column(name, justify="right", no_wrap=name == "")
     for row in card.rows:
         table.add_row(
-            row.title,
+            _short(row.title),
             *_agreement(row.agreement),
             *(_plus_minus(row.clip_score.get(key), 2) for key in captions),
             percent(row.saturated),
@@ -392,8 +397,8 @@ def _features_table(card: MetricCard, info: ExtractorInfo) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
 
     def row(title: str, figures: object, *more: str) -> None:
-        def cell(name: str, digits: int, factor: float = 1) -> str:
-            return _plus_minus(getattr(figures, name), digits, factor)
+        def cell(name: str, digits: int, factor: float = 1, *, alone: bool = False) -> str:
+            return _plus_minus(getattr(figures, name), digits, factor, alone=alone)
 
         table.add_row(
             title,
@@ -401,16 +406,16 @@ def _features_table(card: MetricCard, info: ExtractorInfo) -> Table:
             cell("kernel", 2, 1000),
             cell("precision", 0, 100),
             cell("recall", 0, 100),
-            cell("density", 2),
-            cell("coverage", 0, 100),
+            cell("density", 2, alone=True),
+            cell("coverage", 0, 100, alone=True),
             *more,
         )
 
     for one in card.rows:
         figures, score = one.features[info.key], one.inception_score.get(info.key)
-        more = [_plus_minus(figures.frechet_infinity, 3)] if endless else []
+        more = [_plus_minus(figures.frechet_infinity, 3, alone=True)] if endless else []
         more += [f"{score.value:.2f}" if score else ""] if scored else []
-        row(one.title, figures, *more)
+        row(_short(one.title), figures, *more)
     if info.key in card.floors:
         table.add_section()
         score = card.real.inception_score.get(info.key)
@@ -420,14 +425,20 @@ def _features_table(card: MetricCard, info: ExtractorInfo) -> Table:
     return table
 
 
+def _short(title: str, most: int = 12) -> str:
+    return title if len(title) <= most else title[: most - 1] + "…"
+
+
 def _agreement(found: Figure | None) -> tuple[str, str]:
     if found is None or found.low is None or found.high is None:
         return "", ""
     return percent(found.value), f"{percent(found.low)} - {percent(found.high)}"
 
 
-def _plus_minus(found: Figure | Spread | None, digits: int, factor: float = 1) -> str:
-    """A figure with half of its interval, or a mean with its deviation."""
+def _plus_minus(
+    found: Figure | Spread | None, digits: int, factor: float = 1, *, alone: bool = False
+) -> str:
+    """A figure with half of its interval, or a mean with its deviation; `alone`: without them."""
     if found is None:
         return "-"
     if isinstance(found, Spread):
@@ -436,7 +447,8 @@ def _plus_minus(found: Figure | Spread | None, digits: int, factor: float = 1) -
         value = found.value
         half = None if found.low is None or found.high is None else (found.high - found.low) / 2
     value, digits = factor * value, _digits(factor * value, digits)
-    return f"{value:.{digits}f}" + ("" if half is None else f" ± {factor * half:.{digits}f}")
+    text = f"{value:.{digits}f}"
+    return text if alone or half is None else f"{text} ± {factor * half:.{digits}f}"
 
 
 def _digits(value: float, most: int) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import fmean, stdev
 from typing import Literal, TypeVar
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from sfumato.base.randomness import generator_for
 from sfumato.evaluation.card import FeatureFigures, FeatureFloor, Figure, Spread, figure
-from sfumato.metrics.distances import nearest_rows
+from sfumato.metrics.distances import nearest_rows, neighbour_radii
 from sfumato.metrics.diversity import Diversity, diversity_within_classes
 from sfumato.metrics.frechet import (
     FeatureMoments,
@@ -20,12 +21,13 @@ from sfumato.metrics.frechet import (
     frechet_to,
 )
 from sfumato.metrics.frechet_infinity import frechet_infinity_of_both
-from sfumato.metrics.kernel import kernel_distance
+from sfumato.metrics.kernel import kernel_distance, kernel_sums
 from sfumato.metrics.manifold import density_coverage, precision_recall
 
 MOST_ROWS = 10_000
 """Rows that distances of pairs are taken of; mean and covariance are of all rows."""
 _PARTS = 5
+_PRECISION_NEIGHBOURS, _DENSITY_NEIGHBOURS = 3, 5  # those of the papers
 _NORMAL_95 = 1.959964
 T = TypeVar("T")
 
@@ -61,9 +63,26 @@ class Features:
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceFeatures(Features):
-    """The reference's features, with the root of their covariance."""
+    """The reference's features, with the root of their covariance; what depends on them alone is
+    found once."""
 
     root: Tensor
+
+    @cached_property
+    def kernel_sums(self) -> Tensor:
+        return kernel_sums(self.rows)
+
+    def radii(self, neighbours: int) -> Tensor:
+        """`neighbour_radii` of the rows; `ValueError` where they are too few."""
+        if neighbours not in self._radii:
+            self._radii[neighbours] = neighbour_radii(
+                self.rows, neighbours=neighbours, name="reference"
+            )
+        return self._radii[neighbours]
+
+    @cached_property
+    def _radii(self) -> dict[int, Tensor]:
+        return {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,14 +112,32 @@ def feature_figures(
         "nearest": nearest_rows(generated.rows, reference.rows, name="generated").distances,
     }
     near = _noted(
-        "precision and recall", lambda: precision_recall(generated.rows, reference.rows), notes
+        "precision and recall",
+        lambda: precision_recall(
+            generated.rows,
+            reference.rows,
+            neighbours=_PRECISION_NEIGHBOURS,
+            reference_radii=reference.radii(_PRECISION_NEIGHBOURS),
+        ),
+        notes,
     )
     dense = _noted(
-        "density and coverage", lambda: density_coverage(generated.rows, reference.rows), notes
+        "density and coverage",
+        lambda: density_coverage(
+            generated.rows,
+            reference.rows,
+            neighbours=_DENSITY_NEIGHBOURS,
+            reference_radii=reference.radii(_DENSITY_NEIGHBOURS),
+        ),
+        notes,
     )
     strata = generated.labels if balanced else None
     kernel = _noted(
-        "KID", lambda: kernel_distance(generated.rows, reference.rows, strata=strata), notes
+        "KID",
+        lambda: kernel_distance(
+            generated.rows, reference.rows, strata=strata, reference_sums=reference.kernel_sums
+        ),
+        notes,
     )
     diversity = diversity_of(generated)
     if diversity is not None:

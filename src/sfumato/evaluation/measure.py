@@ -127,12 +127,15 @@ def evaluate(
     if judge is not None:
         extractors.setdefault("judge", judge.extractor)
 
+    def on_images_of(key: str) -> OnImages:
+        return lambda what, done, total: on_images(f"{what} ({key})", done, total)
+
     folder = _claim(base, _request(target, config, real, extractors))
     if (folder / FILE_NAME).exists():
         return Evaluated(card=read_card(folder), folder=folder)
 
     against = {
-        key: _reference_features(real, extractor, on_images)
+        key: _reference_features(real, extractor, on_images_of(key))
         for key, extractor in extractors.items()
     }
     count, total = target.subjects[0].count, sum(one.count for one in target.subjects)
@@ -151,7 +154,7 @@ def evaluate(
         row = _row(images, extractors, against, judge, folder)
         if nearest_by is not None:
             row, panel = _with_memorisation(
-                row, images, nearest_by, real, extractors[nearest_by], on_images
+                row, images, nearest_by, real, extractors[nearest_by], on_images_of(nearest_by)
             )
             if panel is not None:
                 nearest[row.title] = panel
@@ -166,7 +169,11 @@ def evaluate(
     floors = {
         key: floor
         for key, extractor in extractors.items()
-        if (floor := _floor(real, extractor, against[key], count, config.floor_pairs, on_images))
+        if (
+            floor := _floor(
+                real, extractor, against[key], count, config.floor_pairs, on_images_of(key)
+            )
+        )
     }
     infos = [_info(one) for one in opened]
     card = MetricCard(

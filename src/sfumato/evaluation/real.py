@@ -109,7 +109,7 @@ class RealImages:
             before = taken
             found.append(parts.get(part, take)["features"])
             if taken > before:
-                on_images(f"features of real images ({self.split})", part.stop, whole)
+                on_images(f"real images, {self.split}", part.stop, whole)
         return torch.cat(found)[:count]
 
     def statistics(

@@ -45,6 +45,7 @@ def kernel_distance(
     reference: Tensor,
     *,
     strata: Tensor | None = None,
+    reference_sums: Tensor | None = None,
     confidence: float = 0.95,
 ) -> KernelDistance:
     """The estimate from all pairs: Binkowski et al. (2018, Eq. 4) with k(x, y) = (x.y / D + 1)^3.
@@ -57,12 +58,13 @@ def kernel_distance(
     `strata` (N,) int64: the class of each generated row, where so many of each were drawn instead
     of by lot. Such rows hold too few pairs of one class, which would bias the value downward by
     about the classes' spread / N; pairs of one class are weighted up to their true share.
+    `reference_sums`: `kernel_sums(reference)` where they are known.
     `ValueError` for too few rows (in a stratum as well), unequal D, NaN.
     """
     generated, reference = checked_pair(generated, reference, rows=2)
     if strata is not None and int(strata.unique(return_counts=True)[1].min()) < 2:
         raise ValueError("a class has 1 row; pairs within a class need at least 2")
-    found = _mmd(generated, reference, strata=strata)
+    found = _mmd(generated, reference, strata=strata, within_y=reference_sums)
     error = sqrt(found.variance / len(generated) + found.reference_variance / len(reference))
     half = NormalDist().inv_cdf(0.5 + confidence / 2) * error
     return KernelDistance(
@@ -132,9 +134,16 @@ class _Discrepancy:
     reference_variance: float
 
 
-def _mmd(x: Tensor, y: Tensor, *, strata: Tensor | None = None) -> _Discrepancy:
-    within_x, _ = _kernel_sums(x, x, same=True)
-    within_y, _ = _kernel_sums(y, y, same=True)
+def kernel_sums(features: Tensor) -> Tensor:
+    """(N,): the kernel of each row of `features` (N, D) with all others, summed; float64."""
+    return _kernel_sums(features, features, same=True)[0]
+
+
+def _mmd(
+    x: Tensor, y: Tensor, *, strata: Tensor | None = None, within_y: Tensor | None = None
+) -> _Discrepancy:
+    within_x = kernel_sums(x)
+    within_y = kernel_sums(y) if within_y is None else within_y
     across_x, across_y = _kernel_sums(x, y, same=False)
     mean_within_x = within_x / (len(x) - 1) if strata is None else _stratified(x, within_x, strata)
     pull_x = mean_within_x - across_x / len(y)
@@ -151,8 +160,7 @@ def _stratified(x: Tensor, within: Tensor, strata: Tensor) -> Tensor:
     sums = within.clone()
     for stratum in strata.unique():
         rows = (strata == stratum).nonzero().flatten().to(x.device)
-        own, _ = _kernel_sums(x[rows], x[rows], same=True)
-        sums[rows] += own / (len(rows) - 1)
+        sums[rows] += kernel_sums(x[rows]) / (len(rows) - 1)
     return sums / len(x)
 
 

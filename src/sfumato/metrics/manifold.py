@@ -36,16 +36,24 @@ class DensityCoverage:
 
 
 def precision_recall(
-    generated: Tensor, reference: Tensor, *, neighbours: int = 3, confidence: float = 0.95
+    generated: Tensor,
+    reference: Tensor,
+    *,
+    neighbours: int = 3,
+    reference_radii: Tensor | None = None,
+    confidence: float = 0.95,
 ) -> PrecisionRecall:
     """Improved precision and recall (Kynkaanniemi et al. 2019, Eq. 1 and 2), k = 3 as there.
 
     `generated` (N, D), `reference` (M, D). Both depend on N and M: compare at equal numbers.
     Intervals are Wilson's, of the rows judged, with the other side's manifold held fixed.
+    `reference_radii`: `neighbour_radii(reference)` for that k where they are known.
     `ValueError` unless N > k and M > k, for unequal D, for NaN.
     """
     generated, reference = checked_pair(generated, reference, rows=neighbours + 1)
-    reach = neighbour_radii(reference, neighbours=neighbours) * EDGE
+    if reference_radii is None:
+        reference_radii = neighbour_radii(reference, neighbours=neighbours)
+    reach = reference_radii * EDGE
     own_reach = neighbour_radii(generated, neighbours=neighbours) * EDGE
     precise = torch.zeros(len(generated), dtype=torch.bool, device=generated.device)
     recalled = torch.zeros(len(reference), dtype=torch.bool, device=generated.device)
@@ -64,6 +72,7 @@ def density_coverage(
     reference: Tensor,
     *,
     neighbours: int = 5,
+    reference_radii: Tensor | None = None,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> DensityCoverage:
@@ -72,10 +81,13 @@ def density_coverage(
     `generated` (N, D), `reference` (M, D). Differs from their code: a ball holds its edge, so that
     a copy of a row that the reference holds twice (radius 0) is inside. Intervals hold the balls
     fixed: density's is a bootstrap of generated rows by `seed`, coverage's is Wilson's.
+    `reference_radii`: `neighbour_radii(reference)` for that k where they are known.
     `ValueError` unless M > k, for no generated rows, unequal D, NaN.
     """
     generated, reference = checked_pair(generated, reference, rows=1)
-    reach = neighbour_radii(reference, neighbours=neighbours, name="reference") * EDGE
+    if reference_radii is None:
+        reference_radii = neighbour_radii(reference, neighbours=neighbours, name="reference")
+    reach = reference_radii * EDGE
     inside = torch.zeros(len(generated), dtype=torch.float64, device=generated.device)
     covered = torch.zeros(len(reference), dtype=torch.bool, device=generated.device)
     for tile, squared in distance_tiles(generated, reference):
