@@ -10,7 +10,7 @@ import torch
 from sfumato.base.errors import ConfigError, nearest
 from sfumato.clip import RESULT, ClipExperiment, finished_figures, run_clip
 from sfumato.configuration import Recipe, build, read_values
-from sfumato.data.sources import load_records
+from sfumato.data.loaders import open_training
 from sfumato.experiment import Experiment, run_experiment
 from sfumato.lint import lint_experiment
 from sfumato.models.unet import parameter_count
@@ -39,7 +39,7 @@ class Description:
 
 
 def _finished_diffusion(experiment: Experiment, folder: Path) -> Sequence[str]:
-    captions, _ = load_records(experiment.data, "test").examples()
+    captions, _ = open_training(experiment.data).examples()
     prompt = captions[min(7, len(captions) - 1)]
     return (
         f"Samples in {folder / 'samples'}.",

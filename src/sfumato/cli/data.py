@@ -13,7 +13,8 @@ from sfumato.base.errors import InputError
 from sfumato.base.files import write_bytes
 from sfumato.cli.show import Line, say, unused
 from sfumato.data.config import DataConfig
-from sfumato.data.sources import Records, Split, load_records, open_images, source_name
+from sfumato.data.loaders import open_training
+from sfumato.data.sources import Annotations, Records, Split, load_records, open_images, source_name
 from sfumato.data.survey import Survey, resolve, survey
 from sfumato.data.table import list_damage
 from sfumato.experiment import Experiment, load_experiment, resolve_experiment
@@ -28,10 +29,11 @@ def look_at_data(experiment: Experiment) -> Experiment:
     say(found.sentence())
     experiment = resolve_experiment(experiment, found)
     data = experiment.data
-    records = load_records(data, "train", on_rows=_progress())
+    records = open_training(data, on_rows=_progress())
     say(
         f"Training on {len(records):,} of them at {_form(data)}; {len(records.captions):,} "
         f"caption{'s' * (len(records.captions) > 1)}, such as '{_example(records)}'."
+        + (" Streamed from the files." if data.loading == "stream" else "")
     )
     if records.damage:
         say(f"Skipped {len(records.damage):,} damaged rows:")
@@ -44,7 +46,7 @@ def _form(data: DataConfig) -> str:
     return f"{data.resolution}x{data.resolution}, {colours}"
 
 
-def _example(records: Records, most: int = 80) -> str:
+def _example(records: Annotations, most: int = 80) -> str:
     captions, _ = records.examples()
     text = captions[min(7, len(captions) - 1)]
     return text if len(text) <= most else text[: most - 1] + "…"

@@ -187,14 +187,14 @@ def decode_rows(
     done = kept = 0
 
     def attempt(row: Row) -> "tuple[np.ndarray, Header] | str":
-        if problem := row.problem or _row_problem(row, classes, needs_caption):
+        if problem := row.problem or row_problem(row, classes, needs_caption):
             return problem
         try:
             return decode(row.image, target)
         except BadImage as error:
             return str(error)
 
-    with ThreadPoolExecutor(_threads()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         for chunk in _chunks(rows):
             run = map if _is_small(chunk) else pool.map
             for row, result in zip(chunk, run(attempt, chunk), strict=True):
@@ -224,7 +224,8 @@ def decode_rows(
 NO_CAPTION = "no caption"
 
 
-def _row_problem(row: Row, classes: int, needs_caption: bool) -> str:
+def row_problem(row: Row, classes: int, needs_caption: bool) -> str:
+    """Why a row cannot be used, whatever its image is; empty where it can."""
     if classes and row.label is None:
         return "no label"
     if classes and row.label is not None and not 0 <= row.label < classes:
@@ -249,7 +250,8 @@ def _is_small(chunk: list[Row]) -> bool:
     return sum(map(len, encoded)) < _SMALL_BYTES * len(encoded)
 
 
-def _threads() -> int:
+def cores() -> int:
+    """Processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return max(1, len(os.sched_getaffinity(0)))
     return os.cpu_count() or 1

@@ -29,16 +29,15 @@ _KEPT_RECORDS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Records:
-    """Images of one split.
+class Annotations:
+    """What is known of the images of one split without their pixels.
 
-    `images`: (N, C, H, W) uint8; `labels`: (N,) int64 into `class_names`, zeros where those are
-    empty; `prompts`: (N, T) int64 into `captions`, the distinct captions: an image has T of them,
-    and a step draws one. `class_captions`: one caption of each class, for a look at the model.
-    `damage`: the rows that were skipped.
+    `labels`: (N,) int64 into `class_names`, zeros where those are empty; `prompts`: (N, T) int64
+    into `captions`, the distinct captions: an image has T of them, and a step draws one.
+    `class_captions`: one caption of each class, for a look at the model. `damage`: the rows that
+    were skipped.
     """
 
-    images: Tensor
     labels: Tensor
     class_names: Sequence[str]
     prompts: Tensor
@@ -48,7 +47,7 @@ class Records:
     damage: Sequence[Damage] = ()
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.labels)
 
     def examples(self, most: int = 16) -> tuple[list[str], list[str]]:
         """Captions to draw for a look at the model, and a short label of each: one a class, or,
@@ -58,6 +57,13 @@ class Records:
         count = min(8, most, len(self.captions))
         chosen = [self.captions[place * len(self.captions) // count] for place in range(count)]
         return chosen, chosen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Records(Annotations):
+    """Images of one split, decoded: `images` (N, C, H, W) uint8."""
+
+    images: Tensor
 
 
 # Opening ------------------------------------------------------------------------------------------
@@ -163,34 +169,49 @@ def load_records(
 
     config = resolve(config)
     raw = open_images(config)
-    part, keep, name = _rows_of(raw, config, split)
-    key = (config, name, raw.fingerprint)
+    part, keep, name = rows_of(raw, config, split)
+    # How training reads them makes no other images.
+    key = (config.model_copy(update={"loading": "memory", "workers": 0}), name, raw.fingerprint)
     if key not in _recent:
         count = part.count if keep is None else int(keep.sum())
         tell = (lambda done: None) if on_rows is None else (lambda done: on_rows(done, count))
         decoded = decode_rows(
             part.read(keep),
             count=count,
-            target=_target(config),
+            target=target_of(config),
             classes=len(raw.class_names),
-            needs_caption=any(OWN in fields(template) for template in config.caption),
+            needs_caption=needs_caption(config),
             on_rows=tell,
         )
-        _check_damage(decoded.damage, count, config)
-        _recent[key] = _records(raw, decoded, config, _describe(raw, decoded, config, name, count))
+        check_damage(decoded.damage, count, config)
+        about = annotate(
+            raw,
+            config,
+            labels=decoded.labels,
+            own=decoded.captions,
+            description=_describe(raw, decoded, config, name, count),
+            damage=decoded.damage,
+        )
+        _recent[key] = Records(images=torch.from_numpy(decoded.images), **vars(about))
         while len(_recent) > _KEPT_RECORDS:
             _recent.popitem(last=False)
     _recent.move_to_end(key)
     return _recent[key]
 
 
-def _target(config: DataConfig) -> Target:
+def target_of(config: DataConfig) -> Target:
+    """What a resolved `config` brings images to."""
     assert config.resolution != "auto"
     assert config.channels != "auto"
     return Target(resolution=config.resolution, channels=config.channels, fit=config.fit)
 
 
-def _rows_of(
+def needs_caption(config: DataConfig) -> bool:
+    """Whether an image without a caption of its own cannot be used."""
+    return any(OWN in fields(template) for template in config.caption)
+
+
+def rows_of(
     raw: RawImages, config: DataConfig, split: Split
 ) -> tuple[Part, np.ndarray | None, str]:
     """The part that holds a split, which of its rows, and the split's name.
@@ -212,7 +233,7 @@ def _rows_of(
     return part, keep if name == "test" else ~keep, name
 
 
-def _check_damage(damage: Sequence[Damage], count: int, config: DataConfig) -> None:
+def check_damage(damage: Sequence[Damage], count: int, config: DataConfig) -> None:
     """`DamagedDataError` that lists the rows where they are more than `max_damaged` of `count`."""
     if len(damage) <= config.max_damaged * count and len(damage) < count:
         return
@@ -234,22 +255,30 @@ def _check_damage(damage: Sequence[Damage], count: int, config: DataConfig) -> N
     )
 
 
-def _records(raw: RawImages, decoded: Decoded, config: DataConfig, description: str) -> Records:
-    labels = torch.from_numpy(decoded.labels)
+def annotate(
+    raw: RawImages,
+    config: DataConfig,
+    *,
+    labels: np.ndarray,
+    own: Sequence[str | None],
+    description: str,
+    damage: Sequence[Damage],
+) -> Annotations:
+    """Captions for images with `labels` (N,) int64 and captions of their `own` (N)."""
+    classes = torch.from_numpy(labels)
     prompts, captions = caption_images(
-        config.caption, labels=labels, class_names=raw.class_names, own=decoded.captions
+        config.caption, labels=classes, class_names=raw.class_names, own=own
     )
-    return Records(
-        images=torch.from_numpy(decoded.images),
-        labels=labels,
+    return Annotations(
+        labels=classes,
         class_names=raw.class_names,
         prompts=prompts,
         captions=captions,
         class_captions=class_captions(
-            config.caption, prompts, captions, labels=labels, class_names=raw.class_names
+            config.caption, prompts, captions, labels=classes, class_names=raw.class_names
         ),
         description=description,
-        damage=decoded.damage,
+        damage=damage,
     )
 
 

@@ -37,6 +37,27 @@ class Part:
     read: Callable[[np.ndarray | None], Iterator[Row]]
 
 
+class RowGroup(NamedTuple):
+    """Rows of a file that can be read without the others: number `index` of `file`, whose first
+    row is row `start` of the file. `name` is the file's in messages."""
+
+    file: Path
+    name: str
+    index: int
+    start: int
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupedPart(Part):
+    """A part in row groups. `read_notes` is `read` without the images, which costs next to
+    nothing; `image_column` names the column that holds those."""
+
+    groups: Sequence[RowGroup]
+    image_column: str
+    read_notes: Callable[[np.ndarray | None], Iterator[Row]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class RawImages:
     """A data set before decoding.
