@@ -58,21 +58,28 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a whole file or nothing: temporary file in the same folder, fsync, rename."""
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary file in the same folder that becomes `path` in one rename when the block ends
+    well; a reader sees the whole file or none."""
     make_folder(path.parent)
     with writing(path):
         handle, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=path.parent)
+        os.close(handle)
         try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+            yield Path(name)
             os.chmod(name, 0o644)  # mkstemp makes files that only their owner can read
+            sync(Path(name))
             os.replace(name, path)
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a whole file or nothing: temporary file in the same folder, fsync, rename."""
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_text(path: Path, text: str) -> None:

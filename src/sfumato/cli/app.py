@@ -31,7 +31,7 @@ bench_app = typer.Typer(
     help="Time our training and sampling beside a plain loop over diffusers.", no_args_is_help=True
 )
 app.add_typer(bench_app, name="bench")
-data_app = typer.Typer(help="Look at a data set.", no_args_is_help=True)
+data_app = typer.Typer(help="Look at a data set, or make a synthetic one.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 Model = Annotated[str, typer.Argument(help="A run folder, or an exported pipeline folder.")]
@@ -254,6 +254,20 @@ def inspect(
     print_settings(file)
 
 
+@app.command(epilog="Example: `sfumato prepare wikiart wikiart-128 --set data.label_column=style`")
+def prepare(
+    source: Annotated[str, typer.Argument(help="A folder, a Hub name OWNER/NAME, or digits.")],
+    out: Annotated[Path, typer.Argument(help="A new folder, or one to go on with.")],
+    resolution: Annotated[int, typer.Option(help="Height and width in pixels.")] = 128,
+    settings: Settings = None,
+) -> None:
+    """Decode and resize a data set once, so that training never waits for it. Killed, the same
+    command goes on; the folder is a source: `--data OUT`."""
+    from sfumato.cli.data import prepare_data
+
+    prepare_data(source, out, settings or [], resolution=resolution)
+
+
 @presets_app.command("list")
 def presets_list() -> None:
     """The presets with their parameter counts."""
@@ -283,6 +297,26 @@ def data_show(
     from sfumato.cli.data import show_data
 
     show_data(source, settings or [], out=out)
+
+
+@data_app.command(
+    "synthesize", epilog="Example: `sfumato data synthesize synthetic-wikiart --files 2`"
+)
+def data_synthesize(
+    folder: Annotated[Path, typer.Argument(help="A new folder, or one to go on with.")],
+    like: Annotated[str, typer.Option(help="What to imitate: wikiart.")] = "wikiart",
+    files: Annotated[int, typer.Option(help="Parquet files; WikiArt has 72.")] = 72,
+    rows: Annotated[int, typer.Option(help="Paintings in a file.")] = 1100,
+    row_group: Annotated[int, typer.Option(help="Paintings in a row group.")] = 100,
+    order: Annotated[str, typer.Option(help="sorted (by style) or mixed.")] = "mixed",
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+) -> None:
+    """Make a synthetic data set in the form of a real one. Killed, the same command goes on."""
+    from sfumato.cli.data import make_synthetic
+
+    make_synthetic(
+        folder, like=like, files=files, rows=rows, row_group=row_group, order=order, seed=seed
+    )
 
 
 Pairs = Annotated[int, typer.Option(help="Pairs of timings, taken in turn; at least 7.")]

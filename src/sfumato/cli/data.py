@@ -4,18 +4,22 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from sfumato.base.errors import InputError
+from sfumato.base.errors import InputError, nearest
 from sfumato.base.files import write_bytes
-from sfumato.cli.show import Line, say, unused
+from sfumato.cli.show import Line, clock, say, unused
 from sfumato.data.config import DataConfig
 from sfumato.data.loaders import open_training
+from sfumato.data.prepare import prepare
+from sfumato.data.prepared import IMAGES
 from sfumato.data.sources import Annotations, Records, Split, load_records, open_images, source_name
 from sfumato.data.survey import Survey, resolve, survey
+from sfumato.data.synthetic import LIKE, Order, synthesize
 from sfumato.data.table import list_damage
 from sfumato.experiment import Experiment, load_experiment, resolve_experiment
 from sfumato.report.samples import caption_grid, class_grid
@@ -29,7 +33,7 @@ def look_at_data(experiment: Experiment) -> Experiment:
     say(found.sentence())
     experiment = resolve_experiment(experiment, found)
     data = experiment.data
-    records = open_training(data, on_rows=_progress())
+    records = open_training(data, on_rows=progress("read"))
     say(
         f"Training on {len(records):,} of them at {_form(data)}; {len(records.captions):,} "
         f"caption{'s' * (len(records.captions) > 1)}, such as '{_example(records)}'."
@@ -52,19 +56,65 @@ def _example(records: Annotations, most: int = 80) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def _progress() -> Callable[[int, int], None]:
+def progress(doing: str) -> Callable[[int, int], None]:
     """A line of progress for data that take more than a moment."""
-    line, started = Line(every_seconds=5.0), time.monotonic()
+    line, started, before = Line(every_seconds=5.0), time.monotonic(), -1
 
     def on_rows(done: int, total: int) -> None:
+        nonlocal before
+        if before < 0:  # what an earlier command did is not this one's speed
+            before = done
         seconds = time.monotonic() - started
-        if seconds > 2:
+        speed = (done - before) / seconds
+        if seconds > 2 and speed > 0:
             line.show(
-                f"  reading {done:,} of {total:,} images  {done / seconds:,.0f} images/s",
+                f"  {doing} {done:,} of {total:,} images  {speed:,.0f} images/s  "
+                f"{clock((total - done) / speed)} left",
                 final=done == total,
             )
 
     return on_rows
+
+
+def make_synthetic(
+    folder: Path, *, like: str, files: int, rows: int, row_group: int, order: str, seed: int
+) -> None:
+    """Make a synthetic data set and say where it is."""
+    if like not in LIKE:
+        raise InputError(f"--like {like}: nothing by this name.", mend=nearest(like, list(LIKE)))
+    synthesis = LIKE[like](
+        files=files, rows=rows, row_group=row_group, order=cast(Order, order), seed=seed
+    )
+    started = time.monotonic()
+    paths = synthesize(folder, synthesis, on_rows=progress("made"))
+    size = sum(path.stat().st_size for path in paths)
+    say(
+        f"{folder}: {len(paths)} files, {files * rows:,} synthetic paintings, "
+        f"{size / 1e9:.3g} GB ({clock(time.monotonic() - started)})"
+    )
+    say(f"Look at them: sfumato data show {folder} --set data.label_column=style")
+
+
+def prepare_data(source: str, out: Path, settings: Sequence[str], *, resolution: int) -> None:
+    """Decode and resize all of a source once, and say what became of it."""
+    chosen = [f"data.source={json.dumps(source)}", f"data.resolution={resolution}"]
+    config = load_experiment("small", [*chosen, *settings]).data
+    started = time.monotonic()
+    result = prepare(config, out, on_rows=progress("prepared"))
+    made = result.manifest
+    if result.already:
+        say(f"{out} is prepared already, and whole: every checksum is right.")
+    if result.damage:
+        say(f"Skipped {len(result.damage):,} damaged rows:")
+        say("  " + "\n  ".join(list_damage(result.damage)))
+    count, channels, side, _ = made.shape
+    colours = "greyscale" if channels == 1 else "RGB"
+    size = (out / IMAGES).stat().st_size
+    say(
+        f"{out}: {count:,} images of {made.source} at {side}x{side}, {colours}, "
+        f"{size / 1e9:.3g} GB ({clock(time.monotonic() - started)})"
+    )
+    say(f"Train on them: sfumato train PRESET --data {out} --set data.resolution={side}")
 
 
 def show_data(source: str, settings: Sequence[str], *, out: Path) -> None:
@@ -82,7 +132,7 @@ def show_data(source: str, settings: Sequence[str], *, out: Path) -> None:
     if "judge" in open_images(config).parts:
         names.insert(1, "judge")
     started = time.monotonic()
-    splits = {name: load_records(config, name, on_rows=_progress()) for name in names}
+    splits = {name: load_records(config, name, on_rows=progress("read")) for name in names}
     _print_facts(config, found, splits, time.monotonic() - started)
     _print_classes(splits)
     for name, records in splits.items():

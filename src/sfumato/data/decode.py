@@ -8,12 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from sfumato.data.table import Damage, Row
+
+if TYPE_CHECKING:
+    from sfumato.data.prepared import MappedImages
 
 Fit = Literal["crop", "squash"]
 
@@ -152,10 +155,10 @@ def _fitted(image: Image.Image, target: Target) -> Image.Image:
 class Decoded:
     """The rows that could be used, and those that could not.
 
-    `images`: (N, C, R, R) uint8; `labels`: (N,) int64, zeros without classes; `captions`: N.
+    `images`: (N, C, R, R) uint8, in their file where they are prepared; `labels`: (N,) int64, zeros without classes; `captions`: N.
     """
 
-    images: np.ndarray
+    images: "np.ndarray | MappedImages"
     labels: np.ndarray
     captions: list[str | None]
     damage: list[Damage]
@@ -185,31 +188,21 @@ def decode_rows(
     formats: Counter[str] = Counter()
     sizes: set[tuple[int, int]] = set()
     done = kept = 0
-
-    def attempt(row: Row) -> "tuple[np.ndarray, Header] | str":
-        if problem := row.problem or row_problem(row, classes, needs_caption):
-            return problem
-        try:
-            return decode(row.image, target)
-        except BadImage as error:
-            return str(error)
-
-    with ThreadPoolExecutor(cores()) as pool:
-        for chunk in _chunks(rows):
-            run = map if _is_small(chunk) else pool.map
-            for row, result in zip(chunk, run(attempt, chunk), strict=True):
-                if isinstance(result, str):
-                    damage.append(Damage(row.file, row.number, result))
-                    continue
-                images[kept], header = result
-                if classes:
-                    labels[kept] = row.label
-                captions.append(row.caption)
-                formats[header.format] += 1
-                sizes.add((header.width, header.height))
-                kept += 1
-            done += len(chunk)
-            on_rows(done)
+    chunks = decode_chunks(rows, target=target, classes=classes, needs_caption=needs_caption)
+    for chunk in chunks:
+        for row, result in chunk:
+            if isinstance(result, str):
+                damage.append(Damage(row.file, row.number, result))
+                continue
+            images[kept], header = result
+            if classes:
+                labels[kept] = row.label
+            captions.append(row.caption)
+            formats[header.format] += 1
+            sizes.add((header.width, header.height))
+            kept += 1
+        done += len(chunk)
+        on_rows(done)
     return Decoded(
         images=images[:kept],
         labels=labels[:kept],
@@ -219,6 +212,36 @@ def decode_rows(
         smallest=min(sizes, default=(0, 0)),
         largest=max(sizes, default=(0, 0)),
     )
+
+
+Pixels = tuple[np.ndarray, Header]
+"""An image as `decode` gives it."""
+
+
+def decode_chunks(
+    rows: Iterable[Row], *, target: Target, classes: int, needs_caption: bool
+) -> Iterator[list[tuple[Row, Pixels | str]]]:
+    """The rows in their order, a few hundred at a time, each with its image or what is wrong with
+    it; decoded on the threads that are there, while one more reads the rows that come next.
+
+    Arguments as for `decode_rows`.
+    """
+
+    def attempt(row: Row) -> Pixels | str:
+        if problem := row.problem or row_problem(row, classes, needs_caption):
+            return problem
+        try:
+            return decode(row.image, target)
+        except BadImage as error:
+            return str(error)
+
+    chunks = _chunks(rows)
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(cores()) as pool:
+        coming = reader.submit(next, chunks, None)
+        while chunk := coming.result():
+            coming = reader.submit(next, chunks, None)
+            run = map if _is_small(chunk) else pool.map
+            yield list(zip(chunk, run(attempt, chunk), strict=True))
 
 
 NO_CAPTION = "no caption"

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sfumato.base.errors import ConfigError
 from sfumato.base.randomness import generator_for
+from sfumato.data.prepared import MappedImages
 from sfumato.data.sources import Records
 
 
@@ -74,7 +75,11 @@ class SampleOrder:
 
 
 class DeviceBatches:
-    """Batches from a data set held whole on the training device as uint8: no loader process."""
+    """Batches from a data set held whole on the training device as uint8: no loader process.
+
+    Prepared images stay in their file on a CPU, and where an accelerator has not twice the room
+    for them: a batch is gathered when it is asked for, which costs a fraction of a step.
+    """
 
     def __init__(
         self,
@@ -91,14 +96,16 @@ class DeviceBatches:
         self.order = SampleOrder(len(records), seed=seed)
         self.batch_size = batch_size
         self._mine = slice(rank, None, world_size)
-        self._images = records.images.to(device)
+        self._device = device
+        self._images = _placed(records.images, device)
         self._labels = records.labels.to(device)
         self._prompts = records.prompts.to(device)
 
     def at(self, images_seen: int) -> Batch:
         """This rank's part of the global batch that starts at sample `images_seen`."""
-        indices = self.order.indices(images_seen, self.batch_size)[self._mine]
-        indices = indices.to(self._images.device)
+        rows = self.order.indices(images_seen, self.batch_size)[self._mine]
+        indices = rows.to(self._device)
+        mapped = isinstance(self._images, MappedImages)
         chosen = chosen_captions(
             self._prompts.shape[1],
             seed=self.seed,
@@ -106,7 +113,7 @@ class DeviceBatches:
             batch_size=self.batch_size,
         )
         return Batch(
-            images=self._images[indices],
+            images=self._images[rows].to(self._device) if mapped else self._images[indices],
             labels=self._labels[indices],
             prompts=self._prompts[indices, chosen[self._mine].to(indices.device)],
         )
@@ -127,3 +134,14 @@ def chosen_captions(count: int, *, seed: int, images_seen: int, batch_size: int)
         return torch.zeros(batch_size, dtype=torch.int64)
     generator = generator_for(seed, images_seen, "captions")
     return torch.randint(count, (batch_size,), generator=generator)
+
+
+def _placed(images: Tensor | MappedImages, device: torch.device) -> Tensor | MappedImages:
+    """On the device, or in their file where that is better or must be."""
+    if isinstance(images, MappedImages):
+        if device.type == "cpu":
+            return images
+        free_bytes = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+        if 2 * images.shape.numel() > free_bytes:
+            return images
+    return images.to(device)

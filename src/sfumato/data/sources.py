@@ -21,6 +21,7 @@ from sfumato.data.folder import read_folder
 from sfumato.data.hub import hub_folder, is_hub_name
 from sfumato.data.idx import read_idx
 from sfumato.data.parquet import Columns, read_parquet
+from sfumato.data.prepared import MappedImages, read_prepared
 from sfumato.data.table import Damage, Part, RawImages, list_damage
 
 Split = Literal["train", "judge", "test"]
@@ -61,9 +62,10 @@ class Annotations:
 
 @dataclass(frozen=True, kw_only=True)
 class Records(Annotations):
-    """Images of one split, decoded: `images` (N, C, H, W) uint8."""
+    """Images of one split, decoded: `images` (N, C, H, W) uint8, in memory or in the file of
+    prepared data (the test part always in memory)."""
 
-    images: Tensor
+    images: Tensor | MappedImages
 
 
 # Opening ------------------------------------------------------------------------------------------
@@ -72,6 +74,7 @@ BUNDLED: dict[str, Callable[[DataConfig], RawImages]] = {"digits": read_digits}
 """Sources that come with sfumato, by name."""
 
 LAYOUTS: dict[str, Callable[[Path, DataConfig], RawImages | None]] = {
+    "prepared.json": read_prepared,
     "*.parquet": lambda folder, config: read_parquet(
         folder,
         Columns(
@@ -175,14 +178,17 @@ def load_records(
     if key not in _recent:
         count = part.count if keep is None else int(keep.sum())
         tell = (lambda done: None) if on_rows is None else (lambda done: on_rows(done, count))
-        decoded = decode_rows(
-            part.read(keep),
-            count=count,
-            target=target_of(config),
-            classes=len(raw.class_names),
-            needs_caption=needs_caption(config),
-            on_rows=tell,
-        )
+        if part.stored is not None:
+            decoded = part.stored(keep, needs_caption(config))
+        else:
+            decoded = decode_rows(
+                part.read(keep),
+                count=count,
+                target=target_of(config),
+                classes=len(raw.class_names),
+                needs_caption=needs_caption(config),
+                on_rows=tell,
+            )
         check_damage(decoded.damage, count, config)
         about = annotate(
             raw,
@@ -192,7 +198,13 @@ def load_records(
             description=_describe(raw, decoded, config, name, count),
             damage=decoded.damage,
         )
-        _recent[key] = Records(images=torch.from_numpy(decoded.images), **vars(about))
+        images = decoded.images
+        if name == "test" and isinstance(images, MappedImages):
+            images = images[:]  # small, and compared as a whole by whatever measures
+        _recent[key] = Records(
+            images=torch.from_numpy(images) if isinstance(images, np.ndarray) else images,
+            **vars(about),
+        )
         while len(_recent) > _KEPT_RECORDS:
             _recent.popitem(last=False)
     _recent.move_to_end(key)
@@ -200,7 +212,7 @@ def load_records(
 
 
 def target_of(config: DataConfig) -> Target:
-    """What a resolved `config` brings images to."""
+    """What the images of a resolved `config` are brought to."""
     assert config.resolution != "auto"
     assert config.channels != "auto"
     return Target(resolution=config.resolution, channels=config.channels, fit=config.fit)
@@ -290,7 +302,8 @@ def _describe(raw: RawImages, decoded: Decoded, config: DataConfig, split: str, 
     encoded = " and ".join(name for name in decoded.formats if name != "raw")
     text += f", {encoded + ' ' if encoded else ''}{' to '.join(sorted(sizes, key=len))}"
     if sizes != {f"{side}x{side}"}:
-        how = "centre-cropped and brought" if config.fit == "crop" else "squashed"
+        fit = config.fit if raw.prepared is None else raw.prepared.fit
+        how = "centre-cropped and brought" if fit == "crop" else "squashed"
         square = len(sizes) == 1 and decoded.smallest[0] == decoded.smallest[1]
         text += f" {'brought' if square else how} to {side}x{side} (bilinear, antialiased)"
     if "test" not in raw.parts or "judge" in raw.parts:

@@ -37,6 +37,7 @@ class Survey:
     class_names: Sequence[str]
     captions: str
     example: str
+    prepared_px: int | None
 
     @property
     def count(self) -> int:
@@ -94,14 +95,16 @@ def survey(config: DataConfig) -> Survey:
         class_names=raw.class_names,
         captions=raw.captions,
         example=example,
+        prepared_px=None if raw.prepared is None else raw.prepared.resolution,
     )
 
 
 def resolve(config: DataConfig, found: Survey | None = None) -> DataConfig:
     """`config` with every `auto` made concrete, by `found` or a survey of its own.
 
-    Resolution: the largest of `RESOLUTIONS` that the median short side reaches. Channels: 1 where
-    all images are greyscale. Caption: the images' own; else by the class.
+    Resolution: the largest of `RESOLUTIONS` that the median short side reaches, or the one that
+    the images were prepared at. Channels: 1 where all images are greyscale. Caption: the images'
+    own; else by the class.
     """
     if config.is_resolved:
         return config
@@ -109,7 +112,7 @@ def resolve(config: DataConfig, found: Survey | None = None) -> DataConfig:
     changes: dict[str, object] = {}
     if config.resolution == "auto":
         reached = [side for side in RESOLUTIONS if side <= found.median_short_px]
-        changes["resolution"] = max(reached, default=RESOLUTIONS[0])
+        changes["resolution"] = found.prepared_px or max(reached, default=RESOLUTIONS[0])
     if config.channels == "auto":
         changes["channels"] = 1 if found.grey else 3
     if config.caption == AUTO_CAPTION:

@@ -5,9 +5,13 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from sfumato.data.decode import Decoded
+    from sfumato.data.prepared import Settings
 
 T = TypeVar("T")
 
@@ -31,10 +35,12 @@ class Row(NamedTuple):
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """The rows of one split. `read(keep)` gives those where `keep` (count,) bool is true, in
-    their order; None is all of them."""
+    their order; None is all of them. `stored(keep, needs_caption)`, of prepared data, gives them
+    as decoding would, without decoding."""
 
     count: int
     read: Callable[[np.ndarray | None], Iterator[Row]]
+    stored: "Callable[[np.ndarray | None, bool], Decoded] | None" = None
 
 
 class RowGroup(NamedTuple):
@@ -64,7 +70,8 @@ class RawImages:
 
     `parts` has "train" and "test", or "all" where the files name no such parts. `labels` and
     `captions` say where they were found (empty: nowhere); `class_names` is empty without labels.
-    `fingerprint` changes with the names and sizes of the files.
+    `fingerprint` changes with the names and sizes of the files. `prepared` says how the pixels
+    were made, where they were made before.
     """
 
     layout: str
@@ -73,6 +80,7 @@ class RawImages:
     labels: str
     captions: str
     fingerprint: str
+    prepared: "Settings | None" = None
 
     @property
     def count(self) -> int:

@@ -100,7 +100,9 @@ class Batches(Protocol):
     """A source of batches whose order is a function of the position alone."""
 
     batch_size: int
-    order: Order
+
+    @property
+    def order(self) -> Order: ...
 
     def at(self, images_seen: int) -> Batch: ...
 

@@ -1,0 +1,307 @@
+"""One pass over a source: decode, resize and write every image, so that training only copies."""
+
+import json
+import os
+import shutil
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from sfumato.base.errors import InputError, SfumatoError
+from sfumato.base.files import (
+    is_temporary,
+    make_folder,
+    read_json,
+    remove_incomplete,
+    sha256_of_file,
+    sync,
+    whole_file,
+    write_json,
+    writing,
+)
+from sfumato.data.config import DataConfig
+from sfumato.data.decode import decode_chunks
+from sfumato.data.prepared import (
+    BEGUN,
+    HEADER_BYTES,
+    IMAGES,
+    MANIFEST,
+    ROWS,
+    Manifest,
+    Settings,
+    read_manifest,
+    verify,
+)
+from sfumato.data.sources import check_damage, open_images, source_name, target_of
+from sfumato.data.survey import OWN_CAPTION, resolve
+from sfumato.data.table import Damage, RawImages, Row
+
+_JOURNAL = "preparing.jsonl"
+_OWN_FILES = {MANIFEST, BEGUN, _JOURNAL, IMAGES, ROWS}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What a pass left in its folder, or found there (`already`)."""
+
+    manifest: Manifest
+    damage: list[Damage]
+    already: bool = False
+
+
+def prepare(
+    config: DataConfig, out: Path, *, on_rows: Callable[[int, int], None] = lambda done, total: None
+) -> Prepared:
+    """Write every image of `config.source` at its resolution into `out` (`data/prepared.py`).
+
+    Killed at any moment and called again, it goes on, and ends with the same bytes. Damaged rows
+    are left out up to `max_damaged` of a part. `on_rows` is told (rows done, rows in all). Raises
+    as `open_images`; `InputError` where `out` holds something else, or was begun from other images
+    or with other settings; `DamagedDataError` for too many damaged rows.
+    """
+    # Captions are stored as they are, so that no template is needed yet.
+    config = resolve(config.model_copy(update={"caption": (OWN_CAPTION,)}))
+    raw = open_images(config)
+    if raw.prepared is not None:
+        raise InputError(f"{config.source} is prepared already.", mend="Train on it as it is.")
+    settings = _settings(config, raw)
+    finished = _claim(out, settings)
+    if finished is not None:
+        verify(out, finished)
+        _tidy(out)
+        return Prepared(manifest=finished, damage=[], already=True)
+    remove_incomplete(out)
+    write_json(out / BEGUN, asdict(settings))
+    with writing(out / IMAGES):
+        work = _Work.resume(out / _JOURNAL)
+        _refuse_small_disk(out, raw, settings, work)
+        _run(raw, config, out, work, on_rows)
+        _write_rows(out / ROWS, work.rows)
+        _finish_images(out / IMAGES, (work.kept, *_shape(settings)))
+    manifest = Manifest(
+        settings=settings,
+        source=source_name(config),
+        layout=raw.layout,
+        parts={name: part.count for name, part in raw.parts.items()},
+        images=work.kept,
+        class_names=list(raw.class_names),
+        labels=raw.labels,
+        captions=raw.captions,
+        formats=dict(work.formats.most_common()),
+        smallest=min(work.sizes),
+        largest=max(work.sizes),
+        rows_sha256=sha256_of_file(out / ROWS),
+        checksums=work.checksums,
+    )
+    write_json(out / MANIFEST, manifest.as_json())
+    _tidy(out)
+    return Prepared(manifest=manifest, damage=work.damage)
+
+
+def _settings(config: DataConfig, raw: RawImages) -> Settings:
+    target = target_of(config)
+    return Settings(
+        fingerprint=raw.fingerprint,
+        resolution=target.resolution,
+        channels=target.channels,
+        fit=target.fit,
+        image_column=config.image_column,
+        label_column=config.label_column,
+        caption_column=config.caption_column,
+    )
+
+
+def _shape(settings: Settings) -> tuple[int, int, int]:
+    return settings.channels, settings.resolution, settings.resolution
+
+
+# Whose folder it is -------------------------------------------------------------------------------
+
+
+def _claim(out: Path, settings: Settings) -> Manifest | None:
+    """The manifest of a finished pass with the same settings; None where there is work to do."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file.", mend="Give a new folder.")
+    make_folder(out)
+    if (out / MANIFEST).exists():
+        finished = read_manifest(out)
+        _refuse_other(out, asdict(finished.settings), settings)
+        return finished
+    there = [path for path in out.iterdir() if not is_temporary(path)]
+    if (out / BEGUN).exists():
+        _refuse_other(out, read_json(out / BEGUN), settings)
+    if strange := sorted(path.name for path in there if path.name not in _OWN_FILES):
+        raise InputError(
+            f"{out} holds {strange[0]}, which is not of a prepared data set; nothing is written "
+            "over.",
+            mend="Give a new folder.",
+        )
+    return None
+
+
+def _refuse_other(out: Path, made: dict[str, Any], settings: Settings) -> None:
+    wanted = asdict(settings)
+    new = "Give a new folder; what is in this one stays as it is."
+    if made.get("fingerprint") != wanted["fingerprint"]:
+        raise InputError(
+            f"{out} was prepared from other images: the source is another one, or its files have "
+            "changed since.",
+            mend=new,
+        )
+    for name, value in wanted.items():
+        if made.get(name) != value:
+            raise InputError(
+                f"{out} was prepared with data.{name}={made.get(name)}, not {value}.", mend=new
+            )
+
+
+def _refuse_small_disk(out: Path, raw: RawImages, settings: Settings, work: "_Work") -> None:
+    missing = (raw.count - len(work.rows)) * int(np.prod(_shape(settings)))
+    free = shutil.disk_usage(out).free
+    if free < missing:
+        raise SfumatoError(
+            f"{out}: {missing / 1e9:.3g} GB are to be written, {free / 1e9:.3g} GB are free.",
+            mend="Free some space, give a folder on another disk, or a lower resolution.",
+        )
+
+
+# The pass -----------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class _Work:
+    """What was written so far: a line of the journal for each stretch of rows, after its images."""
+
+    journal: Path
+    rows: list[list[Any]] = field(default_factory=list)
+    kept: int = 0
+    formats: Counter[str] = field(default_factory=Counter)
+    sizes: set[tuple[int, int]] = field(default_factory=set)
+    checksums: list[tuple[int, int]] = field(default_factory=list)
+
+    @classmethod
+    def resume(cls, journal: Path) -> "_Work":
+        """As the journal says; a last line that was cut short is cut off."""
+        work = cls(journal=journal)
+        if not journal.exists():
+            journal.touch()
+        good = 0
+        with journal.open("r+b") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                work._take(json.loads(line))
+                good += len(line)
+            file.truncate(good)
+        return work
+
+    def add(self, entry: dict[str, Any]) -> None:
+        with self.journal.open("ab") as file:
+            file.write(json.dumps(entry).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._take(entry)
+
+    def _take(self, entry: dict[str, Any]) -> None:
+        self.rows += entry["rows"]
+        self.kept += entry["images"]
+        self.formats.update(entry["formats"])
+        self.sizes.update((width, height) for width, height in entry["sizes"])
+        self.checksums.append((entry["images"], entry["crc32"]))
+
+    @property
+    def damage(self) -> list[Damage]:
+        return [Damage(row[1], row[2], row[5]) for row in self.rows if row[5]]
+
+
+def _run(
+    raw: RawImages,
+    config: DataConfig,
+    out: Path,
+    work: _Work,
+    on_rows: Callable[[int, int], None],
+) -> None:
+    on_rows(len(work.rows), raw.count)
+    start = 0
+    with _opened(out / IMAGES) as images:
+        for name, part in raw.parts.items():
+            done = min(max(0, len(work.rows) - start), part.count)
+            bad = [row for row in work.rows[start : start + done] if row[5]]
+            damage = [Damage(row[1], row[2], row[5]) for row in bad]
+            keep = None if done == 0 else np.arange(part.count) >= done
+            chunks = decode_chunks(
+                part.read(keep) if done < part.count else iter(()),
+                target=target_of(config),
+                classes=len(raw.class_names),
+                needs_caption=False,
+            )
+            for chunk in chunks:
+                work.add(_write_chunk(images, work.kept, name, chunk))
+                damage += [Damage(row.file, row.number, result) for row, result in chunk
+                           if isinstance(result, str)]  # fmt: skip
+                check_damage(damage, part.count, config)
+                on_rows(len(work.rows), raw.count)
+            check_damage(damage, part.count, config)
+            start += part.count
+
+
+def _opened(file: Path) -> IO[bytes]:
+    return file.open("r+b" if file.exists() else "w+b")
+
+
+def _write_chunk(
+    images: IO[bytes], kept: int, part: str, chunk: list[tuple[Row, Any]]
+) -> dict[str, Any]:
+    """Write the images of a stretch of rows, safely on the disk; its line of the journal."""
+    good = [result for _, result in chunk if not isinstance(result, str)]
+    pixels = np.stack([array for array, _ in good]).tobytes() if good else b""
+    if good:
+        images.seek(HEADER_BYTES + kept * (len(pixels) // len(good)))
+        images.write(pixels)
+        images.flush()
+        os.fsync(images.fileno())
+    headers = [header for _, header in good]
+    return {
+        "rows": [
+            [part, row.file, row.number, row.label, row.caption,
+             result if isinstance(result, str) else ""]
+            for row, result in chunk
+        ],
+        "images": len(good),
+        "crc32": zlib.crc32(pixels),
+        "formats": Counter(header.format for header in headers),
+        "sizes": sorted({(header.width, header.height) for header in headers}),
+    }  # fmt: skip
+
+
+def _write_rows(file: Path, rows: list[list[Any]]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    kinds = {"part": pa.string(), "file": pa.string(), "number": pa.int64(),
+             "label": pa.int64(), "caption": pa.string(), "problem": pa.string()}  # fmt: skip
+    table = pa.table(dict(zip(kinds, zip(*rows, strict=True), strict=True)), pa.schema(kinds))
+    with whole_file(file) as temporary:
+        pq.write_table(table, temporary)
+
+
+def _finish_images(file: Path, shape: tuple[int, ...]) -> None:
+    """The header, now that the number of images is known, and the end."""
+    header = np.lib.format.header_data_from_array_1_0(np.empty((0, *shape[1:]), np.uint8))
+    header["shape"] = shape
+    with file.open("r+b") as opened:
+        np.lib.format.write_array_header_1_0(opened, header)
+        assert opened.tell() == HEADER_BYTES
+        opened.truncate(HEADER_BYTES + int(np.prod(shape)))
+    sync(file)
+
+
+def _tidy(out: Path) -> None:
+    for name in (BEGUN, _JOURNAL):
+        (out / name).unlink(missing_ok=True)
+    remove_incomplete(out)

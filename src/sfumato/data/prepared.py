@@ -1,0 +1,276 @@
+"""Prepared data: every image decoded and resized once, in one array that is mapped, not read.
+
+`data/prepare.py` writes the folder; here it is read, as a source like others. It holds
+
+    images.npy     (N, C, R, R) uint8: numpy.load(..., mmap_mode="r") reads it too
+    rows.parquet   every row of the source in its order: part, file, number, label, caption, problem
+    prepared.json  from which source, how, checksums; written last: with it, the folder is whole
+"""
+
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sfumato.base.errors import ConfigError, DamagedDataError, InputError
+from sfumato.base.files import read_json, sha256_of_file
+from sfumato.data.config import DataConfig
+from sfumato.data.decode import NO_CAPTION, Decoded
+from sfumato.data.table import Damage, Part, RawImages, Row
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FORMAT = 1
+MANIFEST, BEGUN = "prepared.json", "preparing.json"
+IMAGES, ROWS = "images.npy", "rows.parquet"
+HEADER_BYTES = 128
+"""Length of the header of images.npy, whatever the number of images."""
+_MOVED_ROWS = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the pixels and rows depend on; the source by its fingerprint, not by its place."""
+
+    fingerprint: str
+    resolution: int
+    channels: int
+    fit: str
+    image_column: str
+    label_column: str
+    caption_column: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What prepared.json says. `checksums`: (images, CRC-32) of each stretch of images.npy."""
+
+    settings: Settings
+    source: str
+    layout: str
+    parts: Mapping[str, int]
+    images: int
+    class_names: Sequence[str]
+    labels: str
+    captions: str
+    formats: Mapping[str, int]
+    smallest: tuple[int, int]
+    largest: tuple[int, int]
+    rows_sha256: str
+    checksums: Sequence[tuple[int, int]]
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        side = self.settings.resolution
+        return self.images, self.settings.channels, side, side
+
+    def as_json(self) -> dict[str, Any]:
+        return {"format": FORMAT, **asdict(self)}
+
+
+class MappedImages:
+    """Images (N, C, H, W) uint8 that stay in their file: chosen rows become tensors, the rest is
+    never read. The operating system keeps what is used in memory, and lets it go when it must."""
+
+    def __init__(self, file: Tensor, rows: Tensor) -> None:
+        """`file`: (M, C, H, W), mapped; `rows`: (N,) int64 into it."""
+        self._file = file
+        self._rows = rows
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((len(self._rows), *self._file.shape[1:]))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, key: int | slice | Tensor) -> Tensor:
+        """The image, or the images, at `key`, copied from the file."""
+        rows = self._rows[key]
+        return self._file[int(rows)] if rows.ndim == 0 else self._file.index_select(0, rows)
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """`size` images at a time, as `Tensor.split` has it."""
+        return (self[start : start + size] for start in range(0, len(self), size))
+
+    def to(self, device: torch.device) -> Tensor:
+        """All of them on `device`, a part at a time."""
+        moved = torch.empty(self.shape, dtype=torch.uint8, device=device)
+        for part, images in zip(moved.split(_MOVED_ROWS), self.split(_MOVED_ROWS), strict=True):
+            part.copy_(images)
+        return moved
+
+
+# Reading ------------------------------------------------------------------------------------------
+
+
+def read_prepared(folder: Path, config: DataConfig) -> RawImages | None:
+    """The data set that `sfumato prepare` left in `folder`; None where it left none.
+
+    Raises `InputError` where it was not finished, `ConfigError` where `config` asks for another
+    size or other columns, `DamagedDataError` where its files are not whole.
+    """
+    if not (folder / MANIFEST).exists():
+        if (folder / BEGUN).exists():
+            raise InputError(
+                f"{folder} is not finished: `sfumato prepare` was stopped.",
+                mend="Give the same command again; it goes on where it stopped.",
+            )
+        return None
+    manifest = read_manifest(folder)
+    _refuse_other_settings(folder, manifest.settings, config)
+    table = _read_rows(folder, manifest)
+    images = _mapped(folder, manifest)
+    kept = np.asarray(table["problem"].to_numpy()) == ""
+    places = np.cumsum(kept) - 1
+    parts: dict[str, Part] = {}
+    start = 0
+    for name, count in manifest.parts.items():
+        rows = _Rows(
+            manifest=manifest,
+            images=images,
+            table=table.slice(start, count),
+            kept=kept[start : start + count],
+            places=places[start : start + count],
+        )
+        parts[name] = Part(count=count, read=rows.read, stored=rows.stored)
+        start += count
+    return RawImages(
+        layout=f"prepared from {manifest.layout}",
+        parts=parts,
+        class_names=manifest.class_names,
+        labels=manifest.labels,
+        captions=manifest.captions,
+        fingerprint=sha256_of_file(folder / MANIFEST)[:16],
+        prepared=manifest.settings,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rows:
+    """The rows of one part: `kept` (n,) says which have an image, `places` where it lies."""
+
+    manifest: Manifest
+    images: Tensor
+    table: "pa.Table"
+    kept: np.ndarray
+    places: np.ndarray
+
+    def read(self, keep: np.ndarray | None) -> Iterator[Row]:
+        columns = [self.table[name].to_pylist() for name in self.table.schema.names[1:]]
+        for index, (file, number, label, caption, problem) in enumerate(zip(*columns, strict=True)):
+            if keep is not None and not keep[index]:
+                continue
+            pixels = None
+            if self.kept[index]:
+                array = self.images[int(self.places[index])].numpy()
+                pixels = array[0] if len(array) == 1 else array.transpose(1, 2, 0)
+            yield Row(pixels, label, caption, file, number, problem)
+
+    def stored(self, keep: np.ndarray | None, needs_caption: bool) -> Decoded:
+        """What decoding the rows would give, without decoding: the images stay in their file."""
+        asked = np.ones(len(self.kept), bool) if keep is None else keep
+        problems = self.table["problem"].to_numpy().astype(object)
+        captions = self.table["caption"].to_pylist()
+        if needs_caption:
+            without = self.kept & np.array([not caption for caption in captions])
+            problems[without] = NO_CAPTION
+        used = asked & (problems == "")
+        files, numbers = (self.table[name].to_pylist() for name in ("file", "number"))
+        return Decoded(
+            images=MappedImages(self.images, torch.from_numpy(self.places[used])),
+            labels=self.table["label"].fill_null(0).to_numpy()[used],
+            captions=[captions[index] for index in np.flatnonzero(used).tolist()],
+            damage=[
+                Damage(files[index], numbers[index], problems[index])
+                for index in np.flatnonzero(asked & ~used).tolist()
+            ],
+            formats=dict(self.manifest.formats),
+            smallest=self.manifest.smallest,
+            largest=self.manifest.largest,
+        )
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """prepared.json; `DamagedDataError` where it is none of ours."""
+    values = read_json(folder / MANIFEST)
+    try:
+        if values.pop("format") != FORMAT:
+            raise InputError(
+                f"{folder} was prepared by another version of sfumato.",
+                mend="Prepare the source again, into a new folder.",
+            )
+        settings = Settings(**values.pop("settings"))
+        pairs = {name: tuple(values.pop(name)) for name in ("smallest", "largest")}
+        checksums = [(int(count), int(crc)) for count, crc in values.pop("checksums")]
+        return Manifest(settings=settings, checksums=checksums, **pairs, **values)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DamagedDataError(
+            f"{folder / MANIFEST} is not what `sfumato prepare` wrote ({error}).",
+            mend="Prepare the source again, into a new folder.",
+        ) from error
+
+
+def verify(folder: Path, manifest: Manifest) -> None:
+    """`DamagedDataError` unless every image has the checksum that it was written with."""
+    images = _mapped(folder, manifest).numpy()
+    start = 0
+    for count, crc in manifest.checksums:
+        if zlib.crc32(images[start : start + count]) != crc:
+            raise DamagedDataError(
+                f"{folder / IMAGES}: images {start}-{start + count - 1} are not as they were "
+                "written.",
+                mend="The disk or another program altered them: prepare the source again, into a "
+                "new folder.",
+            )
+        start += count
+    if sha256_of_file(folder / ROWS) != manifest.rows_sha256:
+        raise _not_whole(folder / ROWS)
+
+
+def _refuse_other_settings(folder: Path, made: Settings, config: DataConfig) -> None:
+    for name in ("resolution", "channels", "image_column", "label_column", "caption_column"):
+        asked, there = getattr(config, name), getattr(made, name)
+        if asked not in ("auto", there):
+            raise ConfigError(
+                f"data.{name} is {asked}, but {folder} was prepared with {there}.",
+                mend=f"Leave data.{name} as auto, or prepare the source again with "
+                f"--set data.{name}={asked}, into a new folder.",
+            )
+
+
+def _mapped(folder: Path, manifest: Manifest) -> Tensor:
+    file = folder / IMAGES
+    expected = HEADER_BYTES + int(np.prod(manifest.shape))
+    if not file.exists() or file.stat().st_size != expected:
+        raise _not_whole(file)
+    # Copy on write: torch wants memory that it could write to, and the file stays as it is.
+    array = np.memmap(file, np.uint8, "c", offset=HEADER_BYTES, shape=manifest.shape)
+    return torch.from_numpy(array)
+
+
+def _read_rows(folder: Path, manifest: Manifest) -> "pa.Table":
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    file = folder / ROWS
+    try:
+        table = pq.read_table(file)
+    except (pa.ArrowException, OSError) as error:
+        raise _not_whole(file) from error
+    if table.num_rows != sum(manifest.parts.values()):
+        raise _not_whole(file)
+    return table
+
+
+def _not_whole(file: Path) -> DamagedDataError:
+    return DamagedDataError(
+        f"{file} is missing, cut short or altered.",
+        mend="Prepare the source again, into a new folder.",
+    )
