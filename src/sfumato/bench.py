@@ -171,7 +171,7 @@ def plain_training(experiment: Experiment, run: Run) -> Callable[[], Tensor]:
     batch, device = training.batch_size, run.device
     bank = run.objective.bank
     records = with_bank_rows(load_records(experiment.data, "train"), bank)
-    images = to_float(records.images, experiment.data.value_range).to(device)
+    images = to_float(records.images[:], experiment.data.value_range).to(device)
     prompts = records.prompts[:, 0].to(device)
     tokens = bank.tokens(torch.arange(len(bank), device=device))
     unet = copy.deepcopy(run.objective.unet)

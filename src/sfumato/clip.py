@@ -103,7 +103,7 @@ def load_class_data(experiment: ClipExperiment, split: Split) -> ClassData:
                     f"datasets: {source} has other classes than {group.sources[0]}.",
                     mend="Sources of one set share their classes; give it a set of its own.",
                 )
-        images += [part.images for part in parts]
+        images += [part.images[:] for part in parts]
         labels += [part.labels + len(names) for part in parts]
         names += classes
         mirrored += [group.mirrored] * len(classes)

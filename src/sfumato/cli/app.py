@@ -367,6 +367,19 @@ def bench_sample(
     )
 
 
+@bench_app.command("data", epilog="Example: `sfumato bench data wikiart`")
+def bench_data(
+    source: Annotated[str, typer.Argument(help="A source of encoded images, or prepared data.")],
+    resolution: Annotated[int, typer.Option(help="Height and width in pixels.")] = 128,
+    most: Annotated[int, typer.Option(help="Images that are decoded each time.")] = 512,
+    settings: Settings = None,
+) -> None:
+    """How fast a source is decoded, against bare Pillow; how fast prepared data are gathered."""
+    from sfumato.cli.bench import bench_data
+
+    bench_data(source, settings or [], resolution=resolution, most=most)
+
+
 def main() -> None:
     """Run the command line: one clear message and an exit code instead of a traceback."""
     debug = "--debug" in sys.argv

@@ -1,5 +1,6 @@
 """What the bench commands print."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -16,6 +17,9 @@ from sfumato.bench import (
     untrained_generator,
 )
 from sfumato.cli.show import say, unused
+from sfumato.data.sources import open_images
+from sfumato.data.speed import decoding_speed, gathering_speed
+from sfumato.data.survey import resolve
 from sfumato.experiment import load_experiment
 from sfumato.generation import ImageGenerator, resolve_device
 from sfumato.models.schedulers import sampler_of
@@ -96,3 +100,24 @@ def print_comparisons(
         path = unused(out)
         save_comparisons(comparisons, path, **conditions)
         say(f"Record  {path}")
+
+
+def bench_data(source: str, settings: Sequence[str], *, resolution: int, most: int) -> None:
+    """Say how fast the images of a source come."""
+    chosen = [f"data.source={json.dumps(source)}", f"data.resolution={resolution}"]
+    config = resolve(load_experiment("small", [*chosen, *settings]).data)
+    form = f"{config.resolution}x{config.resolution}"
+    if open_images(config).prepared is not None:
+        speed = gathering_speed(config)
+        say(f"Gathered   {speed:,.0f} images/s at {form}: random batches from the mapped file")
+        return
+    found = decoding_speed(config, most=most)
+    say(
+        f"Ours       {found.ours:.1f} images/s to {form}: {found.images:,} images read and decoded "
+        f"on {found.cores} threads\n"
+        f"Bare       {found.bare:.1f} images/s: Pillow alone, JPEGs at reduced scale too, on "
+        f"{found.cores} processes\n"
+        f"Full       {found.full:.1f} images/s: the same without reduced scales\n"
+        f"Difference mean {found.mean_difference:.2f}, most {found.max_difference} of 255, PSNR "
+        f"{found.psnr_db:.1f} dB: reduced scales against full decoding"
+    )

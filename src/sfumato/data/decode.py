@@ -155,7 +155,8 @@ def _fitted(image: Image.Image, target: Target) -> Image.Image:
 class Decoded:
     """The rows that could be used, and those that could not.
 
-    `images`: (N, C, R, R) uint8, in their file where they are prepared; `labels`: (N,) int64, zeros without classes; `captions`: N.
+    `images`: (N, C, R, R) uint8, in their file where they are prepared; `labels`: (N,) int64,
+    zeros without classes; `captions`: N.
     """
 
     images: "np.ndarray | MappedImages"
@@ -236,7 +237,7 @@ def decode_chunks(
             return str(error)
 
     chunks = _chunks(rows)
-    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(cores()) as pool:
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(processors()) as pool:
         coming = reader.submit(next, chunks, None)
         while chunk := coming.result():
             coming = reader.submit(next, chunks, None)
@@ -273,8 +274,8 @@ def _is_small(chunk: list[Row]) -> bool:
     return sum(map(len, encoded)) < _SMALL_BYTES * len(encoded)
 
 
-def cores() -> int:
-    """Processors that this process may use."""
+def processors() -> int:
+    """Processor cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return max(1, len(os.sched_getaffinity(0)))
     return os.cpu_count() or 1

@@ -1,8 +1,8 @@
-"""Synthetic paintings: 27 styles as palettes, motifs and ways to lay paint. No real work is copied.
+"""Synthetic paintings: 27 styles as palettes, motifs and ways to lay paint. Nothing is copied.
 
-A painting is drawn at half its size by Pillow, in three steps: a motif (landscape, portrait, ...) in
-the colours of the style's palette, the style's own way of painting it, and the finish (contrast,
-varnish, canvas). Everything about it is a function of the generator that it is given.
+A painting is drawn at half its size by Pillow, in three steps: a motif (landscape, portrait, ...)
+in the colours of the style's palette, the style's own way of painting it, and the finish
+(contrast, varnish, canvas). Everything about it is a function of the generator that it is given.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -88,8 +88,13 @@ def _landscape(rng: Rng, size: Size, p: Palette) -> Image.Image:
     image = Image.blend(image, clouds, 0.45)
     pen = ImageDraw.Draw(image)
     if rng.random() < 0.6:
-        _disc(pen, rng.uniform(0.1, 0.9) * w, rng.uniform(0.3, 0.9) * horizon,
-              rng.uniform(0.03, 0.08) * w, p.tone(1.0))  # fmt: skip
+        _disc(
+            pen,
+            rng.uniform(0.1, 0.9) * w,
+            rng.uniform(0.3, 0.9) * horizon,
+            rng.uniform(0.03, 0.08) * w,
+            p.tone(1.0),
+        )
     layers = int(rng.integers(2, 5))
     for layer in range(layers):
         depth = (layer + 1) / layers
@@ -118,7 +123,10 @@ def _landscape(rng: Rng, size: Size, p: Palette) -> Image.Image:
 def _ridge(rng: Rng, width: int, base: float, rise: float) -> list[tuple[float, float]]:
     points = int(rng.integers(6, 14))
     xs = np.linspace(0, width, points)
-    return [(float(x), base - rise * float(u)) for x, u in zip(xs, rng.uniform(-0.4, 1, points))]
+    return [
+        (float(x), base - rise * float(u))
+        for x, u in zip(xs, rng.uniform(-0.4, 1, points), strict=True)
+    ]
 
 
 def _disc(pen: ImageDraw.ImageDraw, x: float, y: float, r: float, fill: Colour) -> None:
@@ -139,23 +147,31 @@ def _portrait(rng: Rng, size: Size, p: Palette) -> Image.Image:
     coat, hair = p.tone(0.3, spread=0.25), p.tone(0.15, spread=0.15)
     turn = rng.uniform(-0.35, 0.35) * r
     _oval(pen, x, y + 5.2 * r, 3.3 * r, 3.1 * r, coat)
-    pen.polygon([(x - 0.9 * r, y + 2.2 * r), (x + 0.9 * r, y + 2.2 * r), (x, y + 4 * r)],
-                fill=p.tone(0.95))  # fmt: skip
+    pen.polygon(
+        [(x - 0.9 * r, y + 2.2 * r), (x + 0.9 * r, y + 2.2 * r), (x, y + 4 * r)], fill=p.tone(0.95)
+    )
     _oval(pen, x - 0.1 * turn, y - 0.25 * r, 1.35 * r, 1.65 * r, hair)
     pen.rectangle([x - 0.45 * r, y + r, x + 0.45 * r, y + 2.3 * r], fill=shade)
     _oval(pen, x, y, r, 1.35 * r, skin)
-    pen.pieslice([x - r, y - 1.35 * r, x + r, y + 1.35 * r], *((-90, 90) if turn < 0 else (90, 270)),
-                 fill=shade)  # fmt: skip
+    pen.pieslice(
+        [x - r, y - 1.35 * r, x + r, y + 1.35 * r],
+        *((-90, 90) if turn < 0 else (90, 270)),
+        fill=shade,
+    )
     _oval(pen, x + 0.35 * turn, y, 0.85 * r, 1.3 * r, skin)
     pen.pieslice([x - 1.1 * r, y - 1.6 * r, x + 1.1 * r, y - 0.1 * r], 180, 360, fill=hair)
     for side in (-1, 1):
         ex = x + turn + side * 0.4 * r
         _oval(pen, ex, y - 0.02 * r, 0.2 * r, 0.1 * r, p.tone(1.0))
         _disc(pen, ex, y - 0.02 * r, 0.09 * r, p.tone(0.0))
-        pen.line([(ex - 0.22 * r, y - 0.24 * r), (ex + 0.22 * r, y - 0.26 * r)], fill=hair,
-                 width=max(2, int(r / 12)))  # fmt: skip
-    pen.polygon([(x + turn, y), (x + 1.6 * turn, y + 0.5 * r), (x + 0.8 * turn, y + 0.52 * r)],
-                fill=shade)  # fmt: skip
+        pen.line(
+            [(ex - 0.22 * r, y - 0.24 * r), (ex + 0.22 * r, y - 0.26 * r)],
+            fill=hair,
+            width=max(2, int(r / 12)),
+        )
+    pen.polygon(
+        [(x + turn, y), (x + 1.6 * turn, y + 0.5 * r), (x + 0.8 * turn, y + 0.52 * r)], fill=shade
+    )
     _oval(pen, x + turn, y + 0.78 * r, 0.3 * r, 0.09 * r, p.vivid())
     return image
 
@@ -165,15 +181,21 @@ def _still_life(rng: Rng, size: Size, p: Palette) -> Image.Image:
     image = _clouds(rng, size, p, 3, 0.1, 0.6)
     pen = ImageDraw.Draw(image)
     edge = h * rng.uniform(0.55, 0.68)
-    pen.polygon([(0, edge), (w, edge + rng.uniform(-0.04, 0.04) * h), (w, h), (0, h)],
-                fill=p.tone(0.7, spread=0.2))  # fmt: skip
+    pen.polygon(
+        [(0, edge), (w, edge + rng.uniform(-0.04, 0.04) * h), (w, h), (0, h)],
+        fill=p.tone(0.7, spread=0.2),
+    )
     x, bottle = w * rng.uniform(0.2, 0.8), p.tone(0.2, spread=0.15)
     pen.rectangle([x - 0.05 * w, edge - 0.25 * h, x + 0.05 * w, edge + 0.1 * h], fill=bottle)
     pen.rectangle([x - 0.018 * w, edge - 0.42 * h, x + 0.018 * w, edge - 0.24 * h], fill=bottle)
     pen.line([(x - 0.03 * w, edge - 0.2 * h), (x - 0.03 * w, edge)], fill=p.tone(0.9), width=3)
     bowl = w * rng.uniform(0.3, 0.7)
-    pen.pieslice([bowl - 0.22 * w, edge - 0.2 * h, bowl + 0.22 * w, edge + 0.22 * h], 0, 180,
-                 fill=p.tone(0.5, spread=0.3))  # fmt: skip
+    pen.pieslice(
+        [bowl - 0.22 * w, edge - 0.2 * h, bowl + 0.22 * w, edge + 0.22 * h],
+        0,
+        180,
+        fill=p.tone(0.5, spread=0.3),
+    )
     for _ in range(int(rng.integers(6, 13))):
         r = rng.uniform(0.04, 0.075) * min(w, h)
         fx, fy = rng.normal(bowl, 0.16 * w), edge + rng.uniform(-0.06, 0.14) * h
@@ -205,12 +227,16 @@ def _city(rng: Rng, size: Size, p: Palette) -> Image.Image:
             for row in range(int((ground - top) / (1.6 * step))):
                 for column in range(3):
                     wx, wy = x + (column + 0.6) * step, top + (row + 0.4) * 1.6 * step
-                    pen.rectangle([wx, wy, wx + 0.45 * step, wy + 0.8 * step],
-                                  fill=p.tone(0.95 if rng.random() < 0.4 else 0.05))  # fmt: skip
+                    pen.rectangle(
+                        [wx, wy, wx + 0.45 * step, wy + 0.8 * step],
+                        fill=p.tone(0.95 if rng.random() < 0.4 else 0.05),
+                    )
             x += width * rng.uniform(0.9, 1.2)
     pen.polygon([(0, ground), (w, ground), (w, h), (0, h)], fill=p.tone(0.55, spread=0.2))
-    pen.polygon([(0.45 * w, ground), (0.55 * w, ground), (0.85 * w, h), (0.15 * w, h)],
-                fill=p.tone(0.35, spread=0.1))  # fmt: skip
+    pen.polygon(
+        [(0.45 * w, ground), (0.55 * w, ground), (0.85 * w, h), (0.15 * w, h)],
+        fill=p.tone(0.35, spread=0.1),
+    )
     for _ in range(int(rng.integers(2, 9))):
         _figure(pen, rng, p, rng.uniform(0.1, 0.9) * w, h * rng.uniform(0.86, 0.98), 0.14 * h)
     return image
@@ -222,12 +248,22 @@ def _figure(
     """A robed figure that stands at (x, y)."""
     wide, robe = tall * rng.uniform(0.16, 0.24), p.vivid() if rng.random() < 0.5 else p.any()
     lean = rng.uniform(-0.3, 0.3) * wide
-    pen.polygon([(x - wide, y), (x - 0.6 * wide + lean, y - 0.78 * tall),
-                 (x + 0.6 * wide + lean, y - 0.78 * tall), (x + wide, y)], fill=robe)  # fmt: skip
+    pen.polygon(
+        [
+            (x - wide, y),
+            (x - 0.6 * wide + lean, y - 0.78 * tall),
+            (x + 0.6 * wide + lean, y - 0.78 * tall),
+            (x + wide, y),
+        ],
+        fill=robe,
+    )
     fold = _colour(0.6 * np.array(robe))
     for place in (-0.4, 0.1, 0.5):
-        pen.line([(x + place * wide, y), (x + 0.5 * place * wide + lean, y - 0.6 * tall)], fill=fold,
-                 width=max(2, int(wide / 9)))  # fmt: skip
+        pen.line(
+            [(x + place * wide, y), (x + 0.5 * place * wide + lean, y - 0.6 * tall)],
+            fill=fold,
+            width=max(2, int(wide / 9)),
+        )
     _oval(pen, x + lean, y - 0.9 * tall, 0.1 * tall, 0.125 * tall, p.tone(0.2, spread=0.15))
     _oval(pen, x + lean, y - 0.88 * tall, 0.08 * tall, 0.1 * tall, p.tone(0.85, spread=0.06))
 
@@ -398,12 +434,18 @@ def _facets(
     facets = []
     for row in range(rows):
         for column in range(columns):
-            corners = [grid[row, column], grid[row, column + 1], grid[row + 1, column + 1],
-                       grid[row + 1, column]]  # fmt: skip
+            corners = [
+                grid[row, column],
+                grid[row, column + 1],
+                grid[row + 1, column + 1],
+                grid[row + 1, column],
+            ]
             if rng.random() < 0.65:
                 k = int(rng.integers(2))
-                facets += [[corners[(k + i) % 4] for i in (0, 1, 2)],
-                           [corners[(k + i) % 4] for i in (2, 3, 0)]]  # fmt: skip
+                facets += [
+                    [corners[(k + i) % 4] for i in (0, 1, 2)],
+                    [corners[(k + i) % 4] for i in (2, 3, 0)],
+                ]
             else:
                 facets.append(corners)
     for index in rng.permutation(len(facets)).tolist():
@@ -440,7 +482,7 @@ def _flat(
     line: int,
     halftone: float = 0.0,
 ) -> Image.Image:
-    """Few flat colours, ink lines (`line` pixels) where they meet, dots of print where asked for."""
+    """Few flat colours, ink lines (`line` pixels) where they meet, perhaps dots of print."""
     inks = Palette([p.tone(i / (colours - 1)) for i in range(colours)], rng).colours
     if colours >= len(p.colours):
         inks = np.concatenate([inks, p.colours])
@@ -539,9 +581,12 @@ def _gestures(image: Image.Image, rng: Rng, p: Palette, *, count: int, width: fl
                 first, last = (
                     sorted(rng.integers(0, 14, 2).tolist()) if rng.random() < 0.3 else (0, 13)
                 )
-                pen.line([tuple(point) for point in line[first : last + 1].tolist()],
-                         fill=_colour(colour + rng.normal(0, 14)), joint="curve",
-                         width=max(2, int(broad / 8)))  # fmt: skip
+                pen.line(
+                    [tuple(point) for point in line[first : last + 1].tolist()],
+                    fill=_colour(colour + rng.normal(0, 14)),
+                    joint="curve",
+                    width=max(2, int(broad / 8)),
+                )
     return out
 
 
@@ -559,8 +604,9 @@ def _drips(image: Image.Image, rng: Rng, p: Palette, *, threads: int) -> Image.I
         pen.line(path, fill=p.any(), width=int(rng.integers(1, 7)), joint="curve")
     n = 1200
     radii = 0.7 * (1 + rng.pareto(1.7, n)).clip(0, 25)
-    for x, y, r in zip(rng.uniform(0, w, n).tolist(), rng.uniform(0, h, n).tolist(), radii.tolist(),
-                       strict=True):  # fmt: skip
+    for x, y, r in zip(
+        rng.uniform(0, w, n).tolist(), rng.uniform(0, h, n).tolist(), radii.tolist(), strict=True
+    ):
         _disc(pen, x, y, r, p.any())
     return out
 
@@ -582,28 +628,32 @@ def _collage(image: Image.Image, rng: Rng, p: Palette) -> Image.Image:
         else:
             _disc(pen, sw / 2, sh / 2, 0.4 * min(sw, sh), p.any())
         mask = Image.new("L", (sw, sh), 0)
-        edge = [(sw * (0.5 + 0.5 * np.cos(a) * r), sh * (0.5 + 0.5 * np.sin(a) * r))
-                for a, r in zip(np.linspace(0, 2 * np.pi, 28), rng.uniform(0.75, 1.4, 28))]  # fmt: skip
+        edge = [
+            (sw * (0.5 + 0.5 * np.cos(a) * r), sh * (0.5 + 0.5 * np.sin(a) * r))
+            for a, r in zip(np.linspace(0, 2 * np.pi, 28), rng.uniform(0.75, 1.4, 28), strict=True)
+        ]
         ImageDraw.Draw(mask).polygon(edge, fill=255)
         out.paste(scrap, (int(x), int(y)), mask)
     return out
 
 
 def _gold(image: Image.Image, rng: Rng, p: Palette) -> Image.Image:
-    """A gold ground in an arched panel, haloes of punched dots: early panels."""
+    """A panel with an arch, its gold ground punched with dots."""
     w, h = image.size
-    gold = Image.blend(Image.new("RGB", image.size, (205, 160, 62)),
-                       _clouds(rng, image.size, p, 12, 0.5, 1.0), 0.25)  # fmt: skip
+    gold = Image.blend(
+        Image.new("RGB", image.size, (205, 160, 62)),
+        _clouds(rng, image.size, p, 12, 0.5, 1.0),
+        0.25,
+    )
     mask = Image.new("L", image.size, 0)
     pen = ImageDraw.Draw(mask)
     pen.pieslice([0.06 * w, 0.04 * h, 0.94 * w, 0.9 * h], 180, 360, fill=255)
     pen.rectangle([0.06 * w, 0.46 * h, 0.94 * w, 0.95 * h], fill=255)
     gold.paste(image.filter(ImageFilter.BoxBlur(1)), mask=mask)
     pen = ImageDraw.Draw(gold)
-    for x in rng.uniform(0.25, 0.75, int(rng.integers(1, 4))).tolist():
-        y, r = h * rng.uniform(0.3, 0.42), 0.085 * min(w, h)
-        pen.ellipse([x * w - r, y - r, x * w + r, y + r], outline=(235, 200, 110),
-                    width=max(4, int(r / 5)))  # fmt: skip
+    for turn in np.linspace(np.pi, 2 * np.pi, 40).tolist():
+        x, y = (0.5 + 0.47 * np.cos(turn)) * w, (0.47 + 0.46 * np.sin(turn)) * h
+        _disc(pen, x, y, 0.008 * min(w, h), (240, 210, 120))
     return gold
 
 

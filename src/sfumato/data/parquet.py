@@ -62,7 +62,7 @@ def read_parquet(folder: Path, columns: Columns) -> RawImages | None:
         groups.setdefault(split, []).append(file)
     parts = split_groups(groups)
     names, text_labels = _class_names(first, found.label, parts.get("train") or parts["all"])
-    reader = _Reader(folder=folder, columns=found, text_labels=text_labels)
+    reader = _Reader(folder=folder, columns=found, text_labels=text_labels, first=first)
     return RawImages(
         layout="Parquet",
         parts={name: reader.part(group) for name, group in parts.items()},
@@ -78,6 +78,7 @@ class _Reader:
     folder: Path
     columns: Columns
     text_labels: dict[str, int]
+    first: "pa.Schema"
 
     def part(self, files: Sequence[Path]) -> GroupedPart:
         groups: list[RowGroup] = []
@@ -89,6 +90,7 @@ class _Reader:
                     f"{file} has no column '{missing[0]}', which the other files have.",
                     mend="Give a folder with the files of one data set.",
                 )
+            self._refuse_other_schema(file, opened.schema_arrow)
             start = 0
             for index in range(opened.num_row_groups):
                 count = opened.metadata.row_group(index).num_rows
@@ -112,6 +114,22 @@ class _Reader:
             image_column=self.columns.image,
             read_notes=lambda keep: read(keep, images=False),
         )
+
+    def _refuse_other_schema(self, file: Path, schema: "pa.Schema") -> None:
+        """`InputError` where a column means something else than in the first file."""
+        for name in self._wanted():
+            there, first = (_kind(each.field(name).type) for each in (schema, self.first))
+            what = "" if there == first else f"is of another type ({there}, {first})"
+            if name == self.columns.label and not what:
+                named = (_features(each).get(name) for each in (schema, self.first))
+                names = [feature.get("names") for feature in named if isinstance(feature, dict)]
+                what = "has other classes" if names and names[0] != names[-1] else ""
+            if what:
+                raise InputError(
+                    f"{file}: column '{name}' {what} than in the first file.",
+                    mend="The files are not of one data set, or of two versions of it: get all of "
+                    "them again, from one place.",
+                )
 
     def _name(self, file: Path) -> str:
         return str(file.relative_to(self.folder))
@@ -266,6 +284,17 @@ def _features(schema: "pa.Schema") -> dict[str, Any]:
     except (KeyError, TypeError, ValueError):
         return {}
     return features if isinstance(features, dict) else {}
+
+
+def _kind(kind: "pa.DataType") -> str:
+    """What a column's type comes to here: 32 or 64 bits, or how long a text may be, is the same."""
+    import pyarrow as pa
+
+    if pa.types.is_integer(kind):
+        return "whole numbers"
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return "text"
+    return "a struct" if pa.types.is_struct(kind) else str(kind).removeprefix("large_")
 
 
 def _has_type(feature: Any, name: str) -> bool:

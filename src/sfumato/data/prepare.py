@@ -5,21 +5,21 @@ import os
 import shutil
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from sfumato.base.errors import InputError, SfumatoError
+from sfumato.base.errors import DamagedDataError, InputError, SfumatoError
 from sfumato.base.files import (
     is_temporary,
     make_folder,
     read_json,
     remove_incomplete,
     sha256_of_file,
-    sync,
     whole_file,
     write_json,
     writing,
@@ -75,32 +75,33 @@ def prepare(
         verify(out, finished)
         _tidy(out)
         return Prepared(manifest=finished, damage=[], already=True)
-    remove_incomplete(out)
-    write_json(out / BEGUN, asdict(settings))
-    with writing(out / IMAGES):
+    with writing(out / IMAGES), _alone(out) as images:
+        remove_incomplete(out)
+        write_json(out / BEGUN, asdict(settings))
         work = _Work.resume(out / _JOURNAL)
+        _refuse_lost_images(out, settings, work)
         _refuse_small_disk(out, raw, settings, work)
-        _run(raw, config, out, work, on_rows)
+        _run(raw, config, images, work, on_rows)
         _write_rows(out / ROWS, work.rows)
-        _finish_images(out / IMAGES, (work.kept, *_shape(settings)))
-    manifest = Manifest(
-        settings=settings,
-        source=source_name(config),
-        layout=raw.layout,
-        parts={name: part.count for name, part in raw.parts.items()},
-        images=work.kept,
-        class_names=list(raw.class_names),
-        labels=raw.labels,
-        captions=raw.captions,
-        formats=dict(work.formats.most_common()),
-        smallest=min(work.sizes),
-        largest=max(work.sizes),
-        rows_sha256=sha256_of_file(out / ROWS),
-        checksums=work.checksums,
-    )
-    write_json(out / MANIFEST, manifest.as_json())
-    _tidy(out)
-    return Prepared(manifest=manifest, damage=work.damage)
+        _finish_images(images, (work.kept, *_shape(settings)))
+        manifest = Manifest(
+            settings=settings,
+            source=source_name(config),
+            layout=raw.layout,
+            parts={name: part.count for name, part in raw.parts.items()},
+            images=work.kept,
+            class_names=list(raw.class_names),
+            labels=raw.labels,
+            captions=raw.captions,
+            formats=dict(work.formats.most_common()),
+            smallest=min(work.sizes),
+            largest=max(work.sizes),
+            rows_sha256=sha256_of_file(out / ROWS),
+            checksums=work.checksums,
+        )
+        write_json(out / MANIFEST, manifest.as_json())
+        _tidy(out)
+    return Prepared(manifest=manifest, damage=_damage(work.rows))
 
 
 def _settings(config: DataConfig, raw: RawImages) -> Settings:
@@ -160,6 +161,33 @@ def _refuse_other(out: Path, made: dict[str, Any], settings: Settings) -> None:
             )
 
 
+@contextmanager
+def _alone(out: Path) -> Iterator[IO[bytes]]:
+    """images.npy, held by this process: two passes would write over each other."""
+    file = out / IMAGES
+    with file.open("r+b" if file.exists() else "w+b") as images:
+        try:
+            import fcntl
+        except ImportError:  # not on Windows
+            fcntl = None
+        if fcntl is not None:
+            try:
+                fcntl.flock(images, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise InputError(
+                    f"Another `sfumato prepare` is writing {out}.", mend="Wait for it, or stop it."
+                ) from error
+        yield images
+
+
+def _refuse_lost_images(out: Path, settings: Settings, work: "_Work") -> None:
+    written = HEADER_BYTES + work.kept * int(np.prod(_shape(settings)))
+    if work.kept and (out / IMAGES).stat().st_size < written:
+        raise DamagedDataError(
+            f"{out / IMAGES} is shorter than what was written.", mend="Give a new folder."
+        )
+
+
 def _refuse_small_disk(out: Path, raw: RawImages, settings: Settings, work: "_Work") -> None:
     missing = (raw.count - len(work.rows)) * int(np.prod(_shape(settings)))
     free = shutil.disk_usage(out).free
@@ -214,44 +242,38 @@ class _Work:
         self.sizes.update((width, height) for width, height in entry["sizes"])
         self.checksums.append((entry["images"], entry["crc32"]))
 
-    @property
-    def damage(self) -> list[Damage]:
-        return [Damage(row[1], row[2], row[5]) for row in self.rows if row[5]]
-
 
 def _run(
     raw: RawImages,
     config: DataConfig,
-    out: Path,
+    images: IO[bytes],
     work: _Work,
     on_rows: Callable[[int, int], None],
 ) -> None:
     on_rows(len(work.rows), raw.count)
     start = 0
-    with _opened(out / IMAGES) as images:
-        for name, part in raw.parts.items():
-            done = min(max(0, len(work.rows) - start), part.count)
-            bad = [row for row in work.rows[start : start + done] if row[5]]
-            damage = [Damage(row[1], row[2], row[5]) for row in bad]
-            keep = None if done == 0 else np.arange(part.count) >= done
-            chunks = decode_chunks(
-                part.read(keep) if done < part.count else iter(()),
-                target=target_of(config),
-                classes=len(raw.class_names),
-                needs_caption=False,
-            )
-            for chunk in chunks:
-                work.add(_write_chunk(images, work.kept, name, chunk))
-                damage += [Damage(row.file, row.number, result) for row, result in chunk
-                           if isinstance(result, str)]  # fmt: skip
-                check_damage(damage, part.count, config)
-                on_rows(len(work.rows), raw.count)
+    for name, part in raw.parts.items():
+        done = min(max(0, len(work.rows) - start), part.count)
+        damage = _damage(work.rows[start : start + done])
+        check_damage(damage, part.count, config)
+        start += part.count
+        if done == part.count:
+            continue
+        chunks = decode_chunks(
+            part.read(np.arange(part.count) >= done),
+            target=target_of(config),
+            classes=len(raw.class_names),
+            needs_caption=False,
+        )
+        for chunk in chunks:
+            work.add(_write_chunk(images, work.kept, name, chunk))
+            damage += _damage(work.rows[-len(chunk) :])
             check_damage(damage, part.count, config)
-            start += part.count
+            on_rows(len(work.rows), raw.count)
 
 
-def _opened(file: Path) -> IO[bytes]:
-    return file.open("r+b" if file.exists() else "w+b")
+def _damage(rows: list[list[Any]]) -> list[Damage]:
+    return [Damage(file, number, problem) for _, file, number, *_, problem in rows if problem]
 
 
 def _write_chunk(
@@ -268,37 +290,49 @@ def _write_chunk(
     headers = [header for _, header in good]
     return {
         "rows": [
-            [part, row.file, row.number, row.label, row.caption,
-             result if isinstance(result, str) else ""]
+            [
+                part,
+                row.file,
+                row.number,
+                row.label,
+                row.caption,
+                result if isinstance(result, str) else "",
+            ]
             for row, result in chunk
         ],
         "images": len(good),
         "crc32": zlib.crc32(pixels),
         "formats": Counter(header.format for header in headers),
         "sizes": sorted({(header.width, header.height) for header in headers}),
-    }  # fmt: skip
+    }
 
 
 def _write_rows(file: Path, rows: list[list[Any]]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    kinds = {"part": pa.string(), "file": pa.string(), "number": pa.int64(),
-             "label": pa.int64(), "caption": pa.string(), "problem": pa.string()}  # fmt: skip
+    kinds = {
+        "part": pa.string(),
+        "file": pa.string(),
+        "number": pa.int64(),
+        "label": pa.int64(),
+        "caption": pa.string(),
+        "problem": pa.string(),
+    }
     table = pa.table(dict(zip(kinds, zip(*rows, strict=True), strict=True)), pa.schema(kinds))
     with whole_file(file) as temporary:
         pq.write_table(table, temporary)
 
 
-def _finish_images(file: Path, shape: tuple[int, ...]) -> None:
+def _finish_images(images: IO[bytes], shape: tuple[int, ...]) -> None:
     """The header, now that the number of images is known, and the end."""
-    header = np.lib.format.header_data_from_array_1_0(np.empty((0, *shape[1:]), np.uint8))
-    header["shape"] = shape
-    with file.open("r+b") as opened:
-        np.lib.format.write_array_header_1_0(opened, header)
-        assert opened.tell() == HEADER_BYTES
-        opened.truncate(HEADER_BYTES + int(np.prod(shape)))
-    sync(file)
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    images.seek(0)
+    np.lib.format.write_array_header_1_0(images, header)
+    assert images.tell() == HEADER_BYTES
+    images.truncate(HEADER_BYTES + int(np.prod(shape)))
+    images.flush()
+    os.fsync(images.fileno())
 
 
 def _tidy(out: Path) -> None:

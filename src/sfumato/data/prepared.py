@@ -93,7 +93,7 @@ class MappedImages:
     def __getitem__(self, key: int | slice | Tensor) -> Tensor:
         """The image, or the images, at `key`, copied from the file."""
         rows = self._rows[key]
-        return self._file[int(rows)] if rows.ndim == 0 else self._file.index_select(0, rows)
+        return self._file[int(rows)].clone() if rows.ndim == 0 else self._file.index_select(0, rows)
 
     def split(self, size: int) -> Iterator[Tensor]:
         """`size` images at a time, as `Tensor.split` has it."""

@@ -26,7 +26,7 @@ import torch
 import sfumato
 from sfumato.base.errors import ConfigError, SfumatoError
 from sfumato.data.config import DataConfig
-from sfumato.data.decode import Target, cores, row_problem
+from sfumato.data.decode import Target, processors, row_problem
 from sfumato.data.loading import Batch, check_shares, chosen_captions
 from sfumato.data.sources import (
     Annotations,
@@ -307,7 +307,7 @@ def _soon_first(chunks: Iterator[Chunk], soon: int) -> Iterator[Chunk]:
 
 def worker_count(config: DataConfig) -> int:
     """Decoding processes that `config` asks for on this machine."""
-    return min(cores(), _MOST_WORKERS) if config.workers == "auto" else config.workers
+    return min(processors(), _MOST_WORKERS) if config.workers == "auto" else config.workers
 
 
 def _anonymous_file(size_bytes: int) -> int:

@@ -7,7 +7,6 @@ are made by a program, and everything about them says so.
 import io
 import json
 import multiprocessing
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -21,6 +20,7 @@ from PIL import Image
 from sfumato.base.errors import InputError
 from sfumato.base.files import remove_incomplete, whole_file, write_text
 from sfumato.base.randomness import derived_seed
+from sfumato.data.decode import processors
 from sfumato.data.paintings import STYLES, Size, draw
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def synthesize(
     # Spawned, not forked: torch has threads by now, and the workers need none of it.
     context = multiprocessing.get_context("spawn")
     if missing:
-        with context.Pool(processes or _processors()) as pool:
+        with context.Pool(processes or processors()) as pool:
             numbers = (
                 number for file in missing for number in range(file * rows, (file + 1) * rows)
             )
@@ -266,9 +266,3 @@ Settings, version {VERSION}:
 
 {settings}
 """
-
-
-def _processors() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return max(1, len(os.sched_getaffinity(0)))
-    return os.cpu_count() or 1
