@@ -31,7 +31,7 @@ LABEL_NAMES = ("label", "labels", "class", "category", "target")
 CAPTION_NAMES = ("caption", "text", "captions", "prompt", "description")
 _SHARD = re.compile(r"^(.*)-(\d{5})-of-(\d{5})")
 _BATCH_ROWS = 256
-_FEW_ROWS = 32
+_FEW_ROWS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +93,10 @@ class _Reader:
             self._refuse_other_schema(file, opened.schema_arrow)
             start = 0
             for index in range(opened.num_row_groups):
-                count = opened.metadata.row_group(index).num_rows
-                groups.append(RowGroup(file, self._name(file), index, start, count))
-                start += count
+                about = opened.metadata.row_group(index)
+                size = about.total_byte_size
+                groups.append(RowGroup(file, self._name(file), index, start, about.num_rows, size))
+                start += about.num_rows
 
         def read(keep: np.ndarray | None, *, images: bool = True) -> Iterator[Row]:
             start = 0

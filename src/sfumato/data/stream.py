@@ -47,6 +47,8 @@ _MOST_WORKERS = 8
 _AHEAD_ROWS = 256
 """Rows that a worker has before it, so that it goes on while the training computes."""
 _FIRST_BATCHES = 2
+_LARGE_GROUP_BYTES = 64 * 2**20
+"""Row groups above it are read by one worker at a time, for the memory that this takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,6 +260,7 @@ class StreamBatches:
             number=next(self._tasks),
             file=str(group.file),
             group=group.index,
+            alone=group.size_bytes > _LARGE_GROUP_BYTES,
             rows=rows[np.array(samples) - self.order.starts[number]].tolist(),
             slots=slots,
         )

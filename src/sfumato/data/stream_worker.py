@@ -10,7 +10,8 @@ import mmap
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,14 @@ from sfumato.data.parquet import read_group, unreadable
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """Decode `rows` of row group `group` of `file`, rising, into the `slots` of the arena."""
+    """Decode `rows` of row group `group` of `file`, rising, into the `slots` of the arena.
+
+    `alone`: the group is so large that only one process at a time may read such a one."""
 
     number: int
     file: str
     group: int
+    alone: bool
     rows: Sequence[int]
     slots: Sequence[int]
 
@@ -40,22 +44,48 @@ class Answer:
     damaged: Mapping[int, str]
 
 
-def decode_task(task: Task, arena: np.ndarray, *, target: Target, column: str) -> Answer:
-    """Decode a task into `arena` (slots, C, R, R) uint8."""
+def decode_task(
+    task: Task, arena: np.ndarray, *, target: Target, column: str, handle: int | None = None
+) -> Answer:
+    """Decode a task into `arena` (slots, C, R, R) uint8; `handle` is the file by which
+    workers take turns."""
+    with _turn(handle) if task.alone and handle is not None else nullcontext():
+        encoded, problem = _read(task, column)
+    damaged: dict[int, str] = dict.fromkeys(range(len(encoded), len(task.rows)), problem)
+    for place, image in enumerate(encoded):
+        try:
+            arena[task.slots[place]] = decode(image, target)[0]
+        except BadImage as error:
+            damaged[place] = str(error)
+    return Answer(number=task.number, damaged=damaged)
+
+
+def _read(task: Task, column: str) -> tuple[list[bytes | None], str]:
+    """The task's encoded images up to the first that cannot be read, and why it cannot.
+
+    Arrow holds up to three times a row group while it reads it, and gives it back here."""
     import pyarrow as pa
 
-    damaged: dict[int, str] = {}
-    done = 0
+    encoded: list[bytes | None] = []
     try:
-        for image in read_group(Path(task.file), task.group, task.rows, column):
-            try:
-                arena[task.slots[done]] = decode(image, target)[0]
-            except BadImage as error:
-                damaged[done] = str(error)
-            done += 1
+        encoded.extend(read_group(Path(task.file), task.group, task.rows, column))
     except (pa.ArrowException, OSError) as error:
-        damaged.update(dict.fromkeys(range(done, len(task.rows)), unreadable(error)))
-    return Answer(number=task.number, damaged=damaged)
+        return encoded, unreadable(error)
+    finally:
+        pa.default_memory_pool().release_unused()
+    return encoded, ""
+
+
+@contextmanager
+def _turn(handle: int) -> Iterator[None]:
+    """Inside, no other worker is: a lock that the system takes back from a process that ends."""
+    import fcntl
+
+    fcntl.lockf(handle, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.lockf(handle, fcntl.LOCK_UN)
 
 
 def map_arena(handle: int, shape: Sequence[int]) -> np.ndarray:
@@ -75,10 +105,9 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     told: dict[str, Any] = json.loads(sys.stdin.readline())
     arena = map_arena(told["handle"], told["shape"])
-    os.close(told["handle"])
-    target = Target(**told["target"])
+    settings = {"target": Target(**told["target"]), "column": told["column"]}
     for line in sys.stdin:
-        answer = decode_task(Task(**json.loads(line)), arena, target=target, column=told["column"])
+        answer = decode_task(Task(**json.loads(line)), arena, handle=told["handle"], **settings)
         try:
             os.write(sys.stdout.fileno(), json.dumps(asdict(answer)).encode() + b"\n")
         except BrokenPipeError:

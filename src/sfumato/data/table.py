@@ -45,13 +45,15 @@ class Part:
 
 class RowGroup(NamedTuple):
     """Rows of a file that can be read without the others: number `index` of `file`, whose first
-    row is row `start` of the file. `name` is the file's in messages."""
+    row is row `start` of the file. `name` is the file's in messages; `size_bytes` is what its
+    columns take."""
 
     file: Path
     name: str
     index: int
     start: int
     count: int
+    size_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
