@@ -113,6 +113,7 @@ class _Reader:
             read=read,
             groups=groups,
             image_column=self.columns.image,
+            label_column=self.columns.label,
             read_notes=lambda keep: read(keep, images=False),
         )
 

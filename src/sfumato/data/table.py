@@ -59,10 +59,11 @@ class RowGroup(NamedTuple):
 @dataclass(frozen=True, kw_only=True)
 class GroupedPart(Part):
     """A part in row groups. `read_notes` is `read` without the images, which costs next to
-    nothing; `image_column` names the column that holds those."""
+    nothing; `image_column` and `label_column` (empty: none) name the columns."""
 
     groups: Sequence[RowGroup]
     image_column: str
+    label_column: str
     read_notes: Callable[[np.ndarray | None], Iterator[Row]]
 
 
