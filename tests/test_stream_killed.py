@@ -1,15 +1,18 @@
 """kill -9 of a streamed training: the run that goes on is the unbroken one, byte for byte."""
 
 import json
+import os
 import random
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from sfumato.bench_data import _family, _memory_bytes
 from sfumato.data.config import DataConfig
 from sfumato.data.stream import StreamBatches, open_stream
 from sfumato.experiment import load_experiment, run_experiment
@@ -129,3 +132,26 @@ def test_after_a_kill_the_first_batch_comes_at_once(tmp_path: Path) -> None:
     seconds = time.monotonic() - started
     assert torch.equal(first.images, stream(0).at(960).images)
     assert seconds < 15
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_memory_does_not_grow_over_three_epochs(tmp_path: Path) -> None:
+    images = [encoded(noise(row, (300, 300, 3)), "JPEG") for row in range(50)]
+    write_parquet(
+        tmp_path / "train.parquet",
+        [images[row % 50] for row in range(6000)],
+        [row % 5 for row in range(6000)],
+        row_group_size=100,
+    )
+    config = DataConfig(source=str(tmp_path), resolution=64, channels=3, caption=("{label}",))
+    records = open_stream(config, "train")
+    stream = StreamBatches(records, seed=0, batch_size=64, device=torch.device("cpu"), workers=2)
+    at_end: list[float] = []
+    for epoch in range(4):  # the first one fills the window
+        sizes = []
+        for seen in range(epoch * 5376, (epoch + 1) * 5376, 64):
+            stream.at(seen)
+            sizes.append(sum(map(_memory_bytes, _family(os.getpid()))))
+        at_end.append(float(np.median(sizes)))
+    assert at_end[3] < 1.02 * at_end[1]

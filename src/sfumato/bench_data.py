@@ -616,6 +616,11 @@ def save_loading(loading: Loading, path: Path, **conditions: Any) -> None:
     write_json(path, dict(record))
 
 
+def in_figures(value: float) -> str:
+    """Three figures, or all of those before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def chart(loading: Loading) -> bytes:
     """A PNG of bars: images a second of every way, on a scale of powers of ten."""
     import matplotlib
@@ -628,7 +633,7 @@ def chart(loading: Loading) -> bytes:
     figure, axes = plt.subplots(figsize=(8, 0.45 * len(rows) + 1.2), layout="constrained")
     colours = ["#2a6f97" if row.label.startswith("sfumato") else "#b8b8b8" for row in rows]
     bars = axes.barh([row.label for row in rows], rates, color=colours)
-    axes.bar_label(bars, [f"{rate:,.3g}" for rate in rates], padding=3)
+    axes.bar_label(bars, [in_figures(rate) for rate in rates], padding=3)
     axes.set(xscale="log", xlim=(min(rates) / 2, max(rates) * 4))
     axes.set_xlabel(f"images a second, batches of {loading.batch_size}, {loading.workers} workers")
     axes.spines[["top", "right"]].set_visible(False)

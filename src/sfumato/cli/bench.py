@@ -17,7 +17,7 @@ from sfumato.bench import (
     save_comparisons,
     untrained_generator,
 )
-from sfumato.bench_data import WAYS, Loading, chart, compare_loading, save_loading
+from sfumato.bench_data import WAYS, Loading, chart, compare_loading, in_figures, save_loading
 from sfumato.cli.show import say, unused
 from sfumato.data.sources import open_images, source_name
 from sfumato.data.speed import decoding_speed, gathering_speed
@@ -170,12 +170,12 @@ def print_loading(loading: Loading) -> None:
         ratio, bar = loading.ratio(row.name), WAYS[row.name].bar
         table.add_row(
             row.label,
-            f"{row.seconds_a_batch:.4g}",
-            f"{loading.batch_size / row.seconds_a_batch:,.3g}",
+            f"{row.seconds_a_batch:.4f}",
+            in_figures(loading.batch_size / row.seconds_a_batch),
             f"{row.peak_bytes / 1e6:,.0f}",
             "" if row.entropy is None else f"{row.entropy:.2f}",
             "" if row.displacement is None else f"{row.displacement:.2f}",
-            "" if ratio is None else f"{ratio:.3g} x",
+            "" if ratio is None else f"{in_figures(ratio)} x",
             "" if bar is None else f"{bar:g} x",
         )
     say("")
