@@ -126,7 +126,7 @@ def _whole(image: bytes, target: Target) -> np.ndarray:
     """Every pixel decoded, then squashed, as the paper does."""
     side = target.resolution
     picture = Image.open(io.BytesIO(image)).convert("RGB" if target.channels == 3 else "L")
-    array = np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR))
+    array = np.array(picture.resize((side, side), Image.Resampling.BILINEAR))
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
