@@ -1,6 +1,7 @@
 """Prepared data: the pixels, rows and splits of the source, whatever kills the pass."""
 
 import errno
+import io
 import json
 import multiprocessing
 import os
@@ -14,6 +15,7 @@ from statistics import median
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from sfumato.base.errors import ConfigError, DamagedDataError, InputError, SfumatoError
 from sfumato.base.files import TEMPORARY_PREFIX
@@ -21,6 +23,7 @@ from sfumato.data import decode, prepare
 from sfumato.data.config import DataConfig
 from sfumato.data.decode import Target
 from sfumato.data.loading import DeviceBatches
+from sfumato.data.paintings import STYLES, draw
 from sfumato.data.prepared import IMAGES, MANIFEST, ROWS, MappedImages
 from sfumato.data.sources import Records, load_records, open_images
 from sfumato.data.survey import resolve, survey
@@ -302,6 +305,12 @@ def test_a_source_that_changes_before_it_goes_on_is_refused(source: Path, tmp_pa
 def test_a_folder_with_other_things_is_refused(source: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds .*parquet.*; nothing is written over"):
         prepare.prepare(config(tmp_path / "source"), source)
+    (tmp_path / "mine").mkdir()
+    np.save(tmp_path / "mine" / IMAGES, np.arange(5))  # the same name, but not ours
+    before = contents(tmp_path / "mine")
+    with pytest.raises(InputError, match=r"holds images\.npy, which is not of a prepared data set"):
+        prepare.prepare(config(source, max_damaged=0.1), tmp_path / "mine")
+    assert contents(tmp_path / "mine") == before
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="is a file"):
         prepare.prepare(config(source), tmp_path / "file")
@@ -425,16 +434,56 @@ def test_gathering_from_the_file_is_as_fast_as_from_memory(tmp_path: Path) -> No
     assert median(seconds[0]) < 2 * median(seconds[1])
 
 
-def test_draft_decoding_changes_little(tmp_path: Path) -> None:
-    """A JPEG far larger than asked for is decoded at a part of its size, never below twice the
-    target; what that changes against full decoding, on a picture with edges and grain."""
-    from sfumato.data.paintings import STYLES, draw
-
+def test_reduced_scales_change_little_and_small_images_nothing() -> None:
+    """A JPEG is decoded at a half or less only where twice the target is left of it. Against
+    decoding every pixel first, on a picture with edges and grain."""
     rng = np.random.default_rng(0)
-    image = draw(STYLES["Post_Impressionism"], "landscape", (1500, 1200), rng)
-    jpeg = encoded(np.asarray(image), "JPEG", quality=90)
+    painting = draw(STYLES["Post_Impressionism"], "landscape", (1500, 1200), rng)
     target = Target(resolution=128, channels=3, fit="squash")
-    ours = decode.decode(jpeg, target)[0].astype(int)
-    pixels = np.asarray(decode.Image.open(__import__("io").BytesIO(jpeg)).convert("RGB"))
-    full = decode.decode(pixels, target)[0].astype(int)
-    assert np.abs(ours - full).mean() < 1.5
+    for width, height, exact in ((1500, 1200, False), (511, 2000, True), (300, 200, True)):
+        jpeg = encoded(np.asarray(painting.resize((width, height))), "JPEG", quality=90)
+        every = np.asarray(Image.open(io.BytesIO(jpeg)))
+        difference = decode.decode(jpeg, target)[0].astype(int) - decode.decode(every, target)[0]
+        assert np.any(difference) != exact
+        assert 10 * np.log10(255**2 / max(1e-9, np.mean(np.square(difference)))) > 36
+
+
+# The command --------------------------------------------------------------------------------------
+
+
+def test_the_command_prepares_and_training_reads_it(sfumato, tmp_path: Path) -> None:
+    for number in range(12):
+        write_image(tmp_path / "photos" / f"{number}.png", noise(number), f"photo {number}")
+    command = ("prepare", "photos", "ready", "--resolution", "8")
+    made = sfumato(*command, cwd=tmp_path)
+    assert made.code == 0, made.err
+    assert "ready: 12 images of photos at 8x8, RGB" in made.out
+    assert "sfumato train PRESET --data ready" in made.out
+    again = sfumato(*command, cwd=tmp_path)
+    assert "ready is prepared already, and whole: every checksum is right" in again.out
+    settings = [
+        *("model.block_out_channels=[8,16]", "model.levels=[plain,attention]", "sampling.steps=2"),
+        *("training.images=16", "training.sample_every_images=16", "data.resolution=8"),
+    ]
+    chosen = [part for setting in settings for part in ("--set", setting)]
+    run = sfumato("train", "small", "--data", "ready", "--out", "run", *chosen, cwd=tmp_path)
+    assert run.code == 0, run.err
+    assert "Found 12 images (prepared from image folder), 8x8, RGB" in run.out
+    assert (tmp_path / "run" / "pipeline" / "model_index.json").exists()
+
+
+def test_bench_data_measures_both_kinds(sfumato, tmp_path: Path) -> None:
+    for number in range(4):
+        image = noise(number, (300, 280, 3))
+        (tmp_path / f"{number}.jpg").write_bytes(encoded(image, "JPEG"))
+        (tmp_path / f"{number}.txt").write_text("noise")
+    decoded = sfumato("bench", "data", str(tmp_path), "--resolution", "16")
+    assert decoded.code == 0, decoded.err
+    for name in ("Ours", "Bare", "Full", "Difference"):
+        assert name in decoded.out
+    sfumato("prepare", str(tmp_path), str(tmp_path / "out"), "--resolution", "16")
+    gathered = sfumato("bench", "data", str(tmp_path / "out"), "--resolution", "16")
+    assert "images/s at 16x16: random batches from the mapped file" in gathered.out
+    digits = sfumato("bench", "data", "digits", "--resolution", "8")
+    assert digits.code == 2
+    assert "digits holds pixels: there is nothing to decode" in digits.err

@@ -133,16 +133,24 @@ def _claim(out: Path, settings: Settings) -> Manifest | None:
         finished = read_manifest(out)
         _refuse_other(out, asdict(finished.settings), settings)
         return finished
-    there = [path for path in out.iterdir() if not is_temporary(path)]
-    if (out / BEGUN).exists():
+    begun = (out / BEGUN).exists()
+    if begun:
         _refuse_other(out, read_json(out / BEGUN), settings)
-    if strange := sorted(path.name for path in there if path.name not in _OWN_FILES):
+    there = sorted(path for path in out.iterdir() if not is_temporary(path))
+    if strange := [path.name for path in there if not _is_own(path, begun=begun)]:
         raise InputError(
             f"{out} holds {strange[0]}, which is not of a prepared data set; nothing is written "
             "over.",
             mend="Give a new folder.",
         )
     return None
+
+
+def _is_own(path: Path, *, begun: bool) -> bool:
+    """Whether a pass left this file; before it was begun, an empty images.npy at most."""
+    if begun:
+        return path.name in _OWN_FILES
+    return path.name == IMAGES and path.stat().st_size == 0
 
 
 def _refuse_other(out: Path, made: dict[str, Any], settings: Settings) -> None:

@@ -3,7 +3,7 @@
 import io
 import multiprocessing
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from sfumato.base.errors import InputError
+from sfumato.data.bare import decode_held, hold
 from sfumato.data.config import DataConfig
 from sfumato.data.decode import Target, decode, decode_chunks, processors
 from sfumato.data.loading import SampleOrder
@@ -60,12 +61,13 @@ def decoding_speed(config: DataConfig, *, most: int) -> DecodingSpeed:
 
     cores = processors()
     context = multiprocessing.get_context("spawn")
-    with context.Pool(cores, _hold, (images, target)) as pool:
+    with context.Pool(cores, hold, (images,)) as pool:
+        bare = partial(decode_held, side=target.resolution)
         stretches = [range(core, len(images), cores) for core in range(cores)]
         runs: dict[str, Callable[[], object]] = {
             "ours": ours,
-            "bare": lambda: pool.map(partial(_bare, reduced=True), stretches),
-            "full": lambda: pool.map(partial(_bare, reduced=False), stretches),
+            "bare": lambda: pool.map(partial(bare, reduced=True), stretches),
+            "full": lambda: pool.map(partial(bare, reduced=False), stretches),
         }
         seconds = _in_turn(runs)
     differences = [_difference(image, target) for image in images[:_COMPARED]]
@@ -92,24 +94,6 @@ def _in_turn(runs: dict[str, Callable[[], object]]) -> dict[str, float]:
             if round_number:
                 seconds[name].append(time.perf_counter() - started)
     return {name: median(each) for name, each in seconds.items()}
-
-
-_held: tuple[Sequence[bytes], Target]
-
-
-def _hold(images: Sequence[bytes], target: Target) -> None:
-    global _held
-    _held = images, target
-
-
-def _bare(numbers: range, *, reduced: bool) -> None:
-    images, target = _held
-    side = target.resolution
-    for number in numbers:
-        image = Image.open(io.BytesIO(images[number]))
-        if reduced:
-            image.draft(None, (2 * side, 2 * side))
-        image.convert("RGB").resize((side, side), Image.Resampling.BILINEAR)
 
 
 def _difference(image: bytes, target: Target) -> np.ndarray:

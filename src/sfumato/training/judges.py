@@ -23,6 +23,7 @@ from sfumato.base.files import (
 from sfumato.base.images import to_float
 from sfumato.data.config import DataConfig
 from sfumato.data.loading import DeviceBatches
+from sfumato.data.prepared import MappedImages
 from sfumato.data.sources import Records, load_records, open_images, source_identity
 from sfumato.metrics.intervals import Proportion, wilson
 from sfumato.models.classifier import Classifier, build_classifier
@@ -45,13 +46,13 @@ class Judge:
     identity: str
     description: str
 
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, images: Tensor | MappedImages) -> tuple[Tensor, Tensor]:
         """uint8 (N, C, H, W) -> predicted labels (N,) and features (N, D), float32."""
         return classify(self.classifier, images)
 
 
 @torch.no_grad()
-def classify(classifier: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
+def classify(classifier: Classifier, images: Tensor | MappedImages) -> tuple[Tensor, Tensor]:
     """uint8 (N, C, H, W) -> predicted labels (N,) and features (N, D), a part at a time."""
     labels, features = [], []
     for part in images.split(_EVALUATION_ROWS):
