@@ -114,3 +114,27 @@ def test_average_starts_short_and_is_free_of_the_batch_size() -> None:
     one = averaging_decay(config, images_seen=10**6, batch_size=64)
     two = averaging_decay(config, images_seen=10**6, batch_size=32) ** 2
     assert one == pytest.approx(two)
+
+
+@pytest.mark.parametrize(("groups", "dead"), [(32, 12), (8, 0)])
+def test_as_many_norm_groups_as_channels_cancel_the_time_embedding(groups: int, dead: int) -> None:
+    """A shift that is constant over a group's pixels is subtracted again with its mean: 32 groups on
+    32 channels, and 12 of the paper's 22 ResNet blocks learn nothing of the time."""
+    from sfumato.experiment import load_experiment
+
+    model = load_experiment("mnist", [f"model.norm_num_groups={groups}"]).model
+    assert parameter_count(model, resolution=28, channels=1) == 3_140_385
+    unet = build_unet(model, resolution=28, channels=1, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    x_t = torch.randn(4, 1, 28, 28, generator=generator)
+    tokens = torch.randn(4, 8, 512, generator=generator)
+    output = unet(x_t, torch.tensor([10, 300, 600, 990]), tokens, return_dict=False)[0]
+    (output - torch.randn(output.shape, generator=generator)).square().mean().backward()
+    largest = [
+        float(weight.grad.abs().max())
+        for name, weight in unet.named_parameters()
+        if name.endswith("time_emb_proj.weight")
+    ]
+    assert len(largest) == 22
+    assert sum(gradient < 1e-8 for gradient in largest) == dead
+    assert sum(gradient > 1e-6 for gradient in largest) == 22 - dead

@@ -477,13 +477,13 @@ def test_bench_data_measures_both_kinds(sfumato, tmp_path: Path) -> None:
         image = noise(number, (300, 280, 3))
         (tmp_path / f"{number}.jpg").write_bytes(encoded(image, "JPEG"))
         (tmp_path / f"{number}.txt").write_text("noise")
-    decoded = sfumato("bench", "data", str(tmp_path), "--resolution", "16")
+    decoded = sfumato("bench", "decoding", str(tmp_path), "--resolution", "16")
     assert decoded.code == 0, decoded.err
     for name in ("Ours", "Bare", "Full", "Difference"):
         assert name in decoded.out
     sfumato("prepare", str(tmp_path), str(tmp_path / "out"), "--resolution", "16")
-    gathered = sfumato("bench", "data", str(tmp_path / "out"), "--resolution", "16")
+    gathered = sfumato("bench", "decoding", str(tmp_path / "out"), "--resolution", "16")
     assert "images/s at 16x16: random batches from the mapped file" in gathered.out
-    digits = sfumato("bench", "data", "digits", "--resolution", "8")
+    digits = sfumato("bench", "decoding", "digits", "--resolution", "8")
     assert digits.code == 2
     assert "digits holds pixels: there is nothing to decode" in digits.err

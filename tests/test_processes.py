@@ -50,7 +50,8 @@ def rank_main(rank, world):
     if rank == 0:
         joined = {
             place: {
-                name: torch.cat([each[place][name] for each in gathered]) for name in values
+                name: torch.stack([each[place][name] for each in gathered], 1).flatten(0, 1)
+                for name in values
             }
             for place, values in mine.items()
         }

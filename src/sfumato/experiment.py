@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import model_validator
 
@@ -11,8 +11,8 @@ from sfumato.base.errors import ConfigError
 from sfumato.base.files import read_json
 from sfumato.configuration import Recipe, build, claim_folder, read_values
 from sfumato.data.config import DataConfig
-from sfumato.data.loading import DeviceBatches
-from sfumato.data.sources import Records, load_records
+from sfumato.data.loaders import open_training, resolve_loading, training_batches
+from sfumato.data.sources import Annotations
 from sfumato.data.survey import settle
 from sfumato.diffusion.guidance import GuidanceConfig
 from sfumato.diffusion.schedule import DiffusionConfig
@@ -35,6 +35,7 @@ from sfumato.training.objectives import DiffusionObjective
 
 CHANGEABLE_ON_RESUME = {
     "about": "a description",
+    "data.workers": "speed",
     "sampling": "used after training",
     "evaluation": "used after training",
     "training.images": "length",
@@ -46,6 +47,9 @@ CHANGEABLE_ON_RESUME = {
     "training.keep_checkpoints": "output",
 }
 """Settings that may differ when a run goes on; any other difference is another experiment."""
+
+
+A = TypeVar("A", bound=Annotations)
 
 
 class Experiment(Recipe):
@@ -95,9 +99,10 @@ def prepare_run(
 ) -> Run:
     """Build the run of an experiment in `folder`, resumed where it has a checkpoint."""
     where = resolve_device(device)
-    experiment = experiment.model_copy(update={"data": settle(experiment.data)})
+    data = resolve_loading(settle(experiment.data))
+    experiment = experiment.model_copy(update={"data": data})
     claim_folder(experiment, folder)
-    records = load_records(experiment.data, "train")
+    records = open_training(experiment.data)
     encoder = load_text_encoder(experiment.text)
     if encoder.dim != experiment.model.cross_attention_dim:
         raise ConfigError(
@@ -130,8 +135,9 @@ def prepare_run(
     run = Run(
         folder=folder,
         objective=objective,
-        batches=DeviceBatches(
+        batches=training_batches(
             with_bank_rows(records, bank),
+            experiment.data,
             seed=experiment.seed,
             batch_size=training.batch_size,
             device=where,
@@ -159,7 +165,7 @@ def prepare_run(
     return run
 
 
-def with_bank_rows(records: Records, bank: PromptBank) -> Records:
+def with_bank_rows(records: A, bank: PromptBank) -> A:
     """The same records with `prompts` counted in rows of the bank."""
     rows = bank.index(records.captions).cpu()
     return replace(records, prompts=rows[records.prompts])
@@ -169,7 +175,7 @@ def sample_grid(
     experiment: Experiment,
     objective: DiffusionObjective,
     encoder: ClipTextEncoder,
-    records: Records,
+    records: Annotations,
     *,
     most_captions: int = 16,
 ) -> Callable[[], bytes]:

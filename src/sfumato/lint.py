@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from sfumato.base.errors import ConfigError, InputError
-from sfumato.data.sources import load_records
+from sfumato.data.loaders import open_training
 from sfumato.diffusion.guidance import GuidanceConfig
 from sfumato.diffusion.schedule import DiffusionConfig, NoiseSchedule
 from sfumato.experiment import Experiment
@@ -135,7 +135,7 @@ def spacing_off_the_trained_range(drawing: Drawing) -> str | None:
 def averaging_longer_than_the_run(experiment: Experiment) -> str | None:
     training = experiment.training
     averaging = training.averaging
-    total = training.images or training.total_images(len(load_records(experiment.data, "train")))
+    total = training.images or training.total_images(len(open_training(experiment.data)))
     if averaging.halflife_images <= total:
         return None
     ramp = averaging.rampup_ratio * total

@@ -12,7 +12,7 @@ from sfumato.classifier import ClassifierExperiment, finished_lines, run_classif
 from sfumato.clip import RESULT, ClipExperiment, finished_figures, run_clip
 from sfumato.configuration import Recipe, build, read_values
 from sfumato.data.config import DataConfig
-from sfumato.data.sources import load_records
+from sfumato.data.loaders import open_training
 from sfumato.experiment import Experiment, run_experiment
 from sfumato.lint import lint_experiment
 from sfumato.models.classifier import build_classifier
@@ -42,7 +42,7 @@ class Description:
 
 
 def _finished_diffusion(experiment: Experiment, folder: Path) -> Sequence[str]:
-    captions, _ = load_records(experiment.data, "test").examples()
+    captions, _ = open_training(experiment.data).examples()
     prompt = captions[min(7, len(captions) - 1)]
     return (
         f"Samples in {folder / 'samples'}.",

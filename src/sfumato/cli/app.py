@@ -426,17 +426,47 @@ def bench_sample(
     )
 
 
-@bench_app.command("data", epilog="Example: `sfumato bench data wikiart`")
+@bench_app.command("data", epilog="Example: `sfumato bench data wikiart --out bench.json`")
 def bench_data(
+    folder: Annotated[str, typer.Argument(help="A folder of Parquet files.")],
+    pairs: Annotated[int, typer.Option(help="Rounds of timings; at least 3.")] = 3,
+    batch: Annotated[int, typer.Option(help="Images of a batch.")] = 16,
+    workers: Annotated[int, typer.Option(help="Worker processes of every loader.")] = 2,
+    batches: Annotated[
+        int | None, typer.Option(help="Most batches of each timing; without it, an epoch.")
+    ] = None,
+    only: Annotated[str | None, typer.Option(help="Ways to load, with commas.")] = None,
+    resolution: Annotated[int, typer.Option(help="Height and width in pixels.")] = 128,
+    settings: Settings = None,
+    out: Record = None,
+) -> None:
+    """The paper's Table 2: its three loaders, `datasets`, and ours, on your files."""
+    from sfumato.cli.bench import bench_data
+
+    bench_data(
+        folder,
+        settings or [],
+        pairs=pairs,
+        batch=batch,
+        workers=workers,
+        batches=batches,
+        only=only,
+        resolution=resolution,
+        out=out,
+    )
+
+
+@bench_app.command("decoding", epilog="Example: `sfumato bench decoding wikiart`")
+def bench_decoding(
     source: Annotated[str, typer.Argument(help="A source of encoded images, or prepared data.")],
     resolution: Annotated[int, typer.Option(help="Height and width in pixels.")] = 128,
     most: Annotated[int, typer.Option(help="Images that are decoded each time.")] = 512,
     settings: Settings = None,
 ) -> None:
     """How fast a source is decoded, against bare Pillow; how fast prepared data are gathered."""
-    from sfumato.cli.bench import bench_data
+    from sfumato.cli.bench import bench_decoding
 
-    bench_data(source, settings or [], resolution=resolution, most=most)
+    bench_decoding(source, settings or [], resolution=resolution, most=most)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from sfumato.base.files import write_bytes
 from sfumato.bench import (
     Comparison,
     compare_sampling,
@@ -16,8 +17,9 @@ from sfumato.bench import (
     save_comparisons,
     untrained_generator,
 )
+from sfumato.bench_data import WAYS, Loading, chart, compare_loading, in_figures, save_loading
 from sfumato.cli.show import say, unused
-from sfumato.data.sources import open_images
+from sfumato.data.sources import open_images, source_name
 from sfumato.data.speed import decoding_speed, gathering_speed
 from sfumato.data.survey import resolve
 from sfumato.experiment import load_experiment
@@ -102,7 +104,7 @@ def print_comparisons(
         say(f"Record  {path}")
 
 
-def bench_data(source: str, settings: Sequence[str], *, resolution: int, most: int) -> None:
+def bench_decoding(source: str, settings: Sequence[str], *, resolution: int, most: int) -> None:
     """Say how fast the images of a source come."""
     chosen = [f"data.source={json.dumps(source)}", f"data.resolution={resolution}"]
     config = resolve(load_experiment("small", [*chosen, *settings]).data)
@@ -120,4 +122,69 @@ def bench_data(source: str, settings: Sequence[str], *, resolution: int, most: i
         f"Full       {found.full:.1f} images/s: the same without reduced scales\n"
         f"Difference mean {found.mean_difference:.2f}, most {found.max_difference} of 255, PSNR "
         f"{found.psnr_db:.1f} dB: reduced scales against full decoding"
+    )
+
+
+def bench_data(
+    folder: str,
+    settings: Sequence[str],
+    *,
+    pairs: int,
+    batch: int,
+    workers: int,
+    batches: int | None,
+    only: str | None,
+    resolution: int,
+    out: Path | None,
+) -> None:
+    """Compare the ways to load `folder`; a table, and with `out` a record and a chart beside it."""
+    chosen = [f"data.source={json.dumps(folder)}", f"data.resolution={resolution}"]
+    config = resolve(load_experiment("small", [*chosen, *settings]).data)
+    ways = list(WAYS) if only is None else [name.strip() for name in only.split(",")]
+    loading = compare_loading(
+        config,
+        pairs=pairs,
+        batch_size=batch,
+        workers=workers,
+        most_batches=batches,
+        ways=ways,
+        say=say,
+    )
+    print_loading(loading)
+    if out is not None:
+        path, picture = unused(out), unused(out.with_suffix(".png"))
+        save_loading(loading, path, source=source_name(config), resolution=resolution)
+        write_bytes(picture, chart(loading))
+        say(f"Record  {path}\nChart   {picture}")
+
+
+def print_loading(loading: Loading) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("")
+    for name in ("s a batch", "images/s", "peak MB", "style entropy", "displaced", "ours", "bar"):
+        table.add_column(name, justify="right")
+    for row in loading.rows:
+        if row.problem:
+            table.add_row(row.label, row.problem)
+            continue
+        ratio, bar = loading.ratio(row.name), WAYS[row.name].bar
+        table.add_row(
+            row.label,
+            f"{row.seconds_a_batch:.4f}",
+            in_figures(loading.batch_size / row.seconds_a_batch),
+            f"{row.peak_bytes / 1e6:,.0f}",
+            "" if row.entropy is None else f"{row.entropy:.2f}",
+            "" if row.displacement is None else f"{row.displacement:.2f}",
+            "" if ratio is None else f"{in_figures(ratio)} x",
+            "" if bar is None else f"{bar:g} x",
+        )
+    say("")
+    Console(width=max(112, Console().width)).print(table)
+    for name, gain in loading.gains().items():
+        say(f"Gain by {name}: {gain:.2f} x")
+    say(
+        f"{loading.images:,} training images, batches of {loading.batch_size}, {loading.workers} "
+        f"workers, medians of {len(loading.rows[0].timings)} rounds taken in turn. ours: how many "
+        "times faster sfumato's stream is. Style entropy: of a batch against random batches. "
+        "Displaced: from the order of the files, 0.33 in a random order."
     )

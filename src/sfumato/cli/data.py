@@ -15,9 +15,10 @@ from sfumato.base.files import write_bytes
 from sfumato.classifier import ClassifierExperiment
 from sfumato.cli.show import Line, clock, say, unused
 from sfumato.data.config import DataConfig
+from sfumato.data.loaders import open_training, resolve_loading
 from sfumato.data.prepare import prepare
 from sfumato.data.prepared import IMAGES
-from sfumato.data.sources import Records, Split, load_records, open_images, source_name
+from sfumato.data.sources import Annotations, Records, Split, load_records, open_images, source_name
 from sfumato.data.survey import Survey, resolve, settle, survey
 from sfumato.data.synthetic import LIKE, Order, synthesize
 from sfumato.data.table import list_damage
@@ -34,12 +35,19 @@ def look_at_data(recipe: WithData) -> WithData:
     say(found.sentence())
     data = settle(recipe.data, found)
     is_judge = isinstance(recipe, ClassifierExperiment)
-    records = load_records(data, "judge" if is_judge else "train", on_rows=progress("read"))
+    if is_judge:
+        records: Annotations = load_records(data, "judge", on_rows=progress("read"))
+    else:
+        data = resolve_loading(data)
+        records = open_training(data, on_rows=progress("read"))
     captions = (
         f"; {len(records.captions):,} caption{'s' * (len(records.captions) > 1)}, such as "
         f"'{_example(records)}'"
     )
-    say(f"Training on {len(records):,} of them at {_form(data)}{'' if is_judge else captions}.")
+    say(
+        f"Training on {len(records):,} of them at {_form(data)}{'' if is_judge else captions}."
+        + (" Streamed from the files." if data.loading == "stream" and not is_judge else "")
+    )
     if records.damage:
         say(f"Skipped {len(records.damage):,} damaged rows:")
         say("  " + "\n  ".join(list_damage(records.damage, most=5)))
@@ -51,7 +59,7 @@ def _form(data: DataConfig) -> str:
     return f"{data.resolution}x{data.resolution}, {colours}"
 
 
-def _example(records: Records, most: int = 80) -> str:
+def _example(records: Annotations, most: int = 80) -> str:
     captions, _ = records.examples()
     text = captions[min(7, len(captions) - 1)]
     return text if len(text) <= most else text[: most - 1] + "…"

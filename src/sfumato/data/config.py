@@ -8,6 +8,7 @@ from sfumato.base.section import Section, ValueRange
 from sfumato.data.decode import Fit
 
 Auto = Literal["auto"]
+Loading = Literal["memory", "stream"]
 AUTO_CAPTION = ("auto",)
 
 
@@ -41,6 +42,12 @@ class DataConfig(Section):
     """Share of the test images that a judge may be tuned on; figures come from the others."""
     max_damaged: float = 0.01
     """Largest share of damaged rows that are skipped; more of them end the run."""
+    loading: Loading | Auto = "auto"
+    """How training reads: memory holds all decoded images, stream a window of them (Parquet only,
+    docs/data-engine.md); auto: memory where they take less than 2 GiB."""
+    workers: int | Auto = "auto"
+    """Processes that decode a stream, 0 for none beside the training; auto: one a core, at most
+    8. The order of the images is the same for any number."""
     image_column: str = "auto"
     """Parquet: the column of images; auto finds it by its type."""
     label_column: str = "auto"
@@ -84,6 +91,13 @@ class DataConfig(Section):
         if value in (1, 3, "auto") and not isinstance(value, bool):
             return value
         raise ValueError("channels are 1, 3 or auto")
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _processes(cls, value: object) -> object:
+        if value == "auto" or (type(value) is int and 0 <= value <= 256):
+            return value
+        raise ValueError("workers are auto, or between 0 and 256")
 
     @field_validator("test_share", "tuning_share", "max_damaged")
     @classmethod

@@ -229,7 +229,7 @@ def decode_chunks(
     """
 
     def attempt(row: Row) -> Pixels | str:
-        if problem := row.problem or _row_problem(row, classes, needs_caption):
+        if problem := row.problem or row_problem(row, classes, needs_caption):
             return problem
         try:
             return decode(row.image, target)
@@ -248,7 +248,8 @@ def decode_chunks(
 NO_CAPTION = "no caption"
 
 
-def _row_problem(row: Row, classes: int, needs_caption: bool) -> str:
+def row_problem(row: Row, classes: int, needs_caption: bool) -> str:
+    """Why a row cannot be used, whatever its image is; empty where it can."""
     if classes and row.label is None:
         return "no label"
     if classes and row.label is not None and not 0 <= row.label < classes:

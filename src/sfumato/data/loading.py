@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -31,6 +32,14 @@ class Position:
     epoch: int
     seed: int
     samples: int
+
+
+class Order(Protocol):
+    """An endless order of samples, epoch after epoch."""
+
+    def position(self, images_seen: int) -> Position:
+        """Where the next sample comes from."""
+        ...
 
 
 class SampleOrder:
@@ -82,16 +91,11 @@ class DeviceBatches:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        if batch_size % world_size:
-            raise ConfigError(
-                f"training.batch_size: {batch_size} images cannot be shared by {world_size} ranks.",
-                mend=f"Choose a multiple of {world_size}.",
-            )
+        check_shares(batch_size, world_size)
         self.seed = seed
         self.order = SampleOrder(len(records), seed=seed)
         self.batch_size = batch_size
-        local = batch_size // world_size
-        self._mine = slice(rank * local, (rank + 1) * local)
+        self._mine = slice(rank, None, world_size)
         self._device = device
         self._images = _placed(records.images, device)
         self._labels = records.labels.to(device)
@@ -102,20 +106,34 @@ class DeviceBatches:
         rows = self.order.indices(images_seen, self.batch_size)[self._mine]
         indices = rows.to(self._device)
         mapped = isinstance(self._images, MappedImages)
+        chosen = chosen_captions(
+            self._prompts.shape[1],
+            seed=self.seed,
+            images_seen=images_seen,
+            batch_size=self.batch_size,
+        )
         return Batch(
             images=self._images[rows].to(self._device) if mapped else self._images[indices],
             labels=self._labels[indices],
-            prompts=self._prompts[indices, self._captions(images_seen)],
+            prompts=self._prompts[indices, chosen[self._mine].to(indices.device)],
         )
 
-    def _captions(self, images_seen: int) -> Tensor:
-        """Which of its captions each image of this rank's part is shown with."""
-        several = self._prompts.shape[1]
-        if several == 1:
-            return torch.zeros((), dtype=torch.int64, device=self._prompts.device)
-        generator = generator_for(self.seed, images_seen, "captions")
-        drawn = torch.randint(several, (self.batch_size,), generator=generator)
-        return drawn[self._mine].to(self._prompts.device)
+
+def check_shares(batch_size: int, world_size: int) -> None:
+    """`ConfigError` for a batch that ranks cannot share equally."""
+    if batch_size % world_size:
+        raise ConfigError(
+            f"training.batch_size: {batch_size} images cannot be shared by {world_size} ranks.",
+            mend=f"Choose a multiple of {world_size}.",
+        )
+
+
+def chosen_captions(count: int, *, seed: int, images_seen: int, batch_size: int) -> Tensor:
+    """Which of its `count` captions each image of a global batch is shown with: (batch_size,)."""
+    if count == 1:
+        return torch.zeros(batch_size, dtype=torch.int64)
+    generator = generator_for(seed, images_seen, "captions")
+    return torch.randint(count, (batch_size,), generator=generator)
 
 
 def _placed(images: Tensor | MappedImages, device: torch.device) -> Tensor | MappedImages:

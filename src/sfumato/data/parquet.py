@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,10 @@ import numpy as np
 
 from sfumato.base.errors import DamagedDataError, InputError, nearest
 from sfumato.data.table import (
-    Part,
+    GroupedPart,
     RawImages,
     Row,
+    RowGroup,
     dense_classes,
     fingerprint,
     split_groups,
@@ -29,6 +31,7 @@ LABEL_NAMES = ("label", "labels", "class", "category", "target")
 CAPTION_NAMES = ("caption", "text", "captions", "prompt", "description")
 _SHARD = re.compile(r"^(.*)-(\d{5})-of-(\d{5})")
 _BATCH_ROWS = 256
+_FEW_ROWS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +80,8 @@ class _Reader:
     text_labels: dict[str, int]
     first: "pa.Schema"
 
-    def part(self, files: Sequence[Path]) -> Part:
-        counts = []
+    def part(self, files: Sequence[Path]) -> GroupedPart:
+        groups: list[RowGroup] = []
         for file in files:
             opened = _open(file)
             missing = [name for name in self._wanted() if name not in opened.schema_arrow.names]
@@ -88,15 +91,31 @@ class _Reader:
                     mend="Give a folder with the files of one data set.",
                 )
             self._refuse_other_schema(file, opened.schema_arrow)
-            counts.append(opened.metadata.num_rows)
-
-        def read(keep: np.ndarray | None) -> Iterator[Row]:
             start = 0
-            for file, count in zip(files, counts, strict=True):
-                yield from self._rows(file, None if keep is None else keep[start : start + count])
-                start += count
+            for index in range(opened.num_row_groups):
+                about = opened.metadata.row_group(index)
+                size = about.total_byte_size
+                groups.append(RowGroup(file, self._name(file), index, start, about.num_rows, size))
+                start += about.num_rows
 
-        return Part(count=sum(counts), read=read)
+        def read(keep: np.ndarray | None, *, images: bool = True) -> Iterator[Row]:
+            start = 0
+            for file, its_groups in groupby(groups, key=lambda group: group.file):
+                opened = _open(file)
+                for group in its_groups:
+                    mine = None if keep is None else keep[start : start + group.count]
+                    if mine is None or mine.any():
+                        yield from self._rows(opened, group, mine, images=images)
+                    start += group.count
+
+        return GroupedPart(
+            count=sum(group.count for group in groups),
+            read=read,
+            groups=groups,
+            image_column=self.columns.image,
+            label_column=self.columns.label,
+            read_notes=lambda keep: read(keep, images=False),
+        )
 
     def _refuse_other_schema(self, file: Path, schema: "pa.Schema") -> None:
         """`InputError` where a column means something else than in the first file."""
@@ -114,47 +133,42 @@ class _Reader:
                     "them again, from one place.",
                 )
 
-    def _wanted(self) -> list[str]:
-        return [
-            name for name in (self.columns.image, self.columns.label, self.columns.caption) if name
-        ]
+    def _name(self, file: Path) -> str:
+        return str(file.relative_to(self.folder))
 
-    def _rows(self, file: Path, keep: np.ndarray | None) -> Iterator[Row]:
+    def _wanted(self, *, images: bool = True) -> list[str]:
+        image = self.columns.image if images else ""
+        return [name for name in (image, self.columns.label, self.columns.caption) if name]
+
+    def _rows(
+        self, opened: Any, group: RowGroup, keep: np.ndarray | None, *, images: bool
+    ) -> Iterator[Row]:
         import pyarrow as pa
 
-        opened = _open(file)
-        name = str(file.relative_to(self.folder))
         number = 0
-        for group in range(opened.num_row_groups):
-            end = number + opened.metadata.row_group(group).num_rows
-            if keep is not None and not keep[number:end].any():
-                number = end
-                continue
-            try:
-                batches = opened.iter_batches(
-                    batch_size=_BATCH_ROWS, row_groups=[group], columns=self._wanted()
-                )
-                for batch in batches:
-                    for image, label, caption in zip(*self._values(batch), strict=True):
-                        if keep is None or keep[number]:
-                            yield Row(image, label, caption, name, number)
-                        number += 1
-            except (pa.ArrowException, OSError) as error:
-                reason = f"the file cannot be read here ({_first_line(error)})"
-                for lost in range(number, end):
-                    if keep is None or keep[lost]:
-                        yield Row(None, None, None, name, lost, reason)
-                number = end
+        try:
+            batches = opened.iter_batches(
+                batch_size=_BATCH_ROWS,
+                row_groups=[group.index],
+                columns=self._wanted(images=images),
+            )
+            for batch in batches:
+                for image, label, caption in zip(*self._values(batch, images=images), strict=True):
+                    if keep is None or keep[number]:
+                        yield Row(image, label, caption, group.name, group.start + number)
+                    number += 1
+        except (pa.ArrowException, OSError) as error:
+            reason = unreadable(error)
+            for lost in range(number, group.count):
+                if keep is None or keep[lost]:
+                    yield Row(None, None, None, group.name, group.start + lost, reason)
 
-    def _values(self, batch: "pa.RecordBatch") -> tuple[list[Any], list[Any], list[Any]]:
+    def _values(
+        self, batch: "pa.RecordBatch", *, images: bool
+    ) -> tuple[list[Any], list[Any], list[Any]]:
         """Images, labels and captions of a batch as plain lists."""
-        import pyarrow as pa
-
-        images = batch.column(self.columns.image)
-        if pa.types.is_struct(images.type):
-            # flatten() hands a null of the struct on to its bytes
-            images = images.flatten()[images.type.get_field_index("bytes")]
         nothing = [None] * len(batch)
+        encoded = _encoded(batch.column(self.columns.image)).to_pylist() if images else nothing
         labels = batch.column(self.columns.label).to_pylist() if self.columns.label else nothing
         if self.text_labels:
             labels = [
@@ -164,16 +178,52 @@ class _Reader:
         if self.columns.caption:
             texts = batch.column(self.columns.caption).to_pylist()
             captions = [" ".join(text.split()) if text else None for text in texts]
-        return images.to_pylist(), labels, captions
+        return encoded, labels, captions
 
 
-def _open(file: Path) -> Any:
+def read_group(file: Path, group: int, rows: Sequence[int], column: str) -> Iterator[bytes | None]:
+    """The encoded images of some `rows` of a row group, counted from its start and rising.
+
+    The file is memory-mapped while the iterator lives. Raises Arrow's errors and `OSError`.
+    """
+    wanted = iter(rows)
+    row = next(wanted, None)
+    first = 0
+    batches = _open(file, memory_map=True).iter_batches(
+        batch_size=_FEW_ROWS, row_groups=[group], columns=[column], use_threads=False
+    )
+    for batch in batches:
+        images = _encoded(batch.column(column))
+        while row is not None and row < first + len(batch):
+            yield images[row - first].as_py()
+            row = next(wanted, None)
+        if row is None:
+            return
+        first += len(batch)
+
+
+def _encoded(column: "pa.Array") -> "pa.Array":
+    """The bytes of an image column, which may be a struct."""
+    import pyarrow as pa
+
+    if not pa.types.is_struct(column.type):
+        return column
+    # flatten() hands a null of the struct on to its bytes
+    return column.flatten()[column.type.get_field_index("bytes")]
+
+
+def unreadable(error: Exception) -> str:
+    """Why the rows from here to the end of their group are damaged."""
+    return f"the file cannot be read here ({_first_line(error)})"
+
+
+def _open(file: Path, *, memory_map: bool = False) -> Any:
     """A `ParquetFile`; `DamagedDataError` where it is not whole."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        return pq.ParquetFile(file)
+        return pq.ParquetFile(file, memory_map=memory_map)
     except (pa.ArrowException, OSError) as error:
         with file.open("rb") as opened:
             if opened.read(20).startswith(b"version https://git-"):

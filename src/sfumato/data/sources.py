@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -31,17 +31,15 @@ _KEPT_RECORDS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Records:
-    """Images of one split.
+class Annotations:
+    """What is known of the images of one split without their pixels.
 
-    `images`: (N, C, H, W) uint8, in memory or in the file of prepared data (the test part always
-    in memory); `labels`: (N,) int64 into `class_names`, zeros where those are
-    empty; `prompts`: (N, T) int64 into `captions`, the distinct captions: an image has T of them,
-    and a step draws one. `class_captions`: one caption of each class, for a look at the model.
-    `damage`: the rows that were skipped.
+    `labels`: (N,) int64 into `class_names`, zeros where those are empty; `prompts`: (N, T) int64
+    into `captions`, the distinct captions: an image has T of them, and a step draws one.
+    `class_captions`: one caption of each class, for a look at the model. `damage`: the rows that
+    were skipped.
     """
 
-    images: Tensor | MappedImages
     labels: Tensor
     class_names: Sequence[str]
     prompts: Tensor
@@ -51,7 +49,7 @@ class Records:
     damage: Sequence[Damage] = ()
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.labels)
 
     def examples(self, most: int = 16) -> tuple[list[str], list[str]]:
         """Captions to draw for a look at the model, and a short label of each: one a class, or,
@@ -61,6 +59,14 @@ class Records:
         count = min(8, most, len(self.captions))
         chosen = [self.captions[place * len(self.captions) // count] for place in range(count)]
         return chosen, chosen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Records(Annotations):
+    """Images of one split, decoded: `images` (N, C, H, W) uint8, in memory or in the file of
+    prepared data (the test part always in memory)."""
+
+    images: Tensor | MappedImages
 
 
 # Opening ------------------------------------------------------------------------------------------
@@ -167,29 +173,39 @@ def load_records(
 
     config = resolve(config)
     raw = open_images(config)
-    part, keep, name = _rows_of(raw, config, split)
-    key = (config, name, raw.fingerprint)
+    part, keep, name = rows_of(raw, config, split)
+    # How training reads them makes no other images.
+    key = (config.model_copy(update={"loading": "memory", "workers": 0}), name, raw.fingerprint)
     if key not in _recent:
         count = part.count if keep is None else int(keep.sum())
         tell = (lambda done: None) if on_rows is None else (lambda done: on_rows(done, count))
-        needs_caption = any(OWN in fields(template) for template in config.caption)
         if part.stored is not None:
-            decoded = part.stored(keep, needs_caption)
+            decoded = part.stored(keep, needs_caption(config))
         else:
             decoded = decode_rows(
                 part.read(keep),
                 count=count,
                 target=target_of(config),
                 classes=len(raw.class_names),
-                needs_caption=needs_caption,
+                needs_caption=needs_caption(config),
                 on_rows=tell,
             )
         check_damage(decoded.damage, count, config)
-        description = _describe(raw, decoded, config, name, count)
-        if name != "train" and isinstance(decoded.images, MappedImages):
-            # Small, and compared as a whole by whatever measures.
-            decoded = replace(decoded, images=decoded.images[:].numpy())
-        _recent[key] = _records(raw, decoded, config, description)
+        about = annotate(
+            raw,
+            config,
+            labels=decoded.labels,
+            own=decoded.captions,
+            description=_describe(raw, decoded, config, name, count),
+            damage=decoded.damage,
+        )
+        images = decoded.images
+        if name != "train" and isinstance(images, MappedImages):
+            images = images[:]  # small, and compared as a whole by whatever measures
+        _recent[key] = Records(
+            images=torch.from_numpy(images) if isinstance(images, np.ndarray) else images,
+            **vars(about),
+        )
         while len(_recent) > _KEPT_RECORDS:
             _recent.popitem(last=False)
     _recent.move_to_end(key)
@@ -203,7 +219,12 @@ def target_of(config: DataConfig) -> Target:
     return Target(resolution=config.resolution, channels=config.channels, fit=config.fit)
 
 
-def _rows_of(
+def needs_caption(config: DataConfig) -> bool:
+    """Whether an image without a caption of its own cannot be used."""
+    return any(OWN in fields(template) for template in config.caption)
+
+
+def rows_of(
     raw: RawImages, config: DataConfig, split: Split
 ) -> tuple[Part, np.ndarray | None, str]:
     """The part that holds a split, which of its rows, and the split's name.
@@ -232,7 +253,7 @@ def _rows_of_test(
     raw: RawImages, config: DataConfig, split: Split
 ) -> tuple[Part, np.ndarray | None, str]:
     """One side of the test images: `tuning_share` of them, drawn by `split_seed`, or the others."""
-    part, test, name = _rows_of(raw, config, "test")
+    part, test, name = rows_of(raw, config, "test")
     if config.tuning_share == 0:
         if split == "tuning":
             raise InputError(
@@ -275,22 +296,30 @@ def check_damage(damage: Sequence[Damage], count: int, config: DataConfig) -> No
     )
 
 
-def _records(raw: RawImages, decoded: Decoded, config: DataConfig, description: str) -> Records:
-    images, labels = decoded.images, torch.from_numpy(decoded.labels)
+def annotate(
+    raw: RawImages,
+    config: DataConfig,
+    *,
+    labels: np.ndarray,
+    own: Sequence[str | None],
+    description: str,
+    damage: Sequence[Damage],
+) -> Annotations:
+    """Captions for images with `labels` (N,) int64 and captions of their `own` (N)."""
+    classes = torch.from_numpy(labels)
     prompts, captions = caption_images(
-        config.caption, labels=labels, class_names=raw.class_names, own=decoded.captions
+        config.caption, labels=classes, class_names=raw.class_names, own=own
     )
-    return Records(
-        images=images if isinstance(images, MappedImages) else torch.from_numpy(images),
-        labels=labels,
+    return Annotations(
+        labels=classes,
         class_names=raw.class_names,
         prompts=prompts,
         captions=captions,
         class_captions=class_captions(
-            config.caption, prompts, captions, labels=labels, class_names=raw.class_names
+            config.caption, prompts, captions, labels=classes, class_names=raw.class_names
         ),
         description=description,
-        damage=decoded.damage,
+        damage=damage,
     )
 
 

@@ -43,6 +43,30 @@ class Part:
     stored: "Callable[[np.ndarray | None, bool], Decoded] | None" = None
 
 
+class RowGroup(NamedTuple):
+    """Rows of a file that can be read without the others: number `index` of `file`, whose first
+    row is row `start` of the file. `name` is the file's in messages; `size_bytes` is what its
+    columns take."""
+
+    file: Path
+    name: str
+    index: int
+    start: int
+    count: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupedPart(Part):
+    """A part in row groups. `read_notes` is `read` without the images, which costs next to
+    nothing; `image_column` and `label_column` (empty: none) name the columns."""
+
+    groups: Sequence[RowGroup]
+    image_column: str
+    label_column: str
+    read_notes: Callable[[np.ndarray | None], Iterator[Row]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class RawImages:
     """A data set before decoding.

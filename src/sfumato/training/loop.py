@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sfumato.base.errors import ConfigError
 from sfumato.base.section import Section
-from sfumato.data.loading import Batch, SampleOrder
+from sfumato.data.loading import Batch, Order
 from sfumato.diffusion.targets import LossWeight
 from sfumato.models.ema import AveragingConfig
 from sfumato.training.checkpoint import Checkpoint, Checkpoints, warn_of_changed_environment
@@ -100,7 +100,9 @@ class Batches(Protocol):
     """A source of batches whose order is a function of the position alone."""
 
     batch_size: int
-    order: SampleOrder
+
+    @property
+    def order(self) -> Order: ...
 
     def at(self, images_seen: int) -> Batch: ...
 

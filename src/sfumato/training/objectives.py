@@ -43,9 +43,9 @@ class StepContext:
         return generator_for(self.seed, self.images_seen, purpose)
 
     def local(self, values: Tensor) -> Tensor:
-        """This rank's rows of a tensor drawn for the global batch, on the device."""
-        size = self.batch_size // self.world_size
-        return values[self.rank * size : (self.rank + 1) * size].to(self.device)
+        """This rank's rows of a tensor drawn for the global batch, on the device: every
+        `world_size`-th, as the canonical streams of a streamed data set are shared."""
+        return values[self.rank :: self.world_size].to(self.device)
 
     def parts(self) -> Iterator[slice]:
         """The micro-batches of this rank's rows, as slices."""

@@ -1,0 +1,157 @@
+"""kill -9 of a streamed training: the run that goes on is the unbroken one, byte for byte."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sfumato.bench_data import _family, _memory_bytes
+from sfumato.data.config import DataConfig
+from sfumato.data.stream import StreamBatches, open_stream
+from sfumato.experiment import load_experiment, run_experiment
+from tests.pictures import encoded, noise, write_parquet
+from tests.test_killed import contents
+
+SETTINGS = [
+    "data.loading=stream",
+    "data.resolution=8",
+    "data.workers=2",
+    "model.block_out_channels=[8,16]",
+    "model.levels=[plain,attention]",
+    "training.batch_size=16",
+    "training.images=480",
+    "training.log_every_images=48",
+    "training.sample_every_images=240",
+    "training.checkpoint_every_images=32",
+    "sampling.steps=2",
+]
+"""Three epochs of 162 images."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("parquet")
+    for file in range(2):
+        write_parquet(
+            folder / f"train-{file:05d}-of-00002.parquet",
+            [encoded(noise(1000 * file + row)) for row in range(90)],
+            [row // 30 for row in range(90)],
+            names=["oak", "elm", "ash"],
+            row_group_size=20,
+        )
+    return folder
+
+
+def command(folder: Path, out: Path) -> list[str]:
+    settings = [part for setting in SETTINGS for part in ("--set", setting)]
+    return [sys.executable, "-m", "sfumato", "train", "small", "--data", str(folder),
+            "--out", str(out), "--device", "cpu", *settings]  # fmt: skip
+
+
+def workers_of(process: int) -> list[int]:
+    found = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return [int(child) for child in found]
+
+
+def files(run: Path) -> dict[str, str]:
+    """Hashes of what a run wrote, without what depends on the machine."""
+    return {name: digest for name, digest in contents(run).items() if name != "timing.jsonl"}
+
+
+def ended(process: int, *, within_seconds: float) -> bool:
+    limit = time.monotonic() + within_seconds
+    while time.monotonic() < limit:
+        stat = Path(f"/proc/{process}/stat")
+        if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_killed_streamed_training_goes_on_exactly_and_leaves_no_worker(folder, tmp_path) -> None:
+    started = time.monotonic()
+    subprocess.run(command(folder, tmp_path / "unbroken"), check=True, capture_output=True)
+    seconds = time.monotonic() - started
+    expected = files(tmp_path / "unbroken")
+    draw, out, kills = random.Random(3), tmp_path / "killed", 0
+    while True:
+        process = subprocess.Popen(command(folder, out), stdout=subprocess.DEVNULL)
+        limit = time.monotonic() + draw.uniform(0.3, 1.0) * seconds
+        workers: list[int] = []
+        while process.poll() is None and (kills >= 5 or time.monotonic() < limit):
+            workers = workers_of(process.pid) or workers
+            time.sleep(0.02)
+        if process.poll() is not None:
+            break
+        process.kill()
+        process.wait()
+        kills += 1
+        assert all(ended(worker, within_seconds=5) for worker in workers)
+    assert process.returncode == 0
+    assert kills >= 2
+    assert files(out) == expected
+
+
+def test_a_streamed_run_trains_and_its_folder_says_so(folder: Path, tmp_path: Path) -> None:
+    settings = [f"data.source={json.dumps(str(folder))}", *SETTINGS]
+    run = run_experiment(load_experiment("small", settings), tmp_path / "run", device="cpu")
+    assert run.finished
+    assert "loading: stream" in (tmp_path / "run" / "experiment.yaml").read_text()
+    state = json.loads(next((tmp_path / "run").rglob("images-000000480/state.json")).read_text())
+    assert state["position"] == {"epoch": 2, "seed": 0, "samples": 480 - 2 * 162}
+
+
+@pytest.mark.slow
+def test_after_a_kill_the_first_batch_comes_at_once(tmp_path: Path) -> None:
+    """Batches go on in the middle of an epoch of photograph-sized images, not after a window."""
+    images = [encoded(noise(row, (1200, 1500, 3)), "JPEG", quality=50) for row in range(20)]
+    write_parquet(
+        tmp_path / "train.parquet",
+        [images[row % 20] for row in range(2000)],
+        [row % 5 for row in range(2000)],
+        row_group_size=100,
+    )
+    config = DataConfig(source=str(tmp_path), resolution=128, channels=3, caption=("{label}",))
+    records = open_stream(config, "train")
+
+    def stream(workers: int) -> StreamBatches:
+        device = torch.device("cpu")
+        return StreamBatches(records, seed=0, batch_size=64, device=device, workers=workers)
+
+    started = time.monotonic()
+    first = stream(2).at(960)
+    seconds = time.monotonic() - started
+    assert torch.equal(first.images, stream(0).at(960).images)
+    assert seconds < 15
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_memory_does_not_grow_over_three_epochs(tmp_path: Path) -> None:
+    images = [encoded(noise(row, (300, 300, 3)), "JPEG") for row in range(50)]
+    write_parquet(
+        tmp_path / "train.parquet",
+        [images[row % 50] for row in range(6000)],
+        [row % 5 for row in range(6000)],
+        row_group_size=100,
+    )
+    config = DataConfig(source=str(tmp_path), resolution=64, channels=3, caption=("{label}",))
+    records = open_stream(config, "train")
+    stream = StreamBatches(records, seed=0, batch_size=64, device=torch.device("cpu"), workers=2)
+    at_end: list[float] = []
+    for epoch in range(4):  # the first one fills the window
+        sizes = []
+        for seen in range(epoch * 5376, (epoch + 1) * 5376, 64):
+            stream.at(seen)
+            sizes.append(sum(map(_memory_bytes, _family(os.getpid()))))
+        at_end.append(float(np.median(sizes)))
+    assert at_end[3] < 1.02 * at_end[1]
