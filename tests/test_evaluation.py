@@ -23,7 +23,7 @@ from sfumato.evaluation.measure import evaluate
 from sfumato.evaluation.real import RealImages
 from sfumato.evaluation.target import Target, files_target, model_target
 from sfumato.features.small import load_small_clip
-from sfumato.generation import ImageGenerator
+from sfumato.generation import ImageGenerator, Picture
 from sfumato.metrics.frechet import feature_statistics, frechet_distance
 from sfumato.metrics.kernel import kernel_distance
 from tests.conftest import CommandResult
@@ -340,6 +340,61 @@ def test_pairs_are_disjoint_where_the_data_allow(
     )
 
 
+def test_real_sets_hold_as_many_of_each_class_as_generated_ones() -> None:
+    """Otherwise uneven classes of few real images lie farther from the reference than a model."""
+    labels = torch.arange(1000) * 7 % 10
+    found = floor_sets(
+        count=44, reference_count=300, pairs=10, training=1000, reference=300, labels=labels
+    )
+    assert found is not None
+    assert found.balanced
+    assert found.disjoint == "sets"
+    assert len(torch.cat(found.sets).unique()) == 440
+    asked = torch.bincount(torch.arange(44) % 10)
+    assert all(torch.equal(torch.bincount(labels[rows]), asked) for rows in found.sets)
+    rare = torch.where(torch.arange(1000) < 3, 0, 1)
+    uneven = floor_sets(
+        count=44, reference_count=300, pairs=10, training=1000, reference=300, labels=rare
+    )
+    assert uneven is not None
+    assert not uneven.balanced
+
+
+def test_captions_of_other_words_name_their_class(tmp_path: Path) -> None:
+    """Of the data set's captions or not: one class's words in a caption are enough."""
+    records = load_records(DIGITS, "train")
+    for index in range(12):
+        picture = Picture(image=records.images[index], settings={"prompt": "A lovely seven!"})
+        (tmp_path / f"{index}.png").write_bytes(picture.png())
+    subject = files_target(tmp_path, DIGITS).subjects[0]
+    assert subject.labels is not None
+    assert subject.labels.tolist() == [7] * 12
+    assert not subject.notes
+    picture = Picture(image=records.images[0], settings={"prompt": "seven or three"})
+    (tmp_path / "0.png").write_bytes(picture.png())
+    subject = files_target(tmp_path, DIGITS).subjects[0]
+    assert subject.labels is None
+    assert "what was asked for is not known" in subject.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"guidance_scales": (1, 1)}, "given twice"),
+        ({"reference_count": 5}, "too few"),
+        ({"count": 9}, "too few"),
+        ({"extractors": ()}, "at least one"),
+    ],
+)
+def test_settings_that_make_no_sense(settings: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        EvaluationConfig(**settings)
+    assert EvaluationConfig.model_validate({"extractors": "judge,clip"}).extractors == (
+        "judge",
+        "clip",
+    )
+
+
 def test_classes_in_turn_do_not_bias_the_kernel_distance() -> None:
     """Mean over 200 draws of ten well separated classes: 0 with strata, below without."""
     generator = torch.Generator().manual_seed(0)
@@ -382,9 +437,8 @@ def test_a_comparison_finds_what_differs(evaluated: measure.Evaluated) -> None:
     narrower = by_name["diversity", "small-clip"]
     assert narrower.low > 0  # guidance makes images of a class alike
     assert not narrower.better  # which is neither better nor worse by itself
-    same = compare(first, first)
-    assert all(one.difference == one.low == one.high == 0 for one in same.differences)
-    assert not any(one.better for one in same.differences)
+    with pytest.raises(ConfigError, match="Both are a, w = 1"):
+        compare(first, first)
 
 
 def test_unlike_things_do_not_stand_in_one_column(
@@ -474,7 +528,7 @@ def test_folders_that_cannot_be_measured(tmp_path: Path) -> None:
         ([np.zeros((20, 8, 8, 4), np.uint8)], InputError, "holds no images"),
         ([np.zeros((3, 8, 8), np.uint8)], InputError, "3 images are too few"),
         ([np.zeros((20, 8, 8), np.uint8), np.full(20, 10)], InputError, "labels from 10 to 10"),
-        ([np.array([{}], dtype=object)], DamagedDataError, "cannot be read"),
+        ([np.array([{}], dtype=object)], DamagedDataError, "no whole archive of plain arrays"),
         ([np.zeros((20, 8, 9), np.uint8)], InputError, "not square"),
     ],
 )

@@ -461,7 +461,7 @@ def test_a_classifier_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     ).save_pretrained(headless)
     with pytest.raises(DamagedDataError, match="lacks"):
         load_judge(digits(), str(headless))
-    with pytest.raises(InputError, match="There is no folder"):
+    with pytest.raises(InputError, match="There is no judge in nowhere"):
         load_judge(digits(), "./nowhere")
 
 

@@ -118,8 +118,8 @@ def test_average_starts_short_and_is_free_of_the_batch_size() -> None:
 
 @pytest.mark.parametrize(("groups", "dead"), [(32, 12), (8, 0)])
 def test_as_many_norm_groups_as_channels_cancel_the_time_embedding(groups: int, dead: int) -> None:
-    """A shift that is constant over a group's pixels is subtracted again with its mean: 32 groups on
-    32 channels, and 12 of the paper's 22 ResNet blocks learn nothing of the time."""
+    """A shift that is constant over a group is subtracted again with its mean: with 32 groups on 32
+    channels 12 of the paper's 22 ResNet blocks learn nothing of the time."""
     from sfumato.experiment import load_experiment
 
     model = load_experiment("mnist", [f"model.norm_num_groups={groups}"]).model

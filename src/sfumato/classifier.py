@@ -88,10 +88,17 @@ def finished_lines(folder: Path) -> tuple[str, ...]:
     """What a finished run is worth, for people."""
     about = read_json(folder / RESULT / "judge.json")
     accuracy = about["test_accuracy"]
+    chance = 1 / len(about["class_names"])
+    doubt = (
+        (f"That is no better than guessing ({100 * chance:.0f} %): it is no judge.",)
+        if accuracy["low"] <= chance
+        else ()
+    )
     tuned = f", temperature {about['temperature']:.2f}" if about["tuning"] else ""
     return (
         f"Judge in {folder / RESULT}: {100 * accuracy['value']:.2f} % of {accuracy['count']:,} "
         f"real images right ({100 * accuracy['low']:.2f} - {100 * accuracy['high']:.2f}; the "
         f"{about['weights']} weights{tuned}).",
         f"Measured on {about['test_images']}.",
+        *doubt,
     )

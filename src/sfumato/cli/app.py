@@ -241,15 +241,19 @@ def evaluate(
         data=data,
         untrained=untrained,
     )
-    evaluate_and_print(
-        what,
-        settings=chosen,
-        form=form,
-        seed=seed,
-        held_out=held_out,
-        out=out,
-        device=device,
-    )
+    try:
+        evaluate_and_print(
+            what,
+            settings=chosen,
+            form=form,
+            seed=seed,
+            held_out=held_out,
+            out=out,
+            device=device,
+        )
+    except KeyboardInterrupt:
+        typer.echo("\nStopped. The same command goes on from here.")
+        raise typer.Exit(INTERRUPTED) from None
 
 
 @app.command(epilog="Example: `sfumato compare runs/demo@1 runs/demo@3 --count 500`")

@@ -1,6 +1,8 @@
 """What `sfumato evaluate` prints: progress, tables with intervals and floors, notes."""
 
 import json
+import math
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,8 +27,11 @@ from sfumato.data.config import DataConfig
 from sfumato.evaluation.card import (
     FILE_NAME,
     ExtractorInfo,
+    FeatureFigures,
+    FeatureFloor,
     Figure,
     MetricCard,
+    RowFigures,
     Spread,
     read_card,
 )
@@ -80,6 +85,8 @@ def evaluate_and_print(
             on_images=ImagesLine(),
         )
         write_pictures(evaluated)
+    if evaluated.found:
+        say(f"Measured before, {evaluated.card.date}; --out FOLDER measures again.")
     print_card(evaluated.card)
     for pictures in ("samples", "nearest"):
         if any(evaluated.folder.glob(f"{pictures}-*.png")):
@@ -203,13 +210,20 @@ def compare_and_print(
     device: str,
 ) -> None:
     """Evaluate both where they are models, test what differs, write one page."""
+    given = [_path_and_scale(name) for name in names]
+    for path, _ in given:
+        if not (path / FILE_NAME).is_file() and not is_model(path):
+            raise InputError(
+                f"{path} is neither a model nor an evaluation"
+                + ("." if path.exists() else ": it does not exist."),
+                mend="Give runs, pipelines or folders with a card.json; PATH@3 names w = 3.",
+            )
     sides = []
-    for name in names:
-        path, scale = _path_and_scale(name)
-        scale = guidance if scale is None else scale
+    for path, its_scale in given:
+        scale = guidance if its_scale is None else its_scale
         if (path / FILE_NAME).is_file():
             folder, title = path, _row_title(path, scale)
-        elif is_model(path):
+        else:
             if scale is None:
                 scale = ImageGenerator.open(path, device="cpu").pipeline.config["guidance_scale"]
             say(f"{path}, w = {scale:g}:")
@@ -224,12 +238,6 @@ def compare_and_print(
                 scale=scale,
             ).folder
             title = f"w = {scale:g}"
-        else:
-            raise InputError(
-                f"{path} is neither a model nor an evaluation"
-                + ("." if path.exists() else ": it does not exist."),
-                mend="Give runs, pipelines or folders with a card.json; PATH@3 names w = 3.",
-            )
         sides.append(Side.open(folder, title, name=_short_name(path)))
     first, second = sides
     found = compare(first, second)
@@ -305,11 +313,12 @@ def print_comparison(found: Comparison) -> None:
             {"first": names[0], "second": names[1]}.get(one.better, ""),
         )
     _print_table(table)
-    say(
+    say_wrapped(
         f"{found.count:,} pairs of the same seed and caption; agreement by McNemar's exact test "
         "over the images that only one got right, "
         "the rest by a paired bootstrap, in brackets 95 % intervals. Nearest real: an image's "
         "distance to the nearest real one; diversity: the distance of two images of a class. "
+        "Difference: first less second. "
         "Diversity and saturation are read beside real images."
     )
 
@@ -322,28 +331,33 @@ def print_card(card: MetricCard) -> None:
     _print_table(_first_table(card))
     for info in card.measured:
         print()
-        say(f"{info.title}: {info.dim} features of {info.name}")
+        say_wrapped(f"{info.title}: {info.dim} features of {info.name}")
         _print_table(_features_table(card, info))
+    print()
     missing = [info.title for info in card.extractors if info.missing]
     if missing:
-        say(
-            f"\nNot measured, since the weights are not at hand: {', '.join(missing)}. With a "
+        say_wrapped(
+            f"Not measured, since the weights are not at hand: {', '.join(missing)}. With a "
             "network --set evaluation.features.may_download=true fetches them; docs/evaluation.md "
             "says how to bring the files."
         )
-    print()
-    say(_legend(card))
+    say_wrapped(_legend(card))
     worth = {row.title: row.untrained for row in card.rows} | {"real": card.real.untrained}
     for title, found in worth.items():
         if found is not None:
-            say(
-                f"untrained judges on {title}: right in {percent(found.mean)} on average of 20, "
+            say_wrapped(
+                f"Untrained judges on {title}: right in {percent(found.mean)} on average of 20, "
                 f"from {percent(found.lowest)} to {percent(found.highest)}; chance is "
-                f"{percent(found.chance)}"
+                f"{percent(found.chance)}."
             )
     notes = dict.fromkeys(note for row in card.rows for note in row.notes)
     for note in (*card.warnings, *notes):
-        say(f"note: {note}")
+        say_wrapped(f"note: {note}")
+
+
+def say_wrapped(text: str) -> None:
+    """A paragraph in lines of the terminal's width, at most 100."""
+    say(textwrap.fill(text, width=min(100, Console().width), break_on_hyphens=False))
 
 
 def _print_table(table: Table) -> None:
@@ -352,77 +366,82 @@ def _print_table(table: Table) -> None:
     Console(width=max(Console().width, whole)).print(table)
 
 
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Right-aligned columns; those that are empty in all rows are left out. The last row, of real
+    images, stands apart."""
+    kept = [
+        place
+        for place, name in enumerate(columns)
+        if not name or any(row[place] not in ("", "-") for row in rows)
+    ]
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+    for place in kept:
+        table.add_column(columns[place], justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(row[place] for place in kept))
+    return table
+
+
 def _first_table(card: MetricCard) -> Table:
     """Agreement, CLIP score, saturation, copies: what is said of the images by themselves."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
     captions = list(card.real.clip_score)
-    for name in (
-        "",
-        "agreement",
-        "95 % interval",
-        *(f"CLIP score ({key})" for key in captions),
-        "saturated",
-        "copies",
-        "calls",
-    ):
-        table.add_column(name, justify="right", no_wrap=name == "")
-    for row in card.rows:
-        table.add_row(
+    columns = ["", "agreement", "95 % interval", *(f"CLIP ({key})" for key in captions)]
+    columns += ["saturated", "copies", "calls"]
+    rows = [
+        [
             _short(row.title),
             *_agreement(row.agreement),
             *(_plus_minus(row.clip_score.get(key), 2) for key in captions),
             percent(row.saturated),
-            percent(row.memorised.share.value) if row.memorised else "",
+            f"{_plus_minus(row.memorised.share, 0, 100)} %" if row.memorised else "",
             str(row.calls or ""),
-        )
-    table.add_section()
+        ]
+        for row in card.rows
+    ]
     quantile = next((row.memorised.quantile for row in card.rows if row.memorised), None)
-    table.add_row(
-        "real",
-        *_agreement(card.real.agreement),
-        *(_plus_minus(card.real.clip_score[key], 2) for key in captions),
-        percent(card.real.saturated),
-        percent(quantile) if quantile else "",
-        "",
+    rows.append(
+        [
+            "real",
+            *_agreement(card.real.agreement),
+            *(_plus_minus(card.real.clip_score[key], 2) for key in captions),
+            percent(card.real.saturated),
+            f"{100 * quantile:.0f} %" if quantile else "",
+            "",
+        ]
     )
-    return table
+    return _table(columns, rows)
 
 
 def _features_table(card: MetricCard, info: ExtractorInfo) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
-    scored = any(info.key in row.inception_score for row in card.rows)
-    endless = any(row.features[info.key].frechet_infinity for row in card.rows)
-    names = ["", "Frechet", "1000 KID", "precision", "recall", "density", "coverage"]
-    for name in (*names, *(["N to inf"] if endless else []), *(["IS"] if scored else [])):
-        table.add_column(name, justify="right", no_wrap=True)
+    columns = ["", "Frechet", "1000 KID", "precision", "recall", "density", "coverage"]
+    columns += ["N to inf", "IS"]
 
-    def row(title: str, figures: object, *more: str) -> None:
-        def cell(name: str, digits: int, factor: float = 1, *, alone: bool = False) -> str:
-            return _plus_minus(getattr(figures, name), digits, factor, alone=alone)
+    def cells(figures: FeatureFigures | FeatureFloor) -> list[str]:
+        return [
+            _plus_minus(figures.frechet, 3),
+            _plus_minus(figures.kernel, 2, 1000),
+            _plus_minus(figures.precision, 0, 100),
+            _plus_minus(figures.recall, 0, 100),
+            _plus_minus(figures.density, 2, alone=True),
+            _plus_minus(figures.coverage, 0, 100, alone=True),
+        ]
 
-        table.add_row(
-            title,
-            cell("frechet", 3),
-            cell("kernel", 2, 1000),
-            cell("precision", 0, 100),
-            cell("recall", 0, 100),
-            cell("density", 2, alone=True),
-            cell("coverage", 0, 100, alone=True),
-            *more,
-        )
+    def score(row: RowFigures) -> str:
+        found = row.inception_score.get(info.key)
+        return f"{found.value:.2f}" if found else ""
 
-    for one in card.rows:
-        figures, score = one.features[info.key], one.inception_score.get(info.key)
-        more = [_plus_minus(figures.frechet_infinity, 3, alone=True)] if endless else []
-        more += [f"{score.value:.2f}" if score else ""] if scored else []
-        row(_short(one.title), figures, *more)
+    rows = [
+        [
+            _short(row.title),
+            *cells(row.features[info.key]),
+            _plus_minus(row.features[info.key].frechet_infinity, 3, alone=True),
+            score(row),
+        ]
+        for row in card.rows
+    ]
     if info.key in card.floors:
-        table.add_section()
-        score = card.real.inception_score.get(info.key)
-        more = [""] if endless else []
-        more += [f"{score.value:.2f}" if score else ""] if scored else []
-        row("real", card.floors[info.key], *more)
-    return table
+        rows.append(["real", *cells(card.floors[info.key]), "", score(card.real)])
+    return _table(columns, rows)
 
 
 def _short(title: str, most: int = 12) -> str:
@@ -452,7 +471,9 @@ def _plus_minus(
 
 
 def _digits(value: float, most: int) -> int:
-    """Digits after the point: three in front of or behind it are enough."""
+    """Digits after the point: three that count are enough, two are needed."""
+    if value and abs(value) < 10.0 ** (1 - most):
+        return 1 - math.floor(math.log10(abs(value)))
     return max(0, most - max(0, len(str(int(abs(value)))) - 1))
 
 
@@ -474,7 +495,8 @@ def _legend(card: MetricCard) -> str:
             "sets": "disjoint sets of real training images against the same reference",
             "none": "sets drawn again from few real training images, so that ± is a lower bound",
         }[floor.disjoint]
-        real += f": {floor.pairs} {apart}, {floor.count:,} images each, mean ± deviation"
+        turns = ", as many of each class" if floor.balanced else ""
+        real += f": {floor.pairs} {apart}, {floor.count:,} images each{turns}, mean ± deviation"
     return (
         f"{first.count:,} images a row{how}{asked}; against {card.reference.count:,} real images: "
         f"{card.reference.description}. ± is half of a 95 % interval{real}. Precision, recall and "

@@ -60,6 +60,8 @@ class FeatureFloor(Section):
     disjoint: Literal["both", "sets", "none"]
     """both: pairs share no image; sets: the real sets share none, the reference is one; none: the
     sets were drawn again from too few images, so that the spread is a lower bound."""
+    balanced: bool = False
+    """Whether the real sets hold as many images of each class, as the generated ones do."""
     frechet: Spread | None = None
     kernel: Spread | None = None
     precision: Spread | None = None

@@ -139,7 +139,13 @@ class Side:
 
 
 def compare(first: Side, second: Side) -> Comparison:
-    """Paired tests of everything that both measured; `ConfigError` where they are unlike."""
+    """Paired tests of everything that both measured; `ConfigError` where they are unlike, or one
+    and the same."""
+    if (first.folder.resolve(), first.row.title) == (second.folder.resolve(), second.row.title):
+        raise ConfigError(
+            f"Both are {first.name}, {first.row.title}.",
+            mend="Give two models, or two rows of one: runs/demo@1 runs/demo@3.",
+        )
     check_alike(first, second)
     keys = [key for key in first.values if key in second.values and "seen" not in key]
     differences = []

@@ -38,11 +38,25 @@ class EvaluationConfig(Section):
             raise ValueError(f"{value} images are too few to measure: {FEWEST_IMAGES} or more")
         return value
 
+    @field_validator("extractors", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: object) -> object:
+        return tuple(value.split(",")) if isinstance(value, str) else value
+
     @field_validator("guidance_scales", "extractors")
     @classmethod
-    def _some(cls, value: tuple[object, ...]) -> tuple[object, ...]:
+    def _each_once(cls, value: tuple[object, ...]) -> tuple[object, ...]:
         if not value:
             raise ValueError("give at least one")
+        if len(set(value)) < len(value):
+            raise ValueError("one is given twice")
+        return value
+
+    @field_validator("reference_count")
+    @classmethod
+    def _enough_real(cls, value: int | None) -> int | None:
+        if value is not None and value < FEWEST_IMAGES:
+            raise ValueError(f"{value} images are too few: {FEWEST_IMAGES} or more, null for all")
         return value
 
     @field_validator("floor_pairs")

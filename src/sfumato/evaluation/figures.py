@@ -186,39 +186,83 @@ def _noted(what: str, measure: Callable[[], T], notes: list[str]) -> T | None:
 
 @dataclass(frozen=True, kw_only=True)
 class FloorSets:
-    """Rows of real images for each pair of a floor: `sets[i]` against `references[i]`."""
+    """Rows of real images for each pair of a floor: `sets[i]` against `references[i]`.
+
+    `balanced`: the sets hold as many images of each class, as the generated ones do.
+    """
 
     sets: list[Tensor]
     references: list[Tensor]
     disjoint: Literal["both", "sets", "none"]
+    balanced: bool = False
 
 
 def floor_sets(
-    *, count: int, reference_count: int, pairs: int, training: int, reference: int
+    *,
+    count: int,
+    reference_count: int,
+    pairs: int,
+    training: int,
+    reference: int,
+    labels: Tensor | None = None,
 ) -> FloorSets | None:
     """`pairs` sets of `count` rows of `training`, disjoint where they suffice, each against
     `reference_count` rows of `reference`, disjoint where they suffice, else always the first.
 
-    None where there are less than `count` training rows.
+    `labels` (training,) int64: the sets hold as many rows of each class, where the classes have so
+    many. None where there are less than `count` training rows.
     """
     if count > training:
         return None
-    if pairs * count <= training:
-        sets = list(torch.arange(pairs * count).split(count))
+    by_class = None if labels is None else _in_turn(labels, count)
+    if by_class is not None:
+        sets, apart = _balanced_sets(by_class, pairs)
+    elif pairs * count <= training:
+        sets, apart = list(torch.arange(pairs * count).split(count)), True
     else:
-        sets = [
-            torch.randperm(training, generator=generator_for("real against real", pair))[:count]
-            for pair in range(pairs)
-        ]
+        sets, apart = [_drawn(torch.arange(training), count, pair) for pair in range(pairs)], False
     if pairs * reference_count <= reference:
         references = list(torch.arange(pairs * reference_count).split(reference_count))
     else:
         references = [torch.arange(reference_count)] * pairs
-    apart = pairs * count <= training
     both = apart and pairs * reference_count <= reference
     return FloorSets(
-        sets=sets, references=references, disjoint="both" if both else "sets" if apart else "none"
+        sets=sets,
+        references=references,
+        disjoint="both" if both else "sets" if apart else "none",
+        balanced=by_class is not None,
     )
+
+
+def _in_turn(labels: Tensor, count: int) -> list[tuple[Tensor, int]] | None:
+    """The rows of each class, and how many of them a set of `count` in turn holds; None where a
+    class has not so many."""
+    classes = int(labels.max()) + 1
+    shares = [len(range(label, count, classes)) for label in range(classes)]
+    rows = [(labels == label).nonzero().flatten() for label in range(classes)]
+    if any(len(own) < share for own, share in zip(rows, shares, strict=True)):
+        return None
+    return list(zip(rows, shares, strict=True))
+
+
+def _balanced_sets(by_class: list[tuple[Tensor, int]], pairs: int) -> tuple[list[Tensor], bool]:
+    """Sets with each class's share, and whether they share no row."""
+    apart = all(len(rows) >= pairs * share for rows, share in by_class)
+    return [
+        torch.cat(
+            [
+                rows[pair * share : (pair + 1) * share] if apart else _drawn(rows, share, pair)
+                for rows, share in by_class
+            ]
+        )
+        for pair in range(pairs)
+    ], apart
+
+
+def _drawn(rows: Tensor, count: int, pair: int) -> Tensor:
+    """`count` of `rows` by lot, the same for the same pair."""
+    order = torch.randperm(len(rows), generator=generator_for("real against real", pair))
+    return rows[order[:count]]
 
 
 def feature_floor(
@@ -227,15 +271,17 @@ def feature_floor(
     reference_rows: Tensor,
     reference: ReferenceFeatures,
     *,
+    labels: Tensor | None = None,
     on_pair: Callable[[int], None] = lambda done: None,
 ) -> FeatureFloor:
-    """Each real set measured as a generated one is. `training` and `reference_rows` (N, D)."""
+    """Each real set measured as a generated one is. `training` and `reference_rows` (N, D);
+    `labels` (N,): the classes of the training rows."""
     found = []
     for rows, others in zip(sets.sets, sets.references, strict=True):
-        own = Features.gathered([training[rows]], None)
+        own = Features.gathered([training[rows]], None if labels is None else labels[rows])
         both = sets.disjoint == "both"
         other = reference_of(reference_rows[others]) if both else reference
-        found.append(feature_figures(own, other, balanced=False).figures)
+        found.append(feature_figures(own, other, balanced=sets.balanced).figures)
         on_pair(len(found))
 
     def spread(name: str) -> Spread | None:
@@ -251,6 +297,7 @@ def feature_floor(
         reference_count=len(sets.references[0]),
         pairs=len(sets.sets),
         disjoint=sets.disjoint,
+        balanced=sets.balanced,
         **{
             name: spread(name)
             for name in ("frechet", "kernel", "precision", "recall", "density", "coverage")

@@ -56,6 +56,8 @@ REQUEST = "request.json"
 PART_IMAGES = 64
 CUSTOMARY_COUNT = 5_000
 """Below so many images a Frechet distance says more of their number than of the model."""
+FEWEST_FOR_SCORE = 500
+"""Ten parts of less than 50 images have no inception score worth the name."""
 MOST_TRAINING = 50_000
 NEAREST_BY = ("dinov2", "clip", "small-clip", "judge", "inception")
 """Whose features tell the nearest training image: the first of them that is at hand."""
@@ -78,11 +80,12 @@ class Evaluated:
     """An evaluation: its card, where it lies, and the pictures for a person, by a row's title.
 
     `samples`: the first images, `nearest`: the memorisation panel. Both are empty where the same
-    evaluation was there already.
+    evaluation was `found`, with its pictures.
     """
 
     card: MetricCard
     folder: Path
+    found: bool = False
     samples: Mapping[str, Tensor] = field(default_factory=dict)
     nearest: Mapping[str, Nearest] = field(default_factory=dict)
 
@@ -131,8 +134,8 @@ def evaluate(
         return lambda what, done, total: on_images(f"{what} ({key})", done, total)
 
     folder = _claim(base, _request(target, config, real, extractors))
-    if (folder / FILE_NAME).exists():
-        return Evaluated(card=read_card(folder), folder=folder)
+    if (card := _card_there(folder)) is not None:
+        return Evaluated(card=card, folder=folder, found=True)
 
     against = {
         key: _reference_features(real, extractor, on_images_of(key))
@@ -171,7 +174,13 @@ def evaluate(
         for key, extractor in extractors.items()
         if (
             floor := _floor(
-                real, extractor, against[key], count, config.floor_pairs, on_images_of(key)
+                real,
+                extractor,
+                against[key],
+                count,
+                config.floor_pairs,
+                on_images_of(key),
+                balanced=target.subjects[0].balanced,
             )
         )
     }
@@ -240,8 +249,20 @@ def images_folder(folder: Path, title: str) -> Path:
     return folder / "images" / file_name(title)
 
 
+def _card_there(folder: Path) -> MetricCard | None:
+    """The card of a finished evaluation; a damaged one is made again from what is kept beside."""
+    if not (folder / FILE_NAME).exists():
+        return None
+    try:
+        return read_card(folder)
+    except DamagedDataError:
+        return None
+
+
 def _claim(base: Path, request: dict[str, object]) -> Path:
     """`base`, or with a number: the first that is free or holds this very evaluation."""
+    if base.exists() and not base.is_dir():
+        raise InputError(f"{base} is a file.", mend="Give --out a new folder.")
     number = 1
     while True:
         folder = base if number == 1 else base.with_name(f"{base.name}-{number}")
@@ -330,18 +351,23 @@ def _floor(
     count: int,
     pairs: int,
     on_images: OnImages,
+    *,
+    balanced: bool,
 ) -> FeatureFloor | None:
     """Real sets of `count` images against the reference; None where there are not so many."""
+    has_classes = bool(real.training.records.class_names)
+    labels = real.training.labels(real.training_count) if has_classes else None
     sets = floor_sets(
         count=count,
         reference_count=real.count,
         pairs=pairs,
         training=real.training_count,
         reference=len(real.reference),
+        labels=labels if balanced else None,
     )
     if sets is None:
         return None
-    key = [real.training.digest, count, real.count, pairs]
+    key = [real.training.digest, count, real.count, pairs, sets.balanced]
     path = real.reference.folder(extractor) / f"floor-{digest_of(key)}.json"
     if path.exists():
         try:
@@ -357,6 +383,7 @@ def _floor(
         training,
         rows,
         reference,
+        labels=labels,
         on_pair=lambda done: on_images("real against real", done, pairs),
     )
     write_json(path, floor.model_dump(mode="json"))
@@ -457,7 +484,7 @@ def _row(
     folder: Path,
 ) -> Row:
     """The figures of one set; what is known image by image is kept for `sfumato compare`."""
-    subject, notes = taken.subject, []
+    subject, notes = taken.subject, list(taken.subject.notes)
     found, rows = {}, {}
     values = {"saturated": taken.saturated}
     for key in extractors:
@@ -534,6 +561,8 @@ def _inception_scores(
         heads["judge"] = judge.head
     found = {}
     for key, head in heads.items():
+        if len(rows[key]) < FEWEST_FOR_SCORE:
+            continue
         score = inception_score_of_logits(
             head(rows[key]), generator=generator_for("inception score")
         )

@@ -16,7 +16,7 @@ from torch import Tensor
 from sfumato.base.errors import DamagedDataError, InputError
 from sfumato.base.files import sha256_of_file
 from sfumato.base.randomness import generator_for
-from sfumato.data.captions import captions_from_templates
+from sfumato.data.captions import captions_from_templates, in_words
 from sfumato.data.sources import Records
 from sfumato.diffusion.guidance import CONVENTION
 from sfumato.evaluation.config import FEWEST_IMAGES
@@ -51,6 +51,8 @@ class Subject:
     prompts: Sequence[str] | None = None
     drawn: bool = False
     """Whether the images are made at some cost, and so are kept."""
+    notes: Sequence[str] = ()
+    """What is not known of them, and why."""
 
     @property
     def key(self) -> str:
@@ -196,6 +198,7 @@ def folder_subject(folder: Path, reference: RealRecords) -> Subject:
             )
     records = reference(first.shape[1], first.shape[2], first.shape[0])
     prompts = _captions_in(files)
+    labels = _labels_of(prompts, records) if prompts else _labels_by_folder(files, records)
     digest = hashlib.sha256()
     for path in files:
         digest.update(f"{path.relative_to(folder)}\0{sha256_of_file(path)}\n".encode())
@@ -205,7 +208,8 @@ def folder_subject(folder: Path, reference: RealRecords) -> Subject:
         make=lambda part: {
             "images": torch.stack([_read_image(path) for path in files[part.start : part.stop]])
         },
-        labels=_labels_of(prompts, records) if prompts else _labels_by_folder(files, records),
+        labels=labels,
+        notes=_why_no_labels(labels, records, "neither sfumato's captions nor the folders' names"),
         prompts=prompts,
         digest=digest.hexdigest(),
     )
@@ -224,7 +228,7 @@ def npz_subject(file: Path, reference: RealRecords) -> Subject:
             arrays = {name: content[name] for name in content.files}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
         raise DamagedDataError(
-            f"{file} cannot be read as .npz ({error}).",
+            f"{file} cannot be read as .npz: it is no whole archive of plain arrays.",
             mend="numpy.savez writes them; arrays of Python objects are not taken.",
         ) from error
     pictures = next((a for a in arrays.values() if a.ndim in (3, 4)), None)
@@ -245,14 +249,16 @@ def npz_subject(file: Path, reference: RealRecords) -> Subject:
         ),
         None,
     )
-    if len(images):
-        records = reference(images.shape[2], images.shape[3], images.shape[1])
-        _check_labels(labels, records, file)
+    if not len(images):
+        raise InputError(f"{file} holds no images.", mend=f"Give {FEWEST_IMAGES} or more.")
+    records = reference(images.shape[2], images.shape[3], images.shape[1])
+    _check_labels(labels, records, file)
     return _found_subject(
         title=file.name,
         count=len(images),
         make=lambda part: {"images": images[part.start : part.stop]},
         labels=labels,
+        notes=_why_no_labels(labels, records, f"no array of {len(images)} integers"),
         prompts=None,
         digest=sha256_of_file(file),
     )
@@ -280,7 +286,10 @@ def _read_image(path: Path) -> Tensor:
                 )
             array = np.array(image)
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise DamagedDataError(f"{path} cannot be read as an image ({error}).") from error
+        raise DamagedDataError(
+            f"{path} cannot be read as an image.",
+            mend="It is truncated, or another kind of file: mend it or take it out.",
+        ) from error
     return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
 
 
@@ -299,15 +308,37 @@ def _captions_in(files: Sequence[Path]) -> list[str] | None:
 
 
 def _labels_of(prompts: Sequence[str], records: Records) -> Tensor | None:
-    """The class that each caption names, where every caption is one of the data set's."""
+    """The class that each caption names, where every caption names one: it is one of the data
+    set's, or has the words of exactly one class in it."""
     if not records.class_names:
         return None
+    classes = [set(_words(name)) for name in records.class_names]
     known = {caption: label for label, caption in enumerate(records.class_captions)}
     for label, rows in zip(records.labels.tolist(), records.prompts.tolist(), strict=True):
         for row in rows:
             known.setdefault(records.captions[row], label)
+    for prompt in set(prompts) - known.keys():
+        words = set(_words(prompt))
+        named = [label for label, name in enumerate(classes) if name and name <= words]
+        if len(named) == 1:
+            known[prompt] = named[0]
     found = [known.get(prompt) for prompt in prompts]
     return None if None in found else torch.tensor(found)
+
+
+def _words(text: str) -> list[str]:
+    """Words in small letters, digits by their words."""
+    return [in_words(word) for word in re.findall(r"[^\W_]+", text.lower())]
+
+
+def _why_no_labels(labels: Tensor | None, records: Records, why: str) -> list[str]:
+    if labels is not None or not records.class_names:
+        return []
+    some = ", ".join(records.class_names[:4])
+    return [
+        f"agreement: {why} name the classes ({some}, ...) of all images, so that what was asked "
+        "for is not known"
+    ]
 
 
 def _labels_by_folder(files: Sequence[Path], records: Records) -> Tensor | None:

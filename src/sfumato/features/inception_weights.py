@@ -176,4 +176,6 @@ def _fill(network: Inception, state: dict[str, Tensor], path: Path) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    """What happened, without torch's advice to load code."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line.partition(". ")[0].rstrip(".")

@@ -109,6 +109,11 @@ def load_judge(
             mend="`sfumato train classifier DATASET` makes one; a run that was stopped goes on "
             f"with --out {folder}.",
         )
+    if not folder.exists() and (folder.parent.is_dir() or spec.startswith(("/", ".", "~"))):
+        raise InputError(
+            f"There is no judge in {folder}: it does not exist.",
+            mend="`sfumato train classifier DATASET --out FOLDER` makes one.",
+        )
     return _of_transformers(spec, reference, device)
 
 
