@@ -53,6 +53,8 @@ from sfumato.metrics.pixels import saturated_shares
 from sfumato.training.judges import Judge, load_judge, untrained_heads
 
 REQUEST = "request.json"
+FIGURES = 2
+"""Counts how figures are made: a card of another number is no answer to the same request."""
 PART_IMAGES = 64
 CUSTOMARY_COUNT = 5_000
 """Below so many images a Frechet distance says more of their number than of the model."""
@@ -229,6 +231,7 @@ def _request(
 ) -> dict[str, object]:
     """Everything that the figures depend on: equal requests have equal cards."""
     return {
+        "figures": FIGURES,
         "subjects": [subject.key for subject in target.subjects],
         "reference": real.reference.digest,
         "reference_count": real.count,
@@ -627,9 +630,9 @@ def _warnings(
     warnings = []
     if count < CUSTOMARY_COUNT:
         known = "; ".join(
-            f"{info.title} {floors[info.key].frechet.mean:.3g}"
+            f"{info.title} {found.mean:.3g}"
             for info in infos
-            if info.key in floors and floors[info.key].frechet
+            if info.key in floors and (found := floors[info.key].frechet)
         )
         warnings.append(
             f"A Frechet distance of {count:,} images lies above that of many "

@@ -87,7 +87,7 @@ class RealImages:
     def captions(self, count: int) -> list[str]:
         """The first caption of each of the first `count` rows."""
         first = self.records.prompts[self.order[:count], 0].tolist()
-        return [self.records.captions[row] for row in first]
+        return [self.records.captions[int(row)] for row in first]
 
     def features(
         self, extractor: FeatureExtractor, count: int | None = None, *, on_images: OnImages

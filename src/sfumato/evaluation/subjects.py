@@ -90,7 +90,9 @@ def what_to_ask(
     generator = generator_for("what is asked for", first_seed)
     if not reference.class_names:
         chosen = torch.randint(len(reference), (count,), generator=generator)
-        prompts = [reference.captions[reference.prompts[index, 0]] for index in chosen.tolist()]
+        prompts = [
+            reference.captions[int(reference.prompts[index, 0])] for index in chosen.tolist()
+        ]
         return Asked(labels=None, prompts=prompts, templates=(), balanced=False)
     classes = len(reference.class_names)
     if labels == "balanced":
@@ -108,7 +110,7 @@ def what_to_ask(
 def prompts_for(records: Records, labels: Tensor, templates: Sequence[str]) -> list[str]:
     """A caption for each of `labels` (N,): the class's own, or of each template in turn."""
     if not templates:
-        return [records.class_captions[label] for label in labels]
+        return [records.class_captions[int(label)] for label in labels]
     classes = len(records.class_names)
     captions = captions_from_templates(templates, records.class_names)
     return [
@@ -316,7 +318,7 @@ def _labels_of(prompts: Sequence[str], records: Records) -> Tensor | None:
     known = {caption: label for label, caption in enumerate(records.class_captions)}
     for label, rows in zip(records.labels.tolist(), records.prompts.tolist(), strict=True):
         for row in rows:
-            known.setdefault(records.captions[row], label)
+            known.setdefault(records.captions[int(row)], int(label))
     for prompt in set(prompts) - known.keys():
         words = set(_words(prompt))
         named = [label for label, name in enumerate(classes) if name and name <= words]
