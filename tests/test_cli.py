@@ -45,7 +45,7 @@ def one_message(result, code: int, *words: str) -> None:
 def test_help_shows_every_command_with_an_example(sfumato) -> None:
     result = sfumato("--help")
     assert result.code == 0
-    commands = ["demo", "train", "sample", "grid", "evaluate", "export", "inspect"]
+    commands = "demo train sample grid evaluate compare figures export inspect".split()
     for command in [*commands, "presets", "bench"]:
         assert command in result.out
     for command in [*commands, "bench train", "bench sample"]:

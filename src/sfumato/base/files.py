@@ -15,6 +15,7 @@ from typing import Any
 from sfumato.base.errors import DamagedDataError, InputError, SfumatoError
 
 TEMPORARY_PREFIX = ".incomplete-"
+REQUEST = "request.json"
 
 
 @contextmanager
@@ -126,6 +127,29 @@ def whole_folder(path: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+
+def folder_for(base: Path, request: dict[str, Any]) -> Path:
+    """`base`, or `base`-2, ...: the first that is free, or was made for this very `request`.
+
+    `request` is plain values, everything that the folder's content depends on; it is kept there as
+    `request.json`. `InputError` where `base` is a file.
+    """
+    if base.exists() and not base.is_dir():
+        raise InputError(f"{base} is a file.", mend="Give --out a new folder.")
+    number = 1
+    while True:
+        folder = base if number == 1 else base.with_name(f"{base.name}-{number}")
+        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+            write_json(folder / REQUEST, request)
+            return folder
+        if (folder / REQUEST).is_file():
+            try:
+                if read_json(folder / REQUEST) == request:
+                    return folder
+            except DamagedDataError:
+                pass  # whatever it was made for cannot be known any more
+        number += 1
 
 
 def remove_folder(path: Path) -> None:

@@ -287,6 +287,27 @@ def compare(
     )
 
 
+@app.command(epilog="Example: `sfumato figures runs/mnist`")
+def figures(
+    run: Annotated[str, typer.Argument(help="A run folder.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for the PNGs; else RUN/figures.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the first image; 422 is the paper's.")] = 422,
+    form: Form = None,
+    steps: Steps = None,
+    sampler: SamplerName = None,
+    device: Device = "auto",
+) -> None:
+    """The paper's figures 1 to 7 from a run: PNGs and one page."""
+    from sfumato.cli.show import open_generator, say
+    from sfumato.report.figures import write_figures
+
+    generator = open_generator(run, device=device, scheduler=sampler, form=form, steps=steps)
+    page = write_figures(
+        generator, out or Path(run) / "figures", seed=seed, on_figure=lambda path: say(str(path))
+    )
+    say(f"Page    {page}")
+
+
 @app.command(epilog="Example: `sfumato export runs/demo --out my-model`")
 def export(
     model: Model,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sfumato.base.errors import DamagedDataError, InputError, SfumatoError
-from sfumato.base.files import read_json, write_json
+from sfumato.base.files import folder_for, read_json, write_json
 from sfumato.base.randomness import generator_for
 from sfumato.evaluation.card import (
     FILE_NAME,
@@ -52,7 +52,6 @@ from sfumato.metrics.memorisation import Memorisation, memorisation
 from sfumato.metrics.pixels import saturated_shares
 from sfumato.training.judges import Judge, load_judge, untrained_heads
 
-REQUEST = "request.json"
 FIGURES = 2
 """Counts how figures are made: a card of another number is no answer to the same request."""
 PART_IMAGES = 64
@@ -135,7 +134,7 @@ def evaluate(
     def on_images_of(key: str) -> OnImages:
         return lambda what, done, total: on_images(f"{what} ({key})", done, total)
 
-    folder = _claim(base, _request(target, config, real, extractors))
+    folder = folder_for(base, _request(target, config, real, extractors))
     if (card := _card_there(folder)) is not None:
         return Evaluated(card=card, folder=folder, found=True)
 
@@ -260,25 +259,6 @@ def _card_there(folder: Path) -> MetricCard | None:
         return read_card(folder)
     except DamagedDataError:
         return None
-
-
-def _claim(base: Path, request: dict[str, object]) -> Path:
-    """`base`, or with a number: the first that is free or holds this very evaluation."""
-    if base.exists() and not base.is_dir():
-        raise InputError(f"{base} is a file.", mend="Give --out a new folder.")
-    number = 1
-    while True:
-        folder = base if number == 1 else base.with_name(f"{base.name}-{number}")
-        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-            write_json(folder / REQUEST, request)
-            return folder
-        if (folder / REQUEST).is_file():
-            try:
-                if read_json(folder / REQUEST) == request:
-                    return folder
-            except DamagedDataError:
-                pass  # of an evaluation that is not this one any more
-        number += 1
 
 
 # Real images --------------------------------------------------------------------------------------
