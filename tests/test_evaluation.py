@@ -287,6 +287,7 @@ def test_50000_by_2048_features_stream_within_a_gigabyte() -> None:
 
     script = """
 import resource, time, torch
+from sfumato.metrics.frechet import FeatureMoments, frechet_distance
 moments = [FeatureMoments(2048), FeatureMoments(2048)]
 for seed, one in enumerate(moments):
     generator = torch.Generator().manual_seed(seed)

@@ -472,7 +472,7 @@ def _plus_minus(
 
 def _digits(value: float, most: int) -> int:
     """Digits after the point: three that count are enough, two are needed."""
-    if value and abs(value) < 10.0 ** (1 - most):
+    if value and abs(value) < 10.0**-most:
         return 1 - math.floor(math.log10(abs(value)))
     return max(0, most - max(0, len(str(int(abs(value)))) - 1))
 
