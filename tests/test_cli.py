@@ -45,7 +45,8 @@ def one_message(result, code: int, *words: str) -> None:
 def test_help_shows_every_command_with_an_example(sfumato) -> None:
     result = sfumato("--help")
     assert result.code == 0
-    commands = "demo train sample grid evaluate compare figures export inspect".split()
+    commands = ["demo", "train", "sample", "grid", "evaluate", "compare", "figures"]
+    commands += ["export", "inspect"]
     for command in [*commands, "presets", "bench"]:
         assert command in result.out
     for command in [*commands, "bench train", "bench sample"]:
