@@ -119,6 +119,15 @@ def test_a_folder_of_another_experiment_is_refused_and_untouched(tmp_path: Path)
     assert (tmp_path / "experiment.yaml").read_bytes() == before
 
 
+def test_a_setting_newer_than_the_run_is_named_with_its_mend(tmp_path: Path) -> None:
+    claim_folder(load_experiment("digits"), tmp_path)
+    file = tmp_path / "experiment.yaml"
+    file.write_text(file.read_text().replace("  loading: auto\n", ""))
+    here = load_experiment("digits", ["data.loading=memory"])
+    with pytest.raises(ConfigError, match=r"written before there was data\.loading: to go on"):
+        claim_folder(here, tmp_path)
+
+
 def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(ConfigError, match="not a run of sfumato"):

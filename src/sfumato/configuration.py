@@ -198,7 +198,9 @@ def claim_folder(recipe: Recipe, folder: Path) -> None:
     """Make `folder` this recipe's, or check that it is; nothing of another is overwritten."""
     file = folder / "experiment.yaml"
     if file.exists():
-        there = build(type(recipe), parse_yaml(_read_text(file), str(file)), source=str(file))
+        values = parse_yaml(_read_text(file), str(file))
+        written = _names_in(values)
+        there = build(type(recipe), values, source=str(file))
         other = {
             name: values
             for name, values in differences(there, recipe).items()
@@ -208,15 +210,21 @@ def claim_folder(recipe: Recipe, folder: Path) -> None:
         }
         if other:
             shown = "; ".join(f"{n} is {a!r} there, {b!r} here" for n, (a, b) in other.items())
-            moved = (
+            hints = (
                 f" Images that only moved: write their new place into data.source of {file}."
                 if set(other) == {"data.source"}
                 else ""
             )
+            newer = [name for name in other if name not in written]
+            if newer:
+                hints += (
+                    f" {file} was written before there was {', '.join(newer)}: to go on, write "
+                    "there what the run was trained with."
+                )
             raise ConfigError(
                 f"{folder} holds another experiment: {shown}.",
                 mend="Choose another --out, or the settings of that folder to go on with it."
-                + moved,
+                + hints,
             )
     elif folder.exists() and not all(is_temporary(path) for path in folder.iterdir()):
         raise ConfigError(
