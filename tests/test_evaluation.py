@@ -14,7 +14,7 @@ from sfumato.base.errors import ConfigError, DamagedDataError, InputError
 from sfumato.base.files import write_json
 from sfumato.data.config import DataConfig
 from sfumato.data.sources import Records, load_records
-from sfumato.evaluation import measure
+from sfumato.evaluation import measure, taken
 from sfumato.evaluation.card import MetricCard, read_card
 from sfumato.evaluation.compare import Side, compare
 from sfumato.evaluation.config import EvaluationConfig
@@ -211,7 +211,7 @@ def test_stopped_anywhere_it_goes_on_and_ends_the_same(
         return real(prompts, **options)
 
     monkeypatch.setattr(small_generator.pipeline, "sample", counted)
-    monkeypatch.setattr(measure, "PART_IMAGES", 16)
+    monkeypatch.setattr(taken, "PART_IMAGES", 16)
     target = model_target(small_generator, small_run, CONFIG, first_seed=7)
 
     def stop_after(images: int):

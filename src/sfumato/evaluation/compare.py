@@ -14,7 +14,8 @@ from sfumato import __version__
 from sfumato.base.errors import ConfigError, DamagedDataError, InputError
 from sfumato.base.section import Section
 from sfumato.evaluation.card import MetricCard, Row, read_card
-from sfumato.evaluation.measure import image_values_file, images_folder
+from sfumato.evaluation.measure import image_values_file
+from sfumato.evaluation.taken import images_folder
 from sfumato.metrics.paired import mcnemar, paired_bootstrap
 
 BETTER: dict[str, str] = {

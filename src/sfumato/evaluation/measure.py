@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,9 +38,10 @@ from sfumato.evaluation.figures import (
     feature_floor,
     floor_sets,
 )
-from sfumato.evaluation.parts import Parts, write_tensors
+from sfumato.evaluation.parts import write_tensors
 from sfumato.evaluation.real import OnImages, RealImages, digest_of
-from sfumato.evaluation.subjects import Subject, file_name
+from sfumato.evaluation.subjects import file_name
+from sfumato.evaluation.taken import Taken, take
 from sfumato.evaluation.target import Target
 from sfumato.features.extractor import Device, FeatureExtractor, GivesLogits, ReadsCaptions
 from sfumato.features.registry import Opened, available_extractors
@@ -54,7 +55,6 @@ from sfumato.training.judges import Judge, load_judge, untrained_heads
 
 FIGURES = 2
 """Counts how figures are made: a card of another number is no answer to the same request."""
-PART_IMAGES = 64
 CUSTOMARY_COUNT = 5_000
 """Below so many images a Frechet distance says more of their number than of the model."""
 FEWEST_FOR_SCORE = 500
@@ -144,7 +144,7 @@ def evaluate(
     }
     count, total = target.subjects[0].count, sum(one.count for one in target.subjects)
     taken = [
-        _take(
+        take(
             subject,
             extractors,
             folder,
@@ -246,11 +246,6 @@ def image_values_file(folder: Path, title: str) -> Path:
     return folder / "values" / f"{file_name(title)}.safetensors"
 
 
-def images_folder(folder: Path, title: str) -> Path:
-    """Where an evaluation keeps the images of a row that it drew."""
-    return folder / "images" / file_name(title)
-
-
 def _card_there(folder: Path) -> MetricCard | None:
     """The card of a finished evaluation; a damaged one is made again from what is kept beside."""
     if not (folder / FILE_NAME).exists():
@@ -282,7 +277,7 @@ class _Real:
 
     def first(self, count: int) -> Tensor:
         """The first reference images, uint8 (count, C, H, W)."""
-        return self.reference.images(slice(count))
+        return self.reference.at(slice(count))
 
     @property
     def training_count(self) -> int:
@@ -314,7 +309,7 @@ def _real_figures(
     rows = {key: features.rows for key, features in against.items()}
     return RowFigures(
         agreement=None if judge is None else figure(judge.test_accuracy),
-        saturated=float(saturated_shares(real.reference.images(slice(real.count))).mean()),
+        saturated=float(saturated_shares(real.first(real.count)).mean()),
         clip_score={
             key: figure(bootstrap_mean(scores))
             for key, scores in _clip_scores(
@@ -350,7 +345,7 @@ def _floor(
     )
     if sets is None:
         return None
-    key = [real.training.digest, count, real.count, pairs, sets.balanced]
+    key = [FIGURES, real.training.digest, count, real.count, pairs, sets.balanced]
     path = real.reference.folder(extractor) / f"floor-{digest_of(key)}.json"
     if path.exists():
         try:
@@ -376,91 +371,8 @@ def _floor(
 # One set of images --------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Taken:
-    """A subject's images and features, in their files."""
-
-    subject: Subject
-    images: Callable[[range], dict[str, Tensor]]
-    parts: Sequence[range]
-    features: Mapping[str, Callable[[range], Tensor]]
-    saturated: Tensor
-    calls: int | None
-    seconds: float | None
-
-    @property
-    def labels(self) -> Tensor | None:
-        """(N,) classes asked for."""
-        return self.subject.labels
-
-    def first(self, count: int) -> Tensor:
-        """The first images, uint8 (count, C, H, W) at most."""
-        found: list[Tensor] = []
-        for part in self.parts:
-            if part.start >= count:
-                break
-            found.append(self.images(part)["images"])
-        return torch.cat(found)[:count]
-
-    def at(self, rows: Sequence[int]) -> Tensor:
-        """Images by number."""
-        return torch.stack(
-            [
-                self.images(self.parts[row // PART_IMAGES])["images"][row % PART_IMAGES]
-                for row in rows
-            ]
-        )
-
-    def of(self, key: str) -> Iterator[Tensor]:
-        """The features of one extractor, a part (B, D) at a time."""
-        for part in self.parts:
-            yield self.features[key](part)
-
-
-def _take(
-    subject: Subject,
-    extractors: Mapping[str, FeatureExtractor],
-    folder: Path,
-    *,
-    on_done: Callable[[int], None],
-) -> _Taken:
-    """Make every image and take all its features; what lies in `folder` is not made again."""
-    kept = Parts(images_folder(folder, subject.title), count=subject.count, rows=PART_IMAGES)
-
-    def images(part: range) -> dict[str, Tensor]:
-        return kept.get(part, subject.make) if subject.drawn else subject.make(part)
-
-    def features_in(extractor: FeatureExtractor) -> Callable[[range], Tensor]:
-        where = folder / "features" / digest_of(extractor.name) / file_name(subject.title)
-        parts = Parts(where, count=subject.count, rows=PART_IMAGES)
-        return lambda part: parts.get(
-            part, lambda part: {"features": extractor(images(part)["images"])}
-        )["features"]
-
-    features = {key: features_in(extractor) for key, extractor in extractors.items()}
-    saturated, seconds, calls = [], 0.0, None
-    for part in kept:
-        made = images(part)
-        saturated.append(saturated_shares(made["images"]))
-        if subject.drawn:
-            seconds += float(made["seconds"])
-            calls = int(made["calls"])
-        for take in features.values():
-            take(part)
-        on_done(part.stop)
-    return _Taken(
-        subject=subject,
-        images=images,
-        parts=list(kept),
-        features=features,
-        saturated=torch.cat(saturated),
-        calls=calls,
-        seconds=round(seconds, 2) if subject.drawn else None,
-    )
-
-
 def _row(
-    taken: _Taken,
+    taken: Taken,
     extractors: Mapping[str, FeatureExtractor],
     against: Mapping[str, ReferenceFeatures],
     judge: Judge | None,
@@ -501,7 +413,7 @@ def _row(
     )
 
 
-def _untrained(target: Target, images: "_Taken | _Real") -> Untrained | None:
+def _untrained(target: Target, images: "Taken | _Real") -> Untrained | None:
     """What judges with random weights say of one set; None where its classes are not known."""
     labels = images.labels
     if labels is None:
@@ -555,7 +467,7 @@ def _inception_scores(
 
 def _with_memorisation(
     row: Row,
-    taken: _Taken,
+    taken: Taken,
     key: str,
     real: _Real,
     extractor: FeatureExtractor,
@@ -577,7 +489,7 @@ def _with_memorisation(
     return row.model_copy(update={"memorised": memorised}), _panel(found, taken, real)
 
 
-def _panel(found: Memorisation, taken: _Taken, real: _Real) -> Nearest:
+def _panel(found: Memorisation, taken: Taken, real: _Real) -> Nearest:
     closest = found.order[:_SHOWN_NEAREST]
     closest_test = found.test_distances.argsort(stable=True)[:_SHOWN_NEAREST]
     return Nearest(

@@ -73,12 +73,8 @@ class RealImages:
         """(N,) int64: the place in `records` of each row."""
         return torch.randperm(len(self), generator=generator_for("real images", len(self)))
 
-    def images(self, rows: slice) -> Tensor:
-        """uint8 (K, C, H, W)."""
-        return self.records.images[self.order[rows]]
-
-    def at(self, rows: Tensor) -> Tensor:
-        """Images (K, C, H, W) of rows (K,)."""
+    def at(self, rows: slice | Tensor) -> Tensor:
+        """uint8 (K, C, H, W) of rows (K,)."""
         return self.records.images[self.order[rows]]
 
     def labels(self, count: int) -> Tensor:
@@ -101,7 +97,7 @@ class RealImages:
 
         def take(part: range) -> dict[str, Tensor]:
             nonlocal taken
-            features = extractor(self.images(slice(part.start, part.stop)))
+            features = extractor(self.at(slice(part.start, part.stop)))
             taken += len(part)
             return {"features": features}
 

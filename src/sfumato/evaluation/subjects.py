@@ -1,7 +1,6 @@
 """What can be measured: images that a model draws, a folder of images, an .npz file."""
 
 import hashlib
-import json
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from sfumato.data.sources import Records
 from sfumato.diffusion.guidance import CONVENTION
 from sfumato.evaluation.config import FEWEST_IMAGES
 from sfumato.evaluation.parts import Make
+from sfumato.evaluation.real import digest_of
 from sfumato.generation import ImageGenerator, settings_in_png
 from sfumato.models.schedulers import sampler_of
 from sfumato.training.checkpoint import environment
@@ -59,7 +59,7 @@ class Subject:
         """A digest that changes with anything that changes the images."""
         labels = None if self.labels is None else self.labels.tolist()
         known = {**self.settings, "prompts": list(self.prompts or ()), "labels": labels}
-        return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+        return digest_of(known)
 
 
 def file_name(title: str) -> str:

@@ -101,14 +101,10 @@ def files_target(path: Path, data: DataConfig) -> Target:
         subject, kind = folder_subject(path, reference), "folder"
     elif path.suffix == ".npz" and path.is_file():
         subject, kind = npz_subject(path, reference), "npz"
-    elif path.exists():
-        raise InputError(
-            f"{path} is neither a folder nor an .npz file.",
-            mend="Give a run, an exported pipeline, a folder of images or an .npz file.",
-        )
     else:
+        wrong = "is neither a folder nor an .npz file" if path.exists() else "does not exist"
         raise InputError(
-            f"{path} does not exist.",
+            f"{path} {wrong}.",
             mend="Give a run, an exported pipeline, a folder of images or an .npz file.",
         )
     return Target(
