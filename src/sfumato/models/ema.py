@@ -4,6 +4,7 @@ import copy
 from typing import Generic, TypeVar
 
 import torch
+from pydantic import field_validator
 from torch import nn
 
 from sfumato.base.section import Section
@@ -18,6 +19,16 @@ class AveragingConfig(Section):
     """Images after which a weight's share in the average has halved."""
     rampup_ratio: float = 0.05
     """Early in a run the half-life is at most this share of the images seen (EDM, Karras 2022)."""
+    also_halflives_images: tuple[float, ...] = ()
+    """Further half-lives: an average of each is kept too, and `sfumato tune` can choose one after
+    training (post-hoc averaging, Karras et al. 2024)."""
+
+    @field_validator("also_halflives_images")
+    @classmethod
+    def _each_once(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        if any(value <= 0 for value in values) or len(set(values)) < len(values):
+            raise ValueError("half-lives are positive, each given once")
+        return values
 
 
 def averaging_decay(config: AveragingConfig, *, images_seen: int, batch_size: int) -> float:
@@ -43,3 +54,15 @@ class AveragedModel(Generic[Module]):
         torch._foreach_lerp_(self._averages, self._weights, 1 - decay)
         for average, value in zip(self._copies, self._buffers, strict=True):
             average.copy_(value)
+
+
+def averages_of(model: Module, config: AveragingConfig) -> dict[str, AveragedModel[Module]]:
+    """An average for each half-life of `config` by the name of its part in a checkpoint: `average`
+    is the one that is drawn with unless another is chosen."""
+    others = {
+        f"average-{halflife:g}": config.model_copy(update={"halflife_images": halflife})
+        for halflife in config.also_halflives_images
+    }
+    return {
+        name: AveragedModel(model, own) for name, own in {"average": config, **others}.items()
+    }

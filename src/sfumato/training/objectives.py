@@ -16,7 +16,7 @@ from sfumato.base.section import ValueRange
 from sfumato.data.loading import Batch
 from sfumato.diffusion.schedule import DiffusionConfig, NoiseSchedule
 from sfumato.diffusion.targets import LOSS_WEIGHTS, LossWeight, training_target
-from sfumato.models.ema import AveragedModel, AveragingConfig
+from sfumato.models.ema import AveragingConfig, averages_of
 from sfumato.text.prompts import PromptBank
 from sfumato.training.optimizer import OptimizerConfig, build_optimizer, learning_rate
 from sfumato.training.state import Stateful
@@ -112,7 +112,8 @@ class DiffusionObjective:
         self.bank = bank
         self.schedule = NoiseSchedule.from_config(diffusion)
         self.diffusion = diffusion
-        self.average = AveragedModel(unet, averaging)
+        self.averages = averages_of(unet, averaging)
+        self.average = self.averages["average"]
         self.optimizer_config = optimizer
         self.optimizer = build_optimizer(optimizer, unet)
         self.value_range = value_range
@@ -123,7 +124,8 @@ class DiffusionObjective:
         self.has_dropout = has_dropout(unet)
 
     def parts(self) -> dict[str, Stateful]:
-        return {"unet": self.unet, "average": self.average.module, "optimizer": self.optimizer}
+        averages = {name: average.module for name, average in self.averages.items()}
+        return {"unet": self.unet, **averages, "optimizer": self.optimizer}
 
     def step(self, batch: Batch, context: StepContext) -> dict[str, Tensor]:
         draws = draw_step(
@@ -145,10 +147,11 @@ class DiffusionObjective:
             part_loss.backward()
             loss += part_loss.detach()
         metrics = finish_step(self.parameters, self.optimizer, self.optimizer_config, loss, context)
-        self.average.update(
-            images_seen=context.images_seen + context.batch_size,
-            batch_size=context.batch_size,
-        )
+        for average in self.averages.values():
+            average.update(
+                images_seen=context.images_seen + context.batch_size,
+                batch_size=context.batch_size,
+            )
         return metrics
 
     def loss(self, x0: Tensor, eps: Tensor, t: Tensor, prompts: Tensor) -> Tensor:
