@@ -3,8 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
+import torch
 from pydantic import model_validator
 
 from sfumato.base.errors import ConfigError
@@ -24,14 +25,17 @@ from sfumato.report.pictures import labelled_grid
 from sfumato.text.encoder import ClipTextEncoder, TextConfig, load_text_encoder
 from sfumato.text.prompts import PromptBank
 from sfumato.training.hooks import (
+    AgreementHook,
     CheckpointHook,
     LogHook,
     SampleHook,
     cut_back_records,
     stopping_on_signals,
 )
+from sfumato.training.judges import load_judge
 from sfumato.training.loop import Hook, Run, TrainingConfig, train
 from sfumato.training.objectives import DiffusionObjective
+from sfumato.training.tracking import AGREEMENT
 
 CHANGEABLE_ON_RESUME = {
     "about": "a description",
@@ -42,6 +46,7 @@ CHANGEABLE_ON_RESUME = {
     "training.epochs": "length",
     "training.log_every_images": "cadence",
     "training.sample_every_images": "cadence",
+    "training.agreement_every_images": "cadence",
     "training.checkpoint_every_images": "cadence",
     "training.checkpoint_epochs": "cadence",
     "training.keep_checkpoints": "output",
@@ -132,6 +137,7 @@ def prepare_run(
         precision=experiment.training.precision,
     )
     training = experiment.training
+    generator = averaged_generator(experiment, objective, encoder)
     run = Run(
         folder=folder,
         objective=objective,
@@ -156,8 +162,9 @@ def prepare_run(
         SampleHook(
             folder / "samples",
             every_images=training.sample_every_images,
-            draw=sample_grid(experiment, objective, encoder, records),
+            draw=sample_grid(generator, records),
         ),
+        *quick_evaluation(experiment, generator, records, folder),
         CheckpointHook(every_images=training.checkpoint_every_images),
     ]
     run.resume()
@@ -171,15 +178,10 @@ def with_bank_rows(records: A, bank: PromptBank) -> A:
     return replace(records, prompts=rows[records.prompts])
 
 
-def sample_grid(
-    experiment: Experiment,
-    objective: DiffusionObjective,
-    encoder: ClipTextEncoder,
-    records: Annotations,
-    *,
-    most_captions: int = 16,
-) -> Callable[[], bytes]:
-    """A function that draws the averaged network's samples: captions by guidance scale.
+def averaged_generator(
+    experiment: Experiment, objective: DiffusionObjective, encoder: ClipTextEncoder
+) -> ImageGenerator:
+    """Draws with the averaged network in the middle of training.
 
     Autoguidance needs an earlier checkpoint, so that plain guidance stands in for it here.
     """
@@ -193,9 +195,15 @@ def sample_grid(
         diffusion=experiment.diffusion,
         sampling=sampling,
     )
-    generator = ImageGenerator(pipeline, data=experiment.data)
+    return ImageGenerator(pipeline, data=experiment.data)
+
+
+def sample_grid(
+    generator: ImageGenerator, records: Annotations, *, most_captions: int = 16
+) -> Callable[[], bytes]:
+    """A function that draws a picture of samples: captions by guidance scale."""
     captions, labels = records.examples(most_captions)
-    scales = [1.0, sampling.guidance_scale]
+    scales = [1.0, generator.pipeline.config["guidance_scale"]]
 
     def draw() -> bytes:
         return labelled_grid(
@@ -208,6 +216,30 @@ def sample_grid(
         )
 
     return draw
+
+
+def quick_evaluation(
+    experiment: Experiment, generator: ImageGenerator, records: Annotations, folder: Path
+) -> list[AgreementHook]:
+    """The hook of `training.agreement_every_images`, where that is set: every class in turn by its
+    first caption, image i with the seed i. `InputError` for a data set without classes."""
+    every_images = experiment.training.agreement_every_images
+    if every_images is None:
+        return []
+    evaluation = experiment.evaluation
+    judge = load_judge(experiment.data, evaluation.judge)
+    asked = torch.arange(evaluation.quick_count) % len(records.class_names)
+    prompts = [records.class_captions[label] for label in asked.tolist()]
+
+    def measure() -> dict[str, Any]:
+        agreed = {}
+        for scale in evaluation.quick_scales:
+            drawn = generator.draw(prompts, range(len(prompts)), guidance_scale=scale)
+            seen, _ = judge(torch.stack([picture.image for picture in drawn]))
+            agreed[f"{scale:g}"] = int((seen == asked).sum())
+        return {"count": len(prompts), "agreed": agreed}
+
+    return [AgreementHook(folder / AGREEMENT, every_images=every_images, measure=measure)]
 
 
 def run_experiment(

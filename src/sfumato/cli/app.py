@@ -328,6 +328,32 @@ def export(
     say_how_to_load(out)
 
 
+@app.command(epilog="Example: `sfumato ablate digits --out runs/ablation`")
+def ablate(
+    ablation: Annotated[str, typer.Argument(help="An ablation's name, or its YAML file.")],
+    dataset: Annotated[
+        str | None, typer.Argument(help="Another source of images than the preset's.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the runs; started again on it, they go on.")
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="Arms to train now; may be repeated.")
+    ] = None,
+    settings: Settings = None,
+    device: Device = "auto",
+) -> None:
+    """Which setting does what: arms of several seeds on equal images, judged while they train."""
+    from sfumato.cli.ablation import ablate_and_print
+
+    source = [] if dataset is None else [f"data.source={json.dumps(dataset)}"]
+    finished = ablate_and_print(
+        ablation, [*source, *(settings or [])], out=out, only=only or [], device=device
+    )
+    if not finished:
+        raise typer.Exit(INTERRUPTED)
+
+
 @app.command(epilog="Example: `sfumato inspect samples/a-handwritten-digit-7-w3-seed0.png`")
 def inspect(
     file: Annotated[Path, typer.Argument(help="A PNG that sfumato drew.")],

@@ -17,6 +17,10 @@ class EvaluationConfig(Section):
     """The guidance scales of a table."""
     count: int = 100
     """Images drawn for each guidance scale."""
+    quick_count: int = 200
+    """Images of a quick evaluation during training (`training.agreement_every_images`)."""
+    quick_scales: tuple[float, ...] = (1,)
+    """Guidance scales of a quick evaluation."""
     labels: Literal["balanced", "random"] = "balanced"
     """Classes asked for: in turn, as many of each, or drawn by lot."""
     judge: str = "auto"
@@ -31,7 +35,7 @@ class EvaluationConfig(Section):
     floor_pairs: int = 10
     """Real sets that are measured like a generated one, for the floor."""
 
-    @field_validator("count")
+    @field_validator("count", "quick_count")
     @classmethod
     def _enough(cls, value: int) -> int:
         if value < FEWEST_IMAGES:
@@ -43,7 +47,7 @@ class EvaluationConfig(Section):
     def _one_or_several(cls, value: object) -> object:
         return tuple(value.split(",")) if isinstance(value, str) else value
 
-    @field_validator("guidance_scales", "extractors")
+    @field_validator("guidance_scales", "quick_scales", "extractors")
     @classmethod
     def _each_once(cls, value: tuple[object, ...]) -> tuple[object, ...]:
         if not value:

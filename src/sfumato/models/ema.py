@@ -63,6 +63,4 @@ def averages_of(model: Module, config: AveragingConfig) -> dict[str, AveragedMod
         f"average-{halflife:g}": config.model_copy(update={"halflife_images": halflife})
         for halflife in config.also_halflives_images
     }
-    return {
-        name: AveragedModel(model, own) for name, own in {"average": config, **others}.items()
-    }
+    return {name: AveragedModel(model, own) for name, own in {"average": config, **others}.items()}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sfumato.base.files import write_bytes
 from sfumato.training.loop import Run
-from sfumato.training.tracking import append_record, cut_back
+from sfumato.training.tracking import AGREEMENT, append_record, cut_back
 
 
 class BaseHook:
@@ -68,6 +68,21 @@ class SampleHook(BaseHook):
             write_bytes(self.folder / f"images-{run.images_seen:09d}.png", self.draw())
 
 
+class AgreementHook(BaseHook):
+    """What a judge says of images drawn with the averaged network: a line of agreement.jsonl."""
+
+    def __init__(
+        self, path: Path, *, every_images: int, measure: Callable[[], Mapping[str, Any]]
+    ) -> None:
+        self.path = path
+        self.every_images = every_images
+        self.measure = measure
+
+    def after_step(self, run: Run, metrics: Mapping[str, Tensor]) -> None:
+        if run.due(self.every_images) or run.finished:
+            append_record(self.path, {"images": run.images_seen, **self.measure()})
+
+
 class CheckpointHook(BaseHook):
     """Checkpoints on a cadence, at milestones and at the end.
 
@@ -100,7 +115,7 @@ class CheckpointHook(BaseHook):
 
 def cut_back_records(run: Run) -> None:
     """After a resume: forget log lines that the run is about to write again."""
-    for name in ("metrics.jsonl", "timing.jsonl"):
+    for name in ("metrics.jsonl", AGREEMENT, "timing.jsonl"):
         cut_back(run.folder / name, images_seen=run.images_seen)
 
 

@@ -49,6 +49,9 @@ class TrainingConfig(Section):
     """Images between two lines of metrics.jsonl."""
     sample_every_images: int = 10_000
     """Images between two grids of samples."""
+    agreement_every_images: int | None = None
+    """Images between two quick evaluations (`evaluation.quick_count`), lines of agreement.jsonl;
+    null for none. A judge that is not in the cache is trained first."""
     checkpoint_every_images: int = 10_000
     """Images between two checkpoints."""
     keep_checkpoints: int = 2
@@ -65,6 +68,7 @@ class TrainingConfig(Section):
             "micro_batches",
             "log_every_images",
             "sample_every_images",
+            "agreement_every_images",
             "checkpoint_every_images",
             "keep_checkpoints",
             "images",

@@ -1,0 +1,392 @@
+"""Ablations: arms that differ in a few settings, several seeds each, equal images, one judge.
+
+An ablation is a YAML file (`presets/ablations/`, or one of your own). Every arm and seed is an
+ordinary run with quick evaluations, so that it can be drawn from, and goes on after a kill.
+"""
+
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from pydantic import field_validator, model_validator
+
+from sfumato import __version__
+from sfumato.base.errors import ConfigError, InputError, nearest
+from sfumato.base.files import write_bytes, write_json, write_text
+from sfumato.base.section import Section, validate
+from sfumato.configuration import parse_yaml
+from sfumato.experiment import Experiment, load_experiment, run_experiment
+from sfumato.metrics.intervals import Proportion, wilson
+from sfumato.training.checkpoint import environment
+from sfumato.training.judges import load_judge
+from sfumato.training.loop import Hook
+from sfumato.training.tracking import AGREEMENT, read_records
+
+
+class Ablation(Section):
+    """What is compared: arms by name, each the settings in which it differs from `paper`."""
+
+    name: str
+    about: str = ""
+    preset: str
+    """The preset that all arms start from."""
+    settings: tuple[str, ...] = ()
+    """`section.key=value` of every arm."""
+    paper: tuple[str, ...] = ()
+    """Likewise, before those of the arm: what the arms are compared with."""
+    arms: dict[str, tuple[str, ...]]
+    base: str
+    """The arm that the others are held against."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    levels: tuple[float, ...] = (0.95, 0.98)
+    """Agreements of which is told after how many images they were reached."""
+
+    @field_validator("levels")
+    @classmethod
+    def _shares(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        if any(not 0 < value <= 1 for value in values):
+            raise ValueError("a level is a share above 0, up to 1")
+        return values
+
+    @model_validator(mode="after")
+    def _has_base(self) -> "Ablation":
+        if self.base not in self.arms:
+            raise ValueError(f"base '{self.base}' is none of the arms: {', '.join(self.arms)}")
+        return self
+
+    def experiment(self, arm: str, seed: int, overrides: Sequence[str] = ()) -> Experiment:
+        """The run of one arm and seed. `ConfigError` as `load_experiment`, or without quick
+        evaluations."""
+        experiment = load_experiment(
+            self.preset,
+            [*self.settings, *self.paper, *self.arms[arm], *overrides, f"seed={seed}"],
+        )
+        if experiment.training.agreement_every_images is None:
+            raise ConfigError(
+                f"ablation '{self.name}', arm '{arm}': without quick evaluations there is nothing "
+                "to compare.",
+                mend="Add training.agreement_every_images=N to its settings.",
+            )
+        return experiment
+
+
+def ablation_names() -> list[str]:
+    """The ablations that come with sfumato."""
+    folder = files("sfumato.presets") / "ablations"
+    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir())
+
+
+def load_ablation(name: str) -> Ablation:
+    """An ablation by name or from a YAML file. `ConfigError` with the nearest match."""
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        if not path.is_file():
+            raise InputError(f"{path} is not a file.", mend="Give an ablation's name or a file.")
+        text, source = path.read_text("utf-8"), str(path)
+    elif name in ablation_names():
+        text = (files("sfumato.presets") / "ablations" / f"{name}.yaml").read_text("utf-8")
+        source = f"ablation '{name}'"
+    else:
+        raise ConfigError(
+            f"No ablation named '{name}'.",
+            mend=f"{nearest(name, ablation_names())} One of your own is given by its YAML file.",
+        )
+    return validate(Ablation, parse_yaml(text, source), source=source)
+
+
+# What was found -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """Quick evaluations of one run at one guidance scale: `agreed` of `count` images after each of
+    `images` seen."""
+
+    images: list[int]
+    agreed: list[int]
+    count: int
+    finished: bool
+
+    def reached(self, level: float) -> float:
+        """Images seen at the first evaluation with at least `level`; infinite where there is
+        none."""
+        for images, agreed in zip(self.images, self.agreed, strict=True):
+            if agreed >= level * self.count:
+                return images
+        return math.inf
+
+    @property
+    def final(self) -> Proportion:
+        return wilson(self.agreed[-1], self.count)
+
+
+def read_curve(records: Sequence[Mapping[str, Any]], scale: str, *, finished: bool) -> Curve:
+    """A curve from the lines of agreement.jsonl; `InputError` where there are none at `scale`."""
+    found = [record for record in records if scale in record["agreed"]]
+    if not found:
+        raise InputError(f"No quick evaluation at w = {scale}.")
+    return Curve(
+        images=[record["images"] for record in found],
+        agreed=[record["agreed"][scale] for record in found],
+        count=found[0]["count"],
+        finished=finished,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One arm's curves by seed, at one guidance scale."""
+
+    name: str
+    settings: Sequence[str]
+    curves: Mapping[int, Curve]
+
+    def reached(self, level: float) -> tuple[float, float]:
+        """Median over the seeds of the images to `level`, and a lower bound of it: a run that never
+        got there would have needed more images than it saw. The first is infinite where most
+        runs never got there."""
+        return (
+            median(curve.reached(level) for curve in self.curves.values()),
+            median(min(curve.reached(level), curve.images[-1]) for curve in self.curves.values()),
+        )
+
+    @cached_property
+    def final(self) -> Proportion:
+        """Agreement at the end, all seeds together."""
+        agreed = sum(curve.agreed[-1] for curve in self.curves.values())
+        return wilson(agreed, sum(curve.count for curve in self.curves.values()))
+
+    def images_text(self, level: float) -> str:
+        """`12,000`, or `> 16,000` where the median run never got there."""
+        reached, bound = self.reached(level)
+        return f"{reached:,.0f}" if math.isfinite(reached) else f"> {bound:,.0f}"
+
+
+def ratio_text(base: Arm, arm: Arm, level: float) -> str:
+    """How many times fewer images than `base`: `4.2x`, `> 4.2x` where the base never got there,
+    `-` where the arm did not."""
+    reached, bound = base.reached(level)
+    own, _ = arm.reached(level)
+    if arm is base or not math.isfinite(own):
+        return "-"
+    return f"{reached / own:.1f}x" if math.isfinite(reached) else f"> {bound / own:.1f}x"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ablated:
+    """All arms that have run so far, at one guidance scale."""
+
+    ablation: Ablation
+    scale: str
+    judge: str
+    arms: Sequence[Arm]
+
+    def table(self) -> list[list[str]]:
+        """Header and rows: arm, seeds, agreement at the end, images to each level, fewer images
+        than the base by the last level that it is told of."""
+        base = next((arm for arm in self.arms if arm.name == self.ablation.base), None)
+        levels = self.ablation.levels
+        rows = [
+            [
+                "arm",
+                "seeds",
+                "agreement at the end",
+                "lowest - highest seed",
+                *(f"images to {100 * level:g} %" for level in levels),
+                *([] if base is None else [f"fewer, to {100 * level:g} %" for level in levels]),
+            ]
+        ]
+        for arm in self.arms:
+            final, each = arm.final, [curve.final.value for curve in arm.curves.values()]
+            rows.append(
+                [
+                    arm.name,
+                    str(len(arm.curves)),
+                    f"{100 * final.value:.1f} % ({100 * final.low:.1f} - {100 * final.high:.1f})",
+                    f"{100 * min(each):.1f} - {100 * max(each):.1f} %",
+                    *(arm.images_text(level) for level in levels),
+                    *([] if base is None else [ratio_text(base, arm, level) for level in levels]),
+                ]
+            )
+        return rows
+
+
+# Running ------------------------------------------------------------------------------------------
+
+
+def run_folder(folder: Path, arm: str, seed: int) -> Path:
+    name = "".join(c if c.isalnum() or c in ".-" else "-" for c in arm.lower())
+    while "--" in name:
+        name = name.replace("--", "-")
+    return folder / name.strip("-") / f"seed-{seed}"
+
+
+def run_ablation(
+    ablation: Ablation,
+    folder: Path,
+    *,
+    overrides: Sequence[str] = (),
+    only: Sequence[str] = (),
+    device: str = "auto",
+    say: Callable[[str], None] = lambda sentence: None,
+    progress: Callable[[], Hook] | None = None,
+) -> list[Ablated] | None:
+    """Train every arm and seed that has not run yet, and read all of them.
+
+    `only`: arms to train; those of others that lie in `folder` are read all the same, so that two
+    processes can share the work. One result for each guidance scale of the quick evaluations; None
+    where it was asked to stop.
+    """
+    if unknown := [name for name in only if name not in ablation.arms]:
+        raise InputError(
+            f"No arm is named '{unknown[0]}'.", mend=nearest(unknown[0], list(ablation.arms))
+        )
+    experiments = {
+        (arm, seed): ablation.experiment(arm, seed, overrides)
+        for arm in ablation.arms
+        for seed in ablation.seeds
+    }  # all of them first: a mistake in the last arm is told before hours of training
+    first = next(iter(experiments.values()))
+    judge = load_judge(first.data, first.evaluation.judge, on_training=say)
+    for seed in ablation.seeds:  # seed by seed: after a third of the time all arms can be seen
+        for arm in only or ablation.arms:
+            say(f"{arm}, seed {seed}")
+            run = run_experiment(
+                experiments[arm, seed],
+                run_folder(folder, arm, seed),
+                device=device,
+                hooks=[progress()] if progress else [],
+            )
+            if not run.finished:
+                return None
+    scales = [f"{scale:g}" for scale in first.evaluation.quick_scales]
+    found = [
+        Ablated(
+            ablation=ablation,
+            scale=scale,
+            judge=judge.identity,
+            arms=_arms(ablation, folder, overrides, scale, experiments),
+        )
+        for scale in scales
+    ]
+    _write(found, folder, experiments[ablation.base, ablation.seeds[0]])
+    return found
+
+
+def _arms(
+    ablation: Ablation,
+    folder: Path,
+    overrides: Sequence[str],
+    scale: str,
+    experiments: Mapping[tuple[str, int], Experiment],
+) -> list[Arm]:
+    arms = []
+    for name, settings in ablation.arms.items():
+        curves = {}
+        for seed in ablation.seeds:
+            records = read_records(run_folder(folder, name, seed) / AGREEMENT)
+            if records:
+                images = experiments[name, seed].training.images
+                finished = images is not None and records[-1]["images"] >= images
+                curves[seed] = read_curve(records, scale, finished=finished)
+        if curves:
+            arms.append(Arm(name=name, settings=[*settings, *overrides], curves=curves))
+    return arms
+
+
+def _write(found: Sequence[Ablated], folder: Path, base: Experiment) -> None:
+    """ablation.json with every evaluation, ablation.md and ablation.png."""
+    ablation = found[0].ablation
+    write_json(
+        folder / "ablation.json",
+        {
+            "ablation": ablation.model_dump(mode="json"),
+            "judge": found[0].judge,
+            "sampler": base.sampling.model_dump(mode="json"),
+            "data": base.data.source,
+            "curves": {
+                one.scale: {
+                    arm.name: {
+                        str(seed): {"images": curve.images, "agreed": curve.agreed}
+                        for seed, curve in arm.curves.items()
+                    }
+                    for arm in one.arms
+                }
+                for one in found
+            },
+            "count": base.evaluation.quick_count,
+            "environment": environment(),
+            "sfumato": __version__,
+            "date": datetime.now(UTC).isoformat("T", "seconds"),
+        },
+    )
+    write_text(folder / "ablation.md", "\n".join(markdown(one) for one in found))
+    write_bytes(folder / "ablation.png", chart(found))
+
+
+def markdown(found: Ablated) -> str:
+    """The table with a line on how it came about."""
+    header, *rows = found.table()
+    lines = [
+        "| " + " | ".join(header) + " |",
+        "| --- |" + " ---: |" * (len(header) - 1),
+        *("| " + " | ".join(row) + " |" for row in rows),
+    ]
+    curve = next(iter(found.arms[0].curves.values()))
+    how = (
+        f"w = {found.scale}; {curve.count} images at each evaluation; judge {found.judge}. Images "
+        "to a level: median over the seeds of the first evaluation at or above it; > : the median "
+        f"run had not reached it at its end. Fewer: the images of '{found.ablation.base}' over "
+        "those of the arm."
+    )
+    return "\n".join([*lines, "", how, ""])
+
+
+def chart(found: Sequence[Ablated]) -> bytes:
+    """PNG: agreement over images seen, a panel for each guidance scale, a line for each arm (mean
+    over the seeds) with the seeds as a band."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import StrMethodFormatter
+
+    figure = Figure(figsize=(4.2 + 4.2 * len(found), 4.4), dpi=130, layout="constrained")
+    panels = figure.subplots(1, len(found), squeeze=False)[0]
+    for axes, one in zip(panels, found, strict=True):
+        for place, arm in enumerate(one.arms):
+            length = min(len(curve.images) for curve in arm.curves.values())
+            shares = [
+                [100 * agreed / curve.count for agreed in curve.agreed[:length]]
+                for curve in arm.curves.values()
+            ]
+            images = next(iter(arm.curves.values())).images[:length]
+            mean = [sum(values) / len(values) for values in zip(*shares, strict=True)]
+            is_base = arm.name == one.ablation.base
+            style: dict[str, Any] = {
+                "color": "black" if is_base else f"C{place}",
+                "ls": "--" if is_base else "-",
+            }
+            axes.plot(images, mean, lw=1.8, label=arm.name, marker="o", ms=3, **style)
+            axes.fill_between(
+                images,
+                [min(values) for values in zip(*shares, strict=True)],
+                [max(values) for values in zip(*shares, strict=True)],
+                color=style["color"],
+                alpha=0.12,
+                lw=0,
+            )
+        axes.set(xlabel="images seen", ylabel="agreement, %", ylim=(0, 101))
+        axes.set_title(f"w = {one.scale}", fontsize=10)
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", fontsize=8, frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
