@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sfumato import __version__
 from sfumato.base.errors import ConfigError, InputError
-from sfumato.base.files import whole_folder, write_text
+from sfumato.base.files import read_json, whole_folder, write_text
 from sfumato.base.images import png_bytes, to_pil, to_uint8
 from sfumato.base.section import Section, validate
 from sfumato.data.config import DataConfig
@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
 TEXT_PREFIX = "sfumato:"
+TUNED = "tuned.json"
+"""In a run folder: what `sfumato tune` chose to draw with."""
+AVERAGE = "average"
+"""The part of a checkpoint that is drawn with unless another is chosen."""
 
 
 class RunSections(Section):
@@ -45,6 +49,13 @@ class RunSections(Section):
     diffusion: DiffusionConfig
     training: TrainingConfig
     sampling: SamplingConfig
+
+
+class Tuned(Section):
+    """The choice of `sfumato tune`: sampling, and which of the averages."""
+
+    sampling: SamplingConfig
+    average: str = AVERAGE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +158,9 @@ class ImageGenerator:
                 f"{folder} has no checkpoint yet.",
                 mend="Let it train up to its first checkpoint, then try again.",
             )
-        unet = averaged_unet(checkpoint, sections)
+        tuned = tuned_settings(folder)
+        average = AVERAGE if tuned is None else tuned.average
+        unet = averaged_unet(checkpoint, sections, part=average)
         encoder = load_text_encoder(sections.text)
         recorded = checkpoint.state.get("text_encoder")
         if recorded is not None and recorded != encoder.identity:
@@ -161,12 +174,13 @@ class ImageGenerator:
             encoder,
             data=sections.data,
             diffusion=sections.diffusion,
-            sampling=sections.sampling,
+            sampling=sections.sampling if tuned is None else tuned.sampling,
             provenance={
                 "experiment": sections.name,
                 "seed": sections.seed,
                 "images_seen": checkpoint.images_seen,
-                "weights_sha256": checkpoint.sha256("average"),
+                "average": average,
+                "weights_sha256": checkpoint.sha256(average),
                 "text_encoder": encoder.identity,
                 "caption_dropout": sections.training.caption_dropout,
                 "data": sections.data.model_dump(mode="json"),
@@ -202,6 +216,23 @@ class ImageGenerator:
         )
         if guidance is not None:
             self.pipeline.register_to_config(guidance=str(guidance))
+
+    def use_average(self, part: str) -> None:
+        """Draw with another average of the run's checkpoint (`averages_of`); `InputError` where
+        there is none of that name, or this is no run."""
+        if self.provenance.get("average", AVERAGE) == part:
+            return
+        if self.run_folder is None:
+            raise InputError(
+                "A pipeline has one set of weights.", mend="Give the run that it came from."
+            )
+        images_seen = self.provenance["images_seen"]
+        checkpoint = Checkpoint(Checkpoints(self.run_folder / "checkpoints").path(images_seen))
+        unet = averaged_unet(checkpoint, run_sections(self.run_folder), part=part)
+        like = self.pipeline.unet
+        self.pipeline.register_modules(unet=unet.to(like.device, like.dtype))
+        changed = {"average": part, "weights_sha256": checkpoint.sha256(part)}
+        self.pipeline.register_to_config(provenance={**self.provenance, **changed})
 
     @property
     def guidance(self) -> GuidanceConfig:
@@ -336,15 +367,35 @@ def run_sections(folder: Path) -> RunSections:
     return validate(RunSections, known, source=str(file))
 
 
-def averaged_unet(checkpoint: Checkpoint, sections: RunSections) -> "UNet2DConditionModel":
-    """The averaged network of a checkpoint; only that part of it is read."""
+def tuned_settings(folder: Path) -> Tuned | None:
+    """What `sfumato tune` chose for a run; None where it was not tuned."""
+    file = folder / TUNED
+    return validate(Tuned, read_json(file), source=str(file)) if file.exists() else None
+
+
+def averages_in(checkpoint: Checkpoint) -> list[str]:
+    """The parts of a checkpoint that can be drawn with."""
+    return [part for part in checkpoint.state["files"] if part.startswith(AVERAGE)]
+
+
+def averaged_unet(
+    checkpoint: Checkpoint, sections: RunSections, *, part: str = AVERAGE
+) -> "UNet2DConditionModel":
+    """An averaged network of a checkpoint; only that part of it is read. `InputError` with those
+    that there are."""
+    if part not in averages_in(checkpoint):
+        raise InputError(
+            f"{checkpoint.path} has no '{part}'.",
+            mend=f"It holds {', '.join(averages_in(checkpoint))}; "
+            "training.averaging.also_halflives_images keeps more.",
+        )
     unet = build_unet(
         sections.model,
         resolution=sections.data.resolution,
         channels=sections.data.channels,
         seed=sections.seed,
     )
-    file = checkpoint.verify("average")
+    file = checkpoint.verify(part)
     load_part(unet, load_state(file), file=file)
     return unet.eval().requires_grad_(False)
 

@@ -328,6 +328,57 @@ def export(
     say_how_to_load(out)
 
 
+@app.command(epilog="Example: `sfumato tune runs/demo --scales 1,1.5,2,3 --calls 20`")
+def tune(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    goal: Annotated[
+        str,
+        typer.Option(
+            "--for",
+            help="agreement, frechet, or front: the least distance among those that agree enough.",
+        ),
+    ] = "front",
+    at_least: Annotated[
+        float | None,
+        typer.Option(help="Agreement that a `front` choice must reach; else 0.01 below the best."),
+    ] = None,
+    scales: Scales = "1,1.25,1.5,2,3,5",
+    forms: Forms = None,
+    samplers: Annotated[
+        list[str] | None, typer.Option("--sampler", help="Samplers to try; may be repeated.")
+    ] = None,
+    calls: Annotated[
+        int | None, typer.Option(help="Most network evaluations an image; else as the run's own.")
+    ] = None,
+    averages: Annotated[
+        bool, typer.Option("--averages", help="Try every average that the run has kept.")
+    ] = False,
+    budget: Annotated[int, typer.Option(help="Images to draw in all.")] = 4000,
+    judge: Annotated[str, typer.Option(help="Who reads the classes, as evaluation.judge.")] = "",
+    data: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Where the run's real images are now.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Find the guidance to draw with, and write it into the run."""
+    from sfumato.cli.tuning import tune_and_print
+
+    tune_and_print(
+        run,
+        goal=goal,
+        at_least=at_least,
+        scales=scales,
+        forms=forms,
+        samplers=samplers,
+        calls=calls,
+        averages=averages,
+        budget=budget,
+        judge=judge,
+        data=data,
+        device=device,
+    )
+
+
 @app.command(epilog="Example: `sfumato ablate digits --out runs/ablation`")
 def ablate(
     ablation: Annotated[str, typer.Argument(help="An ablation's name, or its YAML file.")],

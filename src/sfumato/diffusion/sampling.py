@@ -152,6 +152,11 @@ def branch_outputs(
     return outputs
 
 
+def network_calls(timesteps: Tensor, schedule: NoiseSchedule, guidance: Guidance) -> int:
+    """Network evaluations an image of sampling over the levels `timesteps` (K,)."""
+    return sum(len(guidance.branches(sigma)) for sigma in schedule.sigma[timesteps].tolist())
+
+
 def sample(
     network: Network,
     solver: Solver,
