@@ -419,6 +419,7 @@ def front_chart(tuning: Tuning) -> bytes:
     """PNG: distance over agreement, every candidate by the rounds it survived, the front as a
     line, the choice ringed."""
     from matplotlib.figure import Figure as Canvas
+    from matplotlib.ticker import StrMethodFormatter
 
     canvas = Canvas(figsize=(7.2, 4.6), dpi=140, layout="constrained")
     axes = canvas.subplots()
@@ -470,6 +471,8 @@ def front_chart(tuning: Tuning) -> bytes:
             fontsize=7,
         )
     axes.set(xlabel="agreement, %", ylabel="Frechet distance (judge's features)", yscale="log")
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
     axes.grid(alpha=0.25, which="both")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=7, frameon=False)

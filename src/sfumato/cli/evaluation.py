@@ -367,8 +367,7 @@ def _print_table(table: Table) -> None:
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """Right-aligned columns; those that are empty in all rows are left out. The last row, of real
-    images, stands apart."""
+    """Right-aligned columns; those that are empty in all rows are left out."""
     kept = [
         place
         for place, name in enumerate(columns)
@@ -441,6 +440,10 @@ def _features_table(card: MetricCard, info: ExtractorInfo) -> Table:
     ]
     if info.key in card.floors:
         rows.append(["real", *cells(card.floors[info.key]), "", score(card.real)])
+    rows += [
+        [one.title, f"{one.frechet:.{_digits(one.frechet, 3)}f}", *[""] * 7]
+        for one in card.yardsticks.get(info.key, [])
+    ]
     return _table(columns, rows)
 
 
@@ -497,6 +500,13 @@ def _legend(card: MetricCard) -> str:
         }[floor.disjoint]
         turns = ", as many of each class" if floor.balanced else ""
         real += f": {floor.pairs} {apart}, {floor.count:,} images each{turns}, mean ± deviation"
+    yardsticks = next(iter(card.yardsticks.values()), [])
+    if yardsticks:
+        real += (
+            f". Yardsticks: {yardsticks[0].count:,} "
+            + ("reference images" if yardsticks[0].of_reference else "other real test images")
+            + " as they are and altered a little"
+        )
     return (
         f"{first.count:,} images a row{how}{asked}; against {card.reference.count:,} real images: "
         f"{card.reference.description}. ± is half of a 95 % interval{real}. Precision, recall and "

@@ -72,6 +72,16 @@ class FeatureFloor(Section):
     """Diversity within a class of the reference images."""
 
 
+class Yardstick(Section):
+    """Frechet distance of `count` real test images, altered a little, from the reference."""
+
+    title: str
+    frechet: float
+    count: int
+    of_reference: bool
+    """Whether the images are the reference's own, which makes their distance smaller."""
+
+
 class ScoreOfInception(Section):
     """Inception score: mean and deviation over ten parts, and of all images as one."""
 
@@ -202,6 +212,8 @@ class MetricCard(Section):
     real: RowFigures
     """Of the reference images themselves, with their own classes and captions."""
     floors: dict[str, FeatureFloor]
+    yardsticks: dict[str, list[Yardstick]] = Field(default_factory=dict)
+    """By extractor: how far real test images lie when they are moved, noised or blurred."""
     confidence: float = 0.95
     warnings: list[str] = Field(default_factory=list)
     sfumato: str = __version__

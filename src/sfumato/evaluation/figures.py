@@ -214,7 +214,7 @@ def floor_sets(
     """
     if count > training:
         return None
-    by_class = None if labels is None else _in_turn(labels, count)
+    by_class = None if labels is None else in_turn(labels, count)
     if by_class is not None:
         sets, apart = _balanced_sets(by_class, pairs)
     elif pairs * count <= training:
@@ -234,7 +234,7 @@ def floor_sets(
     )
 
 
-def _in_turn(labels: Tensor, count: int) -> list[tuple[Tensor, int]] | None:
+def in_turn(labels: Tensor, count: int) -> list[tuple[Tensor, int]] | None:
     """The rows of each class, and how many of them a set of `count` in turn holds; None where a
     class has not so many."""
     classes = int(labels.max()) + 1

@@ -25,6 +25,7 @@ from sfumato.evaluation.card import (
     ScoreOfInception,
     Subjects,
     Untrained,
+    Yardstick,
     classes_of,
     figure,
     read_card,
@@ -37,6 +38,7 @@ from sfumato.evaluation.figures import (
     feature_figures,
     feature_floor,
     floor_sets,
+    in_turn,
 )
 from sfumato.evaluation.parts import write_tensors
 from sfumato.evaluation.real import OnImages, RealImages, digest_of
@@ -47,13 +49,15 @@ from sfumato.features.extractor import Device, FeatureExtractor, GivesLogits, Re
 from sfumato.features.registry import Opened, available_extractors
 from sfumato.metrics.agreement import agreement, confusion_matrix
 from sfumato.metrics.alignment import clip_scores
+from sfumato.metrics.alterations import ALTERATIONS
+from sfumato.metrics.frechet import feature_statistics, frechet_to
 from sfumato.metrics.inception_score import inception_score_of_logits
 from sfumato.metrics.intervals import bootstrap_mean
 from sfumato.metrics.memorisation import Memorisation, memorisation
 from sfumato.metrics.pixels import saturated_shares
 from sfumato.training.judges import Judge, load_judge, untrained_heads
 
-FIGURES = 2
+FIGURES = 3
 """Counts how figures are made: a card of another number is no answer to the same request."""
 CUSTOMARY_COUNT = 5_000
 """Below so many images a Frechet distance says more of their number than of the model."""
@@ -109,6 +113,7 @@ def evaluate(
     real = _Real(
         reference=RealImages.load(target.data, "reference"),
         training=RealImages.load(target.data, "train"),
+        tuning=RealImages.load(target.data, "tuning") if target.data.tuning_share else None,
         reference_count=config.reference_count,
     )
     if real.count < 2:
@@ -185,6 +190,15 @@ def evaluate(
             )
         )
     }
+    yardsticks = {
+        key: found
+        for key, extractor in extractors.items()
+        if (
+            found := _yardsticks(
+                real, extractor, against[key], count, balanced=target.subjects[0].balanced
+            )
+        )
+    }
     infos = [_info(one) for one in opened]
     card = MetricCard(
         subject=Subjects(
@@ -211,6 +225,7 @@ def evaluate(
         rows=rows,
         real=real_figures,
         floors=floors,
+        yardsticks=yardsticks,
         warnings=_warnings(count, floors, infos, real),
         command=shlex.join(["sfumato", *sys.argv[1:]]),
     )
@@ -263,6 +278,8 @@ def _card_there(folder: Path) -> MetricCard | None:
 class _Real:
     reference: RealImages
     training: RealImages
+    tuning: RealImages | None
+    """The other part of the test images, where there is one."""
     reference_count: int | None
 
     @property
@@ -366,6 +383,49 @@ def _floor(
     )
     write_json(path, floor.model_dump(mode="json"))
     return floor
+
+
+def _yardsticks(
+    real: _Real,
+    extractor: FeatureExtractor,
+    reference: ReferenceFeatures,
+    count: int,
+    *,
+    balanced: bool,
+) -> list[Yardstick]:
+    """Altered real test images, as many as are measured, against the reference; from the cache, or
+    put there. None where there are not so many."""
+    images = real.tuning or real.reference
+    rows = torch.arange(count)
+    if balanced and images.records.class_names:
+        by_class = in_turn(images.labels(len(images)), count)
+        balanced = by_class is not None
+        if by_class is not None:
+            rows = torch.cat([own[:share] for own, share in by_class])
+    if count > len(images):
+        return []
+    key = [FIGURES, images.digest, count, real.count, balanced]
+    path = real.reference.folder(extractor) / f"yardsticks-{digest_of(key)}.json"
+    if path.exists():
+        try:
+            return [Yardstick.model_validate(one) for one in read_json(path)]
+        except (DamagedDataError, ValueError):
+            path.unlink()  # damaged, or of another version: it is made again
+    pictures = images.at(rows)
+    found = []
+    for alteration in ALTERATIONS.values():
+        altered = feature_statistics(extractor(alteration.alter(pictures)))
+        distance = frechet_to(altered, reference.statistics, root=reference.root)
+        found.append(
+            Yardstick(
+                title=alteration.title,
+                frechet=max(0.0, distance),
+                count=count,
+                of_reference=real.tuning is None,
+            )
+        )
+    write_json(path, [one.model_dump(mode="json") for one in found])
+    return found
 
 
 # One set of images --------------------------------------------------------------------------------
