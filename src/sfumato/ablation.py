@@ -16,6 +16,7 @@ from statistics import median
 from typing import Any
 
 from pydantic import field_validator, model_validator
+from torch import Tensor
 
 from sfumato import __version__
 from sfumato.base.errors import ConfigError, InputError, nearest
@@ -25,28 +26,34 @@ from sfumato.configuration import parse_yaml
 from sfumato.experiment import Experiment, load_experiment, run_experiment
 from sfumato.metrics.intervals import Proportion, wilson
 from sfumato.training.checkpoint import environment
+from sfumato.training.hooks import BaseHook
 from sfumato.training.judges import load_judge
-from sfumato.training.loop import Hook
+from sfumato.training.loop import Hook, Run
 from sfumato.training.tracking import AGREEMENT, read_records
 
 
+class ArmConfig(Section):
+    """A preset with the `section.key=value` in which the arm differs from it."""
+
+    preset: str
+    settings: tuple[str, ...] = ()
+
+
 class Ablation(Section):
-    """What is compared: arms by name, each the settings in which it differs from `paper`."""
+    """What is compared: arms by name."""
 
     name: str
     about: str = ""
-    preset: str
-    """The preset that all arms start from."""
     settings: tuple[str, ...] = ()
     """`section.key=value` of every arm."""
-    paper: tuple[str, ...] = ()
-    """Likewise, before those of the arm: what the arms are compared with."""
-    arms: dict[str, tuple[str, ...]]
+    arms: dict[str, ArmConfig]
     base: str
     """The arm that the others are held against."""
     seeds: tuple[int, ...] = (0, 1, 2)
     levels: tuple[float, ...] = (0.95, 0.98)
     """Agreements of which is told after how many images they were reached."""
+    stop_at: float | None = None
+    """A run ends once every quick evaluation's scale reaches this; null for equal images."""
 
     @field_validator("levels")
     @classmethod
@@ -64,10 +71,9 @@ class Ablation(Section):
     def experiment(self, arm: str, seed: int, overrides: Sequence[str] = ()) -> Experiment:
         """The run of one arm and seed. `ConfigError` as `load_experiment`, or without quick
         evaluations."""
-        experiment = load_experiment(
-            self.preset,
-            [*self.settings, *self.paper, *self.arms[arm], *overrides, f"seed={seed}"],
-        )
+        own = self.arms[arm]
+        settings = [*self.settings, *own.settings, *overrides, f"seed={seed}"]
+        experiment = load_experiment(own.preset, settings)
         if experiment.training.agreement_every_images is None:
             raise ConfigError(
                 f"ablation '{self.name}', arm '{arm}': without quick evaluations there is nothing "
@@ -112,7 +118,6 @@ class Curve:
     images: list[int]
     agreed: list[int]
     count: int
-    finished: bool
 
     def reached(self, level: float) -> float:
         """Images seen at the first evaluation with at least `level`; infinite where there is
@@ -127,7 +132,7 @@ class Curve:
         return wilson(self.agreed[-1], self.count)
 
 
-def read_curve(records: Sequence[Mapping[str, Any]], scale: str, *, finished: bool) -> Curve:
+def read_curve(records: Sequence[Mapping[str, Any]], scale: str) -> Curve:
     """A curve from the lines of agreement.jsonl; `InputError` where there are none at `scale`."""
     found = [record for record in records if scale in record["agreed"]]
     if not found:
@@ -136,7 +141,29 @@ def read_curve(records: Sequence[Mapping[str, Any]], scale: str, *, finished: bo
         images=[record["images"] for record in found],
         agreed=[record["agreed"][scale] for record in found],
         count=found[0]["count"],
-        finished=finished,
+    )
+
+
+class StopAtLevel(BaseHook):
+    """Asks the run to stop once its last quick evaluation has reached `level` at every scale."""
+
+    def __init__(self, path: Path, level: float) -> None:
+        self.path = path
+        self.level = level
+        self._read_at: int | None = None
+
+    def after_step(self, run: Run, metrics: Mapping[str, Tensor]) -> None:
+        changed = self.path.stat().st_mtime_ns if self.path.exists() else None
+        if changed != self._read_at:
+            self._read_at = changed
+            if is_reached(read_records(self.path), self.level):
+                run.stop_requested = True
+
+
+def is_reached(records: Sequence[Mapping[str, Any]], level: float) -> bool:
+    """Whether the last of `records` is at or above `level` at every scale."""
+    return bool(records) and all(
+        agreed >= level * records[-1]["count"] for agreed in records[-1]["agreed"].values()
     )
 
 
@@ -145,7 +172,6 @@ class Arm:
     """One arm's curves by seed, at one guidance scale."""
 
     name: str
-    settings: Sequence[str]
     curves: Mapping[int, Curve]
 
     def reached(self, level: float) -> tuple[float, float]:
@@ -257,14 +283,22 @@ def run_ablation(
     judge = load_judge(first.data, first.evaluation.judge, on_training=say)
     for seed in ablation.seeds:  # seed by seed: after a third of the time all arms can be seen
         for arm in only or ablation.arms:
+            place = run_folder(folder, arm, seed)
+            level = ablation.stop_at
+            if level is not None and is_reached(read_records(place / AGREEMENT), level):
+                continue
             say(f"{arm}, seed {seed}")
             run = run_experiment(
                 experiments[arm, seed],
-                run_folder(folder, arm, seed),
+                place,
                 device=device,
-                hooks=[progress()] if progress else [],
+                hooks=[
+                    *([progress()] if progress else []),
+                    *([] if level is None else [StopAtLevel(place / AGREEMENT, level)]),
+                ],
             )
-            if not run.finished:
+            early = level is not None and is_reached(read_records(place / AGREEMENT), level)
+            if not run.finished and not early:
                 return None
     scales = [f"{scale:g}" for scale in first.evaluation.quick_scales]
     found = [
@@ -272,42 +306,37 @@ def run_ablation(
             ablation=ablation,
             scale=scale,
             judge=judge.identity,
-            arms=_arms(ablation, folder, overrides, scale, experiments),
+            arms=_arms(ablation, folder, scale),
         )
         for scale in scales
     ]
-    _write(found, folder, experiments[ablation.base, ablation.seeds[0]])
+    _write(found, folder, experiments[ablation.base, ablation.seeds[0]], overrides)
     return found
 
 
-def _arms(
-    ablation: Ablation,
-    folder: Path,
-    overrides: Sequence[str],
-    scale: str,
-    experiments: Mapping[tuple[str, int], Experiment],
-) -> list[Arm]:
+def _arms(ablation: Ablation, folder: Path, scale: str) -> list[Arm]:
     arms = []
-    for name, settings in ablation.arms.items():
+    for name in ablation.arms:
         curves = {}
         for seed in ablation.seeds:
             records = read_records(run_folder(folder, name, seed) / AGREEMENT)
             if records:
-                images = experiments[name, seed].training.images
-                finished = images is not None and records[-1]["images"] >= images
-                curves[seed] = read_curve(records, scale, finished=finished)
+                curves[seed] = read_curve(records, scale)
         if curves:
-            arms.append(Arm(name=name, settings=[*settings, *overrides], curves=curves))
+            arms.append(Arm(name=name, curves=curves))
     return arms
 
 
-def _write(found: Sequence[Ablated], folder: Path, base: Experiment) -> None:
+def _write(
+    found: Sequence[Ablated], folder: Path, base: Experiment, overrides: Sequence[str]
+) -> None:
     """ablation.json with every evaluation, ablation.md and ablation.png."""
     ablation = found[0].ablation
     write_json(
         folder / "ablation.json",
         {
             "ablation": ablation.model_dump(mode="json"),
+            "overrides": list(overrides),
             "judge": found[0].judge,
             "sampler": base.sampling.model_dump(mode="json"),
             "data": base.data.source,

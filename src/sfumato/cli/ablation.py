@@ -33,10 +33,11 @@ def ablate_and_print(
         header, *rows = one.table()
         table = Table(box=None, pad_edge=False, header_style="bold", title=f"w = {one.scale}")
         for place, column in enumerate(header):
-            table.add_column(column, justify="right" if place else "left")
+            table.add_column(column, justify="right" if place else "left", no_wrap=True)
         for row in rows:
             table.add_row(*row)
-        Console().print(table)
+        width = Console(width=1000).measure(table).maximum
+        Console(width=max(Console().width, width)).print(table)
     for kind in ("md", "png", "json"):
         say(str(folder / f"ablation.{kind}"))
     return True

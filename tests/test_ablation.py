@@ -1,0 +1,163 @@
+"""Ablations: what an arm is, how its curves are read, and that a stopped one goes on."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from sfumato.ablation import (
+    Ablated,
+    Ablation,
+    Arm,
+    ArmConfig,
+    Curve,
+    ablation_names,
+    is_reached,
+    load_ablation,
+    ratio_text,
+    run_ablation,
+    run_folder,
+)
+from sfumato.base.errors import ConfigError, InputError
+from sfumato.training.tracking import AGREEMENT, read_records
+
+TINY = Ablation(
+    name="tiny",
+    seeds=(0, 1),
+    levels=(0.5,),
+    base="one",
+    settings=(
+        "data.resolution=8",
+        "model.block_out_channels=[8,16]",
+        "model.levels=[plain,attention]",
+        "training.images=32",
+        "training.agreement_every_images=16",
+        "evaluation.quick_count=10",
+        "evaluation.quick_scales=[0,1]",
+        "sampling.steps=2",
+    ),
+    arms={
+        "one": ArmConfig(preset="digits"),
+        "8 groups, eps": ArmConfig(
+            preset="digits", settings=("diffusion.prediction_type=epsilon",)
+        ),
+    },
+)
+
+
+def curve(*agreed: int) -> Curve:
+    return Curve(images=[100 * (i + 1) for i in range(len(agreed))], agreed=list(agreed), count=10)
+
+
+def arm(name: str, *curves: Curve) -> Arm:
+    return Arm(name=name, curves=dict(enumerate(curves)))
+
+
+def test_images_to_a_level_are_the_median_seed_or_a_lower_bound() -> None:
+    reached = arm("a", curve(1, 9, 10), curve(9, 9, 9), curve(1, 1, 9))
+    assert reached.reached(0.9) == (200, 200)
+    never = arm("b", curve(1, 2, 3, 4, 5, 6), curve(1, 2, 3, 4, 5, 6), curve(9))
+    assert never.reached(0.9) == (math.inf, 600)
+    assert reached.images_text(0.9) == "200"
+    assert never.images_text(0.9) == "> 600"
+    assert ratio_text(never, reached, 0.9) == "> 3.0x"
+    assert ratio_text(reached, never, 0.9) == "-"
+    assert ratio_text(reached, reached, 0.9) == "-"
+    assert ratio_text(reached, arm("c", curve(9)), 0.9) == "2.0x"
+    assert (reached.final.successes, reached.final.count) == (28, 30)
+
+
+def test_a_run_ends_where_every_scale_has_reached_the_level() -> None:
+    assert not is_reached([], 0.5)
+    assert is_reached([{"count": 10, "agreed": {"1": 5, "3": 9}}], 0.5)
+    assert not is_reached([{"count": 10, "agreed": {"1": 4, "3": 9}}], 0.5)
+
+
+@pytest.mark.parametrize("name", ablation_names())
+def test_every_arm_of_the_ablations_that_come_with_sfumato_is_an_experiment(name: str) -> None:
+    ablation = load_ablation(name)
+    experiments = {arm: ablation.experiment(arm, seed=1) for arm in ablation.arms}
+    assert len({experiment.to_yaml() for experiment in experiments.values()}) == len(experiments)
+    assert all(experiment.seed == 1 for experiment in experiments.values())
+    assert load_ablation(name).levels[-1] == 0.98
+
+
+def test_the_mnist_arms_are_the_presets() -> None:
+    """`ours` is mnist-fast and `paper` is mnist, but for their length and how they are drawn."""
+    from sfumato.experiment import load_experiment
+
+    ablation = load_ablation("mnist")
+    for name, preset in (("ours", "mnist-fast"), ("paper, batch 512", "mnist")):
+        found, there = ablation.experiment(name, seed=0), load_experiment(preset)
+        assert found.model == there.model
+        assert found.diffusion == there.diffusion
+        assert found.data.value_range == there.data.value_range
+        assert found.data.caption == there.data.caption
+        assert found.text.max_tokens == there.text.max_tokens
+        for setting in ("batch_size", "caption_dropout", "loss_weight", "optimizer"):
+            assert getattr(found.training, setting) == getattr(there.training, setting), setting
+
+
+def test_mistakes_are_named_before_anything_is_trained(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'digits'"):
+        load_ablation("digit")
+    with pytest.raises(InputError, match="not a file"):
+        load_ablation("mine.yaml")
+    with pytest.raises(ValueError, match="none of the arms"):
+        Ablation(name="x", arms={"a": TINY.arms["one"]}, base="b")
+    mistyped = ArmConfig(preset="digits", settings=("training.batchsize=2",))
+    wrong = TINY.model_copy(update={"arms": {**TINY.arms, "b": mistyped}})
+    with pytest.raises(ConfigError, match="batch_size"):
+        run_ablation(wrong, tmp_path / "runs")
+    blind = TINY.model_copy(update={"settings": TINY.settings[:4]})
+    with pytest.raises(ConfigError, match="agreement_every_images"):
+        run_ablation(blind, tmp_path / "runs")
+    with pytest.raises(InputError, match="No arm is named 'two'"):
+        run_ablation(TINY, tmp_path / "runs", only=["two"])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_arms_are_trained_once_and_all_are_read(tmp_path: Path) -> None:
+    found = run_ablation(TINY, tmp_path, only=["one"])
+    assert found is not None
+    assert [[arm.name for arm in one.arms] for one in found] == [["one"], ["one"]]
+    lines = read_records(run_folder(tmp_path, "one", 1) / AGREEMENT)
+    assert [line["images"] for line in lines] == [16, 32]
+    assert set(lines[0]["agreed"]) == {"0", "1"}
+    before = (run_folder(tmp_path, "one", 0) / AGREEMENT).stat().st_mtime_ns
+    found = run_ablation(TINY, tmp_path)
+    assert found is not None
+    assert (run_folder(tmp_path, "one", 0) / AGREEMENT).stat().st_mtime_ns == before
+    assert [arm.name for arm in found[1].arms] == ["one", "8 groups, eps"]
+    assert run_folder(tmp_path, "8 groups, eps", 0).parent.name == "8-groups-eps"
+    record = json.loads((tmp_path / "ablation.json").read_text())
+    assert record["curves"]["1"]["one"]["0"]["images"] == [16, 32]
+    assert "| one |" in (tmp_path / "ablation.md").read_text()
+    assert (tmp_path / "ablation.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_level_that_is_reached_ends_the_run(tmp_path: Path) -> None:
+    easy = TINY.model_copy(
+        update={"stop_at": 0.01, "arms": {"one": TINY.arms["one"]}, "seeds": (0,)}
+    )
+    settings = [*easy.settings, "training.images=4800", "evaluation.quick_scales=[1]"]
+    easy = easy.model_copy(update={"settings": tuple(settings)})
+    found = run_ablation(easy, tmp_path)
+    assert found is not None
+    length = found[0].arms[0].curves[0].images[-1]
+    assert length < 4800
+    assert run_ablation(easy, tmp_path) is not None
+    assert isinstance(found[0], Ablated)
+    assert read_records(run_folder(tmp_path, "one", 0) / AGREEMENT)[-1]["images"] == length
+
+
+def test_the_command_prints_a_table(sfumato, tmp_path: Path) -> None:
+    import yaml
+
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(TINY.model_dump(mode="json")))
+    result = sfumato("ablate", str(file), "--out", str(tmp_path / "runs"))
+    assert result.code == 0, result.err
+    assert "images to 50 %" in result.out
+    assert "ablation.png" in result.out
