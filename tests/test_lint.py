@@ -29,10 +29,11 @@ def test_the_presets_are_free_of_warnings(name: str) -> None:
 
 
 def test_the_papers_mnist_is_warned_of_what_the_paper_found() -> None:
-    """Noise under guidance: no caption dropout, and eps at a terminal SNR of almost zero."""
-    apart = ["training.images=200000", "training.averaging.halflife_images=10000"]
-    recipe = load_recipe("mnist", apart)
-    guidance, terminal = method_of(recipe).lint(recipe)
+    """Noise under guidance: no caption dropout, and eps at a terminal SNR of almost zero; and half
+    of the network is not told the time."""
+    recipe = load_recipe("mnist", ["training.images=200000"])
+    norms, guidance, terminal = method_of(recipe).lint(recipe)
+    assert "32 on 32 channels" in norms
     assert "training.caption_dropout=0" in guidance
     assert "multiplies its error by 20,291" in terminal
 
@@ -55,6 +56,7 @@ CAUGHT = {
         ["diffusion.rescale_zero_terminal_snr=true"],
         r"nothing to squaredcos_cap_v2.* 2\.4e-09",
     ),
+    "norms_that_hide_the_time": (["model.norm_num_groups=32"], "32 on 32 channels.*instance norm"),
     "weak_checkpoint_not_kept": (
         ["sampling.guidance=autoguidance", "training.keep_checkpoints=1"],
         "keep two",

@@ -161,6 +161,18 @@ def rescaling_that_does_nothing(experiment: Experiment) -> str | None:
     )
 
 
+def norms_that_hide_the_time(experiment: Experiment) -> str | None:
+    model = experiment.model
+    blind = [width for width in model.block_out_channels if width == model.norm_num_groups]
+    if not blind:
+        return None
+    return (
+        f"model.norm_num_groups={model.norm_num_groups} on {blind[0]} channels is an instance norm: "
+        "it subtracts the shift by which a ResNet block is told the time, so that such blocks learn "
+        "nothing of the noise level; model.norm_num_groups=8 has as many parameters."
+    )
+
+
 def weak_checkpoint_not_kept(experiment: Experiment) -> str | None:
     training, guidance = experiment.training, experiment.sampling.guidance
     if not guidance.needs_weak_network or training.keep_checkpoints > 1:
@@ -180,6 +192,7 @@ SAMPLING_RULES: list[Callable[[Drawing], str | None]] = [
 TRAINING_RULES: list[Callable[[Experiment], str | None]] = [
     averaging_longer_than_the_run,
     rescaling_that_does_nothing,
+    norms_that_hide_the_time,
     weak_checkpoint_not_kept,
 ]
 

@@ -16,7 +16,7 @@ class AveragingConfig(Section):
     """Exponential moving average of the weights, timed in images so that batch size is free."""
 
     halflife_images: float = 500_000
-    """Images after which a weight's share in the average has halved."""
+    """Images after which a weight's share in the average has halved; 0: no averaging."""
     rampup_ratio: float = 0.05
     """Early in a run the half-life is at most this share of the images seen (EDM, Karras 2022)."""
     also_halflives_images: tuple[float, ...] = ()
