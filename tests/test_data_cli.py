@@ -148,6 +148,30 @@ def test_messages_for_sources(sfumato, tmp_path: Path, monkeypatch: pytest.Monke
     one_message(sfumato("data", "show", "digits", "--out", "a.jpg"), 2, "a grid is a PNG")
 
 
+def test_an_encoder_that_is_not_there_is_told_before_anything_else(
+    sfumato, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No image is read, nobody is asked, no folder is made."""
+    monkeypatch.setattr("sfumato.cli.data.look_at_data", lambda recipe: pytest.fail("was looked"))
+    arguments = ["train", "mnist", "--out", str(tmp_path / "run"), "--set"]
+    missing = sfumato(*arguments, "text.encoder=./nowhere", cwd=tmp_path)
+    ways = ("download once", "text.encoder=FOLDER", "text.encoder=bundled")
+    one_message(missing, 2, "the folder ./nowhere does not exist", *ways)
+    assert not any(tmp_path.iterdir())
+
+
+def test_images_of_another_size_are_said(sfumato, tmp_path: Path) -> None:
+    images = [encoded(noise(index, (8, 8, 3))) for index in range(9)]
+    images.append(encoded(noise(9, (6, 9, 3))))
+    write_parquet(tmp_path / "a" / "train.parquet", images, [0, 1] * 5)
+    write_parquet(tmp_path / "a" / "test.parquet", images[:2], [0, 1])
+    result = sfumato(
+        "train", "small", "--data", str(tmp_path / "a"), "--out", str(tmp_path / "run"), *quick()
+    )
+    assert result.code == 0, result.err
+    assert "1 of 10 are not 8x8: resized (data.fit=crop)." in result.out
+
+
 def test_damaged_data_end_with_3(sfumato, tmp_path: Path) -> None:
     images = [encoded(noise(index, (8, 8, 3))) for index in range(10)]
     file = write_parquet(tmp_path / "a" / "train.parquet", [*images, None, b"x"], [0] * 12)

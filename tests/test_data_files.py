@@ -272,8 +272,11 @@ def test_two_data_sets_in_a_folder_are_a_question(hub_layout) -> None:
 def test_idx_counts_that_disagree(tmp_path: Path) -> None:
     write_idx(tmp_path / "train-images-idx3-ubyte", noise(0, (5, 8, 8)))
     write_idx(tmp_path / "train-labels-idx1-ubyte", np.zeros(4, np.uint8))
-    with pytest.raises(DamagedDataError, match="holds 5 images, train-labels-idx1-ubyte 4 labels"):
+    with pytest.raises(DamagedDataError) as caught:
         open_images(config(tmp_path))
+    images = tmp_path / "train-images-idx3-ubyte"
+    assert f"{images} holds 5 images, train-labels-idx1-ubyte 4 labels" in caught.value.what
+    assert "get both again" in caught.value.mend
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
@@ -299,8 +302,42 @@ def test_a_label_far_outside_is_damage_not_a_class(tmp_path: Path) -> None:
     for name in ("train", "t10k"):
         write_idx(tmp_path / f"{name}-images-idx3-ubyte", noise(0, (10, 8, 8)))
         write_idx(tmp_path / f"{name}-labels-idx1-ubyte", labels)
-    with pytest.raises(DamagedDataError, match="row 3: label 200 is outside the 3 classes"):
+    with pytest.raises(DamagedDataError) as caught:
         load_records(config(tmp_path), "train")
+    assert "train-images-idx3-ubyte, row 3: label 200 is outside the 3 classes" in caught.value.what
+    assert "data.max_damaged" in caught.value.mend
+
+
+@pytest.mark.parametrize("names", [NAMES, None], ids=["named classes", "numbers only"])
+@pytest.mark.parametrize("label", [-1, 7])
+def test_a_label_outside_the_classes_is_named(tmp_path: Path, names, label: int) -> None:
+    labels = [0, 1, 2, 0, label, 1]
+    write_parquet(tmp_path / "train.parquet", [encoded(a) for a in eights(6)], labels, names=names)
+    write_parquet(tmp_path / "test.parquet", [encoded(eights(1)[0])], [0], names=names)
+    expected = rf"train\.parquet, row 4: label {label} is outside the 3 classes\s.*max_damaged"
+    with pytest.raises(DamagedDataError, match=expected):
+        load_records(config(tmp_path), "train")
+    records = load_records(config(tmp_path, max_damaged=0.5), "train")
+    assert records.labels.tolist() == [0, 1, 2, 0, 1]
+
+
+def test_images_of_another_size_are_resized_and_counted(tmp_path: Path) -> None:
+    """As one of 20x20 among MNIST's: it is used, and the description says so."""
+    pixels = [noise(index, (28, 28)) for index in range(10)]
+    images = [encoded(array) for array in (*pixels[:4], noise(20, (20, 20)), *pixels[5:])]
+    write_parquet(tmp_path / "odd" / "train.parquet", images, [0, 1] * 5)
+    write_parquet(tmp_path / "odd" / "test.parquet", images[:4], [0, 1] * 2)
+    settings = config(tmp_path / "odd", resolution=28, channels=1)
+    train, test = (load_records(settings, split) for split in ("train", "test"))
+    assert (len(train), train.resized, test.resized) == (10, 1, 0)
+    assert "PNG 20x20 to 28x28, 1 of them centre-cropped and brought to 28x28" in train.description
+    assert test.description.endswith("PNG 28x28")
+    assert np.array_equal(train.images[5, 0], pixels[5])  # those of the right size stay
+    for name, side in (("train", 28), ("t10k", 20)):
+        write_idx(tmp_path / "idx" / f"{name}-images-idx3-ubyte", noise(0, (4, side, side)))
+        write_idx(tmp_path / "idx" / f"{name}-labels-idx1-ubyte", np.arange(4, dtype=np.uint8) % 2)
+    test = load_records(config(tmp_path / "idx", resolution=28, channels=1), "test")
+    assert "20x20 brought to 28x28" in test.description
 
 
 def test_an_empty_folder_and_one_without_images(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from sfumato.base.errors import ConfigError, InputError
@@ -10,6 +11,9 @@ from sfumato.clip import ClassSet, ClipExperiment
 from sfumato.configuration import claim_folder, differences, preset_names, setting_names
 from sfumato.experiment import CHANGEABLE_ON_RESUME, Experiment, load_experiment
 from sfumato.methods import load_recipe
+from sfumato.models.unet import build_unet
+from sfumato.text.encoder import TextConfig
+from sfumato.training.optimizer import build_optimizer
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -20,6 +24,55 @@ def test_every_preset_is_valid_and_survives_yaml(name: str, tmp_path: Path) -> N
     file = tmp_path / "mine.yaml"
     file.write_text(experiment.to_yaml())
     assert load_recipe(str(file)) == experiment
+
+
+def test_mnist_is_the_listing_of_section_3_2() -> None:
+    experiment = load_experiment("mnist")
+    data, model, training = experiment.data, experiment.model, experiment.training
+    assert (data.source, data.resolution, data.channels) == ("ylecun/mnist", 28, 1)
+    assert (data.caption, data.value_range) == (("A handwritten digit {label}",), (0, 1))
+    assert experiment.text == TextConfig(encoder="openai/clip-vit-base-patch32", max_tokens=8)
+    network = build_unet(model, resolution=28, channels=1, seed=0)
+    assert {
+        "sample_size": 28,
+        "in_channels": 1,
+        "out_channels": 1,
+        "block_out_channels": (32, 64, 64, 32),
+        "layers_per_block": 2,
+        "cross_attention_dim": 512,
+        "down_block_types": (
+            "DownBlock2D",
+            "CrossAttnDownBlock2D",
+            "CrossAttnDownBlock2D",
+            "DownBlock2D",
+        ),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    }.items() <= dict(network.config).items()
+    assert (training.batch_size, training.epochs, training.images) == (512, 20, None)
+    assert training.checkpoint_epochs == (5, 10, 15, 20)
+    assert (training.caption_dropout, training.loss_weight) == (0, "uniform")
+    (ours,) = build_optimizer(training.optimizer, network).param_groups
+    (theirs,) = torch.optim.AdamW(network.parameters(), lr=1e-3).param_groups
+    for name in ("lr", "betas", "eps", "weight_decay", "amsgrad"):
+        assert ours[name] == theirs[name]
+    assert (training.optimizer.warmup_images, training.optimizer.decay) == (0, "constant")
+    assert training.optimizer.max_grad_norm is None
+    diffusion = experiment.diffusion
+    assert (diffusion.beta_schedule, diffusion.num_train_timesteps) == ("squaredcos_cap_v2", 1000)
+    assert diffusion.prediction_type == "epsilon"
+    assert not diffusion.rescale_zero_terminal_snr
+    assert (experiment.sampling.scheduler, experiment.sampling.steps) == ("DDPM", 50)
+    assert experiment.sampling.guidance_scale == 5
+
+
+def test_mnist_table5_differs_in_what_table_5_states() -> None:
+    found = differences(load_experiment("mnist"), load_experiment("mnist-table5"))
+    del found["name"], found["about"]
+    assert found == {
+        "model.block_out_channels": ([32, 64, 64, 32], [96, 192, 192, 96]),
+        "training.batch_size": (512, 256),
+        "training.optimizer.lr": (1e-3, 1e-4),
+    }
 
 
 def test_every_setting_is_documented() -> None:

@@ -1,13 +1,21 @@
 """The paper's figures from a run."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from inspect import signature
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
 from PIL import Image
 
-from sfumato.generation import ImageGenerator
-from sfumato.report.figures import FIGURES
+from sfumato.cli.app import figures
+from sfumato.data.sources import Records
+from sfumato.generation import ImageGenerator, Picture
+from sfumato.report.figures import FIGURES, SEED, Sources
+from sfumato.report.pictures import labelled_grid
 from sfumato.text.prompts import NULL
 from tests.conftest import CommandResult
 
@@ -32,6 +40,58 @@ def test_every_figure_and_one_page(sfumato: Sfumato, small_run: Path, tmp_path: 
     pipeline = sfumato("figures", str(small_run / "pipeline"))
     assert pipeline.code == 2
     assert "Figures are drawn from a run" in pipeline.err
+
+
+@dataclass
+class Recorder:
+    """Draws grey squares, and notes what it was asked for."""
+
+    asked: list[tuple[list[str], list[int], float]] = field(default_factory=list)
+
+    def draw(self, prompts, seeds, *, guidance_scale: float):
+        self.asked.append((list(prompts), list(seeds), guidance_scale))
+        grey = torch.full((1, 8, 8), 128, dtype=torch.uint8)
+        return [Picture(image=grey, settings={"w": guidance_scale}) for _ in prompts]
+
+
+def test_figures_ask_for_the_papers_seed_scales_and_prompts(digits8: Records) -> None:
+    """Seeds from 422 on, the same in figures 2, 4 and 5; "without guidance" is w = 1."""
+    assert SEED == 422
+    assert signature(figures).parameters["seed"].default == SEED
+    sources = Sources(generator=Recorder(), run_folder=Path(), training=digits8)  # type: ignore[arg-type]
+    captions = [f"digit {digit}" for digit in range(10)]
+
+    def asked(name: str) -> list[tuple[list[str], list[int], float]]:
+        sources.generator.asked.clear()  # type: ignore[attr-defined]
+        FIGURES[name].draw(sources)
+        return list(sources.generator.asked)  # type: ignore[attr-defined]
+
+    rows = [list(range(422 + start, 432 + start)) for start in (0, 10, 20, 30)]
+    assert asked("2-guided") == [(captions, seeds, 5) for seeds in rows]
+    assert asked("4-unguided") == [(captions, seeds, 1) for seeds in rows]
+    assert asked("5-empty-prompts") == [([""] * 10, seeds, 5) for seeds in rows]
+    for name, scales in (
+        ("7-scales", (0, 1, 2, 3, 5, 10, 20)),
+        ("7-scales-of-the-text", (0, 5, 10, 20, 50, 100)),
+    ):
+        assert asked(name) == [(captions, rows[0], scale) for scale in scales]
+
+
+@pytest.mark.parametrize("scheduler", ["DDIM", "DDPM"])
+def test_figure_5_is_drawn_as_at_w_0(small_run: Path, digits8: Records, scheduler: str) -> None:
+    """The figure itself, every pixel of it; DDPM, the paper's, adds noise in every step."""
+    generator = ImageGenerator.open(small_run, device="cpu")
+    generator.use(scheduler=scheduler, steps=6)
+    sources = Sources(generator=generator, run_folder=small_run, training=digits8)
+    unconditional = labelled_grid(
+        sources.rows(sources.captions, scale=0.0),
+        row_labels=[""] * 4,
+        column_labels=[""] * 10,
+    )
+    figure = FIGURES["5-empty-prompts"].draw(sources)
+    first, second = (np.asarray(Image.open(BytesIO(png))) for png in (figure, unconditional))
+    assert np.array_equal(first, second)
+    assert first.std() > 20
 
 
 def test_empty_prompts_do_not_depend_on_guidance(small_generator: ImageGenerator) -> None:

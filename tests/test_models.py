@@ -6,11 +6,12 @@ from sfumato.models.ema import AveragedModel, AveragingConfig, averaging_decay
 from sfumato.models.unet import UNetConfig, build_unet, parameter_count
 
 
-def test_the_papers_mnist_network_has_the_papers_parameter_count() -> None:
-    config = UNetConfig(
-        block_out_channels=(32, 64, 64, 32), levels=("plain", "attention", "attention", "plain")
-    )
-    assert parameter_count(config, resolution=28, channels=1) == 3_140_385
+@pytest.mark.parametrize(("preset", "count"), [("mnist", 3_140_385), ("mnist-table5", 23_988_577)])
+def test_the_papers_mnist_networks_have_their_parameter_counts(preset: str, count: int) -> None:
+    from sfumato.experiment import load_experiment
+
+    model = load_experiment(preset).model
+    assert parameter_count(model, resolution=28, channels=1) == count
 
 
 def test_weights_are_a_function_of_the_seed_and_nothing_global() -> None:

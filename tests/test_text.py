@@ -1,13 +1,19 @@
 import json
+import shutil
 import subprocess
 import sys
+import time
 import warnings
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from sfumato.base.errors import InputError
+from sfumato.base.errors import DamagedDataError, InputError, SfumatoError
+from sfumato.base.hub import LOOKUP_SECONDS
 from sfumato.text.encoder import TextCondition, TextConfig, load_text_encoder
 from sfumato.text.prompts import PromptBank, TruncatedPromptWarning, warn_of_cut_prompts
 
@@ -67,12 +73,167 @@ def test_a_folder_serves_as_encoder(encoder, tmp_path) -> None:
     assert torch.equal(other.encode(prompts).tokens, encoder.encode(prompts).tokens)
 
 
-def test_an_encoder_that_cannot_be_had_names_three_ways_out(monkeypatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError) as caught:
-        load_text_encoder(TextConfig(encoder="no-such/encoder"))
-    for way in ("download", "text.encoder=FOLDER", "text.encoder=bundled"):
+# Not there, or not whole --------------------------------------------------------------------------
+
+WAYS = ("download once", "text.encoder=FOLDER", "text.encoder=bundled")
+
+
+def refused(name: object, error: type[SfumatoError], *words: str) -> None:
+    """Loading ends with `words` and three ways out, at once, and draws nothing."""
+    before = torch.get_rng_state()
+    started = time.monotonic()
+    with pytest.raises(error) as caught:
+        load_text_encoder(TextConfig(encoder=str(name), max_tokens=8))
+    assert time.monotonic() - started < 4
+    for part in words:
+        assert part in caught.value.what
+    for way in WAYS:
         assert way in caught.value.mend
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.fixture
+def folder(encoder, tmp_path: Path) -> Path:
+    encoder.model.save_pretrained(tmp_path / "clip")
+    encoder.tokenizer.save_pretrained(tmp_path / "clip")
+    return tmp_path / "clip"
+
+
+@pytest.fixture
+def no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache and a Hub where nobody answers; the cache's folder."""
+    cache = tmp_path / "hub"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    return cache
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "~/no such", "runs/clip/clip"])
+def test_a_folder_that_does_not_exist_is_not_asked_of_the_hub(name: str, monkeypatch) -> None:
+    monkeypatch.setattr(
+        "huggingface_hub.HfApi.model_info", lambda *_, **__: pytest.fail("the Hub was asked")
+    )
+    refused(name, InputError, f"the folder {name} does not exist")
+
+
+def test_a_mistyped_name_or_folder(tmp_path: Path, monkeypatch, no_hub: Path) -> None:
+    with pytest.raises(InputError, match=r"'bundeld'.*Did you mean 'bundled'"):
+        load_text_encoder(TextConfig(encoder="bundeld"))
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    refused("runs/clip", InputError, "there is no folder 'clip' in runs")
+    with pytest.raises(InputError, match="Give the folder that it lies in"):
+        load_text_encoder(TextConfig(encoder=str(tmp_path / "config.json")))
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_without_a_network_the_answer_is_quick(offline: bool, monkeypatch, no_hub: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    refused("openai/clip-vit-base-patch32", InputError, "could not be fetched from the Hub")
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        ("tokenizer.json", "the tokenizer (tokenizer.json, or vocab.json with merges.txt)"),
+        ("model.safetensors", "the weights (model.safetensors or pytorch_model.bin)"),
+        ("config.json", "config.json"),
+    ],
+)
+def test_a_folder_that_is_incomplete(folder: Path, missing: str, said: str) -> None:
+    """Without its vocabulary transformers would make a tokenizer that knows no word."""
+    (folder / missing).unlink()
+    refused(folder, InputError, f"{folder} is incomplete. It lacks: {said}.")
+
+
+def test_an_empty_folder(tmp_path: Path) -> None:
+    refused(tmp_path, InputError, f"{tmp_path} is empty", "tokenizer", "weights", "config.json")
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_file_cut_short(folder: Path, file: str) -> None:
+    (folder / file).write_bytes((folder / file).read_bytes()[:-100])
+    refused(folder, DamagedDataError, f"The text encoder in {folder} cannot be read (")
+
+
+def test_a_pointer_of_git_lfs_is_named(folder: Path) -> None:
+    (folder / "model.safetensors").write_text(
+        "version https://git-lfs.github.com/spec/v1\nsize 5\n"
+    )
+    refused(folder, DamagedDataError, "model.safetensors is a pointer of Git LFS")
+
+
+@pytest.mark.parametrize("how", ["missing", "of another shape"])
+def test_weights_are_never_drawn_at_random(folder: Path, how: str) -> None:
+    weights = load_file(folder / "model.safetensors")
+    name = "encoder.layers.0.mlp.fc1.weight"
+    value = weights.pop(name)
+    if how != "missing":
+        weights[name] = value[:-1].contiguous()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    refused(folder, DamagedDataError, "1 of its weights are missing or", name)
+
+
+def test_a_whole_clip_serves_with_its_text_half(encoder, folder: Path, capsys) -> None:
+    """As openai/clip-vit-base-patch32 is: the image tower is left alone, without a word."""
+    from transformers import CLIPConfig, CLIPModel
+
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "image_size": 16}
+    vision |= {"num_attention_heads": 2, "patch_size": 8}
+    with torch.random.fork_rng(devices=[]):
+        whole = CLIPModel(
+            CLIPConfig(text_config=encoder.model.config.to_dict(), vision_config=vision)
+        )
+    text = encoder.model.state_dict()
+    prefixed = {f"text_model.{name}": value for name, value in text.items()}
+    assert not whole.load_state_dict(prefixed, strict=False).unexpected_keys
+    whole.save_pretrained(folder)
+    capsys.readouterr()
+    other = load_text_encoder(TextConfig(encoder=str(folder), max_tokens=8))
+    assert capsys.readouterr() == ("", "")
+    prompts = ["A handwritten digit 7"]
+    assert torch.equal(other.encode(prompts).tokens, encoder.encode(prompts).tokens)
+
+
+def test_the_hub_is_asked_once(folder: Path, no_hub: Path, monkeypatch) -> None:
+    """What is needed is fetched; from then on the cache answers, and nobody is asked."""
+    others = ("pytorch_model.bin", "tf_model.h5", "README.md", "preprocessor_config.json")
+    there = [*(path.name for path in folder.iterdir()), *others]
+    home = no_hub / "models--owner--clip"
+    fetched: list[str] = []
+
+    def model_info(self: object, name: str, *, timeout: float) -> SimpleNamespace:
+        assert (name, timeout) == ("owner/clip", LOOKUP_SECONDS)
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=file) for file in there])
+
+    def download(name: str, file: str) -> str:
+        fetched.append(file)
+        (home / "refs").mkdir(parents=True, exist_ok=True)
+        (home / "refs" / "main").write_text("0" * 40)
+        place = home / "snapshots" / ("0" * 40) / file
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / file, place)
+        return str(place)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("huggingface_hub.HfApi.model_info", model_info)
+        patched.setattr("huggingface_hub.hf_hub_download", download)
+        first = load_text_encoder(TextConfig(encoder="owner/clip", max_tokens=8))
+    assert sorted(fetched) == sorted(path.name for path in folder.iterdir())
+    again = load_text_encoder(TextConfig(encoder="owner/clip", max_tokens=8))
+    assert first.identity == again.identity
+    assert first.identity.startswith("owner/clip sha256:")
+    (home / "snapshots" / ("0" * 40) / "tokenizer.json").unlink()
+    refused("owner/clip", InputError, "could not be fetched")
+
+
+def test_a_repository_of_another_kind(no_hub: Path, monkeypatch) -> None:
+    monkeypatch.setattr(
+        "huggingface_hub.HfApi.model_info",
+        lambda *_, **__: SimpleNamespace(siblings=[SimpleNamespace(rfilename="README.md")]),
+    )
+    refused("owner/words", InputError, "owner/words of the Hub holds no model")
 
 
 @pytest.mark.parametrize("max_tokens", [1, 78])

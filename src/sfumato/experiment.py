@@ -23,6 +23,7 @@ from sfumato.models.schedulers import SamplingConfig
 from sfumato.models.unet import UNetConfig, build_unet
 from sfumato.report.pictures import labelled_grid
 from sfumato.text.encoder import ClipTextEncoder, TextConfig, load_text_encoder
+from sfumato.text.opening import check_is_there
 from sfumato.text.prompts import PromptBank
 from sfumato.training.hooks import (
     AgreementHook,
@@ -104,10 +105,10 @@ def prepare_run(
 ) -> Run:
     """Build the run of an experiment in `folder`, resumed where it has a checkpoint."""
     where = resolve_device(device)
+    check_is_there(experiment.text.encoder)
     data = resolve_loading(settle(experiment.data))
     experiment = experiment.model_copy(update={"data": data})
-    claim_folder(experiment, folder)
-    records = open_training(experiment.data)
+    # Before a folder is made and the images are decoded: what is refused leaves nothing behind.
     encoder = load_text_encoder(experiment.text)
     if encoder.dim != experiment.model.cross_attention_dim:
         raise ConfigError(
@@ -115,6 +116,8 @@ def prepare_run(
             f"encoder '{encoder.name}' is {encoder.dim} wide.",
             mend=f"Set model.cross_attention_dim={encoder.dim}, or choose another encoder.",
         )
+    claim_folder(experiment, folder)
+    records = open_training(experiment.data)
     encoder.model.to(where)
     bank = PromptBank(encoder, records.captions, device=where)
     encoder.model.to("cpu")

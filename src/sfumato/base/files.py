@@ -52,6 +52,14 @@ def _errno(error: Exception) -> int | None:
     return int(found[1]) if found else None
 
 
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether Git LFS left a few lines of text where the file itself should be."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(20).startswith(b"version https://git-")
+
+
 def make_folder(path: Path) -> Path:
     """Create `path` and its parents; a clear message where that is refused."""
     with writing(path):

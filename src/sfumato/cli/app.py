@@ -128,6 +128,7 @@ def train(
     from sfumato.experiment import Experiment
     from sfumato.lint import tell
     from sfumato.methods import load_recipe, method_of
+    from sfumato.text.opening import check_is_there
 
     if dataset is not None and data is not None:
         raise InputError(
@@ -137,6 +138,8 @@ def train(
     source = dataset if data is None else data
     chosen = [] if source is None else [f"data.source={json.dumps(source)}"]
     recipe = load_recipe(preset, [*chosen, *(settings or [])])
+    if isinstance(recipe, Experiment):
+        check_is_there(recipe.text.encoder)
     if isinstance(recipe, Experiment | ClassifierExperiment):
         recipe = look_at_data(recipe)
     tell(method_of(recipe).lint(recipe), strict=strict)

@@ -48,6 +48,10 @@ def look_at_data(recipe: WithData) -> WithData:
         f"Training on {len(records):,} of them at {_form(data)}{'' if is_judge else captions}."
         + (" Streamed from the files." if data.loading == "stream" and not is_judge else "")
     )
+    if records.resized and records.resized < len(records):
+        size = f"{data.resolution}x{data.resolution}"
+        count = f"{records.resized:,} of {len(records):,}"
+        say(f"{count} are not {size}: resized (data.fit={data.fit}).")
     if records.damage:
         say(f"Skipped {len(records.damage):,} damaged rows:")
         say("  " + "\n  ".join(list_damage(records.damage, most=5)))

@@ -156,7 +156,8 @@ class Decoded:
     """The rows that could be used, and those that could not.
 
     `images`: (N, C, R, R) uint8, in their file where they are prepared; `labels`: (N,) int64,
-    zeros without classes; `captions`: N.
+    zeros without classes; `captions`: N; `resized`: how many had another size, None where that
+    is not known.
     """
 
     images: "np.ndarray | MappedImages"
@@ -166,6 +167,7 @@ class Decoded:
     formats: dict[str, int]
     smallest: tuple[int, int]
     largest: tuple[int, int]
+    resized: int | None = None
 
 
 def decode_rows(
@@ -187,7 +189,7 @@ def decode_rows(
     captions: list[str | None] = []
     damage: list[Damage] = []
     formats: Counter[str] = Counter()
-    sizes: set[tuple[int, int]] = set()
+    sizes: Counter[tuple[int, int]] = Counter()
     done = kept = 0
     chunks = decode_chunks(rows, target=target, classes=classes, needs_caption=needs_caption)
     for chunk in chunks:
@@ -200,7 +202,7 @@ def decode_rows(
                 labels[kept] = row.label
             captions.append(row.caption)
             formats[header.format] += 1
-            sizes.add((header.width, header.height))
+            sizes[header.width, header.height] += 1
             kept += 1
         done += len(chunk)
         on_rows(done)
@@ -212,6 +214,7 @@ def decode_rows(
         formats=dict(formats.most_common()),
         smallest=min(sizes, default=(0, 0)),
         largest=max(sizes, default=(0, 0)),
+        resized=kept - sizes[target.resolution, target.resolution],
     )
 
 

@@ -6,9 +6,9 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sfumato.base.errors import DamagedDataError, InputError
 from sfumato.base.files import (
@@ -21,17 +21,19 @@ from sfumato.base.files import (
     write_json,
     writing,
 )
+from sfumato.base.hub import LOOKUP_SECONDS, is_of_network, reach
 from sfumato.data.folder import METADATA, SUFFIXES
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoSibling
 
+T = TypeVar("T")
+
 NAME = re.compile(r"^([\w.-]+)/([\w.-]+)((?:/[\w.-]+)*)$")
 MANIFEST = "sfumato-download.json"
 CONVERTED = "refs/convert/parquet"
 """The branch where the Hub keeps a Parquet copy of data sets that are stored otherwise."""
-_LOOKUP_SECONDS = 5.0
 _TELL_SECONDS = 3.0
 _ATTEMPTS, _PAUSE_SECONDS = 3, 1.0
 
@@ -120,7 +122,7 @@ def _download(repository: str, folder: Path) -> None:
 
 def _look_up(api: "HfApi", repository: str, revision: str | None = None) -> Any:
     return api.dataset_info(
-        repository, revision=revision, files_metadata=True, timeout=_LOOKUP_SECONDS
+        repository, revision=revision, files_metadata=True, timeout=LOOKUP_SECONDS
     )
 
 
@@ -173,7 +175,7 @@ def _fetch(
         except Exception as error:
             grown = partial.is_file() and partial.stat().st_size > before
             broken = 0 if grown else broken + 1
-            if broken >= _ATTEMPTS or not _is_of_network(error):
+            if broken >= _ATTEMPTS or not is_of_network(error):
                 _reach(repository, lambda error=error: _raise(error))
             time.sleep(_PAUSE_SECONDS)
     if not _is_right(partial, item):
@@ -217,11 +219,6 @@ def _raise(error: Exception) -> None:
     raise error
 
 
-def _is_of_network(error: Exception) -> bool:
-    """Errors of the HTTP client, whose package has had two names; they share no base."""
-    return "httpx" in type(error).__module__ and "Status" not in type(error).__name__
-
-
 def _is_right(path: Path, item: "RepoSibling") -> bool:
     """Whether the file is there with the checksum that the Hub states."""
     if not path.is_file() or (item.size is not None and path.stat().st_size != item.size):
@@ -234,43 +231,16 @@ def _is_right(path: Path, item: "RepoSibling") -> bool:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == item.blob_id
 
 
-def _reach(repository: str, request: Any) -> Any:
+def _reach(repository: str, request: Callable[[], T]) -> T:
     """The answer of the Hub; a clear message where there is none."""
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
+    return reach(
+        request,
+        name=repository,
+        kind="data set",
+        ways="Three ways out: give the command again where there is a network (it goes on where "
+        "it stopped); download the repository's files by hand and give their folder; or start "
+        "with --data digits, which comes with sfumato.",
     )
-
-    ways = (
-        "Three ways out: give the command again where there is a network (it goes on where it "
-        "stopped); download the repository's files by hand and give their folder; or start with "
-        "--data digits, which comes with sfumato."
-    )
-    try:
-        return request()
-    except GatedRepoError as error:
-        raise InputError(
-            f"{repository} is open to registered people only.",
-            mend="Accept its terms on the Hub's page, then `hf auth login`.",
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise InputError(
-            f"There is no data set '{repository}' on the Hub, and no folder of that name here.",
-            mend="Check the spelling (OWNER/NAME); a private one needs `hf auth login`.",
-        ) from error
-    except (OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
-        raise _unreachable(repository, error, ways) from error
-    except Exception as error:
-        if not _is_of_network(error):
-            raise
-        raise _unreachable(repository, error, ways) from error
-
-
-def _unreachable(repository: str, error: Exception, ways: str) -> InputError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-    return InputError(f"'{repository}' could not be fetched from the Hub ({reason}).", mend=ways)
 
 
 def _refuse_a_full_disk(folder: Path, wanted: Sequence["RepoSibling"], total: int) -> None:

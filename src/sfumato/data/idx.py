@@ -50,7 +50,7 @@ def read_idx(folder: Path) -> RawImages | None:
         count = _shape(pair["images"], dimensions=3)[0]
         if count != len(labels):
             raise DamagedDataError(
-                f"{pair['images'].name} holds {count:,} images, {pair['labels'].name} "
+                f"{pair['images']} holds {count:,} images, {pair['labels'].name} "
                 f"{len(labels):,} labels.",
                 mend="The files do not belong together, or one was cut short: get both again.",
             )

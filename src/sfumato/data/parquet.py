@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sfumato.base.errors import DamagedDataError, InputError, nearest
+from sfumato.base.files import is_lfs_pointer
 from sfumato.data.table import (
     GroupedPart,
     RawImages,
@@ -225,12 +226,11 @@ def _open(file: Path, *, memory_map: bool = False) -> Any:
     try:
         return pq.ParquetFile(file, memory_map=memory_map)
     except (pa.ArrowException, OSError) as error:
-        with file.open("rb") as opened:
-            if opened.read(20).startswith(b"version https://git-"):
-                raise DamagedDataError(
-                    f"{file} is a pointer of Git LFS, not the data itself.",
-                    mend="Run `git lfs pull` in its repository.",
-                ) from error
+        if is_lfs_pointer(file):
+            raise DamagedDataError(
+                f"{file} is a pointer of Git LFS, not the data itself.",
+                mend="Run `git lfs pull` in its repository.",
+            ) from error
         raise DamagedDataError(
             f"{file} is not a whole Parquet file ({_first_line(error)}; "
             f"{file.stat().st_size:,} bytes).",

@@ -37,7 +37,8 @@ class Annotations:
     `labels`: (N,) int64 into `class_names`, zeros where those are empty; `prompts`: (N, T) int64
     into `captions`, the distinct captions: an image has T of them, and a step draws one.
     `class_captions`: one caption of each class, for a look at the model. `damage`: the rows that
-    were skipped.
+    were skipped. `resized`: how many images had another size than `resolution`, None where that is
+    not known (prepared and streamed data).
     """
 
     labels: Tensor
@@ -47,6 +48,7 @@ class Annotations:
     class_captions: Sequence[str]
     description: str
     damage: Sequence[Damage] = ()
+    resized: int | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -198,6 +200,7 @@ def load_records(
             own=decoded.captions,
             description=_describe(raw, decoded, config, name, count),
             damage=decoded.damage,
+            resized=decoded.resized,
         )
         images = decoded.images
         if name != "train" and isinstance(images, MappedImages):
@@ -304,6 +307,7 @@ def annotate(
     own: Sequence[str | None],
     description: str,
     damage: Sequence[Damage],
+    resized: int | None = None,
 ) -> Annotations:
     """Captions for images with `labels` (N,) int64 and captions of their `own` (N)."""
     classes = torch.from_numpy(labels)
@@ -320,20 +324,26 @@ def annotate(
         ),
         description=description,
         damage=damage,
+        resized=resized,
     )
 
 
 def _describe(raw: RawImages, decoded: Decoded, config: DataConfig, split: str, count: int) -> str:
     """One line that a metric card can carry: source, split, encoding, sizes and the resize rule."""
     side = config.resolution
-    sizes = {f"{w}x{h}" for w, h in (decoded.smallest, decoded.largest)}
+    # A set would have its order from the process, and so would every key made of this line.
+    sizes = list(dict.fromkeys(f"{w}x{h}" for w, h in (decoded.smallest, decoded.largest)))
     text = f"{source_name(config)} ({raw.layout}), {split} split ({count:,} of {raw.count:,})"
     encoded = " and ".join(name for name in decoded.formats if name != "raw")
-    text += f", {encoded + ' ' if encoded else ''}{' to '.join(sorted(sizes, key=len))}"
-    if sizes != {f"{side}x{side}"}:
+    text += f", {encoded + ' ' if encoded else ''}{' to '.join(sizes)}"
+    if sizes != [f"{side}x{side}"]:
         fit = config.fit if raw.prepared is None else raw.prepared.fit
         how = "centre-cropped and brought" if fit == "crop" else "squashed"
         square = len(sizes) == 1 and decoded.smallest[0] == decoded.smallest[1]
+        if decoded.resized and decoded.resized < len(
+            decoded.labels
+        ):  # the others keep their pixels
+            text += f", {decoded.resized:,} of them"
         text += f" {'brought' if square else how} to {side}x{side} (bilinear, antialiased)"
     if "test" not in raw.parts or "judge" in raw.parts or split in ("tuning", "reference"):
         text += f", split seed {config.split_seed}"

@@ -1,8 +1,7 @@
 """CLIP, DINOv2 and image classifiers by Hub name or folder: the networks are transformers'."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.base.errors import DamagedDataError, InputError
+from sfumato.base.hub import quiet_loading
 from sfumato.base.images import to_float, to_pil
 from sfumato.features.extractor import (
     BatchedExtractor,
@@ -341,7 +341,7 @@ def _read(location: str, may_download: bool, read: Callable[[str, bool], T]) -> 
     is_folder = folder.is_dir()
     place = str(folder) if is_folder else location
     try:
-        with _quiet(), torch.random.fork_rng(devices=[]):  # the constructors draw weights
+        with quiet_loading(), torch.random.fork_rng(devices=[]):  # the constructors draw weights
             try:
                 return read(place, True)
             except OSError:
@@ -357,22 +357,6 @@ def _read(location: str, may_download: bool, read: Callable[[str, bool], T]) -> 
         raise WeightsNotAtHandError(
             f"The weights of '{location}' are not at hand ({reason}).", mend=_WAYS_OUT
         ) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' bars and its table of the weights that the other half has."""
-    from transformers.utils import logging
-
-    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bar:
-            logging.enable_progress_bar()
 
 
 def _shown(location: str) -> str:

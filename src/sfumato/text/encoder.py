@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -122,28 +121,10 @@ def fingerprint(model: "CLIPTextModel", tokenizer: "CLIPTokenizer") -> str:
 
 
 def load_text_encoder(config: TextConfig) -> ClipTextEncoder:
-    """The encoder that `config` names; `InputError` with three ways out where it cannot be had."""
-    if config.encoder == "bundled":
-        from sfumato.text.bundled import bundled_clip
+    """The encoder that `config` names, on the CPU; raises as `open_text_tower`."""
+    from sfumato.text.bundled import bundled_clip
+    from sfumato.text.opening import BUNDLED, open_text_tower
 
-        model, tokenizer = bundled_clip()
-        return ClipTextEncoder(model, tokenizer, name="bundled", max_tokens=config.max_tokens)
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-    is_folder = Path(config.encoder).expanduser().is_dir()
-    location = str(Path(config.encoder).expanduser()) if is_folder else config.encoder
-    try:
-        model = CLIPTextModel.from_pretrained(location)
-        tokenizer = CLIPTokenizer.from_pretrained(location)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"The text encoder '{config.encoder}' could not be loaded ({_first_line(error)}).",
-            mend="Three ways out: let it download once where there is a network; give a folder "
-            "that holds it with --set text.encoder=FOLDER; or use the small one that comes with "
-            "sfumato, --set text.encoder=bundled.",
-        ) from error
-    return ClipTextEncoder(model, tokenizer, name=config.encoder, max_tokens=config.max_tokens)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else repr(error)
+    name = config.encoder
+    model, tokenizer = bundled_clip() if name == BUNDLED else open_text_tower(name)
+    return ClipTextEncoder(model, tokenizer, name=name, max_tokens=config.max_tokens)

@@ -1,0 +1,195 @@
+"""A CLIP text tower and its tokenizer by folder or Hub name: whole, or a message with ways out."""
+
+import re
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sfumato.base.errors import DamagedDataError, InputError, nearest
+from sfumato.base.files import is_lfs_pointer
+from sfumato.base.hub import LOOKUP_SECONDS, quiet_loading, reach, reason
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+BUNDLED = "bundled"
+WAYS_OUT = (
+    "Three ways out: let it download once where there is a network "
+    "(openai/clip-vit-base-patch32); give a folder that holds it with --set "
+    "text.encoder=FOLDER; or use the small one that comes with sfumato, --set "
+    "text.encoder=bundled."
+)
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+_CONFIG = "config.json"
+_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+_BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+
+
+def check_is_there(encoder: str) -> None:
+    """`InputError` where `encoder` can be seen to be missing or incomplete at a glance: nothing is
+    loaded, and nobody is asked. A Hub name passes."""
+    if encoder != BUNDLED and (folder := _named_folder(encoder)) is not None:
+        _refuse_incomplete(folder, encoder)
+
+
+def open_text_tower(encoder: str) -> tuple["CLIPTextModel", "CLIPTokenizer"]:
+    """The text tower and tokenizer of a folder or a Hub name, on the CPU.
+
+    A Hub name is fetched once; while the cache holds all of it, nobody is asked, so that a run
+    goes on with the weights that it began with. `InputError` with three ways out where it cannot
+    be had or a file is missing, `DamagedDataError` for files that are not whole or not of one
+    model.
+    """
+    folder = _named_folder(encoder)
+    folder = _from_hub(encoder) if folder is None else folder
+    _refuse_incomplete(folder, encoder)
+    return _load(folder)
+
+
+def _named_folder(encoder: str) -> Path | None:
+    """The folder that is meant, None for what can only be a Hub name."""
+    folder = Path(encoder).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_file():
+        raise InputError(
+            f"text.encoder: {folder} is a file.", mend="Give the folder that it lies in."
+        )
+    if "/" not in encoder and not encoder.startswith("~"):
+        raise InputError(
+            f"text.encoder: there is no folder '{encoder}' here, and a Hub name is OWNER/NAME.",
+            mend=f"{nearest(encoder, [BUNDLED])} {WAYS_OUT}",
+        )
+    if not _HUB_NAME.fullmatch(encoder):
+        raise InputError(f"text.encoder: the folder {encoder} does not exist.", mend=WAYS_OUT)
+    if folder.parent.is_dir() and _cached(encoder) is None:
+        raise InputError(
+            f"text.encoder: there is no folder '{folder.name}' in {folder.parent}.",
+            mend="A model of the Hub by this name is fetched from any place that has no folder "
+            f"'{folder.parent}'. {WAYS_OUT}",
+        )
+    return None
+
+
+# Whole or not -------------------------------------------------------------------------------------
+
+
+def _lacking(folder: Path) -> list[str]:
+    """What a text encoder needs and the folder has not."""
+
+    def has(name: str) -> bool:
+        return (folder / name).is_file()
+
+    lacking = [] if has(_CONFIG) else [_CONFIG]
+    if not any(map(has, _WEIGHTS)):
+        lacking.append(f"the weights ({_WEIGHTS[0]} or {_WEIGHTS[2]})")
+    # Without these transformers makes a tokenizer that knows no word and says nothing.
+    if not any(all(map(has, names)) for names in _TOKENIZERS):
+        lacking.append("the tokenizer (tokenizer.json, or vocab.json with merges.txt)")
+    return lacking
+
+
+def _refuse_incomplete(folder: Path, encoder: str) -> None:
+    if not (lacking := _lacking(folder)):
+        return
+    missing = "; ".join(lacking)
+    if folder != Path(encoder).expanduser():
+        raise InputError(
+            f"text.encoder: {encoder} of the Hub holds no CLIP. It lacks: {missing}.", mend=WAYS_OUT
+        )
+    empty = not any(folder.iterdir())
+    raise InputError(
+        f"text.encoder: the folder {folder} is {'empty' if empty else 'incomplete'}. "
+        f"It lacks: {missing}.",
+        mend=f"Get the missing files from where the others came. {WAYS_OUT}",
+    )
+
+
+def _load(folder: Path) -> tuple["CLIPTextModel", "CLIPTokenizer"]:
+    import torch
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    try:
+        # What is missing would be drawn at random; that is refused below, and leaves no trace.
+        with quiet_loading(), torch.random.fork_rng(devices=[]):
+            model, about = CLIPTextModel.from_pretrained(
+                folder, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+            tokenizer = CLIPTokenizer.from_pretrained(folder)
+    except MemoryError:
+        raise
+    except Exception as error:  # each format's reader raises errors of its own
+        pointers = [path.name for path in sorted(folder.iterdir()) if is_lfs_pointer(path)]
+        why = f"{pointers[0]} is a pointer of Git LFS" if pointers else reason(error)
+        mend = "Run `git lfs pull` in its repository." if pointers else "Get its files again."
+        raise DamagedDataError(
+            f"The text encoder in {folder} cannot be read ({why}).", mend=f"{mend} {WAYS_OUT}"
+        ) from error
+    wrong = sorted({*about["missing_keys"], *(key[0] for key in about["mismatched_keys"])})
+    if wrong:
+        raise DamagedDataError(
+            f"{folder} holds no whole CLIP text tower: {len(wrong)} of its weights are missing or "
+            f"of another shape than {_CONFIG} says ({', '.join(wrong[:3])}"
+            f"{', ...' if len(wrong) > 3 else ''}).",
+            mend=f"Its files are not of one model: get all of it again. {WAYS_OUT}",
+        )
+    return model, tokenizer
+
+
+# The Hub ------------------------------------------------------------------------------------------
+
+
+def _cached(name: str) -> Path | None:
+    """The folder of the Hub's cache that holds all of a repository that is needed."""
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(name, _CONFIG)
+    if not isinstance(config, str) or _lacking(Path(config).parent):
+        return None
+    return Path(config).parent
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import HfApi, hf_hub_download
+
+    if (folder := _cached(name)) is not None:
+        return folder
+    info = reach(
+        lambda: HfApi().model_info(name, timeout=LOOKUP_SECONDS),
+        name=name,
+        kind="text encoder",
+        ways=WAYS_OUT,
+    )
+    there = [item.rfilename for item in info.siblings or []]
+    paths = [
+        reach(
+            lambda file=file: hf_hub_download(name, file),
+            name=name,
+            kind="text encoder",
+            ways=WAYS_OUT,
+        )
+        for file in _needed(there)
+    ]
+    if not paths:
+        raise InputError(f"text.encoder: {name} of the Hub holds no model.", mend=WAYS_OUT)
+    return Path(paths[0]).parent
+
+
+def _needed(there: list[str]) -> list[str]:
+    """Which of a repository's files to fetch: of several forms of the weights, the first that is
+    there, with its shards."""
+    weights = next((name for name in _WEIGHTS if name in there), "")
+    shards = weights.replace(".index.json", "").replace("model.", "model-*.")
+    return [
+        name
+        for name in there
+        if name in (_CONFIG, weights, *_BESIDE)
+        or any(name in names for names in _TOKENIZERS)
+        or (weights.endswith(".index.json") and fnmatch(name, shards))
+    ]
