@@ -123,6 +123,18 @@ def test_paired_shares_of_newcombe() -> None:
     assert (one.value, one.low, one.high) == pytest.approx((-other.value, -other.high, -other.low))
 
 
+@pytest.mark.parametrize(
+    ("counts", "low", "high"),
+    [((36, 12, 2, 0), 0.0569, 0.3404), ((54, 0, 0, 0), -0.0664, 0.0664)],
+)
+def test_paired_shares_equal_newcombes_examples(
+    counts: tuple[int, int, int, int], low: float, high: float
+) -> None:
+    """Newcombe (1998), Statistics in Medicine 17:2635, method 10."""
+    found = share_difference(*pairs(*counts))
+    assert (found.low, found.high) == pytest.approx((low, high), abs=6e-5)
+
+
 def test_difference_of_shares_equals_newcombes_example() -> None:
     """56/70 - 48/80 = 0.2 with 0.0524 to 0.3339: Newcombe (1998), Table II (a), method 10."""
     found = difference_of_shares(wilson(56, 70), wilson(48, 80))

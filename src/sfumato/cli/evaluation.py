@@ -196,6 +196,16 @@ class ImagesLine:
         self._line.show(f"  {done:,} of {total:,} {what}{left}", final=done == total)
 
 
+class CallsLine:
+    """How many network calls are done of all that there are to do, and the time left."""
+
+    def __init__(self) -> None:
+        self._line = ImagesLine()
+
+    def __call__(self, done: int, total: int) -> None:
+        self._line("network calls", done, total)
+
+
 # Comparing ----------------------------------------------------------------------------------------
 
 

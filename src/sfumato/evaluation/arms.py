@@ -52,6 +52,39 @@ PIXELS: dict[str, Callable[[Tensor], Tensor]] = {
 """Measures of single images (N, C, H, W) => (N,)."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """How a figure is called and written."""
+
+    title: str
+    percent: bool = False
+
+    @property
+    def factor(self) -> float:
+        return 100 if self.percent else 1
+
+    def told(self, value: float) -> str:
+        """With its unit, three digits or as many as an interval of hundreds of images needs."""
+        if self.percent:
+            return f"{100 * value:.1f} %"
+        return f"{value:.4f}" if abs(value) < 1 else f"{value:.2f}"
+
+
+MEASURES = {
+    "border_rms": Measure(title="RMS of the outer 4 pixels (white is 1)"),
+    "border_deviation": Measure(title="the same about its own mean"),
+    "edge_rms": Measure(title="RMS of the outer 2 pixels (white is 1)"),
+    "high_frequency": Measure(title="power above half Nyquist, %", percent=True),
+    "saturated": Measure(title="saturated pixels", percent=True),
+    "agreement": Measure(title="agreement", percent=True),
+    "agreement_4_5": Measure(title="agreement, 4 and 5", percent=True),
+    "agreement_others": Measure(title="agreement, other digits", percent=True),
+    "diversity": Measure(title="diversity within a class (judge's features)"),
+    "loss": Measure(title="training loss", percent=True),
+}
+"""Every figure that an effect or a row may have, in the order of a table."""
+
+
 def _border(images: Tensor, border_px: int) -> int:
     """`border_px` of MNIST's 28 pixels; of smaller images as much as leaves a middle."""
     return min(border_px, (min(images.shape[-2:]) - 1) // 2)
@@ -94,7 +127,7 @@ class Measured:
 
     @classmethod
     def of(cls, images: Tensor, labels: Tensor, judge: Judge) -> "Measured":
-        """Every measure of uint8 `images` (N, C, H, W), at least two of each class."""
+        """Every measure of uint8 `images` (N, C, H, W), at least three of each class."""
         seen, features = judge(images)
         return cls(
             images=images,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sfumato.base.section import ValueRange
-from sfumato.evaluation.arms import PIXELS, Measured
+from sfumato.evaluation.arms import MEASURES, PIXELS, Measured
 from sfumato.evaluation.card import Figure
 from sfumato.evaluation.verdicts import (
     NOT_HELD,
@@ -88,13 +88,8 @@ class Evidence:
         return self._values(key, GUIDED, measure) - self._values(key, NONE, measure)
 
     def _effect(self, what: str, first: Tensor, second: Tensor, measure: str) -> Effect:
-        found = paired_bootstrap(first, second)
-        return Effect(
-            what=what,
-            value=found.value,
-            low=found.low,
-            high=found.high,
-            margin=self._margin(measure),
+        return Effect.of(
+            what, paired_bootstrap(first, second), measure=measure, margin=self._margin(measure)
         )
 
     def _noise_effect(self, key: str, measure: str) -> Effect:
@@ -102,7 +97,7 @@ class Evidence:
         return self._effect(f"{_NOISE[measure]}, w = 5 less w = 1", first, second, measure)
 
     def _mean(self, key: str, scale: float, measure: str) -> str:
-        return _number(measure, float(self._values(key, scale, measure).mean()))
+        return MEASURES[measure].told(float(self._values(key, scale, measure).mean()))
 
     def _noisier(self, measure: str) -> Claim:
         effect = self._noise_effect("without", measure)
@@ -112,7 +107,7 @@ class Evidence:
             verdict=decide(effect),
             sentence=f"{self._mean('without', NONE, measure)} at w = 1, "
             f"{self._mean('without', GUIDED, measure)} at w = 5; real digits have "
-            f"{_number(measure, self.real[measure].value)}.",
+            f"{MEASURES[measure].told(self.real[measure].value)}.",
             effects=[effect],
             figure="findings.png",
         )
@@ -145,9 +140,11 @@ class Evidence:
     def _because_of_dropout(self) -> Claim:
         key = "because_of_dropout"
         claim = "The noise is there because the model was trained without dropout"
-        noisier = [decide(self._noise_effect("without", measure)) for measure in _NOISE]
-        # One measure that rises is noise enough; the cause is asked of those that do.
-        rising = [m for m, verdict in zip(_NOISE, noisier, strict=True) if verdict != NOT_HELD]
+        noisier: dict[str, Verdict] = {
+            measure: decide(self._noise_effect("without", measure)) for measure in _NOISE
+        }
+        # One measure that rises is noise enough; the cause is asked of those that may.
+        rising = [name for name in _NOISE if noisier[name] != NOT_HELD]
         if not rising:
             return Claim(
                 key=key,
@@ -159,7 +156,7 @@ class Evidence:
             return _undecided(key, claim, "No run with caption dropout was given.")
         effects = [self._more_than_with(measure) for measure in rising]
         verdict = because(
-            together([v for v in noisier if v != NOT_HELD]),
+            together([noisier[name] for name in rising]),
             together([decide(effect) for effect in effects]),
             also_differ=self.also_differ,
         )
@@ -237,8 +234,18 @@ class Evidence:
             return f"{100 * float(right.double().mean()):.1f} % of {len(right)}"
 
         effects = (
-            Effect.of("agreement of the others less that of 4 and 5", worse, margin=AGREEMENT),
-            Effect.of("agreement of 4 and 5, w = 5 less w = 1", mended, margin=AGREEMENT),
+            Effect.of(
+                "agreement of the others less that of 4 and 5",
+                worse,
+                measure="agreement",
+                margin=AGREEMENT,
+            ),
+            Effect.of(
+                "agreement of 4 and 5, w = 5 less w = 1",
+                mended,
+                measure="agreement",
+                margin=AGREEMENT,
+            ),
         )
         sentences = (
             f"At w = 1 the judge agrees on {share(unguided.right[chosen])} digits 4 and 5, and on "
@@ -271,6 +278,7 @@ class Evidence:
                 share_difference(
                     self.measured["without", scale].right, self.measured["early", scale].right
                 ),
+                measure="agreement",
                 margin=AGREEMENT,
             )
             for scale in (NONE, GUIDED)
@@ -316,6 +324,7 @@ class Evidence:
         effect = Effect.of(
             "diversity at w = 1 less w = 5",
             diversity_difference(first.diversity, second.diversity, first.labels),
+            measure="diversity",
             margin=self._margin("diversity"),
         )
         told = ", ".join(
@@ -340,7 +349,10 @@ class Evidence:
         except ValueError as error:
             return _undecided(key, claim, f"{error}.")
         effect = Effect.of(
-            "fall of the loss from the third to the last quarter", found.fall, margin=LOSS
+            "fall of the loss from the third to the last quarter",
+            found.fall,
+            measure="loss",
+            margin=LOSS,
         )
         verdict: Verdict = opposite(decide(effect))
         sentence = _loss_told(found)
@@ -376,10 +388,6 @@ assert set(_NOISE) < set(PIXELS)
 
 def _undecided(key: str, claim: str, why: str) -> Claim:
     return Claim(key=key, claim=claim, verdict=UNDECIDED, sentence=why)
-
-
-def _number(measure: str, value: float) -> str:
-    return f"{100 * value:.2f} %" if measure == "high_frequency" else f"{value:.4f}"
 
 
 def _loss_told(found: Plateau) -> str:

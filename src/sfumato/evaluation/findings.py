@@ -7,7 +7,7 @@ differences of two (arm, scale) on the same seeds and captions.
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor
 from sfumato import __version__
 from sfumato.base.errors import InputError
 from sfumato.base.files import folder_for, read_json, write_json
-from sfumato.base.section import Section
+from sfumato.base.section import Section, validate
 from sfumato.data.config import DataConfig
 from sfumato.data.sources import Records, load_records, source_identity
 from sfumato.evaluation.arms import (
@@ -43,6 +43,7 @@ from sfumato.training.tracking import read_records
 FILE_NAME = "findings.json"
 FORMAT = 1
 MOST_REAL = 2_000
+FEWEST_OF_CLASS = 3
 DIGITS = ("4", "5")
 
 OnCalls = Callable[[int, int], None]
@@ -96,11 +97,20 @@ class Findings(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """The findings, where they lie, and the first images of each row by its title."""
+    """The findings, the folder for them, and the first images of each row by its title.
+
+    `before`: the same were found before, with their pictures; `rows` is empty then.
+    """
 
     findings: Findings
     folder: Path
-    rows: Mapping[str, Tensor]
+    rows: Mapping[str, Tensor] = field(default_factory=dict)
+    before: bool = False
+
+    def save(self) -> Path:
+        """Write `findings.json`: it comes last, as the sign that all is there."""
+        write_json(self.folder / FILE_NAME, self.findings.model_dump(mode="json"))
+        return self.folder / FILE_NAME
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,25 +137,30 @@ def measure_findings(
     """Draw every arm, measure every image once, decide every claim.
 
     `without`: a run without caption dropout, drawn by its own sampler as it is set; `with_dropout`:
-    one with it, of the same data. `findings.json` lies in `base`, or in `base`-2, ... where that
+    one with it, of the same data. The findings belong in `base`, or in `base`-2, ... where that
     holds others; images lie in `base`-images and are shared by all. Killed and started again with
-    the same arguments it goes on. `InputError` for runs that are no pair, or too few images.
+    the same arguments it goes on; what was found and saved before is read.
+    `InputError` for runs that are no pair, or too few images.
     """
     run_folder, data = _run_of(without, dropout=False)
     if with_dropout is not None:
         _check_pair(data, _run_of(with_dropout, dropout=True)[1])
     real = RealImages.load(data, "reference")
     classes = len(real.records.class_names)
-    if config.count < 2 * classes:
+    least = FEWEST_OF_CLASS * classes
+    if config.count < least:
         raise InputError(
-            f"{config.count} images are too few: diversity needs two of each of {classes} classes.",
-            mend=f"Give --count {2 * classes} or more.",
+            f"{config.count} images are too few: diversity needs {FEWEST_OF_CLASS} of each of "
+            f"{classes} classes.",
+            mend=f"Give --count {least} or more.",
         )
     judge = load_judge(data, config.judge, device=without.pipeline.device, on_training=say)
     store = base.with_name(f"{base.name}-images")
     early = _earlier(without, run_folder, data)
     arms = _arms(without, with_dropout, early, config, real.records, store)
     folder = folder_for(base, _request(arms, config, real, judge.identity))
+    if (folder / FILE_NAME).exists():
+        return Found(findings=read_findings(folder), folder=folder, before=True)
 
     all_draws = {id(d): d for arm in arms for d in arm.draws.values()}.values()
     total = sum(d.calls * len(d.asked.prompts) for d in all_draws)
@@ -221,13 +236,12 @@ def measure_findings(
         notes=_notes(of_real, data),
         command=shlex.join(["sfumato", *sys.argv[1:]]),
     )
-    write_json(folder / FILE_NAME, findings.model_dump(mode="json"))
     return Found(findings=findings, folder=folder, rows=_shown(arms, measured, of_real, classes))
 
 
 def read_findings(folder: Path) -> Findings:
-    """What `measure_findings` wrote into `folder`."""
-    return Findings.model_validate(read_json(folder / FILE_NAME))
+    """What `Found.save` wrote into `folder`; `ConfigError` where it is of another form."""
+    return validate(Findings, read_json(folder / FILE_NAME), source=str(folder / FILE_NAME))
 
 
 # What is drawn ------------------------------------------------------------------------------------

@@ -7,6 +7,9 @@ from pydantic import Field
 
 from sfumato.base.section import Section
 from sfumato.metrics.intervals import Estimate
+from sfumato.metrics.paired import PairedDifference
+
+Interval = Estimate | PairedDifference
 
 Verdict = Literal["held", "not held", "not decidable here"]
 HELD: Verdict = "held"
@@ -27,15 +30,24 @@ class Effect(Section):
     """
 
     what: str
+    measure: str
+    """The key of what it is a difference of, which gives the unit."""
     value: float
     low: float
     high: float
     margin: float
 
     @classmethod
-    def of(cls, what: str, found: Estimate, *, margin: float) -> "Effect":
+    def of(cls, what: str, found: Interval, *, measure: str, margin: float) -> "Effect":
         """From an estimate of the same sign."""
-        return cls(what=what, value=found.value, low=found.low, high=found.high, margin=margin)
+        return cls(
+            what=what,
+            measure=measure,
+            value=found.value,
+            low=found.low,
+            high=found.high,
+            margin=margin,
+        )
 
 
 class Claim(Section):
