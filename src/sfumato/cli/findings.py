@@ -3,10 +3,9 @@
 import textwrap
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
-from sfumato.cli.evaluation import CallsLine, say_wrapped
+from sfumato.cli.evaluation import CallsLine, print_table, say_wrapped
 from sfumato.cli.show import open_generator, parse_scales, say
 from sfumato.configuration import build
 from sfumato.evaluation.arms import MEASURES
@@ -68,8 +67,8 @@ def print_findings(findings: Findings) -> None:
     """Figures of every arm and scale, then each claim with its verdict."""
     names = [name for name in SHOWN if name in findings.real]
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("")
-    table.add_column("w", justify="right")
+    table.add_column("", no_wrap=True)
+    table.add_column("w", justify="right", no_wrap=True)
     for name in names:
         table.add_column(SHOWN[name], justify="right", no_wrap=True)
     for arm in findings.arms:
@@ -80,7 +79,7 @@ def print_findings(findings: Findings) -> None:
                 *(MEASURES[name].told(one.figures[name].value) for name in names),
             )
     table.add_row("real", "", *(MEASURES[name].told(findings.real[name].value) for name in names))
-    Console().print(table)
+    print_table(table)
     say("")
     for claim in findings.claims:
         say_wrapped(f"{claim.verdict.upper()}: {claim.claim}.")

@@ -344,6 +344,8 @@ class Evidence:
 
     def _loss(self) -> Claim:
         key, claim = "loss_plateaus", "The training loss comes to rest"
+        if not self.losses:
+            return _undecided(key, claim, "The run has no record of its loss yet.")
         try:
             found = plateau([record["loss"] for record in self.losses])
         except ValueError as error:
