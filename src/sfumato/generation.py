@@ -128,12 +128,23 @@ class ImageGenerator:
         self.run_folder = run_folder
 
     @classmethod
-    def open(cls, path: str | Path, *, device: str = "auto") -> "ImageGenerator":
-        """Open a run folder (its newest checkpoint, averaged weights) or a pipeline folder."""
+    def open(
+        cls, path: str | Path, *, device: str = "auto", checkpoint: int | None = None
+    ) -> "ImageGenerator":
+        """Open a run folder (averaged weights) or a pipeline folder.
+
+        `checkpoint`: that of a run after so many images, instead of its newest one. `InputError`
+        where the run has none there, or `path` is a pipeline.
+        """
         path = Path(path)
         where = resolve_device(device)
         if (path / "experiment.yaml").is_file():
-            return cls._from_run(path, where)
+            return cls._from_run(path, where, checkpoint)
+        if checkpoint is not None and path.exists():
+            raise InputError(
+                f"{path} is no run, so that it has no checkpoint at {checkpoint:,} images.",
+                mend="Give the folder of the run that it came from.",
+            )
         if (path / "model_index.json").is_file():
             try:
                 pipeline = TextToImagePipeline.from_pretrained(path, low_cpu_mem_usage=False)
@@ -150,14 +161,9 @@ class ImageGenerator:
         )
 
     @classmethod
-    def _from_run(cls, folder: Path, device: torch.device) -> "ImageGenerator":
+    def _from_run(cls, folder: Path, device: torch.device, images: int | None) -> "ImageGenerator":
         sections = run_sections(folder)
-        checkpoint = Checkpoints(folder / "checkpoints").latest()
-        if checkpoint is None:
-            raise InputError(
-                f"{folder} has no checkpoint yet.",
-                mend="Let it train up to its first checkpoint, then try again.",
-            )
+        checkpoint = _chosen_checkpoint(folder, images)
         tuned = tuned_settings(folder)
         average = AVERAGE if tuned is None else tuned.average
         unet = averaged_unet(checkpoint, sections, part=average)
@@ -352,6 +358,26 @@ class ImageGenerator:
         with whole_folder(folder) as temporary:
             self.pipeline.save_pretrained(temporary, safe_serialization=True)
             write_text(temporary / FILE_NAME, standalone_source())
+
+
+def _chosen_checkpoint(folder: Path, images: int | None) -> Checkpoint:
+    """A run's checkpoint after `images`, its newest whole one without it."""
+    checkpoints = Checkpoints(folder / "checkpoints")
+    if images is None:
+        checkpoint = checkpoints.latest()
+        if checkpoint is None:
+            raise InputError(
+                f"{folder} has no checkpoint yet.",
+                mend="Let it train up to its first checkpoint, then try again.",
+            )
+        return checkpoint
+    there = {checkpoint.images_seen: checkpoint for checkpoint in checkpoints.all()}
+    if images not in there:
+        raise InputError(
+            f"{folder} has no checkpoint at {images:,} images.",
+            mend=f"It has: {', '.join(map(str, there)) or 'none'}.",
+        )
+    return there[images]
 
 
 def run_sections(folder: Path) -> RunSections:

@@ -166,9 +166,14 @@ class TextToImagePipeline(DiffusionPipeline):
         guidance: str | None = None,
         num_inference_steps: int | None = None,
         negative_prompt: str = NULL,
+        x0_range: ValueRange | None = None,
         on_step: Callable[[Step], None] | None = None,
     ) -> Sampled:
-        """As a call, but with float images in the value range and the number of network calls."""
+        """As a call, but with float images in the value range and the number of network calls.
+
+        `x0_range`: x0 is clamped to it at every step instead of the value range, and the images
+        lie in it: how a sampler that knows nothing of the data clips.
+        """
         scale = self.config["guidance_scale"] if guidance_scale is None else guidance_scale
         steps = (
             self.config["num_inference_steps"]
@@ -221,7 +226,7 @@ class TextToImagePipeline(DiffusionPipeline):
                 tokens=self._tokens(prompts, negative_prompt),
                 guidance=form,
                 weak_network=None if self.weak_unet is None else network_of(self.weak_unet),
-                value_range=self._value_range,
+                value_range=self._value_range if x0_range is None else x0_range,
                 on_step=on_step,
             )
         return replace(sampled, x0=sampled.x0.clone())

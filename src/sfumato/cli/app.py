@@ -311,6 +311,50 @@ def figures(
     say(f"Page    {page}")
 
 
+@app.command(epilog="Example: `sfumato findings runs/mnist runs/mnist-fast`")
+def findings(
+    without: Annotated[str, typer.Argument(help="A run without caption dropout, as the paper's.")],
+    with_dropout: Annotated[
+        str | None, typer.Argument(help="A run with it, of the same data.")
+    ] = None,
+    count: Annotated[int, typer.Option(help="Images of each model at each scale.")] = 500,
+    scales: Scales = None,
+    judge: Annotated[
+        str, typer.Option(help="Who reads the digits: auto, or a run of a classifier.")
+    ] = "auto",
+    seed: Seed = 0,
+    steps: Steps = None,
+    sampler: SamplerName = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for findings.json and pictures; else RUN/findings.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """The paper's findings on guidance, tested: each held, not held, or not decidable here.
+
+    Interrupted and started again, it goes on. Without --sampler and --steps each run draws with
+    its own.
+    """
+    from sfumato.cli.findings import find_and_print
+
+    try:
+        find_and_print(
+            without,
+            with_dropout,
+            count=count,
+            scales=scales,
+            judge=judge,
+            seed=seed,
+            sampler=sampler,
+            steps=steps,
+            out=out,
+            device=device,
+        )
+    except KeyboardInterrupt:
+        typer.echo("\nStopped. The same command goes on from here.")
+        raise typer.Exit(INTERRUPTED) from None
+
+
 @app.command(epilog="Example: `sfumato export runs/demo --out my-model`")
 def export(
     model: Model,

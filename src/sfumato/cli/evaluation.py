@@ -196,6 +196,16 @@ class ImagesLine:
         self._line.show(f"  {done:,} of {total:,} {what}{left}", final=done == total)
 
 
+class CallsLine:
+    """How many network calls are done of all that there are to do, and the time left."""
+
+    def __init__(self) -> None:
+        self._line = ImagesLine()
+
+    def __call__(self, done: int, total: int) -> None:
+        self._line("network calls", done, total)
+
+
 # Comparing ----------------------------------------------------------------------------------------
 
 
@@ -312,7 +322,7 @@ def print_comparison(found: Comparison) -> None:
             f"{one.difference:+.2g} ({one.low:.2g}, {one.high:.2g})",
             {"first": names[0], "second": names[1]}.get(one.better, ""),
         )
-    _print_table(table)
+    print_table(table)
     say_wrapped(
         f"{found.count:,} pairs of the same seed and caption; agreement by McNemar's exact test "
         "over the images that only one got right, "
@@ -328,11 +338,11 @@ def print_comparison(found: Comparison) -> None:
 
 def print_card(card: MetricCard) -> None:
     """The tables of an evaluation, with the floor of real images in each."""
-    _print_table(_first_table(card))
+    print_table(_first_table(card))
     for info in card.measured:
         print()
         say_wrapped(f"{info.title}: {info.dim} features of {info.name}")
-        _print_table(_features_table(card, info))
+        print_table(_features_table(card, info))
     print()
     missing = [info.title for info in card.extractors if info.missing]
     if missing:
@@ -360,7 +370,7 @@ def say_wrapped(text: str) -> None:
     say(textwrap.fill(text, width=min(100, Console().width), break_on_hyphens=False))
 
 
-def _print_table(table: Table) -> None:
+def print_table(table: Table) -> None:
     """Every figure whole: a narrow terminal breaks lines, not numbers."""
     whole = Console(width=1000).measure(table).maximum
     Console(width=max(Console().width, whole)).print(table)

@@ -195,7 +195,8 @@ class Subjects(Section):
     labels: Literal["balanced", "random", "as found"]
 
 
-def _hardware() -> dict[str, Any]:
+def hardware() -> dict[str, Any]:
+    """The machine and the versions that figures were made with."""
     return {**environment(), "processor": platform.processor() or "unknown"}
 
 
@@ -218,7 +219,7 @@ class MetricCard(Section):
     warnings: list[str] = Field(default_factory=list)
     sfumato: str = __version__
     date: str = Field(default_factory=lambda: datetime.now(UTC).isoformat("T", "seconds"))
-    hardware: dict[str, Any] = Field(default_factory=_hardware)
+    hardware: dict[str, Any] = Field(default_factory=hardware)
     command: str = ""
 
     @property

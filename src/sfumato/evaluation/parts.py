@@ -26,12 +26,20 @@ class Parts:
         for start in range(0, self.count, self.rows):
             yield range(start, min(start + self.rows, self.count))
 
+    def path(self, part: range) -> Path:
+        """The file of `part`."""
+        return self.folder / f"{part.start:08d}-{part.stop:08d}.safetensors"
+
+    def has(self, part: range) -> bool:
+        """Whether `part` was made before."""
+        return self.path(part).exists()
+
     def get(self, part: range, make: Make) -> dict[str, Tensor]:
         """The tensors of `part`: read from their file, else made and written."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        path = self.folder / f"{part.start:08d}-{part.stop:08d}.safetensors"
+        path = self.path(part)
         if path.exists():
             try:
                 return load_file(path)

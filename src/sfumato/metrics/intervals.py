@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import hypot, sqrt
 from statistics import NormalDist, median
 
 import torch
@@ -58,6 +58,19 @@ class Estimate:
     high: float
     count: int
     confidence: float
+
+
+def difference_of_shares(first: Proportion, second: Proportion) -> Estimate:
+    """first - second of two independent shares: Newcombe's interval (1998, Statistics in Medicine
+    17:873, method 10), from Wilson's limits of both. Of pairs: `share_difference`."""
+    value = first.value - second.value
+    return Estimate(
+        value=value,
+        low=value - hypot(first.value - first.low, second.high - second.value),
+        high=value + hypot(first.high - first.value, second.value - second.low),
+        count=first.count + second.count,
+        confidence=first.confidence,
+    )
 
 
 class Median(Estimate):

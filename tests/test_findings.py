@@ -1,0 +1,283 @@
+"""The paper's findings: how claims are decided, what is drawn for them, and the command."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+from PIL import Image
+from safetensors.torch import load_file
+
+from sfumato.base.errors import InputError
+from sfumato.base.images import to_uint8
+from sfumato.evaluation.arms import Draws, stretched
+from sfumato.evaluation.claims import GUIDED, NONE
+from sfumato.evaluation.findings import FindingsConfig, measure_findings
+from sfumato.evaluation.subjects import what_to_ask
+from sfumato.evaluation.verdicts import (
+    HELD,
+    NOT_HELD,
+    UNDECIDED,
+    Effect,
+    because,
+    decide,
+    opposite,
+    together,
+)
+from sfumato.generation import ImageGenerator
+from sfumato.pipeline import generators_from_seeds
+from tests.conftest import SMALL, CommandResult
+
+Sfumato = Callable[..., CommandResult]
+
+TINY = [
+    *SMALL,
+    "training.images=640",
+    "training.batch_size=32",
+    "training.log_every_images=32",
+    "training.checkpoint_every_images=320",
+    "sampling.scheduler=DDPM",
+    "sampling.steps=3",
+]
+"""Twenty steps: nothing is learned, but everything is there."""
+OPTIONS = ["--count", "30", "--scales", "0,1,5", "--judge", "untrained", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def runs(together_runs: Path) -> tuple[Path, Path]:
+    """A run without dropout, its values in [0, 1] as in the paper, and one with it."""
+    return together_runs / "without", together_runs / "with"
+
+
+@pytest.fixture(scope="module")
+def together_runs(together: Path) -> Path:
+    from sfumato.experiment import load_experiment, run_experiment
+
+    folder = together / "findings-runs"
+    without = ["training.caption_dropout=0", "data.value_range=[0,1]"]
+    with FileLock(together / "findings.lock"):
+        for name, settings in (("without", without), ("with", ["training.caption_dropout=0.1"])):
+            run_experiment(load_experiment("digits", [*TINY, *settings]), folder / name)
+    return folder
+
+
+# Verdicts -----------------------------------------------------------------------------------------
+
+
+def effect(value: float, low: float, high: float) -> Effect:
+    return Effect(what="", measure="loss", value=value, low=low, high=high, margin=0.1)
+
+
+@pytest.mark.parametrize(
+    ("found", "verdict"),
+    [
+        (effect(0.5, 0.3, 0.7), HELD),
+        (effect(0.12, 0.01, 0.3), HELD),
+        (effect(0.05, 0.04, 0.06), NOT_HELD),  # there, and too small to matter
+        (effect(0.0, -0.05, 0.05), NOT_HELD),
+        (effect(-0.5, -0.7, -0.3), NOT_HELD),
+        (effect(0.09, 0.01, 0.2), UNDECIDED),
+        (effect(0.2, -0.1, 0.5), UNDECIDED),
+        (effect(-0.1, -0.5, 0.3), UNDECIDED),
+    ],
+)
+def test_one_rule_decides(found: Effect, verdict: str) -> None:
+    assert decide(found) == verdict
+
+
+def test_verdicts_join() -> None:
+    assert [opposite(one) for one in (HELD, NOT_HELD, UNDECIDED)] == [NOT_HELD, HELD, UNDECIDED]
+    assert together([HELD, HELD]) == HELD
+    assert together([HELD, UNDECIDED]) == UNDECIDED
+    assert together([HELD, UNDECIDED, NOT_HELD]) == NOT_HELD
+    with pytest.raises(ValueError, match="no verdicts"):
+        together([])
+
+
+def test_a_cause_needs_an_effect_and_models_that_differ_in_it_alone() -> None:
+    assert because(HELD, HELD, also_differ=[]) == HELD
+    assert because(HELD, NOT_HELD, also_differ=[]) == NOT_HELD
+    assert because(NOT_HELD, HELD, also_differ=["steps: 1 and 2"]) == NOT_HELD
+    assert because(HELD, HELD, also_differ=["steps: 1 and 2"]) == UNDECIDED
+    assert because(UNDECIDED, HELD, also_differ=[]) == UNDECIDED
+
+
+# Drawing ------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_by_its_images(runs: tuple[Path, Path]) -> None:
+    without, _ = runs
+    early, late = (ImageGenerator.open(without, device="cpu", checkpoint=n) for n in (320, 640))
+    newest = ImageGenerator.open(without, device="cpu")
+    assert late.provenance == newest.provenance
+    assert early.provenance["images_seen"] == 320
+    assert early.provenance["weights_sha256"] != late.provenance["weights_sha256"]
+    with pytest.raises(InputError, match=r"no checkpoint at 321 images\. It has: 320, 640"):
+        ImageGenerator.open(without, checkpoint=321)
+    with pytest.raises(InputError, match="is no run"):
+        ImageGenerator.open(without / "pipeline", checkpoint=320)
+
+
+def test_x0_range_clamps_every_step(runs: tuple[Path, Path]) -> None:
+    pipeline = ImageGenerator.open(runs[0], device="cpu").pipeline
+
+    def draw(**arguments) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        steps = []
+        found = pipeline.sample(
+            ["A handwritten digit 3"] * 2,
+            generators=generators_from_seeds([0, 1]),
+            guidance_scale=GUIDED,
+            on_step=lambda step: steps.append(step.x0),
+            **arguments,
+        )
+        return found.x0, steps
+
+    own, _ = draw()
+    assert float(own.min()) >= 0
+    assert float(own.max()) <= 1
+    same, _ = draw(x0_range=(0.0, 1.0))
+    assert torch.equal(own, same)
+    clipped, steps = draw(x0_range=(-1.0, 1.0))
+    assert -1 <= float(clipped.min()) < 0  # an untrained network leaves the data's range
+    assert all(float(x0.abs().max()) <= 1 for x0 in steps)
+
+
+def test_stretched_uses_the_whole_range_of_each_image() -> None:
+    x0 = torch.stack([torch.linspace(-0.5, 0.5, 64), torch.linspace(0, 0.25, 64), torch.ones(64)])
+    images = stretched(x0.reshape(3, 1, 8, 8))
+    assert images.amin(dim=(1, 2, 3)).tolist() == [0, 0, 0]
+    assert images.amax(dim=(1, 2, 3)).tolist() == [255, 255, 0]
+    # Half way down the first image lies black: the blank ground becomes a mid grey.
+    assert abs(int(images[0].flatten()[32]) - 128) <= 2
+    assert int(to_uint8(x0[0], (0.0, 1.0))[31]) == 0
+
+
+def test_the_clipped_arm_is_kept_twice_and_drawn_once(
+    runs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    from sfumato.data.sources import load_records
+
+    generator = ImageGenerator.open(runs[0], device="cpu")
+    assert generator.data is not None
+    asked = what_to_ask(
+        load_records(generator.data, "reference"),
+        count=20,
+        labels="balanced",
+        templates=(),
+        first_seed=0,
+    )
+
+    def draws(scale: float) -> Draws:
+        return Draws(
+            generator=generator,
+            asked=asked,
+            guidance_scale=scale,
+            first_seed=7,
+            store=tmp_path,
+            clipped=True,
+        )
+
+    assert [draws(scale).calls for scale in (0.0, NONE, GUIDED)] == [3, 3, 6]
+    assert draws(GUIDED).calls_left() == 120
+    told: list[int] = []
+    taken = draws(GUIDED).take(told.append)
+    assert told == [120]
+    assert draws(GUIDED).calls_left() == 0
+    assert taken["images"].shape == taken["stretched"].shape == (20, 1, 8, 8)
+    assert not torch.equal(taken["images"], taken["stretched"])
+    again = draws(GUIDED).take(told.append)
+    assert told == [120]
+    assert torch.equal(again["stretched"], taken["stretched"])
+
+
+# The command --------------------------------------------------------------------------------------
+
+
+def verdicts(folder: Path) -> dict[str, str]:
+    return {claim["key"]: claim["verdict"] for claim in _json(folder)["claims"]}
+
+
+def _json(folder: Path) -> dict:
+    return json.loads((folder / "findings.json").read_text())
+
+
+def test_every_claim_has_a_verdict_and_nothing_is_drawn_twice(
+    sfumato: Sfumato, runs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "findings"
+    command = ["findings", *map(str, runs), *OPTIONS, "--out", str(out)]
+    first = sfumato(*command)
+    assert first.code == 0, first.err
+    # Two arms at three scales (3, 3 and 6 calls), the clipped and the early one at two.
+    total = 30 * (2 * (3 + 3 + 6) + 2 * (3 + 6))
+    assert f"{total:,} of {total:,} network calls" in first.out
+    found = _json(out)
+    assert {arm["key"] for arm in found["arms"]} == {
+        "without",
+        "clipped",
+        "stretched",
+        "early",
+        "with",
+    }
+    assert found["seeds"] == [0, 29]
+    assert found["arms"][0]["settings"]["model"]["weights_sha256"]
+    assert found["also_differ"] == ["data.value_range: [0.0, 1.0] and [-1.0, 1.0]"]
+    decided = verdicts(out)
+    assert decided["loss_plateaus"] in (HELD, NOT_HELD, UNDECIDED)
+    assert decided["longer_noise"] == UNDECIDED  # 0.7 epochs are not 20
+    assert all(claim["sentence"] for claim in found["claims"])
+    for name in ("findings.png", "examples.png", "loss.png"):
+        with Image.open(out / name) as picture:
+            assert min(picture.size) > 100
+    text = (out / "findings.md").read_text()
+    assert text.count("| **") == len(found["claims"])
+
+    files = sorted((tmp_path / "findings-images").rglob("*.safetensors"))
+    assert len(files) == 10
+    before = {path: path.stat().st_mtime_ns for path in [*files, out / "findings.json"]}
+    again = sfumato(*command)
+    assert again.code == 0, again.err
+    assert "Found before" in again.out
+
+    # Killed before the end: what was drawn stays, the rest is drawn again and the same.
+    kept = load_file(files[0])["images"]
+    files[0].unlink()
+    (out / "findings.json").unlink()
+    assert sfumato(*command).code == 0
+    assert torch.equal(load_file(files[0])["images"], kept)
+    assert {path: path.stat().st_mtime_ns for path in files[1:]}.items() <= before.items()
+    same = _json(out)
+    assert same["claims"] == found["claims"]
+    assert [[one["figures"] for one in arm["scales"]] for arm in same["arms"]] == [
+        [one["figures"] for one in arm["scales"]] for arm in found["arms"]
+    ]
+
+    # One run alone leaves claims open; its images are there, and other findings stay as they are.
+    alone = sfumato("findings", str(runs[0]), *OPTIONS, "--out", str(out))
+    assert alone.code == 0, alone.err
+    assert sorted((tmp_path / "findings-images").rglob("*.safetensors")) == files
+    assert _json(out) == same
+    decided = verdicts(tmp_path / "findings-2")
+    assert decided["dropout_border_rms"] == decided["diversity_with"] == UNDECIDED
+    assert "No run with caption dropout was given." in alone.out
+
+
+def test_what_is_no_pair_is_refused(runs: tuple[Path, Path], sfumato: Sfumato) -> None:
+    swapped = sfumato("findings", *map(str, reversed(runs)), *OPTIONS)
+    assert swapped.code == 2
+    assert "the first run is the one without dropout" in swapped.err
+    few = sfumato("findings", str(runs[0]), "--count", "29")
+    assert few.code == 2
+    assert "29 images are too few" in few.err
+    scales = sfumato("findings", str(runs[0]), "--scales", "0,5")
+    assert scales.code == 2
+    assert "1 and 5" in scales.err
+    with pytest.raises(InputError, match="Findings are of runs"):
+        measure_findings(
+            ImageGenerator.open(runs[0] / "pipeline", device="cpu"),
+            None,
+            FindingsConfig(),
+            base=runs[0] / "findings",
+        )
