@@ -14,6 +14,7 @@ from sfumato.base.errors import ConfigError, InputError
 from sfumato.base.files import whole_folder, write_text
 from sfumato.base.images import png_bytes, to_pil, to_uint8
 from sfumato.base.section import Section, validate
+from sfumato.bundled.names import is_bundle, model_folder
 from sfumato.data.config import DataConfig
 from sfumato.diffusion.guidance import CONVENTION, GuidanceConfig
 from sfumato.diffusion.schedule import DiffusionConfig
@@ -118,12 +119,13 @@ class ImageGenerator:
 
     @classmethod
     def open(cls, path: str | Path, *, device: str = "auto") -> "ImageGenerator":
-        """Open a run folder (its newest checkpoint, averaged weights) or a pipeline folder."""
-        path = Path(path)
+        """Open a run folder (its newest checkpoint, averaged weights), a pipeline folder, a bundle,
+        or a model that comes with sfumato (`bundled:NAME`)."""
         where = resolve_device(device)
+        path = model_folder(path)
         if (path / "experiment.yaml").is_file():
             return cls._from_run(path, where)
-        if (path / "model_index.json").is_file():
+        if (path / "model_index.json").is_file() or is_bundle(path):
             try:
                 pipeline = TextToImagePipeline.from_pretrained(path, low_cpu_mem_usage=False)
             except (OSError, ValueError) as error:
@@ -135,7 +137,7 @@ class ImageGenerator:
             f"{path} is neither a run nor a pipeline."
             if path.exists()
             else (f"{path} does not exist."),
-            mend="Give a folder made by `sfumato train` or `sfumato demo`.",
+            mend="Give a folder made by `sfumato train` or `sfumato demo`, or bundled:mnist.",
         )
 
     @classmethod
@@ -178,6 +180,23 @@ class ImageGenerator:
     @property
     def provenance(self) -> dict[str, Any]:
         return self.pipeline.config["provenance"]
+
+    def examples(self) -> tuple[list[str], list[str]]:
+        """Captions to draw for a look at the model, and a short label of each.
+
+        From the provenance where it names them, so that no data set is needed; else from the data
+        set. `InputError` for a model that says neither.
+        """
+        if (known := self.provenance.get("examples")) is not None:
+            return list(known), list(known.values())
+        if self.data is None:
+            raise InputError(
+                "This model does not say which captions it was trained on.",
+                mend="Give prompts after the model's folder.",
+            )
+        from sfumato.data.sources import load_records
+
+        return load_records(self.data, "test").examples()
 
     def use(
         self,
