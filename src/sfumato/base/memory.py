@@ -34,16 +34,20 @@ def keep_freed_memory() -> bool:
 
 
 @contextmanager
-def collection_paused() -> Iterator[None]:
+def collection_paused(*, freeze: bool = False) -> Iterator[None]:
     """Leave cyclic garbage where it is while the block runs, as fits an import.
 
-    torch, transformers and diffusers make some million objects that stay; looking through them for
-    garbage again and again is a seventh of the time of importing them.
+    torch, transformers and diffusers make some million objects that stay. Looking through them for
+    garbage again and again is a seventh of the time of importing them, and looking once more when
+    the process ends costs as much as a picture: with `freeze` what is there at the end of the block
+    is never looked through again. That is for programs; a library does not know what is there.
     """
     was_on = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
+        if freeze:
+            gc.freeze()
         if was_on:
             gc.enable()

@@ -165,7 +165,7 @@ def sample(
     device: Device = "auto",
 ) -> None:
     """Draw images from prompts. Each PNG carries its settings; see `sfumato inspect`."""
-    with collection_paused():  # most of the time of drawing one picture is that of the imports
+    with collection_paused(freeze=True):  # imports take longer than to draw one picture
         from sfumato.cli.show import draw_to_files, open_generator
 
     generator = open_generator(
@@ -191,7 +191,7 @@ def grid(
     device: Device = "auto",
 ) -> None:
     """Draw one picture: guidance as rows, prompts as columns, the same seed in a column."""
-    with collection_paused():
+    with collection_paused(freeze=True):
         from sfumato.cli.show import open_generator, parse_forms, parse_scales, write_grid
 
     generator = open_generator(model, device=device, scheduler=sampler, steps=steps)
