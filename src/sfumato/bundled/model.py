@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from sfumato.base.errors import DamagedDataError, SfumatoError
 from sfumato.base.files import read_json, sha256_of_file, write_json
-from sfumato.bundled.names import INDEX
+from sfumato.bundled.names import HASHES, INDEX
 from sfumato.models.schedulers import SAMPLERS, sampler_name
 from sfumato.text.bundled import bundled_clip, bundled_folder
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from sfumato.pipeline import TextToImagePipeline
 
-HASHES = "sha256.json"
 UNET_CONFIG, UNET_WEIGHTS = "unet/config.json", "unet/model.safetensors"
 SCHEDULER = "scheduler/scheduler_config.json"
 FIGURES, CARD = "figures.json", "README.md"

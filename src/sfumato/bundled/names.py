@@ -6,8 +6,8 @@ from pathlib import Path
 from sfumato.base.errors import InputError, nearest
 
 PREFIX = "bundled:"
-INDEX = "bundle.json"
-"""The file by which a folder is known to be a bundle."""
+INDEX, HASHES = "bundle.json", "sha256.json"
+"""The files by which a folder is known to be a bundle: one of them, for the other may be lost."""
 
 
 def is_bundled(model: str | Path) -> bool:
@@ -17,13 +17,13 @@ def is_bundled(model: str | Path) -> bool:
 
 def is_bundle(model: str | Path) -> bool:
     """Whether `model` is such a name, or a folder in the same form (`sfumato bundle`)."""
-    return is_bundled(model) or (Path(model) / INDEX).is_file()
+    return is_bundled(model) or _is_folder_of_one(Path(model))
 
 
 def bundled_names() -> list[str]:
     """The models that come with sfumato, without the prefix."""
     folder = Path(str(files("sfumato.bundled")))
-    return sorted(file.parent.name for file in folder.glob(f"*/{INDEX}"))
+    return sorted(path.name for path in folder.iterdir() if _is_folder_of_one(path))
 
 
 def model_folder(model: str | Path) -> Path:
@@ -54,3 +54,7 @@ def beside(model: str | Path, what: str) -> Path:
     if is_bundle(path):
         return path.resolve().with_name(f"{path.resolve().name}-{what}")
     return path / what
+
+
+def _is_folder_of_one(path: Path) -> bool:
+    return any((path / file).is_file() for file in (INDEX, HASHES))
