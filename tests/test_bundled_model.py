@@ -16,7 +16,7 @@ from sfumato.base.files import read_json, sha256_of_file, write_json
 from sfumato.bundled import model as bundle_format
 from sfumato.bundled import names
 from sfumato.bundled.model import FIGURES, TEXT_FILES, UNET_WEIGHTS, open_bundle
-from sfumato.bundled.names import HASHES, INDEX, bundled_names, model_folder
+from sfumato.bundled.names import HASHES, INDEX, beside, bundled_names, model_folder
 from sfumato.bundling import add_cards, public_source, training_command, write_bundle
 from sfumato.evaluation.card import FeatureFigures, Figure, MetricCard, read_card
 from sfumato.experiment import load_experiment
@@ -347,13 +347,18 @@ def test_on_the_command_line_it_is_one_message(copied: Path, sfumato, tmp_path: 
     assert len(result.err.splitlines()) == 2
 
 
-def test_what_the_package_lacks_is_mended_by_installing_again(
-    copied: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bundle_format, "__file__", str(copied.parent / "model.py"))
-    alter(copied / INDEX, 3)
-    with pytest.raises(DamagedDataError, match="pip install --force-reinstall"):
-        open_bundle(copied)
+def test_what_the_package_lacks_is_mended_by_installing_again(packaged: str) -> None:
+    alter(model_folder(packaged) / INDEX, 3)
+    for model in (packaged, model_folder(packaged)):
+        with pytest.raises(DamagedDataError, match="pip install --force-reinstall"):
+            ImageGenerator.open(model)
+
+
+def test_nothing_is_written_into_the_package(packaged: str, copied: Path, small_run: Path) -> None:
+    for model in (packaged, model_folder(packaged)):
+        assert beside(model, "evaluation") == Path("eights-evaluation")
+    assert beside(copied, "evaluation") == copied.with_name("copied-evaluation")
+    assert beside(small_run, "evaluation") == small_run / "evaluation"
 
 
 # The name, wherever a model is taken --------------------------------------------------------------
@@ -405,7 +410,7 @@ def test_it_is_drawn_with_wherever_a_model_is_taken(
     assert made == {"samples", "grid.png", "again.png", "eights-evaluation", "comparison"} | {
         "exported"
     }
-    assert "from_pretrained" not in (cwd / "exported" / "pipeline.py").read_text("utf-8")
+    assert "def from_pretrained" not in (cwd / "exported" / "pipeline.py").read_text("utf-8")
     package = model_folder(packaged)
     assert {p.name for p in package.iterdir()} == {p.name for p in bundle.iterdir()}
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from sfumato.base.errors import DamagedDataError, SfumatoError
 from sfumato.base.files import read_json, sha256_of_file, write_json
-from sfumato.bundled.names import HASHES, INDEX
+from sfumato.bundled.names import HASHES, INDEX, is_in_package
 from sfumato.models.schedulers import SAMPLERS, sampler_name
 from sfumato.text.bundled import bundled_clip, bundled_folder
 
@@ -103,10 +103,8 @@ def _recorded(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _damaged(what: str, folder: Path) -> DamagedDataError:
-    own = folder.resolve().parent == Path(__file__).resolve().parent
-    return DamagedDataError(
-        what, mend=f"{REINSTALL}." if own else "Write it again with `sfumato bundle`."
-    )
+    mend = f"{REINSTALL}." if is_in_package(folder) else "Write it again with `sfumato bundle`."
+    return DamagedDataError(what, mend=mend)
 
 
 def _unet(config: dict[str, Any], weights: bytes) -> "UNet2DConditionModel":

@@ -22,8 +22,12 @@ def is_bundle(model: str | Path) -> bool:
 
 def bundled_names() -> list[str]:
     """The models that come with sfumato, without the prefix."""
-    folder = Path(str(files("sfumato.bundled")))
-    return sorted(path.name for path in folder.iterdir() if _is_folder_of_one(path))
+    return sorted(path.name for path in _package().iterdir() if _is_folder_of_one(path))
+
+
+def is_in_package(folder: Path) -> bool:
+    """Whether a folder is that of a model which comes with sfumato, by whatever path."""
+    return folder.resolve().parent == _package().resolve()
 
 
 def model_folder(model: str | Path) -> Path:
@@ -39,21 +43,27 @@ def model_folder(model: str | Path) -> Path:
             f"No model named '{name}' comes with sfumato.",
             mend=nearest(str(model), [PREFIX + one for one in known]),
         )
-    return Path(str(files("sfumato.bundled"))) / name
+    return _package() / name
 
 
 def beside(model: str | Path, what: str) -> Path:
     """Where `what` is made of a model lies by default: in a run or a pipeline folder.
 
     A bundle holds what its hashes list and nothing else, and the package is not ours to write
-    into: of `bundled:NAME` it lies in the working directory, of another bundle next to it.
+    into: of one that comes with sfumato it lies in the working directory, of another next to it.
     """
     if is_bundled(model):
         return Path(f"{str(model).removeprefix(PREFIX)}-{what}")
     path = Path(model)
+    if is_in_package(path):
+        return Path(f"{path.resolve().name}-{what}")
     if is_bundle(path):
         return path.resolve().with_name(f"{path.resolve().name}-{what}")
     return path / what
+
+
+def _package() -> Path:
+    return Path(str(files("sfumato.bundled")))
 
 
 def _is_folder_of_one(path: Path) -> bool:
