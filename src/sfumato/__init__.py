@@ -28,5 +28,9 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     if name in _EXPORTS:
-        return getattr(import_module(_EXPORTS[name]), name)
+        from sfumato.base.memory import collection_paused
+
+        with collection_paused():
+            module = import_module(_EXPORTS[name])
+        return getattr(module, name)
     raise AttributeError(f"module 'sfumato' has no attribute {name!r}")

@@ -14,6 +14,7 @@ from sfumato.base.errors import ConfigError, InputError
 from sfumato.base.files import read_json, whole_folder, write_text
 from sfumato.base.images import png_bytes, to_pil, to_uint8
 from sfumato.base.section import Section, validate
+from sfumato.bundled.names import is_bundle, model_folder
 from sfumato.data.config import DataConfig
 from sfumato.diffusion.guidance import CONVENTION, GuidanceConfig
 from sfumato.diffusion.schedule import DiffusionConfig
@@ -131,13 +132,14 @@ class ImageGenerator:
     def open(
         cls, path: str | Path, *, device: str = "auto", checkpoint: int | None = None
     ) -> "ImageGenerator":
-        """Open a run folder (averaged weights) or a pipeline folder.
+        """Open a run folder (averaged weights), a pipeline folder, a bundle, or a model that comes
+        with sfumato (`bundled:NAME`).
 
         `checkpoint`: that of a run after so many images, instead of its newest one. `InputError`
-        where the run has none there, or `path` is a pipeline.
+        where the run has none there, or `path` is no run.
         """
-        path = Path(path)
         where = resolve_device(device)
+        path = model_folder(path)
         if (path / "experiment.yaml").is_file():
             return cls._from_run(path, where, checkpoint)
         if checkpoint is not None and path.exists():
@@ -145,7 +147,7 @@ class ImageGenerator:
                 f"{path} is no run, so that it has no checkpoint at {checkpoint:,} images.",
                 mend="Give the folder of the run that it came from.",
             )
-        if (path / "model_index.json").is_file():
+        if (path / "model_index.json").is_file() or is_bundle(path):
             try:
                 pipeline = TextToImagePipeline.from_pretrained(path, low_cpu_mem_usage=False)
             except (OSError, ValueError) as error:
@@ -157,7 +159,7 @@ class ImageGenerator:
             f"{path} is neither a run nor a pipeline."
             if path.exists()
             else (f"{path} does not exist."),
-            mend="Give a folder made by `sfumato train` or `sfumato demo`.",
+            mend="Give a folder made by `sfumato train` or `sfumato demo`, or bundled:mnist.",
         )
 
     @classmethod
@@ -198,6 +200,23 @@ class ImageGenerator:
     @property
     def provenance(self) -> dict[str, Any]:
         return self.pipeline.config["provenance"]
+
+    def examples(self) -> tuple[list[str], list[str]]:
+        """Captions to draw for a look at the model, and a short label of each.
+
+        From the provenance where it names them, so that no data set is needed; else from the data
+        set. `InputError` for a model that says neither.
+        """
+        if (known := self.provenance.get("examples")) is not None:
+            return list(known), list(known.values())
+        if self.data is None:
+            raise InputError(
+                "This model does not say which captions it was trained on.",
+                mend="Give prompts after the model's folder.",
+            )
+        from sfumato.data.sources import load_records
+
+        return load_records(self.data, "test").examples()
 
     def use(
         self,

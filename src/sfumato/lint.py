@@ -7,17 +7,18 @@ and a line in `TRAINING_RULES` or `SAMPLING_RULES`.
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sfumato.base.errors import ConfigError, InputError
-from sfumato.data.loaders import open_training
 from sfumato.diffusion.guidance import GuidanceConfig
 from sfumato.diffusion.schedule import DiffusionConfig, NoiseSchedule
-from sfumato.experiment import Experiment
 from sfumato.generation import ImageGenerator
 from sfumato.models.schedulers import build_scheduler, build_solver, diffusion_of
+
+if TYPE_CHECKING:
+    from sfumato.experiment import Experiment  # drawing is linted too, and needs no experiment
 
 NEAR_ZERO_SNR = 1e-6
 """Below it x0 from eps multiplies the network's error by more than 1,000."""
@@ -41,7 +42,7 @@ class Drawing:
     caption_dropout: float | None
 
     @classmethod
-    def of_experiment(cls, experiment: Experiment) -> "Drawing":
+    def of_experiment(cls, experiment: "Experiment") -> "Drawing":
         sampling = experiment.sampling
         return cls(
             diffusion=experiment.diffusion,
@@ -132,7 +133,9 @@ def spacing_off_the_trained_range(drawing: Drawing) -> str | None:
 # Rules on training --------------------------------------------------------------------------------
 
 
-def averaging_longer_than_the_run(experiment: Experiment) -> str | None:
+def averaging_longer_than_the_run(experiment: "Experiment") -> str | None:
+    from sfumato.data.loaders import open_training
+
     training = experiment.training
     averaging = training.averaging
     total = training.images or training.total_images(len(open_training(experiment.data)))
@@ -150,7 +153,7 @@ def averaging_longer_than_the_run(experiment: Experiment) -> str | None:
     )
 
 
-def rescaling_that_does_nothing(experiment: Experiment) -> str | None:
+def rescaling_that_does_nothing(experiment: "Experiment") -> str | None:
     diffusion = experiment.diffusion
     before = _terminal_snr(diffusion.model_copy(update={"rescale_zero_terminal_snr": False}))
     if not diffusion.rescale_zero_terminal_snr or before >= NEAR_ZERO_SNR:
@@ -161,7 +164,7 @@ def rescaling_that_does_nothing(experiment: Experiment) -> str | None:
     )
 
 
-def norms_that_hide_the_time(experiment: Experiment) -> str | None:
+def norms_that_hide_the_time(experiment: "Experiment") -> str | None:
     model = experiment.model
     blind = [width for width in model.block_out_channels if width == model.norm_num_groups]
     if not blind:
@@ -173,7 +176,7 @@ def norms_that_hide_the_time(experiment: Experiment) -> str | None:
     )
 
 
-def weak_checkpoint_not_kept(experiment: Experiment) -> str | None:
+def weak_checkpoint_not_kept(experiment: "Experiment") -> str | None:
     training, guidance = experiment.training, experiment.sampling.guidance
     if not guidance.needs_weak_network or training.keep_checkpoints > 1:
         return None
@@ -189,7 +192,7 @@ SAMPLING_RULES: list[Callable[[Drawing], str | None]] = [
     scheduler_that_clips,
     spacing_off_the_trained_range,
 ]
-TRAINING_RULES: list[Callable[[Experiment], str | None]] = [
+TRAINING_RULES: list[Callable[["Experiment"], str | None]] = [
     averaging_longer_than_the_run,
     rescaling_that_does_nothing,
     norms_that_hide_the_time,
@@ -202,7 +205,7 @@ def lint_drawing(drawing: Drawing) -> list[str]:
     return [found for rule in SAMPLING_RULES if (found := rule(drawing)) is not None]
 
 
-def lint_experiment(experiment: Experiment) -> list[str]:
+def lint_experiment(experiment: "Experiment") -> list[str]:
     """What all rules find in an experiment: a sentence each."""
     found = [sentence for rule in TRAINING_RULES if (sentence := rule(experiment)) is not None]
     return found + lint_drawing(Drawing.of_experiment(experiment))

@@ -4,6 +4,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,6 +16,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from sfumato.base.errors import InputError
 from sfumato.base.images import to_pil, to_uint8
+from sfumato.base.marks import not_exported
 from sfumato.base.section import ValueRange
 from sfumato.diffusion.guidance import Branch, build_guidance, guidance_text, parse_guidance
 from sfumato.diffusion.sampling import Network, Sampled, Step, in_equal_rows, initial_noise, sample
@@ -95,6 +97,31 @@ class TextToImagePipeline(DiffusionPipeline):
         self._encoded: dict[str, Tensor] = {}
         self._encoded_by: tuple[CLIPTextModel, torch.dtype, torch.device] | None = None
         self._checked_rows: WeakKeyDictionary[torch.nn.Module, dict] = WeakKeyDictionary()
+
+    @classmethod
+    @not_exported
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, **kwargs: Any
+    ) -> "TextToImagePipeline":
+        """As in diffusers; `bundled:NAME` is a model that comes with sfumato.
+
+        Of a bundle only `torch_dtype` is taken from `kwargs`, and what says how files are read is
+        passed over. Raises `InputError` for an unknown NAME or other arguments,
+        `DamagedDataError` for a bundle of which a file was altered.
+        """
+        from sfumato.bundled.model import open_bundle
+        from sfumato.bundled.names import is_bundle, model_folder
+
+        if not is_bundle(pretrained_model_name_or_path):
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        dtype = kwargs.pop("torch_dtype", None)
+        if unknown := kwargs.keys() - {"low_cpu_mem_usage", "use_safetensors", "local_files_only"}:
+            raise InputError(
+                f"{pretrained_model_name_or_path} is not opened with {min(unknown)}.",
+                mend="Change the pipeline once it is open, or `sfumato export` it first.",
+            )
+        pipeline = open_bundle(model_folder(pretrained_model_name_or_path))
+        return pipeline if dtype is None else pipeline.to(dtype)
 
     @torch.no_grad()
     def __call__(

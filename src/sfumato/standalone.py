@@ -3,6 +3,7 @@
 There is no second implementation. From the definition of `TextToImagePipeline` on, every top-level
 definition that another one names is copied, module by module, and the imports between our modules
 fall away. A plain configuration section becomes a frozen dataclass, so pydantic is not needed.
+Methods marked `not_exported` need sfumato, and stay behind.
 """
 
 import ast
@@ -16,6 +17,8 @@ from sfumato import __version__
 
 PACKAGE = "sfumato"
 ROOT = ("sfumato.pipeline", "TextToImagePipeline")
+NOT_EXPORTED = "not_exported"
+"""The mark of methods that are left out (`sfumato.base.marks`)."""
 FILE_NAME = "pipeline.py"
 """Where diffusers looks for the code of a pipeline folder."""
 
@@ -114,6 +117,7 @@ def _read(name: str) -> Module:
     assert spec.origin, f"{name} has no source"
     source = Path(spec.origin).read_text("utf-8")
     tree = ast.parse(source)
+    lines = _without_marked(tree, source.splitlines())
     definitions: dict[str, Definition] = {}
     imports: dict[str, Import] = {}
     for index, statement in enumerate(tree.body):
@@ -127,10 +131,29 @@ def _read(name: str) -> Module:
             definition = Definition(
                 statement=statement,
                 uses=_uses(statement),
-                text=_text(source.splitlines(), tree.body, index),
+                text=_text(lines, tree.body, index),
             )
             definitions.update(dict.fromkeys(_bound(statement), definition))
     return Module(definitions=definitions, imports=imports)
+
+
+def _without_marked(tree: ast.Module, lines: list[str]) -> list[str | None]:
+    """Take the marked methods out of the classes of `tree`, and their lines out of `lines`.
+
+    What is taken out is None, with the empty line after it, so that the others keep their numbers.
+    """
+    kept: list[str | None] = list(lines)
+    for statement in tree.body:
+        if not isinstance(statement, ast.ClassDef):
+            continue
+        for method in list(statement.body):
+            decorators = getattr(method, "decorator_list", [])
+            if any(isinstance(d, ast.Name) and d.id == NOT_EXPORTED for d in decorators):
+                statement.body.remove(method)
+                first, last = decorators[0].lineno, method.end_lineno
+                assert last is not None
+                kept[first - 1 : last + 1] = [None] * (last + 2 - first)
+    return kept[: len(lines)]
 
 
 def _imports(statement: ast.stmt) -> dict[str, Import]:
@@ -166,15 +189,15 @@ def _uses(statement: ast.stmt) -> frozenset[str]:
     return frozenset(node.id for node in nodes if isinstance(node, ast.Name)) - {"Section"}
 
 
-def _text(lines: list[str], body: list[ast.stmt], index: int) -> str:
+def _text(lines: list[str | None], body: list[ast.stmt], index: int) -> str:
     """A statement's lines, with decorators, the comment above it and the docstring below it."""
     statement = body[index]
     start = min([statement.lineno, *(d.lineno for d in getattr(statement, "decorator_list", []))])
-    while start > 1 and lines[start - 2].startswith("#"):
+    while start > 1 and (lines[start - 2] or "").startswith("#"):
         start -= 1
     after = body[index + 1] if index + 1 < len(body) else None
     last = after if isinstance(after, ast.Expr) else statement
-    return "\n".join(lines[start - 1 : last.end_lineno])
+    return "\n".join(line for line in lines[start - 1 : last.end_lineno] if line is not None)
 
 
 def _plain(definition: Definition) -> str:

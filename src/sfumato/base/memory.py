@@ -1,7 +1,10 @@
-"""Settings of the C allocator that suit training on a CPU."""
+"""Memory: the C allocator's settings for training on a CPU; imports without garbage collection."""
 
 import ctypes
+import gc
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # The parameter numbers of glibc's <malloc.h>.
 _M_TRIM_THRESHOLD = -1
@@ -28,3 +31,23 @@ def keep_freed_memory() -> bool:
     kept = mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD_BYTES)
     mapped = mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD_BYTES)
     return bool(kept and mapped)
+
+
+@contextmanager
+def collection_paused(*, freeze: bool = False) -> Iterator[None]:
+    """Leave cyclic garbage where it is while the block runs, as fits an import.
+
+    torch, transformers and diffusers make some million objects that stay. Looking through them for
+    garbage again and again is a seventh of the time of importing them, and looking once more when
+    the process ends costs as much as a picture: with `freeze` what is there at the end of the block
+    is never looked through again. That is for programs; a library does not know what is there.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if freeze:
+            gc.freeze()
+        if was_on:
+            gc.enable()

@@ -10,7 +10,7 @@ import typer
 
 from sfumato import __version__
 from sfumato.base.errors import InputError, SfumatoError
-from sfumato.base.memory import keep_freed_memory
+from sfumato.base.memory import collection_paused, keep_freed_memory
 
 INTERRUPTED = 130
 """Exit code of a run that was asked to stop: the shell's for Ctrl-C."""
@@ -34,7 +34,9 @@ app.add_typer(bench_app, name="bench")
 data_app = typer.Typer(help="Look at a data set, or make a synthetic one.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
-Model = Annotated[str, typer.Argument(help="A run folder, or an exported pipeline folder.")]
+Model = Annotated[
+    str, typer.Argument(help="A run folder, an exported pipeline folder, or bundled:mnist.")
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change any setting; may be repeated."),
@@ -166,7 +168,8 @@ def sample(
     device: Device = "auto",
 ) -> None:
     """Draw images from prompts. Each PNG carries its settings; see `sfumato inspect`."""
-    from sfumato.cli.show import draw_to_files, open_generator
+    with collection_paused(freeze=True):  # imports take longer than to draw one picture
+        from sfumato.cli.show import draw_to_files, open_generator
 
     generator = open_generator(
         model, device=device, scheduler=sampler, guidance=guidance, form=form, steps=steps
@@ -191,7 +194,8 @@ def grid(
     device: Device = "auto",
 ) -> None:
     """Draw one picture: guidance as rows, prompts as columns, the same seed in a column."""
-    from sfumato.cli.show import open_generator, parse_forms, parse_scales, write_grid
+    with collection_paused(freeze=True):
+        from sfumato.cli.show import open_generator, parse_forms, parse_scales, write_grid
 
     generator = open_generator(model, device=device, scheduler=sampler, steps=steps)
     write_grid(
@@ -208,7 +212,7 @@ def grid(
 def evaluate(
     what: Annotated[
         Path,
-        typer.Argument(help="A run, an exported pipeline, a folder of images or an .npz file."),
+        typer.Argument(help="A run, a pipeline, bundled:mnist, a folder of images or an .npz."),
     ],
     count: Annotated[int | None, typer.Option(help="Images for each guidance scale.")] = None,
     scales: Scales = None,
@@ -226,7 +230,7 @@ def evaluate(
     ] = False,
     settings: Settings = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for card.json and pictures; else beside the model.")
+        Path | None, typer.Option(help="Folder for card.json and pictures; else with the model.")
     ] = None,
     device: Device = "auto",
 ) -> None:
@@ -262,7 +266,8 @@ def evaluate(
 @app.command(epilog="Example: `sfumato compare runs/demo@1 runs/demo@3 --count 500`")
 def compare(
     first: Annotated[
-        str, typer.Argument(help="A run, a pipeline or an evaluation; PATH@3 for w = 3.")
+        str,
+        typer.Argument(help="A run, a pipeline, bundled:mnist, an evaluation; PATH@3: w = 3."),
     ],
     second: Annotated[str, typer.Argument(help="What it is compared with.")],
     count: Annotated[int | None, typer.Option(help="Images of each model.")] = None,
@@ -452,6 +457,31 @@ def ablate(
         raise typer.Exit(INTERRUPTED)
 
 
+@app.command(epilog="Example: `sfumato bundle runs/mnist --out mnist --source ylecun/mnist`")
+def bundle(
+    model: Annotated[str, typer.Argument(help="A run folder; a bundle, to renew its figures.")],
+    out: Annotated[Path | None, typer.Option(help="Of a run: a new or empty folder.")] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Where others find the data: a Hub name OWNER/NAME.")
+    ] = None,
+    note: Annotated[str, typer.Option(help="A sentence on the data, for the model card.")] = "",
+    cards: Annotated[
+        list[Path] | None,
+        typer.Option("--card", metavar="FOLDER", help="An evaluation of it; may be repeated."),
+    ] = None,
+) -> None:
+    """Write a run as a model that sfumato can carry: rounded to float16, hashed, with its card.
+
+    Then `sfumato evaluate OUT`, and `sfumato bundle OUT --card OUT-evaluation` shows the figures.
+    """
+    from sfumato.cli.bundle import bundle_run, renew_figures
+
+    if out is None:
+        renew_figures(model, cards or [], of_the_run={"--source": source, "--note": note})
+    else:
+        bundle_run(model, out, cards or [], source=source, note=note)
+
+
 @app.command(epilog="Example: `sfumato inspect samples/a-handwritten-digit-7-w3-seed0.png`")
 def inspect(
     file: Annotated[Path, typer.Argument(help="A PNG that sfumato drew.")],
@@ -549,7 +579,7 @@ def bench_train(
 @bench_app.command("sample", epilog="Example: `sfumato bench sample runs/demo --scales 0,1,5`")
 def bench_sample(
     model: Annotated[
-        str, typer.Argument(help="A run, an exported pipeline, or a preset (untrained).")
+        str, typer.Argument(help="A run, a pipeline, bundled:mnist, or a preset (untrained).")
     ] = "digits",
     scales: Scales = "0,1,5",
     batch: Annotated[int, typer.Option(help="Images drawn at once.")] = 32,

@@ -18,6 +18,7 @@ from sfumato.bench import (
     untrained_generator,
 )
 from sfumato.bench_data import WAYS, Loading, chart, compare_loading, in_figures, save_loading
+from sfumato.bundled.names import is_bundled
 from sfumato.cli.show import say, unused
 from sfumato.data.sources import open_images, source_name
 from sfumato.data.speed import decoding_speed, gathering_speed
@@ -59,7 +60,7 @@ def bench_sampling(
     device: str,
     out: Path | None,
 ) -> None:
-    if Path(model).is_dir():
+    if Path(model).is_dir() or is_bundled(model):
         generator = ImageGenerator.open(model, device=device)
     else:
         generator = untrained_generator(load_experiment(model), device=device)

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from sfumato.base.errors import InputError
 from sfumato.base.section import Section
+from sfumato.bundled.names import beside, model_folder
 from sfumato.cli.show import (
     Line,
     clock,
@@ -122,7 +123,7 @@ def evaluate_model(
     evaluated = evaluate(
         model_target(generator, model, config, first_seed=seed, held_out=held_out),
         config,
-        base=out or model / ("evaluation-held-out" if held_out else "evaluation"),
+        base=out or beside(model, "evaluation-held-out" if held_out else "evaluation"),
         device=generator.pipeline.device,
         say=say,
         on_images=ImagesLine(),
@@ -222,6 +223,7 @@ def compare_and_print(
     """Evaluate both where they are models, test what differs, write one page."""
     given = [_path_and_scale(name) for name in names]
     for path, _ in given:
+        model_folder(path)  # a name that is not known is said before the other one is drawn
         if not (path / FILE_NAME).is_file() and not is_model(path):
             raise InputError(
                 f"{path} is neither a model nor an evaluation"

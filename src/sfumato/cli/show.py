@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -12,16 +13,16 @@ from torch import Tensor
 
 from sfumato.base.errors import InputError
 from sfumato.base.files import write_bytes
-from sfumato.configuration import Recipe, preset_names
-from sfumato.data.sources import load_records
 from sfumato.diffusion.guidance import GuidanceConfig
 from sfumato.generation import ImageGenerator, settings_in_png
 from sfumato.lint import Drawing, lint_drawing, tell
-from sfumato.methods import load_recipe, method_of
 from sfumato.report.pictures import scale_grid
 from sfumato.training.hooks import BaseHook
 from sfumato.training.loop import Run
 from sfumato.training.tracking import append_record
+
+if TYPE_CHECKING:
+    from sfumato.configuration import Recipe
 
 DEFAULT_SCALES = (0.0, 1.0, 2.0, 3.0, 5.0)
 
@@ -93,8 +94,10 @@ class Progress(BaseHook):
             )
 
 
-def train_and_report(recipe: Recipe, folder: Path, *, device: str, progress: Progress) -> Run:
+def train_and_report(recipe: "Recipe", folder: Path, *, device: str, progress: Progress) -> Run:
     """Train (or go on), and say how it ended."""
+    from sfumato.methods import method_of
+
     method = method_of(recipe)
     run = method.run(recipe, folder, device=device, hooks=[progress], on_start=say_start)
     if run.finished:
@@ -204,12 +207,7 @@ def write_grid(
         tell_of_drawing(generator, scales=scales, form=form)
     labels: Sequence[str] = list(prompts)
     if not prompts:
-        if generator.data is None:
-            raise InputError(
-                "This model does not say which captions it was trained on.",
-                mend="Give prompts after the model's folder.",
-            )
-        prompts, labels = load_records(generator.data, "test").examples()
+        prompts, labels = generator.examples()
     if out.suffix.lower() != ".png":
         raise InputError(f"--out {out}: a grid is a PNG.", mend="End the name with .png.")
     path = unused(out)
@@ -260,6 +258,9 @@ def print_settings(file: Path) -> None:
 
 
 def print_presets() -> None:
+    from sfumato.configuration import preset_names
+    from sfumato.methods import load_recipe, method_of
+
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("preset")
     table.add_column("parameters", justify="right")

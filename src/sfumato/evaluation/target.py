@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from sfumato.base.errors import InputError
+from sfumato.bundled.names import is_bundle
 from sfumato.data.config import DataConfig
 from sfumato.data.sources import Records, load_records
 from sfumato.evaluation.config import EvaluationConfig
@@ -35,8 +36,9 @@ class Target:
 
 
 def is_model(path: Path) -> bool:
-    """Whether `path` is a run or a pipeline folder."""
-    return (path / "experiment.yaml").is_file() or (path / "model_index.json").is_file()
+    """Whether `path` is a run, a pipeline folder or a bundle, or names one (`bundled:NAME`)."""
+    files = (path / "experiment.yaml", path / "model_index.json")
+    return any(file.is_file() for file in files) or is_bundle(path)
 
 
 def model_target(
@@ -105,7 +107,7 @@ def files_target(path: Path, data: DataConfig) -> Target:
         wrong = "is neither a folder nor an .npz file" if path.exists() else "does not exist"
         raise InputError(
             f"{path} {wrong}.",
-            mend="Give a run, an exported pipeline, a folder of images or an .npz file.",
+            mend="Give a run, an exported pipeline, bundled:mnist, a folder of images or an .npz.",
         )
     return Target(
         kind=kind,

@@ -196,8 +196,9 @@ def write_figures(
     """
     if generator.run_folder is None or generator.data is None:
         raise InputError(
-            "Figures are drawn from a run: a pipeline has no record of its training.",
-            mend="Give the folder of the run that it came from.",
+            "Figures are drawn from a run: a pipeline or a bundled model has no record of its "
+            "training.",
+            mend="Give the folder of the run that it came from, or draw with `sfumato grid`.",
         )
     sources = Sources(
         generator=generator,
