@@ -62,7 +62,7 @@ def write_bundle(
     if generator.run_folder is None:
         raise InputError(f"{run} is not a run.", mend="Give the folder of the run it came from.")
     experiment = load_experiment(str(run / "experiment.yaml"))
-    _check(experiment, run)
+    _check(experiment, generator, run)
     data = experiment.data
     public = data.model_copy(update={"source": public_source(data.source, source)})
     captions, labels = generator.examples()
@@ -149,14 +149,14 @@ def training_command(experiment: Experiment) -> str:
     return shlex.join(words)
 
 
-def _check(experiment: Experiment, run: Path) -> None:
+def _check(experiment: Experiment, generator: ImageGenerator, run: Path) -> None:
     if experiment.text.encoder != "bundled":
         raise InputError(
             f"{run} was trained with the text encoder '{experiment.text.encoder}'; a bundle holds "
             "none, and is drawn with the one that comes with sfumato.",
             mend="`sfumato export` writes a folder with its own.",
         )
-    if experiment.sampling.guidance.needs_weak_network:
+    if generator.guidance.needs_weak_network:
         raise InputError(
             f"{run} draws with autoguidance, which needs a second network; a bundle holds one.",
             mend="Set another sampling.guidance, or use `sfumato export`.",
@@ -217,6 +217,7 @@ def _evaluation(card: MetricCard) -> dict[str, Any]:
         "judge": None if card.judge is None else card.judge.model_dump(mode="json"),
         "real_agreement": _plain(card.real.agreement),
         "floor": None if floor is None else _plain(floor.frechet),
+        "yardsticks": [_plain(one) for one in card.yardsticks.get(JUDGED_BY, [])],
         "rows": [_row(row) for row in card.rows],
         "environment": card.hardware,
         "sfumato": card.sfumato,
@@ -347,6 +348,9 @@ def _quality_lines(evaluations: Sequence[dict[str, Any]]) -> list[str]:
     for one in evaluations:
         judge, real = one["judge"], one["real_agreement"]
         described[f"- Real images: {one['reference']}."] = None
+        if one["yardsticks"]:
+            told = "; ".join(f"{y['title']} {y['frechet']:.3g}" for y in one["yardsticks"])
+            described[f"- Yardsticks, the Frechet distance of altered real images: {told}."] = None
         if judge is not None and real is not None:
             described[
                 f"- Judge: {judge['description']}; right on {100 * real['value']:.1f} % of these "
