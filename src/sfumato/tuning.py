@@ -464,7 +464,12 @@ def front_chart(tuning: Tuning) -> bytes:
     shown = [score for score in tuning.scores if score in front or score.survived == last]
     for score in shown:
         axes.annotate(
-            f"w = {score.candidate.guidance_scale:g}",
+            f"w = {score.candidate.guidance_scale:g}"
+            + (
+                ""
+                if score.candidate.guidance.form == "cfg"
+                else f" {score.candidate.guidance.form}"
+            ),
             (100 * score.agreement.value, score.frechet.value),
             xytext=(6, 5),
             textcoords="offset points",
