@@ -16,7 +16,7 @@ from sfumato.base.files import read_json, sha256_of_file, write_json
 from sfumato.bundled import model as bundle_format
 from sfumato.bundled import names
 from sfumato.bundled.model import FIGURES, TEXT_FILES, UNET_WEIGHTS, open_bundle
-from sfumato.bundled.names import HASHES, INDEX, beside, bundled_names, model_folder
+from sfumato.bundled.names import HASHES, INDEX, beside, model_folder
 from sfumato.bundling import add_cards, public_source, training_command, write_bundle
 from sfumato.evaluation.card import FeatureFigures, Figure, MetricCard, read_card
 from sfumato.experiment import load_experiment
@@ -452,8 +452,6 @@ def test_names_are_found_without_torch() -> None:
 
 @pytest.fixture(scope="module")
 def mnist() -> Path:
-    if "mnist" not in bundled_names():
-        pytest.skip("needs the trained model: no folder src/sfumato/bundled/mnist")
     return model_folder("bundled:mnist")
 
 
@@ -472,8 +470,6 @@ def test_mnist_is_small_and_says_where_it_comes_from(mnist: Path) -> None:
 
 def test_mnist_was_measured(mnist: Path) -> None:
     evaluations = read_json(mnist / FIGURES)["evaluations"]
-    if not evaluations:
-        pytest.skip("the model in src/sfumato/bundled/mnist has no figures yet")
     assert {one["held_out"] for one in evaluations} == {False, True}
     assert "Not measured" not in (mnist / "README.md").read_text("utf-8")
 
