@@ -22,6 +22,8 @@ TRAIN = [
     "--set",
     "model.levels=[plain,attention]",
     "--set",
+    "model.norm_num_groups=4",
+    "--set",
     "training.checkpoint_every_images=32",
     "--set",
     "training.averaging.halflife_images=32",

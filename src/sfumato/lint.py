@@ -172,7 +172,8 @@ def norms_that_hide_the_time(experiment: "Experiment") -> str | None:
     return (
         f"model.norm_num_groups={model.norm_num_groups} on {blind[0]} channels is an instance "
         "norm: it subtracts the shift by which a ResNet block is told the time, and such blocks "
-        "learn nothing of the noise level; model.norm_num_groups=8 has as many parameters."
+        f"learn nothing of the noise level; model.norm_num_groups={max(1, blind[0] // 4)} has as "
+        "many parameters."
     )
 
 
