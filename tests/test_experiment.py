@@ -75,6 +75,38 @@ def test_mnist_table5_differs_in_what_table_5_states() -> None:
     }
 
 
+def test_cifar10_is_the_listing_of_section_3_3() -> None:
+    experiment = load_experiment("cifar10")
+    data, model, training = experiment.data, experiment.model, experiment.training
+    assert (data.resolution, data.channels, data.value_range) == (32, 3, (-1, 1))
+    assert data.caption == ("A photo of a {class_name}",)
+    assert experiment.text.encoder == "openai/clip-vit-base-patch32"
+    assert experiment.text.max_tokens == 77
+    assert model.block_out_channels == (128, 256, 256, 512)
+    assert model.levels == ("plain", "attention", "attention", "plain")
+    assert (model.layers_per_block, model.cross_attention_dim) == (2, 512)
+    assert (model.attention_head_dim, model.head_channels) == (32, None)
+    assert (training.batch_size, training.epochs, training.caption_dropout) == (128, 50, 0.1)
+    assert (training.optimizer.lr, training.optimizer.weight_decay) == (1e-4, 0.01)
+    assert (training.optimizer.warmup_images, training.optimizer.decay) == (0, "constant")
+    assert training.optimizer.max_grad_norm is None
+    assert (training.averaging.halflife_images, training.loss_weight) == (0, "uniform")
+    assert not training.mirrored
+    diffusion = experiment.diffusion
+    assert (diffusion.beta_schedule, diffusion.num_train_timesteps) == ("linear", 1000)
+    assert (diffusion.beta_start, diffusion.beta_end) == (1e-4, 0.02)
+    assert diffusion.prediction_type == "epsilon"
+    assert (experiment.sampling.scheduler, experiment.sampling.steps) == ("DDPM", 50)
+    assert experiment.evaluation.guidance_scales == (0, 2, 5, 10)
+    assert experiment.evaluation.count == 1000
+
+
+def test_cifar10_45m_differs_in_the_channels_alone() -> None:
+    found = differences(load_experiment("cifar10"), load_experiment("cifar10-45m"))
+    del found["name"], found["about"]
+    assert list(found) == ["model.block_out_channels"]
+
+
 def test_every_setting_is_documented() -> None:
     def undocumented(section, prefix=""):
         for name, field in section.model_fields.items():

@@ -6,12 +6,56 @@ from sfumato.models.ema import AveragedModel, AveragingConfig, averaging_decay
 from sfumato.models.unet import UNetConfig, build_unet, parameter_count
 
 
-@pytest.mark.parametrize(("preset", "count"), [("mnist", 3_140_385), ("mnist-table5", 23_988_577)])
-def test_the_papers_mnist_networks_have_their_parameter_counts(preset: str, count: int) -> None:
+@pytest.mark.parametrize(
+    ("preset", "count"),
+    [
+        ("mnist", 3_140_385),
+        ("mnist-table5", 23_988_577),
+        ("cifar10", 87_983_363),
+        ("cifar10-45m", 44_273_667),
+        ("cifar10-small", 36_862_531),
+        ("cifar10-tiny", 2_499_939),
+    ],
+)
+def test_networks_have_their_parameter_counts(preset: str, count: int) -> None:
     from sfumato.experiment import load_experiment
 
-    model = load_experiment(preset).model
-    assert parameter_count(model, resolution=28, channels=1) == count
+    experiment = load_experiment(preset)
+    assert (
+        parameter_count(
+            experiment.model,
+            resolution=experiment.data.resolution,
+            channels=experiment.data.channels,
+        )
+        == count
+    )
+
+
+def test_heads_are_counted_by_diffusers_keyword_or_by_their_channels() -> None:
+    """`attention_head_dim` is a number of heads in this network; `head_channels` a head's width."""
+    settings = {
+        "block_out_channels": (32, 64),
+        "levels": ("attention", "attention"),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "cross_attention_dim": 16,
+    }
+    shapes = {}
+    for name in ("attention_head_dim", "head_channels"):
+        config = UNetConfig(**settings, **{name: 16})
+        unet = build_unet(config, resolution=8, channels=1, seed=0)
+        shapes[name] = {
+            (module.heads, module.to_q.out_features // module.heads)
+            for module in unet.modules()
+            if hasattr(module, "heads")
+        }
+        told = {
+            tuple(int(word) for word in part.split() if word.isdecimal())[:2]
+            for part in config.heads_text.split("), ")
+        }
+        assert told == shapes[name]
+    assert shapes["attention_head_dim"] == {(16, 2), (16, 4)}
+    assert shapes["head_channels"] == {(2, 16), (4, 16)}
 
 
 def test_weights_are_a_function_of_the_seed_and_nothing_global() -> None:
@@ -74,6 +118,7 @@ def test_text_is_projected_once_with_the_same_bits() -> None:
         ({"levels": ("plain",)}, "same length"),
         ({"norm_num_groups": 32}, "does not divide 8"),
         ({"attention_head_dim": 3}, "number of heads"),
+        ({"head_channels": 5}, "head_channels=5 does not divide"),
     ],
 )
 def test_networks_that_cannot_be_built_are_refused(changes, message) -> None:

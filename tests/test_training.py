@@ -13,7 +13,7 @@ from sfumato.experiment import load_experiment, prepare_run, run_experiment
 from sfumato.training.checkpoint import Checkpoints, ResumeWarning
 from sfumato.training.hooks import BaseHook
 from sfumato.training.loop import train
-from sfumato.training.objectives import dropped_captions
+from sfumato.training.objectives import dropped_captions, random_flips
 from sfumato.training.optimizer import OptimizerConfig, learning_rate
 from sfumato.training.state import load_state, save_state
 from sfumato.training.tracking import read_records
@@ -180,6 +180,25 @@ def test_dropped_captions_see_the_null_prompt(tmp_path) -> None:
     run.objective.bank.tokens = lambda rows: seen.append(rows) or tokens(rows)
     run.objective.step(run.batches.at(0), run.context())
     assert int((torch.cat(seen) == 0).sum()) >= 14
+
+
+def test_mirrored_flips_half_of_the_images_as_the_position_says(tmp_path) -> None:
+    run = prepare_run(tiny("training.mirrored=true"), tmp_path)
+    seen = []
+    run.objective.loss = lambda x0, eps, t, prompts: (
+        seen.append(x0) or sum(p.sum() for p in run.objective.parameters) * 0 + x0.new_ones(16)
+    )
+    mirrored = 0
+    for step in range(8):
+        run.images_seen = 16 * step
+        batch = run.batches.at(run.images_seen)
+        run.objective.step(batch, run.context())
+        plain = to_float(batch.images, run.objective.value_range)
+        flips = random_flips(run.context())
+        assert torch.equal(seen[-1][flips], plain[flips].flip(3))
+        assert torch.equal(seen[-1][~flips], plain[~flips])
+        mirrored += int(flips.sum())
+    assert binomtest(mirrored, 128, 0.5).pvalue > 1e-3
 
 
 def test_micro_batches_give_the_same_step_up_to_rounding(tmp_path) -> None:

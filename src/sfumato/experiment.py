@@ -20,7 +20,7 @@ from sfumato.diffusion.schedule import DiffusionConfig
 from sfumato.evaluation.config import EvaluationConfig
 from sfumato.generation import ImageGenerator, build_pipeline, resolve_device
 from sfumato.models.schedulers import SamplingConfig
-from sfumato.models.unet import UNetConfig, build_unet
+from sfumato.models.unet import UNetConfig, build_unet, parameter_count
 from sfumato.report.pictures import labelled_grid
 from sfumato.text.encoder import ClipTextEncoder, TextConfig, load_text_encoder
 from sfumato.text.opening import check_is_there
@@ -100,6 +100,17 @@ def load_experiment(name: str, overrides: Sequence[str] = ()) -> Experiment:
     return build(Experiment, values, overrides, source=source)
 
 
+def network_line(experiment: Experiment) -> str:
+    """The network in a line: parameters, heads of attention; `experiment.data` has no auto."""
+    data = experiment.data
+    assert data.resolution != "auto"
+    assert data.channels != "auto"
+    count = parameter_count(
+        experiment.model, resolution=data.resolution, channels=data.channels
+    )
+    return f"U-Net of {count:,} parameters; attention: {experiment.model.heads_text}"
+
+
 def prepare_run(
     experiment: Experiment, folder: Path, *, device: str = "auto", hooks: Sequence[Hook] = ()
 ) -> Run:
@@ -135,6 +146,7 @@ def prepare_run(
         averaging=experiment.training.averaging,
         value_range=experiment.data.value_range,
         caption_dropout=experiment.training.caption_dropout,
+        mirrored=experiment.training.mirrored,
         loss_weight=experiment.training.loss_weight,
         min_snr_gamma=experiment.training.min_snr_gamma,
         precision=experiment.training.precision,

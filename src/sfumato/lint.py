@@ -138,6 +138,8 @@ def averaging_longer_than_the_run(experiment: "Experiment") -> str | None:
 
     training = experiment.training
     averaging = training.averaging
+    if averaging.halflife_images == 0:
+        return None  # without a look at the data, which may not be at hand yet
     total = training.images or training.total_images(len(open_training(experiment.data)))
     if averaging.halflife_images <= total:
         return None

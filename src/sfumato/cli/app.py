@@ -127,7 +127,7 @@ def train(
     from sfumato.cli.data import look_at_data
     from sfumato.cli.show import Progress, say, train_and_report
     from sfumato.demo import new_folder
-    from sfumato.experiment import Experiment
+    from sfumato.experiment import Experiment, network_line
     from sfumato.lint import tell
     from sfumato.methods import load_recipe, method_of
     from sfumato.text.opening import check_is_there
@@ -146,7 +146,10 @@ def train(
         recipe = look_at_data(recipe)
     tell(method_of(recipe).lint(recipe), strict=strict)
     folder = out or new_folder(Path("runs") / recipe.name)
-    say(f"{recipe.name}: {recipe.about}\nRun folder {folder}")
+    say(f"{recipe.name}: {recipe.about}")
+    if isinstance(recipe, Experiment):
+        say(network_line(recipe))
+    say(f"Run folder {folder}")
     run = train_and_report(recipe, folder, device=device, progress=Progress())
     if not run.finished:
         raise typer.Exit(INTERRUPTED)

@@ -28,6 +28,8 @@ class UNetConfig(Section):
     """Width of the caption's tokens: 512 for CLIP ViT-B/32."""
     attention_head_dim: int = 8
     """The keyword of diffusers: in this network it is the NUMBER of heads."""
+    head_channels: int | None = None
+    """Channels of one attention head, as `attention_head_dim` sounds; null to go by that number."""
     norm_num_groups: int = 32
     """Groups of GroupNorm; must divide every level's channels."""
     dropout: float = 0.0
@@ -42,12 +44,36 @@ class UNetConfig(Section):
                 raise ValueError(
                     f"norm_num_groups={self.norm_num_groups} does not divide {channels} channels"
                 )
-            if channels % self.attention_head_dim:
+            if self.head_channels is None and channels % self.attention_head_dim:
                 raise ValueError(
                     f"attention_head_dim={self.attention_head_dim} (a number of heads) does not "
                     f"divide {channels} channels"
                 )
+            if self.head_channels is not None and channels % self.head_channels:
+                raise ValueError(
+                    f"head_channels={self.head_channels} does not divide {channels} channels"
+                )
         return self
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """Attention heads of each level, from fine to coarse; the middle has those of the last."""
+        if self.head_channels is None:
+            return (self.attention_head_dim,) * len(self.block_out_channels)
+        return tuple(channels // self.head_channels for channels in self.block_out_channels)
+
+    @property
+    def heads_text(self) -> str:
+        """`32 heads x 8 channels (level 2, level 3), ...`: where there is attention."""
+        levels = zip(self.heads, self.block_out_channels, self.levels, strict=True)
+        places: dict[str, list[str]] = {}
+        for number, (heads, channels, kind) in enumerate(levels, start=1):
+            found = places.setdefault(f"{heads} heads x {channels // heads} channels", [])
+            if kind == "attention":
+                found.append(f"level {number}")
+            if number == len(self.levels):
+                found.append("middle")
+        return ", ".join(f"{each} ({', '.join(where)})" for each, where in places.items() if where)
 
 
 def build_unet(
@@ -68,7 +94,9 @@ def build_unet(
             down_block_types=tuple(_DOWN[level] for level in config.levels),
             up_block_types=tuple(_UP[level] for level in reversed(config.levels)),
             cross_attention_dim=config.cross_attention_dim,
-            attention_head_dim=config.attention_head_dim,
+            attention_head_dim=(
+                config.attention_head_dim if config.head_channels is None else config.heads
+            ),
             norm_num_groups=config.norm_num_groups,
             dropout=config.dropout,
         )

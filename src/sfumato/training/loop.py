@@ -37,6 +37,8 @@ class TrainingConfig(Section):
     """Parts a rank's batch is computed in, to save memory."""
     caption_dropout: float = 0.1
     """Share of captions replaced by the empty prompt, for classifier-free guidance."""
+    mirrored: bool = False
+    """Whether half of the images are mirrored: true suits photos, false anything with writing."""
     loss_weight: LossWeight = "uniform"
     """Weight of the loss over noise levels: uniform, or min_snr (min-SNR-gamma)."""
     min_snr_gamma: float = 5.0

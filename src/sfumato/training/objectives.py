@@ -103,6 +103,7 @@ class DiffusionObjective:
         averaging: AveragingConfig,
         value_range: ValueRange,
         caption_dropout: float,
+        mirrored: bool = False,
         loss_weight: LossWeight = "uniform",
         min_snr_gamma: float = 5.0,
         precision: Literal["float32", "bfloat16"],
@@ -118,6 +119,7 @@ class DiffusionObjective:
         self.optimizer = build_optimizer(optimizer, unet)
         self.value_range = value_range
         self.caption_dropout = caption_dropout
+        self.mirrored = mirrored
         self.loss_weight = loss_weight
         self.min_snr_gamma = min_snr_gamma
         self.precision = precision
@@ -136,6 +138,9 @@ class DiffusionObjective:
         )
         prompts = batch.prompts.masked_fill(draws.dropped, PromptBank.NULL_INDEX)
         x0 = to_float(batch.images, self.value_range)
+        if self.mirrored:
+            flips = random_flips(context)[:, None, None, None]
+            x0 = torch.where(flips, x0.flip(3), x0)
 
         self.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=context.device)
@@ -235,10 +240,19 @@ def random_changes(context: StepContext, *, size: float, mirrored: Tensor) -> Te
     or () bool, allows to be mirrored are."""
     generator = context.generator("augmentation")
     maps = context.local(random_affine(context.batch_size, generator, size=size))
-    flips = context.local(torch.rand(context.batch_size, generator=generator) < 0.5)
+    flips = _halves(context, generator)
     flips &= mirrored.to(flips.device)
     maps[flips, :, 0] *= -1
     return maps
+
+
+def random_flips(context: StepContext) -> Tensor:
+    """(B,) bool: which of this rank's images are mirrored, each with chance 1/2."""
+    return _halves(context, context.generator("mirrored"))
+
+
+def _halves(context: StepContext, generator: torch.Generator) -> Tensor:
+    return context.local(torch.rand(context.batch_size, generator=generator) < 0.5)
 
 
 def random_affine(count: int, generator: torch.Generator, *, size: float = 0.1) -> Tensor:
