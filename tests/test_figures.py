@@ -1,7 +1,7 @@
 """The paper's figures from a run."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from inspect import signature
 from io import BytesIO
 from pathlib import Path
@@ -14,7 +14,7 @@ from PIL import Image
 from sfumato.cli.app import figures
 from sfumato.data.sources import Records
 from sfumato.generation import ImageGenerator, Picture
-from sfumato.report.figures import FIGURES, SEED, Sources
+from sfumato.report.figures import CIFAR10, MNIST, SEED, Sources, experiment_of
 from sfumato.report.pictures import labelled_grid
 from sfumato.text.prompts import NULL
 from tests.conftest import CommandResult
@@ -26,11 +26,11 @@ def test_every_figure_and_one_page(sfumato: Sfumato, small_run: Path, tmp_path: 
     out = tmp_path / "figures"
     found = sfumato("figures", str(small_run), "--out", str(out))
     assert found.code == 0, found.err
-    for name in FIGURES:
+    for name in MNIST:
         with Image.open(out / f"figure-{name}.png") as picture:
             assert min(picture.size) > 100
     page = (out / "figures.html").read_text()
-    assert page.count("data:image/png;base64,") == len(FIGURES)
+    assert page.count("data:image/png;base64,") == len(MNIST)
     before = {path: path.stat().st_mtime_ns for path in out.glob("*.png")}
     assert sfumato("figures", str(small_run), "--out", str(out)).code == 0
     assert {path: path.stat().st_mtime_ns for path in out.glob("*.png")} == before
@@ -63,7 +63,7 @@ def test_figures_ask_for_the_papers_seed_scales_and_prompts(digits8: Records) ->
 
     def asked(name: str) -> list[tuple[list[str], list[int], float]]:
         sources.generator.asked.clear()  # type: ignore[attr-defined]
-        FIGURES[name].draw(sources)
+        {**MNIST, **CIFAR10}[name].draw(sources)
         return list(sources.generator.asked)  # type: ignore[attr-defined]
 
     rows = [list(range(422 + start, 432 + start)) for start in (0, 10, 20, 30)]
@@ -75,6 +75,28 @@ def test_figures_ask_for_the_papers_seed_scales_and_prompts(digits8: Records) ->
         ("7-scales-of-the-text", (0, 5, 10, 20, 50, 100)),
     ):
         assert asked(name) == [(captions, rows[0], scale) for scale in scales]
+    for name, scale in (("9-w0", 0), ("10-w2", 2), ("11-w5", 5), ("12-w10", 10)):
+        assert asked(name) == [
+            ([caption] * 10, list(range(422 + 10 * row, 432 + 10 * row)), scale)
+            for row, caption in enumerate(captions)
+        ]
+    assert asked("13-examples") == [(captions, seeds, 5) for seeds in rows]
+
+
+def test_photos_have_the_figures_of_cifar10(
+    sfumato: Sfumato, small_run: Path, digits8: Records, tmp_path: Path
+) -> None:
+    assert experiment_of(digits8) == "mnist"
+    assert experiment_of(replace(digits8, images=digits8.images.expand(-1, 3, -1, -1))) == "cifar10"
+    out = tmp_path / "figures"
+    found = sfumato(
+        "figures", str(small_run), "--like", "cifar10", "--steps", "1", "--out", str(out)
+    )
+    assert found.code == 0, found.err
+    assert {path.stem for path in out.glob("*.png")} == {f"figure-{name}" for name in CIFAR10}
+    wrong = sfumato("figures", str(small_run), "--like", "wikiart")
+    assert wrong.code == 2
+    assert "mnist, cifar10" in wrong.err
 
 
 @pytest.mark.parametrize("scheduler", ["DDIM", "DDPM"])
@@ -88,7 +110,7 @@ def test_figure_5_is_drawn_as_at_w_0(small_run: Path, digits8: Records, schedule
         row_labels=[""] * 4,
         column_labels=[""] * 10,
     )
-    figure = FIGURES["5-empty-prompts"].draw(sources)
+    figure = MNIST["5-empty-prompts"].draw(sources)
     first, second = (np.asarray(Image.open(BytesIO(png))) for png in (figure, unconditional))
     assert np.array_equal(first, second)
     assert first.std() > 20

@@ -105,9 +105,7 @@ def network_line(experiment: Experiment) -> str:
     data = experiment.data
     assert data.resolution != "auto"
     assert data.channels != "auto"
-    count = parameter_count(
-        experiment.model, resolution=data.resolution, channels=data.channels
-    )
+    count = parameter_count(experiment.model, resolution=data.resolution, channels=data.channels)
     return f"U-Net of {count:,} parameters; attention: {experiment.model.heads_text}"
 
 

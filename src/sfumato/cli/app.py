@@ -303,18 +303,26 @@ def figures(
     run: Annotated[str, typer.Argument(help="A run folder.")],
     out: Annotated[Path | None, typer.Option(help="Folder for the PNGs; else RUN/figures.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the first image; 422 is the paper's.")] = 422,
+    like: Annotated[
+        str | None,
+        typer.Option(help="mnist (figures 1-7) or cifar10 (8-13); else by the images' colour."),
+    ] = None,
     form: Form = None,
     steps: Steps = None,
     sampler: SamplerName = None,
     device: Device = "auto",
 ) -> None:
-    """The paper's figures 1 to 7 from a run: PNGs and one page."""
+    """The paper's figures from a run, 1 to 7 of MNIST or 8 to 13 of CIFAR-10: PNGs and one page."""
     from sfumato.cli.show import open_generator, say
     from sfumato.report.figures import write_figures
 
     generator = open_generator(run, device=device, scheduler=sampler, form=form, steps=steps)
     page = write_figures(
-        generator, out or Path(run) / "figures", seed=seed, on_figure=lambda path: say(str(path))
+        generator,
+        out or Path(run) / "figures",
+        like=like,
+        seed=seed,
+        on_figure=lambda path: say(str(path)),
     )
     say(f"Page    {page}")
 
@@ -355,6 +363,52 @@ def findings(
             seed=seed,
             sampler=sampler,
             steps=steps,
+            out=out,
+            device=device,
+        )
+    except KeyboardInterrupt:
+        typer.echo("\nStopped. The same command goes on from here.")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+@app.command(epilog="Example: `sfumato guidance runs/cifar10-tiny --scales 1,2,5,10 --count 500`")
+def guidance(
+    run: Model,
+    forms: Forms = None,
+    scales: Scales = None,
+    count: Annotated[int, typer.Option(help="Images of each form at each scale.")] = 1000,
+    judge: Annotated[
+        str, typer.Option(help="Who reads the classes: auto, or a run of a classifier.")
+    ] = "auto",
+    seed: Seed = 0,
+    steps: Steps = None,
+    sampler: SamplerName = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Where the model's real images are now.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for guidance.json and pictures; else RUN/guidance.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Forms of guidance side by side: adherence, distance, diversity, burnt pixels; a choice.
+
+    The paper's claims on guidance scales (section 3.3.7) are decided where w = 2, 5 and 10 are
+    among them. Interrupted and started again, it goes on.
+    """
+    from sfumato.cli.forms import compare_and_print
+
+    try:
+        compare_and_print(
+            run,
+            forms=forms,
+            scales=scales,
+            count=count,
+            judge=judge,
+            seed=seed,
+            sampler=sampler,
+            steps=steps,
+            data=data,
             out=out,
             device=device,
         )

@@ -28,6 +28,7 @@ from sfumato.metrics.intervals import bootstrap_mean, wilson
 from sfumato.metrics.pixels import (
     border_deviation,
     border_rms,
+    brightness,
     high_frequency_shares,
     saturated_shares,
 )
@@ -48,6 +49,7 @@ PIXELS: dict[str, Callable[[Tensor], Tensor]] = {
     "edge_rms": lambda images: border_rms(images, _border(images, EDGE_PX)),
     "high_frequency": high_frequency_shares,
     "saturated": saturated_shares,
+    "brightness": brightness,
 }
 """Measures of single images (N, C, H, W) => (N,)."""
 
@@ -75,10 +77,12 @@ MEASURES = {
     "border_deviation": Measure(title="the same about its own mean"),
     "edge_rms": Measure(title="RMS of the outer 2 pixels (white is 1)"),
     "high_frequency": Measure(title="power above half Nyquist, %", percent=True),
-    "saturated": Measure(title="saturated pixels", percent=True),
+    "saturated": Measure(title="saturated values (0 or 255)", percent=True),
+    "brightness": Measure(title="brightness (white is 1)"),
     "agreement": Measure(title="agreement", percent=True),
     "agreement_4_5": Measure(title="agreement, 4 and 5", percent=True),
     "agreement_others": Measure(title="agreement, other digits", percent=True),
+    "frechet": Measure(title="Frechet distance (judge's features)"),
     "diversity": Measure(title="diversity within a class (judge's features)"),
     "loss": Measure(title="training loss", percent=True),
 }
@@ -116,13 +120,15 @@ class ArmFigures(Section):
 class Measured:
     """What is known of one set of images, image by image: of one (arm, scale), or real ones.
 
-    `pixels`: (N,) by name; `right` (N,) bool: the judge sees the class asked for; `labels` (N,).
+    `pixels`: (N,) by name; `right` (N,) bool: the judge sees the class asked for; `labels` (N,);
+    `features` (N, D): the judge's.
     """
 
     images: Tensor
     labels: Tensor
     pixels: Mapping[str, Tensor]
     right: Tensor
+    features: Tensor
     diversity: Diversity
 
     @classmethod
@@ -134,6 +140,7 @@ class Measured:
             labels=labels,
             pixels={name: measure(images) for name, measure in PIXELS.items()},
             right=seen.cpu() == labels,
+            features=features.cpu(),
             diversity=diversity_within_classes(features.cpu(), labels),
         )
 
@@ -167,14 +174,23 @@ class Draws:
     first_seed: int
     store: Path
     clipped: bool = False
+    guidance: GuidanceConfig | None = None
+    """Another form than the generator's own."""
 
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Everything that an image depends on beside its number."""
         pipeline = self.generator.pipeline
+        form = self._form
+        # A weaker network that is loaded for other draws changes none of these.
+        model = {
+            name: value
+            for name, value in self.generator.provenance.items()
+            if name != "weak" or form.needs_weak_network
+        }
         return {
             "guidance_scale": float(self.guidance_scale),
-            "guidance": str(self._form),
+            "guidance": str(form),
             "guidance_convention": CONVENTION,
             "scheduler": sampler_of(pipeline.scheduler)[0],
             "timestep_spacing": pipeline.scheduler.config["timestep_spacing"],
@@ -182,14 +198,14 @@ class Draws:
             "x0_range": list(CLIPPED if self.clipped else pipeline.config["value_range"]),
             "first_seed": self.first_seed,
             "captions": list(dict.fromkeys(self.asked.prompts)),
-            "model": dict(self.generator.provenance),
+            "model": model,
             "device": pipeline.device.type,
             "environment": environment(),
         }
 
     @cached_property
     def _form(self) -> GuidanceConfig:
-        return self.generator.with_weak_network(self.generator.guidance)
+        return self.generator.with_weak_network(self.guidance or self.generator.guidance)
 
     @cached_property
     def parts(self) -> Parts:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sfumato.base.errors import DamagedDataError, InputError, SfumatoError
-from sfumato.base.files import folder_for, read_json, write_json
+from sfumato.base.files import folder_for
 from sfumato.base.randomness import generator_for
 from sfumato.evaluation.card import (
     FILE_NAME,
@@ -25,23 +25,25 @@ from sfumato.evaluation.card import (
     ScoreOfInception,
     Subjects,
     Untrained,
-    Yardstick,
     classes_of,
     figure,
     read_card,
 )
 from sfumato.evaluation.config import EvaluationConfig
 from sfumato.evaluation.figures import (
-    MOST_ROWS,
     Features,
     ReferenceFeatures,
     feature_figures,
-    feature_floor,
-    floor_sets,
-    in_turn,
+)
+from sfumato.evaluation.floors import (
+    FIGURES,
+    RealSets,
+    floor_of,
+    reference_features,
+    yardsticks_of,
 )
 from sfumato.evaluation.parts import write_tensors
-from sfumato.evaluation.real import OnImages, RealImages, digest_of
+from sfumato.evaluation.real import OnImages
 from sfumato.evaluation.subjects import file_name
 from sfumato.evaluation.taken import Taken, take
 from sfumato.evaluation.target import Target
@@ -49,21 +51,16 @@ from sfumato.features.extractor import Device, FeatureExtractor, GivesLogits, Re
 from sfumato.features.registry import Opened, available_extractors
 from sfumato.metrics.agreement import agreement, confusion_matrix
 from sfumato.metrics.alignment import clip_scores
-from sfumato.metrics.alterations import ALTERATIONS
-from sfumato.metrics.frechet import feature_statistics, frechet_to
 from sfumato.metrics.inception_score import inception_score_of_logits
 from sfumato.metrics.intervals import bootstrap_mean
 from sfumato.metrics.memorisation import Memorisation, memorisation
 from sfumato.metrics.pixels import saturated_shares
 from sfumato.training.judges import Judge, load_judge, untrained_heads
 
-FIGURES = 3
-"""Counts how figures are made: a card of another number is no answer to the same request."""
 CUSTOMARY_COUNT = 5_000
 """Below so many images a Frechet distance says more of their number than of the model."""
 FEWEST_FOR_SCORE = 500
 """Ten parts of less than 50 images have no inception score worth the name."""
-MOST_TRAINING = 50_000
 NEAREST_BY = ("dinov2", "clip", "small-clip", "judge", "inception")
 """Whose features tell the nearest training image: the first of them that is at hand."""
 _SHOWN_NEAREST = 12
@@ -110,12 +107,7 @@ def evaluate(
     started again with the same arguments it goes on: images and features that are there are not
     made again. Raises what opening the data, the judge and the extractors raises.
     """
-    real = _Real(
-        reference=RealImages.load(target.data, "reference"),
-        training=RealImages.load(target.data, "train"),
-        tuning=RealImages.load(target.data, "tuning") if target.data.tuning_share else None,
-        reference_count=config.reference_count,
-    )
+    real = RealSets.load(target.data, reference_count=config.reference_count)
     if real.count < 2:
         raise InputError(
             f"{real.count} real test image is too few to measure against.",
@@ -144,7 +136,7 @@ def evaluate(
         return Evaluated(card=card, folder=folder, found=True)
 
     against = {
-        key: _reference_features(real, extractor, on_images_of(key))
+        key: reference_features(real, extractor, on_images_of(key))
         for key, extractor in extractors.items()
     }
     count, total = target.subjects[0].count, sum(one.count for one in target.subjects)
@@ -179,7 +171,7 @@ def evaluate(
         key: floor
         for key, extractor in extractors.items()
         if (
-            floor := _floor(
+            floor := floor_of(
                 real,
                 extractor,
                 against[key],
@@ -194,7 +186,7 @@ def evaluate(
         key: found
         for key, extractor in extractors.items()
         if (
-            found := _yardsticks(
+            found := yardsticks_of(
                 real, extractor, against[key], count, balanced=target.subjects[0].balanced
             )
         )
@@ -240,7 +232,7 @@ def evaluate(
 def _request(
     target: Target,
     config: EvaluationConfig,
-    real: "_Real",
+    real: RealSets,
     extractors: Mapping[str, FeatureExtractor],
 ) -> dict[str, object]:
     """Everything that the figures depend on: equal requests have equal cards."""
@@ -274,49 +266,8 @@ def _card_there(folder: Path) -> MetricCard | None:
 # Real images --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Real:
-    reference: RealImages
-    training: RealImages
-    tuning: RealImages | None
-    """The other part of the test images, where there is one."""
-    reference_count: int | None
-
-    @property
-    def count(self) -> int:
-        """Reference images that are used."""
-        return min(self.reference_count or len(self.reference), len(self.reference))
-
-    @property
-    def labels(self) -> Tensor:
-        """(count,) classes of the reference images."""
-        return self.reference.labels(self.count)
-
-    def first(self, count: int) -> Tensor:
-        """The first reference images, uint8 (count, C, H, W)."""
-        return self.reference.at(slice(count))
-
-    @property
-    def training_count(self) -> int:
-        return min(MOST_TRAINING, len(self.training))
-
-
-def _reference_features(
-    real: _Real, extractor: FeatureExtractor, on_images: OnImages
-) -> ReferenceFeatures:
-    features = real.reference.features(extractor, real.count, on_images=on_images)
-    statistics, root = real.reference.statistics(extractor, features)
-    labels = real.reference.labels(real.count) if real.reference.records.class_names else None
-    return ReferenceFeatures(
-        statistics=statistics,
-        rows=features[:MOST_ROWS],
-        labels=None if labels is None else labels[:MOST_ROWS],
-        root=root,
-    )
-
-
 def _real_figures(
-    real: _Real,
+    real: RealSets,
     extractors: Mapping[str, FeatureExtractor],
     against: Mapping[str, ReferenceFeatures],
     judge: Judge | None,
@@ -337,95 +288,6 @@ def _real_figures(
             extractors, judge, {key: values[:count] for key, values in rows.items()}
         ),
     )
-
-
-def _floor(
-    real: _Real,
-    extractor: FeatureExtractor,
-    reference: ReferenceFeatures,
-    count: int,
-    pairs: int,
-    on_images: OnImages,
-    *,
-    balanced: bool,
-) -> FeatureFloor | None:
-    """Real sets of `count` images against the reference; None where there are not so many."""
-    has_classes = bool(real.training.records.class_names)
-    labels = real.training.labels(real.training_count) if has_classes else None
-    sets = floor_sets(
-        count=count,
-        reference_count=real.count,
-        pairs=pairs,
-        training=real.training_count,
-        reference=len(real.reference),
-        labels=labels if balanced else None,
-    )
-    if sets is None:
-        return None
-    key = [FIGURES, real.training.digest, count, real.count, pairs, sets.balanced]
-    path = real.reference.folder(extractor) / f"floor-{digest_of(key)}.json"
-    if path.exists():
-        try:
-            return FeatureFloor.model_validate(read_json(path))
-        except (DamagedDataError, ValueError):
-            path.unlink()  # damaged, or of another version: it is made again
-    used = max(int(rows.max()) for rows in sets.sets) + 1
-    training = real.training.features(extractor, used, on_images=on_images)
-    used = max(int(rows.max()) for rows in sets.references) + 1
-    rows = real.reference.features(extractor, used, on_images=on_images)
-    floor = feature_floor(
-        sets,
-        training,
-        rows,
-        reference,
-        labels=labels,
-        on_pair=lambda done: on_images("real against real", done, pairs),
-    )
-    write_json(path, floor.model_dump(mode="json"))
-    return floor
-
-
-def _yardsticks(
-    real: _Real,
-    extractor: FeatureExtractor,
-    reference: ReferenceFeatures,
-    count: int,
-    *,
-    balanced: bool,
-) -> list[Yardstick]:
-    """Altered real test images, as many as are measured, against the reference; from the cache, or
-    put there. None where there are not so many."""
-    images = real.tuning or real.reference
-    rows = torch.arange(count)
-    if balanced and images.records.class_names:
-        by_class = in_turn(images.labels(len(images)), count)
-        balanced = by_class is not None
-        if by_class is not None:
-            rows = torch.cat([own[:share] for own, share in by_class])
-    if count > len(images):
-        return []
-    key = [FIGURES, images.digest, count, real.count, balanced]
-    path = real.reference.folder(extractor) / f"yardsticks-{digest_of(key)}.json"
-    if path.exists():
-        try:
-            return [Yardstick.model_validate(one) for one in read_json(path)]
-        except (DamagedDataError, ValueError):
-            path.unlink()  # damaged, or of another version: it is made again
-    pictures = images.at(rows)
-    found = []
-    for alteration in ALTERATIONS.values():
-        altered = feature_statistics(extractor(alteration.alter(pictures)))
-        distance = frechet_to(altered, reference.statistics, root=reference.root)
-        found.append(
-            Yardstick(
-                title=alteration.title,
-                frechet=max(0.0, distance),
-                count=count,
-                of_reference=real.tuning is None,
-            )
-        )
-    write_json(path, [one.model_dump(mode="json") for one in found])
-    return found
 
 
 # One set of images --------------------------------------------------------------------------------
@@ -473,7 +335,7 @@ def _row(
     )
 
 
-def _untrained(target: Target, images: "Taken | _Real") -> Untrained | None:
+def _untrained(target: Target, images: Taken | RealSets) -> Untrained | None:
     """What judges with random weights say of one set; None where its classes are not known."""
     labels = images.labels
     if labels is None:
@@ -529,7 +391,7 @@ def _with_memorisation(
     row: Row,
     taken: Taken,
     key: str,
-    real: _Real,
+    real: RealSets,
     extractor: FeatureExtractor,
     on_images: OnImages,
 ) -> tuple[Row, Nearest | None]:
@@ -549,7 +411,7 @@ def _with_memorisation(
     return row.model_copy(update={"memorised": memorised}), _panel(found, taken, real)
 
 
-def _panel(found: Memorisation, taken: Taken, real: _Real) -> Nearest:
+def _panel(found: Memorisation, taken: Taken, real: RealSets) -> Nearest:
     closest = found.order[:_SHOWN_NEAREST]
     closest_test = found.test_distances.argsort(stable=True)[:_SHOWN_NEAREST]
     return Nearest(
@@ -577,7 +439,7 @@ def _info(opened: Opened) -> ExtractorInfo:
 
 
 def _warnings(
-    count: int, floors: Mapping[str, FeatureFloor], infos: Sequence[ExtractorInfo], real: _Real
+    count: int, floors: Mapping[str, FeatureFloor], infos: Sequence[ExtractorInfo], real: RealSets
 ) -> list[str]:
     warnings = []
     if count < CUSTOMARY_COUNT:

@@ -16,6 +16,15 @@ def saturated_shares(images: Tensor) -> Tensor:
     return ((images == 0) | (images == 255)).double().flatten(1).mean(dim=1)
 
 
+def brightness(images: Tensor) -> Tensor:
+    """Mean of all values of each of uint8 `images` (N, C, H, W): (N,) float64 in [0, 1].
+
+    `ValueError` for other images, or none.
+    """
+    _check_images(images, "brightness")
+    return (images.double() / 255).flatten(1).mean(dim=1)
+
+
 def border_rms(images: Tensor, border_px: int = 4) -> Tensor:
     """Root mean square of the outer `border_px` pixels of uint8 `images` (N, C, H, W), as (N,)
     float64 in [0, 1]: 0 is black, 1 white.

@@ -3,7 +3,7 @@
 Captions and seeds are the same in all that are drawn, so that figures can be held side by side.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +31,7 @@ TABLE_SCALES = (0.0, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0)
 TEXT_SCALES = (0.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 _MOMENTS = 10
 _ROWS = 4
+_SAMPLES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +105,28 @@ def _all_classes(scale: float) -> Callable[[Sources], bytes]:
     return draw
 
 
+def _class_rows(scale: float) -> Callable[[Sources], bytes]:
+    """A row of samples for each class; every image has a seed of its own, the same at any scale."""
+
+    def draw(sources: Sources) -> bytes:
+        return labelled_grid(
+            [
+                list(
+                    sources.generator.draw(
+                        [caption] * _SAMPLES,
+                        range(sources.seed + row * _SAMPLES, sources.seed + (row + 1) * _SAMPLES),
+                        guidance_scale=scale,
+                    )
+                )
+                for row, caption in enumerate(sources.captions)
+            ],
+            row_labels=sources.labels,
+            column_labels=[""] * _SAMPLES,
+        )
+
+    return draw
+
+
 def _training_samples(sources: Sources) -> bytes:
     return class_grid(sources.training, title=sources.training.description)
 
@@ -151,7 +174,7 @@ class FigureEntry:
     draw: Callable[[Sources], bytes]
 
 
-FIGURES: dict[str, FigureEntry] = {
+MNIST: dict[str, FigureEntry] = {
     "1-denoising": FigureEntry(
         title="Figure 1: from noise to image, w = 5, x_t at ten steps", draw=_denoising
     ),
@@ -181,19 +204,55 @@ FIGURES: dict[str, FigureEntry] = {
     ),
 }
 
+CIFAR10: dict[str, FigureEntry] = {
+    "8-training": FigureEntry(
+        title="Figure 8: training images with their classes", draw=_training_samples
+    ),
+    **{
+        f"{number}-w{scale:g}": FigureEntry(
+            title=f"Figure {number}: ten samples of each class (rows) at w = {scale:g}"
+            + (", unconditional: every row draws from all classes" if scale == 0 else "")
+            + ("; the seeds are those of figure 9" if scale else ""),
+            draw=_class_rows(scale),
+        )
+        for number, scale in ((9, 0.0), (10, 2.0), (11, 5.0), (12, 10.0))
+    },
+    "13-examples": FigureEntry(
+        title="Figure 13: every class at w = 5; each row has seeds of its own",
+        draw=_all_classes(GUIDED),
+    ),
+    "loss": FigureEntry(title="Training loss", draw=_loss),
+}
+
+EXPERIMENTS: dict[str, Mapping[str, FigureEntry]] = {"mnist": MNIST, "cifar10": CIFAR10}
+"""The paper's experiments by their figures: section 3.2 has 1 to 7, section 3.3 has 8 to 13."""
+
+
+def experiment_of(training: Records) -> str:
+    """Whose figures suit images of a run: grey ones are shown as digits, colour as photos."""
+    return "mnist" if training.images.shape[1] == 1 else "cifar10"
+
 
 def write_figures(
     generator: ImageGenerator,
     folder: Path,
     *,
+    like: str | None = None,
     seed: int = SEED,
     on_figure: Callable[[Path], None] = lambda path: None,
 ) -> Path:
-    """Every figure as a PNG in `folder`, and `figures.html` with all of them; the page's path.
+    """Every figure of an experiment as a PNG in `folder`, and `figures.html` with all of them; the
+    page's path. `like`: a key of `EXPERIMENTS`; None for `experiment_of`.
 
     A figure that is there, of the same weights and settings, is not drawn again; with others
-    `folder`-2 is taken. `InputError` for a model that is not a run.
+    `folder`-2 is taken. `InputError` for a model that is not a run, or an experiment of another
+    name.
     """
+    if like is not None and like not in EXPERIMENTS:
+        raise InputError(
+            f"--like {like}: the paper has no figures of that name.",
+            mend=f"Choose one of: {', '.join(EXPERIMENTS)}.",
+        )
     if generator.run_folder is None or generator.data is None:
         raise InputError(
             "Figures are drawn from a run: a pipeline or a bundled model has no record of its "
@@ -207,7 +266,9 @@ def write_figures(
         seed=seed,
     )
     config = generator.pipeline.config
+    shown_as = like or experiment_of(sources.training)
     settings = {
+        "like": shown_as,
         "provenance": generator.provenance,
         "scheduler": sampler_of(generator.pipeline.scheduler)[0],
         "steps": config["num_inference_steps"],
@@ -216,7 +277,7 @@ def write_figures(
     }
     folder = folder_for(folder, settings)
     shown = []
-    for name, figure in FIGURES.items():
+    for name, figure in EXPERIMENTS[shown_as].items():
         path = folder / f"figure-{name}.png"
         if not path.exists():
             write_bytes(path, figure.draw(sources))

@@ -1,0 +1,105 @@
+"""What `sfumato guidance` prints: progress, a row for each form and scale, choice and claims."""
+
+import json
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from sfumato.cli.evaluation import CallsLine, model_settings, print_table, say_wrapped
+from sfumato.cli.show import open_generator, parse_forms, parse_scales, say
+from sfumato.configuration import build
+from sfumato.evaluation.arms import MEASURES
+from sfumato.evaluation.forms import FormsCard, FormsConfig, compare_forms
+from sfumato.report.forms import burnt_told, write_forms
+from sfumato.report.scales import effect_told
+
+SHOWN = {
+    "agreement": "agreement",
+    "frechet": "Frechet",
+    "diversity": "diversity",
+    "saturated": "saturated",
+    "brightness": "bright",
+}
+"""Columns of the table: figures by their key."""
+
+
+def compare_and_print(
+    run: str,
+    *,
+    forms: Sequence[str] | None,
+    scales: str | None,
+    count: int,
+    judge: str,
+    seed: int,
+    sampler: str | None,
+    steps: int | None,
+    data: str | None,
+    out: Path | None,
+    device: str,
+) -> None:
+    """Draw, measure, write pictures, print the table."""
+    generator = open_generator(run, device=device, scheduler=sampler, steps=steps)
+    settings = [] if data is None else [f"data.source={json.dumps(data)}"]
+    if generator.data is not None or data is not None:
+        generator.data = model_settings(generator, Path(run), settings).data
+    chosen: dict[str, object] = {"count": count, "first_seed": seed, "judge": judge}
+    if wanted := parse_forms(forms):
+        chosen["forms"] = [str(form) for form in wanted]
+    if (at := parse_scales(scales)) is not None:
+        chosen["guidance_scales"] = at
+    config = build(FormsConfig, chosen, [], source="sfumato guidance")
+    found = compare_forms(
+        generator,
+        config,
+        base=out or Path(run) / "guidance",
+        say=say,
+        on_calls=CallsLine(),
+    )
+    if found.before:
+        say(f"Found before, {found.card.date}; --out FOLDER measures again.")
+    else:
+        write_forms(found)
+    print_forms(found.card)
+    say(f"\nGuidance {found.folder}")
+
+
+def print_forms(card: FormsCard) -> None:
+    """Figures of every form and scale, real images, the choice, each claim with its verdict."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("", no_wrap=True)
+    for name in ("w", "calls", *SHOWN.values(), "burnt"):
+        table.add_column(name, justify="right", no_wrap=True)
+    last = ""
+    for row in card.rows:
+        table.add_row(
+            "" if row.label == last else row.label,
+            f"{row.guidance_scale:g}",
+            str(row.calls),
+            *(MEASURES[name].told(row.figures[name].value) for name in SHOWN),
+            burnt_told(row),
+        )
+        last = row.label
+    of_real = [MEASURES[n].told(card.real[n].value) if n in card.real else "" for n in SHOWN]
+    table.add_row("real test images", "", "", *of_real, "")
+    if card.floor is not None and card.floor.frechet is not None:
+        table.add_row("real training sets", "", "", "", f"{card.floor.frechet.mean:.3g}")
+    print_table(table)
+    chosen = card.rows[card.choice]
+    say("")
+    say_wrapped(
+        f"To draw with: {chosen.label} at w = {chosen.guidance_scale:g}, the smallest distance "
+        "among those within 0.01 of the best agreement."
+    )
+    for claim in card.claims:
+        say_wrapped(f"{claim.verdict.upper()}: {claim.claim}.")
+        for told in (claim.sentence, *(effect_told(effect) for effect in claim.effects)):
+            say(textwrap.indent(textwrap.fill(told, width=92, break_on_hyphens=False), "    "))
+    say("")
+    say_wrapped(
+        "burnt: excess of saturated values over real images, as a multiple of plain guidance's at "
+        "the same w; guidance.md has every interval."
+    )
+    if card.claims:
+        say_wrapped(card.rule)

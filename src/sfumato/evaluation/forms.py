@@ -1,0 +1,333 @@
+"""Forms of guidance side by side: what each pays for adherence, scale by scale.
+
+All draw the same seeds and captions, so that a form is held against plain guidance pair by pair.
+The claims of the paper's section 3.3.7 are decided on the plain form (`scale_claims.py`).
+"""
+
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from sfumato import __version__
+from sfumato.base.errors import InputError
+from sfumato.base.files import folder_for, read_json, write_json
+from sfumato.base.section import Section, validate
+from sfumato.diffusion.guidance import CONVENTION, GUIDANCE_FORMS, GuidanceConfig
+from sfumato.evaluation.arms import Draws, Measured
+from sfumato.evaluation.card import FeatureFloor, Figure, JudgeInfo, Yardstick, hardware
+from sfumato.evaluation.figures import Features, feature_figures
+from sfumato.evaluation.floors import RealSets, floor_of, reference_features, yardsticks_of
+from sfumato.evaluation.scale_claims import ScaleEvidence
+from sfumato.evaluation.subjects import what_to_ask
+from sfumato.evaluation.verdicts import RULE, Claim
+from sfumato.generation import ImageGenerator
+from sfumato.metrics.intervals import percentile_interval, resampled
+from sfumato.metrics.paired import share_difference
+from sfumato.models.schedulers import sampler_of
+from sfumato.training.judges import load_judge
+
+FILE_NAME = "guidance.json"
+FORMAT = 1
+PLAIN = "cfg"
+ALIKE = (0.0, 1.0)
+"""Scales at which every form draws what plain guidance draws, or nearly so."""
+WORSE_BY = 0.01
+"""How far below the best agreement the choice may lie."""
+
+OnCalls = Callable[[int, int], None]
+"""Told (network calls done, network calls in all)."""
+
+
+class FormsConfig(Section):
+    """What is drawn."""
+
+    forms: tuple[GuidanceConfig, ...] = tuple(
+        GuidanceConfig(form=name) for name in GUIDANCE_FORMS if name != "autoguidance"
+    )
+    """Forms of guidance; plain guidance is always drawn."""
+    guidance_scales: tuple[float, ...] = (0, 1, 2, 3, 5, 10)
+    count: int = 1_000
+    """Images of each form and scale, classes in turn."""
+    first_seed: int = 0
+    judge: str = "auto"
+    """Who reads the classes, as in `evaluation.judge`."""
+    floor_pairs: int = 10
+
+    @field_validator("guidance_scales")
+    @classmethod
+    def _rising(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not set(value) - set(ALIKE):
+            raise ValueError("forms differ at scales other than 0 and 1: give one of those too")
+        return tuple(sorted(set(value)))
+
+
+class FormRow(Section):
+    """One form at one guidance scale."""
+
+    form: str
+    """In the short form, with every parameter."""
+    label: str
+    guidance_scale: float
+    calls: int
+    """Network evaluations an image."""
+    seconds: float
+    figures: dict[str, Figure]
+    """By the keys of `arms.MEASURES`."""
+    burnt: Figure | None
+    """Excess saturation over real images as a multiple of plain guidance's at this scale; None
+    where that has none."""
+    agreement_change: Figure | None
+    """Agreement less plain guidance's at this scale, of the same seeds."""
+
+
+class FormsCard(Section):
+    """Every figure, the choice, the claims, and everything that they depend on."""
+
+    format: int = FORMAT
+    rows: list[FormRow]
+    real: dict[str, Figure]
+    floor: FeatureFloor | None
+    yardsticks: list[Yardstick]
+    choice: int
+    """The row to draw with: of those within 0.01 of the best agreement, the smallest distance."""
+    claims: list[Claim]
+    rule: str = RULE
+    reference: str
+    reference_count: int
+    judge: JudgeInfo
+    config: FormsConfig
+    scheduler: str
+    steps: int
+    model: dict[str, Any]
+    convention: str = CONVENTION
+    hardware: dict[str, Any] = Field(default_factory=hardware)
+    sfumato: str = __version__
+    date: str = Field(default_factory=lambda: datetime.now(UTC).isoformat("T", "seconds"))
+    command: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormsFound:
+    """The card, its folder, and the first images of each row; `before`: found earlier, with its
+    pictures, so that `images` is empty."""
+
+    card: FormsCard
+    folder: Path
+    images: Sequence[Tensor] = field(default_factory=tuple)
+    before: bool = False
+
+    def save(self) -> Path:
+        """Write `guidance.json`: it comes last, as the sign that all is there."""
+        write_json(self.folder / FILE_NAME, self.card.model_dump(mode="json"))
+        return self.folder / FILE_NAME
+
+
+def compare_forms(
+    generator: ImageGenerator,
+    config: FormsConfig,
+    *,
+    base: Path,
+    say: Callable[[str], None] = lambda sentence: None,
+    on_calls: OnCalls = lambda done, total: None,
+) -> FormsFound:
+    """Draw every form at every scale, measure every image once.
+
+    The card lies in `base`, or in `base`-2, ... where that holds another; images lie in
+    `base`-images. Killed and started again with the same arguments it goes on. `InputError` for a
+    model without data or classes, or too few images.
+    """
+    data = generator.data
+    if data is None:
+        raise InputError(
+            "This model does not say which data it was trained on.",
+            mend="Give a run, or name the images with --data SOURCE.",
+        )
+    real = RealSets.load(data)
+    classes = len(real.reference.records.class_names)
+    if config.count < 3 * classes:
+        raise InputError(
+            f"{config.count} images are too few: diversity needs 3 of each of {classes} classes.",
+            mend=f"Give --count {3 * classes} or more.",
+        )
+    judge = load_judge(data, config.judge, device=generator.pipeline.device, on_training=say)
+    asked = what_to_ask(
+        real.reference.records,
+        count=config.count,
+        labels="balanced",
+        templates=(),
+        first_seed=config.first_seed,
+    )
+    assert asked.labels is not None  # the judge would have refused
+    draws = [
+        (
+            form,
+            Draws(
+                generator=generator,
+                asked=asked,
+                guidance_scale=scale,
+                first_seed=config.first_seed,
+                store=base.with_name(f"{base.name}-images"),
+                guidance=form,
+            ),
+        )
+        for form in _plain_first(config.forms)
+        for scale in config.guidance_scales
+        if form.form == PLAIN or scale not in ALIKE
+    ]
+    folder = folder_for(
+        base,
+        {
+            "format": FORMAT,
+            "draws": [one.parts.folder.name for _, one in draws],
+            "config": config.model_dump(mode="json"),
+            "reference": real.reference.digest,
+            "judge": judge.identity,
+        },
+    )
+    if (folder / FILE_NAME).exists():
+        return FormsFound(card=read_forms(folder), folder=folder, before=True)
+
+    total = sum(one.calls * config.count for _, one in draws)
+    done = total - sum(one.calls_left() for _, one in draws)
+    on_calls(done, total)
+
+    def on_part(calls: int) -> None:
+        nonlocal done
+        done += calls
+        on_calls(done, total)
+
+    quiet = {"on_images": lambda what, done, total: None}
+    against = reference_features(real, judge.extractor, **quiet)
+    real_images = real.first(min(real.count, 2_000))
+    of_real = Measured.of(real_images, real.labels[: len(real_images)], judge)
+    measured: list[Measured] = []
+    distances: list[Tensor] = []
+    rows: list[FormRow] = []
+    plain: dict[float, Measured] = {}
+    for form, one in draws:
+        taken = one.take(on_part)
+        found = Measured.of(taken["images"], asked.labels, judge)
+        figures = feature_figures(
+            Features.gathered([found.features], found.labels), against, balanced=True
+        )
+        measured.append(found)
+        distances.append(figures.values["frechet"])
+        if form.form == PLAIN:
+            plain.setdefault(one.guidance_scale, found)
+        rows.append(
+            FormRow(
+                form=str(form),
+                label=form.label,
+                guidance_scale=one.guidance_scale,
+                calls=one.calls,
+                seconds=round(float(taken["seconds"]), 2),
+                figures={**found.figures(()), "frechet": figures.figures.frechet},
+                **_against_plain(found, plain.get(one.guidance_scale), of_real),
+            )
+        )
+    evidence = ScaleEvidence(
+        measured={row.guidance_scale: m for row, m in _plain(rows, measured)},
+        distances={row.guidance_scale: d for row, d in _plain(rows, distances)},
+        real=of_real.figures(()),
+    )
+    card = FormsCard(
+        rows=rows,
+        real=dict(evidence.real),
+        floor=floor_of(
+            real,
+            judge.extractor,
+            against,
+            config.count,
+            config.floor_pairs,
+            quiet["on_images"],
+            balanced=True,
+        ),
+        yardsticks=yardsticks_of(real, judge.extractor, against, config.count, balanced=True),
+        choice=choice_among(rows),
+        claims=evidence.claims(),
+        reference=real.reference.records.description,
+        reference_count=real.count,
+        judge=JudgeInfo(
+            identity=judge.identity,
+            description=judge.description,
+            test_count=judge.test_accuracy.count,
+        ),
+        config=config,
+        scheduler=sampler_of(generator.pipeline.scheduler)[0],
+        steps=generator.pipeline.config["num_inference_steps"],
+        model=dict(generator.provenance),
+        command=shlex.join(["sfumato", *sys.argv[1:]]),
+    )
+    return FormsFound(card=card, folder=folder, images=[found.images for found in measured])
+
+
+def read_forms(folder: Path) -> FormsCard:
+    """The card in `folder`; `ConfigError` for one of another version."""
+    return validate(FormsCard, read_json(folder / FILE_NAME), source=str(folder / FILE_NAME))
+
+
+def choice_among(rows: Sequence[FormRow]) -> int:
+    """The place of the row to draw with: the smallest Frechet distance among those whose agreement
+    is at most `WORSE_BY` below the best."""
+    best = max(row.figures["agreement"].value for row in rows)
+    enough = [
+        place for place, row in enumerate(rows) if row.figures["agreement"].value >= best - WORSE_BY
+    ]
+    return min(enough, key=lambda place: rows[place].figures["frechet"].value)
+
+
+def excess_ratio(
+    ours: Tensor, plain: Tensor, *, real: float, resamples: int = 10_000, seed: int = 0
+) -> Figure | None:
+    """(mean(ours) - real) / (mean(plain) - real) with its percentile bootstrap over pairs.
+
+    `ours`, `plain` (N,): shares of saturated values of the same seeds. None where plain guidance
+    has no excess that its interval tells from none.
+    """
+    below = plain.double().mean() - real
+    half = 1.96 * float(plain.double().std()) / len(plain) ** 0.5
+    if float(below) <= half:
+        return None
+    ratios = torch.cat(
+        [
+            (ours[drawn].double().mean(dim=1) - real) / (plain[drawn].double().mean(dim=1) - real)
+            for drawn in resampled(len(ours), resamples=resamples, seed=seed)
+        ]
+    )
+    low, high = percentile_interval(ratios, confidence=0.95)
+    return Figure(value=float((ours.double().mean() - real) / below), low=low, high=high)
+
+
+def _against_plain(
+    found: Measured, plain: Measured | None, real: Measured
+) -> Mapping[str, Figure | None]:
+    """Nothing for plain guidance itself."""
+    if plain is None or plain is found:
+        return {"burnt": None, "agreement_change": None}
+    change = share_difference(found.right, plain.right)
+    return {
+        "burnt": excess_ratio(
+            found.pixels["saturated"],
+            plain.pixels["saturated"],
+            real=float(real.pixels["saturated"].mean()),
+        ),
+        "agreement_change": Figure(value=change.value, low=change.low, high=change.high),
+    }
+
+
+def _plain_first(forms: Sequence[GuidanceConfig]) -> list[GuidanceConfig]:
+    """Each form once, plain guidance before the others."""
+    plain = GuidanceConfig(form=PLAIN)
+    return list({str(form): form for form in (plain, *forms)}.values())
+
+
+def _plain(rows: Sequence[FormRow], values: Sequence[Any]) -> list[tuple[FormRow, Any]]:
+    return [(row, value) for row, value in zip(rows, values, strict=True) if row.form == PLAIN]

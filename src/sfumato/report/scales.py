@@ -1,0 +1,109 @@
+"""Figures over guidance scales: panels, and how values are told with their intervals."""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sfumato.evaluation.arms import MEASURES
+from sfumato.evaluation.card import Figure
+from sfumato.evaluation.verdicts import Effect
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_SHIFT = 0.09
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One line of every panel: figures by guidance scale, then by measure."""
+
+    label: str
+    points: Mapping[float, Mapping[str, Figure]]
+    colour: str
+    marker: str = "o"
+    main: bool = True
+    """Whether it is drawn whole, not dotted."""
+
+
+def scale_panels(
+    lines: Sequence[Line], real: Mapping[str, Figure], measures: Sequence[str]
+) -> bytes:
+    """PNG: a panel for each of four measures over w, with 95 % intervals; real images as a band."""
+    from matplotlib.figure import Figure as Canvas
+
+    canvas = Canvas(figsize=(11, 7.4), dpi=130, layout="constrained")
+    panels = canvas.subplots(2, 2).flatten()
+    scales = sorted({scale for line in lines for scale in line.points})
+    for axes, measure in zip(panels, measures, strict=True):
+        _panel(axes, lines, real.get(measure), measure, scales)
+    handles, labels = panels[0].get_legend_handles_labels()
+    canvas.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    buffer = io.BytesIO()
+    canvas.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _panel(
+    axes: "Axes",
+    lines: Sequence[Line],
+    real: Figure | None,
+    measure: str,
+    scales: Sequence[float],
+) -> None:
+    """Scales stand side by side: 0, 1, 2 would lie on each other beside 20."""
+    factor = MEASURES[measure].factor
+    if real is not None:
+        axes.axhline(factor * real.value, color="#555555", lw=1, ls="--", label="real test images")
+        if real.low is not None and real.high is not None:
+            axes.axhspan(factor * real.low, factor * real.high, color="#999999", alpha=0.35, lw=0)
+    for place, line in enumerate(lines):
+        y = [figures[measure] for figures in line.points.values()]
+        axes.errorbar(
+            [scales.index(s) + _SHIFT * (place - (len(lines) - 1) / 2) for s in line.points],
+            [factor * one.value for one in y],
+            yerr=[
+                [factor * (one.value - _or(one.low, one.value)) for one in y],
+                [factor * (_or(one.high, one.value) - one.value) for one in y],
+            ],
+            color=line.colour,
+            marker=line.marker,
+            ms=4.5,
+            lw=1.3 if line.main else 0.8,
+            ls="-" if line.main else ":",
+            capsize=2.5,
+            label=line.label,
+        )
+    axes.set_xticks(range(len(scales)), [f"{scale:g}" for scale in scales])
+    axes.set_xlabel("guidance scale w")
+    title = MEASURES[measure].title
+    percent = MEASURES[measure].percent and not title.endswith("%")
+    axes.set_title(title + (", %" if percent else ""), fontsize=10)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _or(value: float | None, other: float) -> float:
+    return other if value is None else value
+
+
+def figure_told(measure: str, found: Figure | None) -> str:
+    """A value with its interval in brackets, in the measure's unit."""
+    if found is None:
+        return ""
+    of = MEASURES[measure]
+    text = of.told(found.value)
+    if found.low is None or found.high is None:
+        return text
+    return f"{text} ({of.told(found.low)}, {of.told(found.high)})"
+
+
+def effect_told(effect: Effect) -> str:
+    """What it is, how large with its interval, and what would matter."""
+    of = MEASURES[effect.measure]
+    return (
+        f"{effect.what}: {of.told(effect.value)} ({of.told(effect.low)}, {of.told(effect.high)}), "
+        f"margin {of.told(effect.margin)}"
+    )

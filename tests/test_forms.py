@@ -1,0 +1,169 @@
+"""Forms of guidance side by side: `sfumato guidance`."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from sfumato.evaluation.arms import Measured
+from sfumato.evaluation.card import Figure
+from sfumato.evaluation.forms import FormRow, choice_among, excess_ratio, read_forms
+from sfumato.evaluation.scale_claims import ScaleEvidence
+from sfumato.metrics.diversity import diversity_within_classes
+from tests.conftest import CommandResult
+
+Sfumato = Callable[..., CommandResult]
+
+
+def test_the_excess_ratio_is_that_of_the_means_and_its_interval_covers_it() -> None:
+    generator = torch.Generator().manual_seed(0)
+    covered = 0
+    for seed in range(40):
+        noise = torch.randn(200, generator=generator) * 0.02
+        plain = 0.30 + noise + torch.randn(200, generator=generator) * 0.01
+        ours = 0.18 + noise + torch.randn(200, generator=generator) * 0.01
+        found = excess_ratio(ours, plain, real=0.10, resamples=400, seed=seed)
+        assert found is not None
+        expected = (ours.mean() - 0.10) / (plain.mean() - 0.10)
+        assert found.value == pytest.approx(float(expected), abs=1e-5)
+        covered += found.low <= 0.4 <= found.high
+    assert covered >= 34  # 95 % of 40 is 38; fewer than 34 has a chance of 3e-3
+
+
+def test_without_an_excess_there_is_no_ratio() -> None:
+    values = torch.tensor([0.1, 0.2, 0.3, 0.2])
+    assert excess_ratio(values, values, real=0.2) is None
+    assert excess_ratio(values, values, real=0.5) is None
+
+
+def row(agreement: float, frechet: float) -> FormRow:
+    return FormRow(
+        form="cfg",
+        label="cfg",
+        guidance_scale=2,
+        calls=2,
+        seconds=0,
+        figures={"agreement": Figure(value=agreement), "frechet": Figure(value=frechet)},
+        burnt=None,
+        agreement_change=None,
+    )
+
+
+def test_the_choice_is_the_smallest_distance_among_those_that_agree() -> None:
+    assert choice_among([row(0.95, 1.0), row(0.945, 0.5), row(0.93, 0.1)]) == 1
+    assert choice_among([row(0.95, 1.0), row(0.5, 0.1)]) == 0
+
+
+def measured(agree: float, spread: float, grey: int, seed: int) -> Measured:
+    """100 flat images of 10 classes whose features lie `spread` apart within a class."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(100) % 10
+    images = torch.full((100, 3, 8, 8), grey, dtype=torch.uint8)
+    features = spread * torch.randn(100, 4, generator=generator)
+    return Measured(
+        images=images,
+        labels=labels,
+        pixels={
+            "brightness": torch.full((100,), grey / 255).double(),
+            "saturated": torch.full((100,), float(grey == 255)).double(),
+        },
+        right=torch.arange(100) < 100 * agree,
+        features=features,
+        diversity=diversity_within_classes(features, labels),
+    )
+
+
+def verdicts(evidence: ScaleEvidence) -> dict[str, str]:
+    return {claim.key: claim.verdict for claim in evidence.claims()}
+
+
+REAL = {"diversity": Figure(value=1.0), "brightness": Figure(value=0.4)}
+
+
+def test_claims_on_scales_follow_the_images() -> None:
+    """As the paper says, and the opposite."""
+    as_told = ScaleEvidence(
+        measured={
+            0.0: measured(0.1, 3.0, 100, 0),
+            2.0: measured(0.6, 2.0, 110, 0),
+            5.0: measured(0.8, 1.0, 150, 0),
+            10.0: measured(0.95, 0.2, 255, 0),
+        },
+        distances={s: torch.full((100,), d) for s, d in ((0, 9.0), (2, 3.0), (5, 6.0), (10, 9.0))},
+        real=REAL,
+    )
+    assert set(verdicts(as_told).values()) == {"held"}
+    opposite = ScaleEvidence(
+        measured={
+            0.0: measured(0.9, 0.2, 255, 0),
+            2.0: measured(0.9, 0.2, 255, 0),
+            5.0: measured(0.5, 0.2, 150, 0),
+            10.0: measured(0.1, 0.2, 100, 0),
+        },
+        distances={s: torch.full((100,), d) for s, d in ((0, 3.0), (2, 3.0), (5, 2.0), (10, 1.0))},
+        real=REAL,
+    )
+    assert set(verdicts(opposite).values()) == {"not held"}
+
+
+def test_what_was_not_drawn_is_not_decidable() -> None:
+    two = {2.0: measured(0.6, 2.0, 110, 0), 10.0: measured(0.9, 1.0, 200, 0)}
+    evidence = ScaleEvidence(measured=two, distances={s: torch.ones(100) for s in two}, real=REAL)
+    found = {claim.key: claim for claim in evidence.claims()}
+    assert found["quality_best_at_2"].verdict == "not decidable here"
+    assert "w = 0, 5" in found["quality_best_at_2"].sentence
+    assert found["brightness_rises"].verdict == "held"
+    assert ScaleEvidence(measured={}, distances={}, real=REAL).claims() == []
+
+
+def test_the_command_measures_every_form_and_goes_on(
+    sfumato: Sfumato, small_run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "guidance"
+    command = (
+        *("guidance", str(small_run), "--count", "30", "--scales", "0,1,2,5,10", "--steps", "2"),
+        *("--guidance-form", "apg", "--guidance-form", "autoguidance", "--out", str(out)),
+    )
+    found = sfumato(*command)
+    assert found.code == 0, found.err
+    assert "To draw with:" in found.out
+    card = read_forms(out)
+    drawn = [(row.label, row.guidance_scale) for row in card.rows]
+    assert drawn == [
+        *(("cfg", scale) for scale in (0, 1, 2, 5, 10)),
+        *((row.label, scale) for row in card.rows[5:6] for scale in (2, 5, 10)),
+        *((row.label, scale) for row in card.rows[8:9] for scale in (2, 5, 10)),
+    ]
+    assert {row.form.partition(":")[0] for row in card.rows} == {"cfg", "apg", "autoguidance"}
+    assert [row.calls for row in card.rows[:3]] == [2, 2, 4]
+    assert len(card.claims) == 5
+    for name in ("guidance.png", "examples.png"):
+        with Image.open(out / name) as picture:
+            assert min(picture.size) > 300
+    assert "| real test images |" in (out / "guidance.md").read_text()
+    before = json.loads((out / "guidance.json").read_text())
+    assert "Found before" in sfumato(*command).out
+    assert json.loads((out / "guidance.json").read_text()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--count", "12"], "Give --count 30 or more"),
+        (["--scales", "0,1"], "forms differ at scales other than 0 and 1"),
+        (["--guidance-form", "apq"], "apg"),
+    ],
+)
+def test_bad_input_is_answered(sfumato: Sfumato, small_run: Path, arguments, message) -> None:
+    found = sfumato("guidance", str(small_run), *arguments)
+    assert found.code == 2
+    assert message in " ".join(found.err.split())
+
+
+def test_a_pipeline_without_data_says_so(sfumato: Sfumato, small_run: Path) -> None:
+    found = sfumato("guidance", str(small_run / "pipeline"))
+    assert found.code == 2
+    assert "--data SOURCE" in found.err
