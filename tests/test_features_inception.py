@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -117,6 +118,26 @@ def test_the_name_says_the_hash_and_the_resize_rule(weights: Path) -> None:
     assert hashlib.sha256(weights.read_bytes()).hexdigest()[:16] in name
     assert "bilinear to 299 px as TensorFlow 1" in name
     assert "not the published file" in name
+
+
+def test_pytorch_fids_resize_is_another_metric(weights: Path) -> None:
+    """Its preparation, pixel by pixel in numpy: output i reads at (i + 0.5) H / 299 - 0.5."""
+    extractor = load_inception(weights, resize="pytorch-fid")
+    assert extractor.name != load_inception(weights).name
+    assert "as pytorch-fid" in extractor.name
+    images = pictures(2, 32, 40)
+    prepared = extractor.network.prepare(images.float()).numpy()
+
+    def taken(values: np.ndarray, axis: int) -> np.ndarray:
+        length = values.shape[axis]
+        at = ((np.arange(299) + 0.5) * length / 299 - 0.5).clip(0)
+        low = np.floor(at).astype(int)
+        high = np.minimum(low + 1, length - 1)
+        share = (at - low).reshape([-1 if a == axis else 1 for a in range(4)])
+        return values.take(low, axis) * (1 - share) + values.take(high, axis) * share
+
+    expected = 2 * taken(taken(images.numpy() / 255, 2), 3) - 1
+    np.testing.assert_allclose(prepared, expected, atol=1e-5)
 
 
 def test_safetensors_hold_the_same_network(

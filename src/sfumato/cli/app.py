@@ -266,6 +266,40 @@ def evaluate(
         raise typer.Exit(INTERRUPTED) from None
 
 
+@app.command(epilog="Example: `sfumato table1 runs/cifar10-tiny --sampler DDPM --steps 50`")
+def table1(
+    model: Annotated[Path, typer.Argument(help="A run, a pipeline or bundled:mnist.")],
+    count: Annotated[int, typer.Option(help="Images for each guidance scale.")] = 1000,
+    scales: Scales = "0,2,5,10",
+    sampler: SamplerName = None,
+    steps: Steps = None,
+    seed: Seed = 0,
+    data: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Where the model's real images are now.")
+    ] = None,
+    settings: Settings = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the card and the table; else with the model.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """The paper's Table 1 by its own protocol, and by one with intervals, floor and trained judge.
+
+    The same images are measured by both. Interrupted and started again, it goes on.
+    """
+    from sfumato.cli.evaluation import overrides
+    from sfumato.cli.table1 import table1_and_print
+
+    drawn = {"sampling.scheduler": sampler, "sampling.steps": steps}
+    chosen = [f"{name}={value}" for name, value in drawn.items() if value is not None]
+    chosen += overrides(settings, count=count, scales=scales, data=data, untrained=False)
+    try:
+        table1_and_print(model, settings=chosen, seed=seed, out=out, device=device)
+    except KeyboardInterrupt:
+        typer.echo("\nStopped. The same command goes on from here.")
+        raise typer.Exit(INTERRUPTED) from None
+
+
 @app.command(epilog="Example: `sfumato compare runs/demo@1 runs/demo@3 --count 500`")
 def compare(
     first: Annotated[

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -107,6 +108,38 @@ def evaluate_model(
     scale: float | None = None,
 ) -> Evaluated:
     """Draw and measure; at `scale` alone where it is given."""
+    target, config, where = model_to_measure(
+        model,
+        settings=settings,
+        form=form,
+        seed=seed,
+        held_out=held_out,
+        device=device,
+        scale=scale,
+    )
+    evaluated = evaluate(
+        target,
+        config,
+        base=out or beside(model, "evaluation-held-out" if held_out else "evaluation"),
+        device=where,
+        say=say,
+        on_images=ImagesLine(),
+    )
+    write_pictures(evaluated)
+    return evaluated
+
+
+def model_to_measure(
+    model: Path,
+    *,
+    settings: Sequence[str],
+    form: str | None,
+    seed: int,
+    held_out: bool,
+    device: str,
+    scale: float | None = None,
+) -> tuple[Target, EvaluationConfig, torch.device]:
+    """What will be drawn, how it is measured, and where; at `scale` alone where it is given."""
     generator = open_generator(str(model), device=device, form=form)
     measured = model_settings(generator, model, settings)
     generator.data = measured.data if generator.data is not None else None
@@ -120,16 +153,8 @@ def evaluate_model(
     if scale is not None:
         config = config.model_copy(update={"guidance_scales": (scale,)})
     tell_of_drawing(generator, scales=config.guidance_scales)
-    evaluated = evaluate(
-        model_target(generator, model, config, first_seed=seed, held_out=held_out),
-        config,
-        base=out or beside(model, "evaluation-held-out" if held_out else "evaluation"),
-        device=generator.pipeline.device,
-        say=say,
-        on_images=ImagesLine(),
-    )
-    write_pictures(evaluated)
-    return evaluated
+    target = model_target(generator, model, config, first_seed=seed, held_out=held_out)
+    return target, config, generator.pipeline.device
 
 
 def model_settings(generator: ImageGenerator, model: Path, settings: Sequence[str]) -> Measured:

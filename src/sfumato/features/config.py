@@ -12,6 +12,8 @@ class FeaturesConfig(Section):
     """CLIP: a Hub name or a folder."""
     dinov2: str = "facebook/dinov2-base"
     """DINOv2: a Hub name or a folder."""
+    resnet: str = "microsoft/resnet-18"
+    """ImageNet's ResNet-18, whose body the paper's classifier had: a Hub name or a folder."""
     small_clip: str = "bundled"
     """The small CLIP: bundled, or the folder of another."""
     may_download: bool = False

@@ -6,6 +6,8 @@ padding out and one maximum where the paper has an average. Modules have the nam
 well-known state dictionary, so that its file fits.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ IMAGE_PX = 299
 FEATURES, CLASSES = 2048, 1008
 
 Kernel = int | tuple[int, int]
+Prepare = Callable[[Tensor], Tensor]
 
 
 class ConvNorm(nn.Module):
@@ -179,8 +182,9 @@ def block_8(channels_in: int, pool) -> Mixed:
 class Inception(nn.Module):
     """(B, 3, H, W) uint8 or float in [0, 255] -> the 2,048 features of `pool3`, (B, 2048)."""
 
-    def __init__(self) -> None:
+    def __init__(self, prepare: Prepare | None = None) -> None:
         super().__init__()
+        self.prepare = prepare or as_tensorflow1
         self.Conv2d_1a_3x3 = ConvNorm(3, 32, 3, stride=2)
         self.Conv2d_2a_3x3 = ConvNorm(32, 32, 3)
         self.Conv2d_2b_3x3 = ConvNorm(32, 64, 3, padding=1)
@@ -201,7 +205,7 @@ class Inception(nn.Module):
         self.fc = nn.Linear(FEATURES, CLASSES)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = (resize_like_tensorflow1(images.float(), IMAGE_PX) - 128) / 128
+        x = self.prepare(images.float())
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(halving_pool(x)))
         x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(halving_pool(x))))
@@ -213,6 +217,18 @@ class Inception(nn.Module):
     def logits_unbiased(self, features: Tensor) -> Tensor:
         """Features (B, 2048) -> (B, 1008) without the last bias, as the Inception Score has it."""
         return features @ self.fc.weight.T
+
+
+def as_tensorflow1(images: Tensor) -> Tensor:
+    """(B, 3, H, W) float in [0, 255] -> (B, 3, 299, 299) float, as FID's own graph prepares it."""
+    return (resize_like_tensorflow1(images, IMAGE_PX) - 128) / 128
+
+
+def as_pytorch_fid(images: Tensor) -> Tensor:
+    """The same by pytorch-fid: torch's bilinear resize, whose corners lie half a pixel elsewhere,
+    and [0, 255] to [-1, 1]."""
+    size = (IMAGE_PX, IMAGE_PX)
+    return 2 * F.interpolate(images / 255, size, mode="bilinear", align_corners=False) - 1
 
 
 def resize_like_tensorflow1(images: Tensor, size_px: int) -> Tensor:

@@ -18,7 +18,14 @@ from sfumato.features.extractor import (
     WeightsNotAtHandError,
     frozen,
 )
-from sfumato.features.inception import FEATURES, IMAGE_PX, Inception
+from sfumato.features.inception import (
+    FEATURES,
+    IMAGE_PX,
+    Inception,
+    Prepare,
+    as_pytorch_fid,
+    as_tensorflow1,
+)
 
 URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
@@ -33,7 +40,17 @@ NAMES = (
     "pt_inception-2015-12-05-6726825d.pth",  # as pytorch-fid saves it
 )
 VARIABLE = "SFUMATO_INCEPTION"
-RESIZE_RULE = f"bilinear to {IMAGE_PX} px as TensorFlow 1 (corners not aligned, no antialiasing)"
+RESIZE_RULES: dict[str, tuple[str, Prepare]] = {
+    "tensorflow1": (
+        f"bilinear to {IMAGE_PX} px as TensorFlow 1 (corners not aligned, no antialiasing)",
+        as_tensorflow1,
+    ),
+    "pytorch-fid": (
+        f"bilinear to {IMAGE_PX} px as pytorch-fid (torch's, no antialiasing)",
+        as_pytorch_fid,
+    ),
+}
+"""How images are brought to the network's size: what it is called, and the function."""
 WAYS_OUT = (
     f"Three ways out: let it download once where there is a network (91 MiB, checked); bring "
     f"{NAMES[0]} or {NAMES[1]} by hand and give its path with {VARIABLE}=PATH or "
@@ -66,6 +83,7 @@ def load_inception(
     weights: Path | None = None,
     *,
     sha256: str | None = None,
+    resize: str = "tensorflow1",
     device: Device = "cpu",
     may_download: bool = False,
 ) -> InceptionExtractor:
@@ -73,7 +91,8 @@ def load_inception(
 
     `weights` without a value: `$SFUMATO_INCEPTION`, else what `find_weights` finds, which must be
     the published file. One that is given may be another (a conversion to safetensors, say), which
-    `name` then states by its hash; with `sha256` it must be that one. Errors: `InputError` (no such
+    `name` then states by its hash; with `sha256` it must be that one. `resize`: a key of
+    `RESIZE_RULES`. Errors: `InputError` (no such
     file), `WeightsNotAtHandError` (with ways out), `DamagedDataError` (a wrong checksum, not
     weights, or those of another network).
     """
@@ -90,8 +109,9 @@ def load_inception(
             mend="It is truncated or another file. Remove it and let it be fetched again.",
         )
     state = read_state(weights)
+    rule, prepare = RESIZE_RULES[resize]
     with torch.random.fork_rng(devices=[]):  # the constructor draws weights that are replaced
-        network = Inception()
+        network = Inception(prepare)
     _fill(network, state, weights)
     # Channels last would be 1.45 times as fast on a CPU, but sums in another order; as it is,
     # features are those of torch-fidelity to the last bit.
@@ -99,7 +119,7 @@ def load_inception(
     published = found == SHA256
     which = "inception-2015-12-05" if published else "inception (not the published file)"
     return InceptionExtractor(
-        name=f"{which} pool3, sha256:{found[:16]}, {RESIZE_RULE}",
+        name=f"{which} pool3, sha256:{found[:16]}, {rule}",
         dim=FEATURES,
         of_batch=network,
         rows=_ROWS,

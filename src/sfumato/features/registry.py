@@ -28,15 +28,19 @@ class Entry:
     load: Callable[[Source], FeatureExtractor]
 
 
-def _inception(source: Source) -> FeatureExtractor:
-    from sfumato.features.inception_weights import load_inception
+def _inception(resize: str) -> Callable[[Source], FeatureExtractor]:
+    def load(source: Source) -> FeatureExtractor:
+        from sfumato.features.inception_weights import load_inception
 
-    given = source.config.inception
-    return load_inception(
-        None if given == "auto" else Path(given).expanduser(),
-        device=source.device,
-        may_download=source.config.may_download,
-    )
+        given = source.config.inception
+        return load_inception(
+            None if given == "auto" else Path(given).expanduser(),
+            resize=resize,
+            device=source.device,
+            may_download=source.config.may_download,
+        )
+
+    return load
 
 
 def _clip(source: Source) -> FeatureExtractor:
@@ -74,7 +78,12 @@ EXTRACTORS: dict[str, Entry] = {
     "inception": Entry(
         about="FID's Inception, pool3 (2048)",
         distance="FID",
-        load=_inception,
+        load=_inception("tensorflow1"),
+    ),
+    "inception-pytorch-fid": Entry(
+        about="the same with pytorch-fid's resize, as the paper measured",
+        distance="FID (pytorch-fid)",
+        load=_inception("pytorch-fid"),
     ),
     "clip": Entry(
         about="CLIP's image embeddings",

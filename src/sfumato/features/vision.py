@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sfumato.base.errors import DamagedDataError, InputError
 from sfumato.base.hub import quiet_loading
 from sfumato.base.images import to_float, to_pil
+from sfumato.base.randomness import derived_seed
 from sfumato.features.extractor import (
     BatchedExtractor,
     Device,
@@ -34,6 +35,9 @@ IMAGENET_MEAN: Colour = (0.485, 0.456, 0.406)
 IMAGENET_STD: Colour = (0.229, 0.224, 0.225)
 DINOV2_PX = 224
 _ROWS = 32
+_BODY_ROWS = 100
+_FIRST = "embedder.embedder"
+"""Where a ResNet of transformers has its first convolution."""
 _WAYS_OUT = (
     "Three ways out: let it download once where there is a network; give a folder that holds it; "
     "or do without, the other metrics stand."
@@ -209,6 +213,53 @@ def load_image_classifier(
         head=head,
         labels=labels,
         identity=identity,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNetBody:
+    """ImageNet's ResNet in the middle, random weights at both ends: the paper's judge of CIFAR-10
+    (section 3.3.6). `identity`: the body's name and the hash of its weights."""
+
+    identity: str
+    model: nn.Module
+    channels: int
+    """Of the first convolution."""
+    width: int
+
+    @torch.no_grad()
+    def logits(self, images: Tensor, *, classes: int, seed: int) -> Tensor:
+        """uint8 (N, 3, H, W) -> (N, classes) float32: a first convolution of 3x3 pixels at full
+        size and a last layer, both drawn from `seed` as torch draws new layers, neither trained.
+
+        The paper does not say how images were normalised: here by ImageNet's mean and deviation.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(derived_seed(seed, "weights", "untrained ends"))
+            first = nn.Conv2d(3, self.channels, 3, stride=1, padding=1, bias=False)
+            head = nn.Linear(self.width, classes)
+        self.model.get_submodule(_FIRST).convolution = first.requires_grad_(False)
+        parts = []
+        for part in images.split(_BODY_ROWS):
+            pixels = normalized(part.expand(-1, 3, -1, -1), IMAGENET_MEAN, IMAGENET_STD)
+            parts.append(head(self.model(pixels).pooler_output.flatten(1)))
+        return torch.cat(parts)
+
+
+def load_resnet_body(location: str, *, may_download: bool = False) -> ResNetBody:
+    """A ResNet of transformers, trained on ImageNet, by a folder or a Hub name; on the CPU.
+
+    Errors as for CLIP.
+    """
+    from transformers import ResNetModel
+
+    config = _configuration(location, ("resnet",), may_download)
+    model = _load(ResNetModel, config, location, may_download)
+    return ResNetBody(
+        identity=f"{_shown(location)} sha256:{weights_sha256(model)[:16]}",
+        model=model,
+        channels=config.embedding_size,
+        width=config.hidden_sizes[-1],
     )
 
 

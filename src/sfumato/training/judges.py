@@ -394,6 +394,16 @@ class UntrainedHeads:
     accuracies: tuple[Proportion, ...]
     chance: float
 
+    @classmethod
+    def of(
+        cls, logits: Callable[[int], Tensor], labels: Tensor, *, classes: int, count: int = 20
+    ) -> "UntrainedHeads":
+        """From `logits(seed)`, (N, classes) each, of images of the classes `labels` (N,)."""
+        right = [int((logits(seed).argmax(1) == labels).sum()) for seed in range(count)]
+        return cls(
+            accuracies=tuple(wilson(found, len(labels)) for found in right), chance=1 / classes
+        )
+
     @property
     def mean(self) -> float:
         return fmean(accuracy.value for accuracy in self.accuracies)
@@ -416,11 +426,12 @@ def untrained_heads(
     """
     reference = load_records(resolve(data), "reference")
     check_classes(reference, data)
-    accuracies = []
-    for seed in range(count):
-        logits = _logits(_random_weights(reference, seed=seed), images)
-        accuracies.append(wilson(int((logits.argmax(1) == labels).sum()), len(labels)))
-    return UntrainedHeads(accuracies=tuple(accuracies), chance=1 / len(reference.class_names))
+    return UntrainedHeads.of(
+        lambda seed: _logits(_random_weights(reference, seed=seed), images),
+        labels,
+        classes=len(reference.class_names),
+        count=count,
+    )
 
 
 def _random_weights(records: Records, *, seed: int) -> Classifier:

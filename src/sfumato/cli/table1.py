@@ -1,0 +1,52 @@
+"""What `sfumato table1` prints: both protocols side by side."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from sfumato.base.errors import InputError
+from sfumato.base.files import write_text
+from sfumato.bundled.names import beside
+from sfumato.cli.evaluation import ImagesLine, model_to_measure, print_table, say_wrapped
+from sfumato.cli.show import say
+from sfumato.evaluation.measure import evaluate
+from sfumato.evaluation.table1 import measure_table1
+from sfumato.evaluation.target import is_model
+from sfumato.report.evaluation import write_pictures
+from sfumato.report.table1 import cells, columns, markdown, told
+
+
+def table1_and_print(
+    model: Path, *, settings: Sequence[str], seed: int, out: Path | None, device: str
+) -> None:
+    """Evaluate, measure the same images by the paper's protocol too, print and write both."""
+    if not is_model(model):
+        raise InputError(f"{model} is no model.", mend="Give a run, a pipeline or bundled:NAME.")
+    target, config, where = model_to_measure(
+        model, settings=settings, form=None, seed=seed, held_out=False, device=device
+    )
+    evaluated = evaluate(
+        target,
+        config,
+        base=out or beside(model, "evaluation"),
+        device=where,
+        say=say,
+        on_images=ImagesLine(),
+    )
+    write_pictures(evaluated)
+    table = measure_table1(target, config, evaluated, say=say)
+    shown = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    rows = [cells(row) for row in table.rows]
+    kept = [place for place in range(len(rows[0])) if any(row[place] for row in rows)]
+    for place in kept:
+        name = columns(table)[place].replace(", ", ",\n").replace(" of the ", "\n")
+        shown.add_column(name, justify="right" if place else "left", no_wrap=True)
+    for row in rows:
+        shown.add_row(*(row[place] for place in kept))
+    print_table(shown)
+    say("")
+    for sentence in told(table):
+        say_wrapped(sentence)
+    write_text(evaluated.folder / "table1.md", markdown(table))
+    say(f"Table   {evaluated.folder / 'table1.md'}")

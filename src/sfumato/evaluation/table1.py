@@ -1,0 +1,249 @@
+"""Table 1 of the paper by its own protocol and by one that can be believed, of the same images.
+
+The paper (section 3.3.6): 1,000 images, 100 a class, against 1,000 real test images, FID by
+pytorch-fid, accuracy by an ImageNet ResNet-18 whose first and last layers were never trained. The
+other: a trained judge, all reference images, intervals, and what real images score.
+"""
+
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from sfumato import __version__
+from sfumato.base.errors import InputError
+from sfumato.base.files import write_json
+from sfumato.base.section import Section
+from sfumato.evaluation.card import Figure, Untrained, figure
+from sfumato.evaluation.config import EvaluationConfig
+from sfumato.evaluation.figures import (
+    Features,
+    ReferenceFeatures,
+    feature_figures,
+    in_turn,
+    reference_of,
+)
+from sfumato.evaluation.floors import RealSets
+from sfumato.evaluation.measure import Evaluated
+from sfumato.evaluation.parts import Parts
+from sfumato.evaluation.real import RealImages
+from sfumato.evaluation.taken import PART_IMAGES, images_folder
+from sfumato.evaluation.target import Target
+from sfumato.features.extractor import FeatureExtractor, WeightsNotAtHandError
+from sfumato.features.registry import load_extractor
+from sfumato.features.vision import ResNetBody, load_resnet_body
+from sfumato.training.judges import UntrainedHeads, load_judge, untrained_heads
+
+FILE_NAME = "table1.json"
+SCALES = (0.0, 2.0, 5.0, 10.0)
+COUNT = 1_000
+HEADS = 20
+_INCEPTION = "inception-pytorch-fid"
+
+
+class Paper(Section):
+    """One set of images by the paper's protocol."""
+
+    fid: Figure | None
+    """pytorch-fid's, against as many real test images; None where its weights are not at hand."""
+    frechet: Figure
+    """The same on the judge's features, which are at hand everywhere."""
+    first_head: Figure | None
+    """Accuracy of the paper's classifier, seed 0; None where ResNet-18 is not at hand."""
+    heads: Untrained | None
+    """The same of 20 such classifiers, which differ in their random layers alone."""
+    random_networks: Untrained
+    """Accuracy of 20 small networks with random weights all through."""
+
+
+class Table1Row(Section):
+    """One guidance scale, or real images."""
+
+    title: str
+    paper: Paper
+    frechet: Figure | None
+    """On the judge's features, against all reference images."""
+    agreement: Figure | None
+    """Of the trained judge; of real images its accuracy."""
+
+
+class Table1(Section):
+    """Both protocols side by side, and all that they depend on."""
+
+    rows: list[Table1Row]
+    count: int
+    reference_count: int
+    floor: Figure | None
+    """Frechet distance of real training sets of `count` images against all reference images."""
+    chance: float
+    missing: dict[str, str]
+    """What is not at hand, and why."""
+    reference: str
+    judge: str
+    card: str
+    """The evaluation that the images belong to."""
+    sfumato: str = __version__
+    date: str = Field(default_factory=lambda: datetime.now(UTC).isoformat("T", "seconds"))
+    command: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tools:
+    """What the paper's protocol needs, opened once."""
+
+    inception: FeatureExtractor | None
+    body: ResNetBody | None
+    judge: FeatureExtractor
+    missing: dict[str, str]
+
+
+def measure_table1(
+    target: Target,
+    config: EvaluationConfig,
+    evaluated: Evaluated,
+    *,
+    say: Callable[[str], None] = lambda sentence: None,
+) -> Table1:
+    """Both protocols of the images of an evaluation, written beside its card as table1.json.
+
+    `InputError` for images without classes, or fewer real test images than are asked for.
+    """
+    card = evaluated.card
+    judge = load_judge(target.data, config.judge, on_training=say)
+    tools = _open(config, judge.extractor)
+    for reason in tools.missing.values():
+        say(reason)
+    count = target.subjects[0].count
+    real = RealSets.load(target.data)
+    against = _Against.of(_of_each_class(real.reference, count)[0], tools)
+    measure = partial(_paper, target=target, tools=tools, against=against)
+    rows = []
+    for subject, row in zip(target.subjects, card.rows, strict=True):
+        if subject.labels is None:
+            raise InputError("Table 1 needs images of known classes.")
+        say(f"{row.title} by the paper's protocol")
+        parts = Parts(images_folder(evaluated.folder, subject.title), count=count, rows=PART_IMAGES)
+        drawn = torch.cat([parts.get(part, subject.make)["images"] for part in parts])
+        rows.append(
+            Table1Row(
+                title=row.title,
+                paper=measure(drawn, subject.labels),
+                frechet=row.features["judge"].frechet,
+                agreement=row.agreement,
+            )
+        )
+    others = real.tuning or real.training
+    say("real images by the paper's protocol")
+    other_images, other_labels = _of_each_class(others, count)
+    rows.append(
+        Table1Row(
+            title="other real test images" if real.tuning else "real training images",
+            paper=measure(other_images, other_labels),
+            frechet=None,
+            agreement=figure(judge.test_accuracy),
+        )
+    )
+    floor = card.floors.get("judge")
+    spread = None if floor is None else floor.frechet
+    table = Table1(
+        rows=rows,
+        count=count,
+        reference_count=card.reference.count,
+        floor=None
+        if spread is None
+        else Figure(value=spread.mean, low=spread.mean - spread.std, high=spread.mean + spread.std),
+        chance=rows[0].paper.random_networks.chance,
+        missing=tools.missing,
+        reference=card.reference.description,
+        judge=judge.identity,
+        card=evaluated.folder.name,
+        command=shlex.join(["sfumato", *sys.argv[1:]]),
+    )
+    write_json(evaluated.folder / FILE_NAME, table.model_dump(mode="json"))
+    return table
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Against:
+    """The real test images of the paper's protocol."""
+
+    inception: ReferenceFeatures | None
+    judge: ReferenceFeatures
+
+    @classmethod
+    def of(cls, images: Tensor, tools: _Tools) -> "_Against":
+        inception = tools.inception
+        return cls(
+            inception=None if inception is None else reference_of(inception(images)),
+            judge=reference_of(tools.judge(images)),
+        )
+
+
+def _paper(
+    images: Tensor, labels: Tensor, *, target: Target, tools: _Tools, against: _Against
+) -> Paper:
+    fid = heads = None
+    if tools.inception is not None and against.inception is not None:
+        fid = _distance(tools.inception(images), labels, against.inception)
+    random_networks = untrained_heads(target.data, images, labels, count=HEADS)
+    classes = round(1 / random_networks.chance)
+    if tools.body is not None:
+        body = tools.body
+        heads = UntrainedHeads.of(
+            lambda seed: body.logits(images, classes=classes, seed=seed),
+            labels,
+            classes=classes,
+            count=HEADS,
+        )
+    return Paper(
+        fid=fid,
+        frechet=_distance(tools.judge(images), labels, against.judge),
+        first_head=None if heads is None else figure(heads.accuracies[0]),
+        heads=None if heads is None else _untrained(heads),
+        random_networks=_untrained(random_networks),
+    )
+
+
+def _distance(features: Tensor, labels: Tensor, against: ReferenceFeatures) -> Figure:
+    own = Features.gathered([features], labels)
+    return feature_figures(own, against, balanced=True).figures.frechet
+
+
+def _untrained(found: UntrainedHeads) -> Untrained:
+    return Untrained(
+        mean=found.mean, lowest=found.lowest, highest=found.highest, chance=found.chance
+    )
+
+
+def _of_each_class(real: RealImages, count: int) -> tuple[Tensor, Tensor]:
+    """`count` images, as many of each class, and their classes."""
+    labels = real.labels(len(real))
+    shares = in_turn(labels, count)
+    if shares is None:
+        raise InputError(
+            f"Table 1 takes {count:,} real test images, as many of each class; there are "
+            f"{len(real):,} in {real.records.description}.",
+            mend="Give --count a smaller number.",
+        )
+    rows = torch.cat([own[:share] for own, share in shares])
+    return real.at(rows), labels[rows]
+
+
+def _open(config: EvaluationConfig, judge: FeatureExtractor) -> _Tools:
+    missing: dict[str, str] = {}
+    inception = body = None
+    try:
+        inception = load_extractor(_INCEPTION, config.features)
+    except WeightsNotAtHandError as error:
+        missing["fid"] = f"{error.what} {error.mend}"
+    try:
+        body = load_resnet_body(config.features.resnet, may_download=config.features.may_download)
+    except WeightsNotAtHandError as error:
+        missing["resnet"] = f"{error.what} {error.mend}"
+    return _Tools(inception=inception, body=body, judge=judge, missing=missing)
