@@ -11,6 +11,7 @@ from sfumato.base.errors import ConfigError, DamagedDataError, SfumatoError
 from sfumato.data.config import DataConfig
 from sfumato.data.loaders import open_training, resolve_loading, training_batches
 from sfumato.data.loading import Batch
+from sfumato.data.pages import index_images
 from sfumato.data.sources import load_records
 from sfumato.data.stream import StreamBatches, StreamedRecords, open_stream
 from sfumato.data.stream_order import BUFFER_IMAGES, STREAMS, WINDOW_IMAGES, StreamOrder
@@ -188,6 +189,21 @@ def test_ranks_and_workers_change_no_batch(folder: Path, workers: int) -> None:
                 for name in ("images", "labels", "prompts"):
                     wanted = getattr(batch, name)[rank::world_size]
                     assert torch.equal(getattr(mine, name), wanted)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("rows", [20, 90])
+def test_images_found_in_large_pages_are_the_same(tmp_path: Path, rows: int, workers: int) -> None:
+    """Images so large that they are read one by one, which the others here are not."""
+    contents = [encoded(noise(row, (80, 90, 3))) for row in range(90)]
+    file = write_parquet(
+        tmp_path / "train.parquet", contents, [row // 30 for row in range(90)], row_group_size=rows
+    )
+    assert index_images(file, 0, "image") is not None
+    held, records = (read(config(tmp_path), "train") for read in (load_records, open_stream))
+    stream = batches(records, workers=workers)
+    for seen in range(0, 160, 16):
+        assert torch.equal(stream.at(seen).images, held.images[stream.order.indices(seen, 16)])
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from sfumato.bench_data import _family, _memory_bytes
+from sfumato.bench_data import _family, _memory_bytes, _Peak
 from sfumato.data.config import DataConfig
 from sfumato.data.stream import StreamBatches, open_stream
 from sfumato.experiment import load_experiment, run_experiment
@@ -110,28 +110,45 @@ def test_a_streamed_run_trains_and_its_folder_says_so(folder: Path, tmp_path: Pa
     assert state["position"] == {"epoch": 2, "seed": 0, "samples": 480 - 2 * 162}
 
 
-@pytest.mark.slow
-def test_after_a_kill_the_first_batch_comes_at_once(tmp_path: Path) -> None:
-    """Batches go on in the middle of an epoch of photograph-sized images, not after a window."""
-    images = [encoded(noise(row, (1200, 1500, 3)), "JPEG", quality=50) for row in range(20)]
+@pytest.fixture(scope="module", params=[100, 1100])
+def paintings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """1,100 photograph-sized images, of which no two are the same, in row groups of both sizes."""
+    folder = tmp_path_factory.mktemp("paintings")
+    images = [encoded(noise(row, (1200, 1500, 3)), "JPEG", quality=20) for row in range(20)]
     write_parquet(
-        tmp_path / "train.parquet",
-        [images[row % 20] for row in range(2000)],
-        [row % 5 for row in range(2000)],
-        row_group_size=100,
+        folder / "train.parquet",
+        [images[row % 20] + row.to_bytes(4) for row in range(1100)],
+        [row % 5 for row in range(1100)],
+        row_group_size=request.param,
     )
-    config = DataConfig(source=str(tmp_path), resolution=128, channels=3, caption=("{label}",))
-    records = open_stream(config, "train")
+    return folder
 
-    def stream(workers: int) -> StreamBatches:
-        device = torch.device("cpu")
-        return StreamBatches(records, seed=0, batch_size=64, device=device, workers=workers)
 
+def streamed(folder: Path, *, workers: int) -> StreamBatches:
+    config = DataConfig(source=str(folder), resolution=128, channels=3, caption=("{label}",))
+    records, device = open_stream(config, "train"), torch.device("cpu")
+    return StreamBatches(records, seed=0, batch_size=64, device=device, workers=workers)
+
+
+@pytest.mark.slow
+def test_after_a_kill_the_first_batch_comes_at_once(paintings: Path) -> None:
+    """Batches go on in the middle of an epoch of photograph-sized images, not after a window."""
     started = time.monotonic()
-    first = stream(2).at(960)
+    first = streamed(paintings, workers=2).at(512)
     seconds = time.monotonic() - started
-    assert torch.equal(first.images, stream(0).at(960).images)
+    assert torch.equal(first.images, streamed(paintings, workers=0).at(512).images)
     assert seconds < 15
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_memory_is_that_of_the_window_however_large_the_row_groups_are(paintings: Path) -> None:
+    before = _memory_bytes(os.getpid())
+    with _Peak(os.getpid()) as peak:
+        stream = streamed(paintings, workers=2)
+        for seen in range(0, 1024, 64):
+            stream.at(seen)
+    assert peak.bytes - before < 600e6
 
 
 @pytest.mark.slow

@@ -47,6 +47,9 @@ LEAST_PAIRS = 3
 """Rounds below which a median says little."""
 _BARE_IMAGES = 512
 _SAMPLED_EVERY_SECONDS = 0.05
+_SAMPLING_SHARE = 0.05
+"""Most of a processor core that looking at memory may take from what is timed: looking at one that
+holds gigabytes takes tens of milliseconds."""
 _SEED = 0
 _CACHED_FILES = 5
 _SHUFFLE_BUFFER = 1000
@@ -422,8 +425,12 @@ class _Peak:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._over.wait(_SAMPLED_EVERY_SECONDS):
+        pause = _SAMPLED_EVERY_SECONDS
+        while not self._over.wait(pause):
+            before = time.thread_time()
             self.bytes = max(self.bytes, sum(map(_memory_bytes, _family(self._process))))
+            taken = time.thread_time() - before
+            pause = max(_SAMPLED_EVERY_SECONDS, taken / _SAMPLING_SHARE)
 
 
 def _family(process: int) -> list[int]:

@@ -48,7 +48,7 @@ _AHEAD_ROWS = 256
 """Rows that a worker has before it, so that it goes on while the training computes."""
 _FIRST_BATCHES = 2
 _LARGE_GROUP_BYTES = 64 * 2**20
-"""Row groups above it are read by one worker at a time, for the memory that this takes."""
+"""Arrow reads row groups above it in one worker at a time, for the memory that this takes."""
 
 
 @dataclass(frozen=True, kw_only=True)

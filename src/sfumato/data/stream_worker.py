@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from sfumato.data.decode import BadImage, Target, decode
+from sfumato.data.pages import index_images
 from sfumato.data.parquet import read_group, unreadable
 
 
@@ -26,7 +27,7 @@ from sfumato.data.parquet import read_group, unreadable
 class Task:
     """Decode `rows` of row group `group` of `file`, rising, into the `slots` of the arena.
 
-    `alone`: the group is so large that only one process at a time may read such a one."""
+    `alone`: the group is so large that Arrow may read it in one process at a time only."""
 
     number: int
     file: str
@@ -49,31 +50,42 @@ def decode_task(
 ) -> Answer:
     """Decode a task into `arena` (slots, C, R, R) uint8; `handle` is the file by which
     workers take turns."""
-    with _turn(handle) if task.alone and handle is not None else nullcontext():
-        encoded, problem = _read(task, column)
-    damaged: dict[int, str] = dict.fromkeys(range(len(encoded), len(task.rows)), problem)
-    for place, image in enumerate(encoded):
-        try:
-            arena[task.slots[place]] = decode(image, target)[0]
-        except BadImage as error:
-            damaged[place] = str(error)
+    import pyarrow as pa
+
+    index = index_images(Path(task.file), task.group, column)
+    images = index.read(task.rows) if index else _by_arrow(task, column, handle)
+    damaged: dict[int, str] = {}
+    place = 0
+    try:
+        for image in images:
+            try:
+                arena[task.slots[place]] = decode(image, target)[0]
+            except BadImage as error:
+                damaged[place] = str(error)
+            place += 1
+    except (pa.ArrowException, OSError) as error:
+        damaged |= dict.fromkeys(range(place, len(task.rows)), unreadable(error))
     return Answer(number=task.number, damaged=damaged)
 
 
-def _read(task: Task, column: str) -> tuple[list[bytes | None], str]:
-    """The task's encoded images up to the first that cannot be read, and why it cannot.
+def _by_arrow(task: Task, column: str, handle: int | None) -> Iterator[bytes | None]:
+    """The task's encoded images up to the first that cannot be read, and then Arrow's error.
 
-    Arrow holds up to three times a row group while it reads it, and gives it back here."""
+    Arrow holds up to three times a row group while it reads it, and gives it back before the first
+    image comes out."""
     import pyarrow as pa
 
     encoded: list[bytes | None] = []
-    try:
-        encoded.extend(read_group(Path(task.file), task.group, task.rows, column))
-    except (pa.ArrowException, OSError) as error:
-        return encoded, unreadable(error)
-    finally:
+    problem = None
+    with _turn(handle) if task.alone and handle is not None else nullcontext():
+        try:
+            encoded.extend(read_group(Path(task.file), task.group, task.rows, column))
+        except (pa.ArrowException, OSError) as error:
+            problem = error
         pa.default_memory_pool().release_unused()
-    return encoded, ""
+    yield from encoded
+    if problem is not None:
+        raise problem
 
 
 @contextmanager
