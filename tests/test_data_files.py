@@ -288,6 +288,20 @@ def test_idx_cut_short(tmp_path: Path, suffix: str) -> None:
         load_records(config(tmp_path), "train")
 
 
+def test_an_idx_label_just_above_the_classes_makes_no_class(tmp_path: Path) -> None:
+    """10 in the training labels of MNIST: the test labels end at 9."""
+    labels = {"train": np.arange(200, dtype=np.uint8) % 10, "t10k": np.arange(20) % 10}
+    labels["train"][7] = 10
+    for name, values in labels.items():
+        write_idx(tmp_path / f"{name}-images-idx3-ubyte", noise(0, (len(values), 8, 8)))
+        write_idx(tmp_path / f"{name}-labels-idx1-ubyte", values.astype(np.uint8))
+    config = DataConfig(source=str(tmp_path), resolution=8, channels=1, caption="digit {label}")
+    records = load_records(config, "train")
+    assert len(records.class_names) == 10
+    (damaged,) = records.damage
+    assert (damaged.number, damaged.reason) == (7, "label 10 is outside the 10 classes")
+
+
 def test_idx_without_its_labels_or_of_another_kind(tmp_path: Path) -> None:
     write_idx(tmp_path / "train-images-idx3-ubyte", noise(0, (5, 8, 8)))
     with pytest.raises(InputError, match="Put train-labels-idx3-ubyte beside it"):

@@ -62,6 +62,8 @@ def read_idx(folder: Path) -> RawImages | None:
         )
     parts = split_groups(groups)
     known = np.concatenate([labels for _, labels in parts.get("train") or parts["all"]])
+    if "test" in parts:  # one damaged training label above them would make a class of its own
+        known = known[known <= max(int(labels.max(initial=0)) for _, labels in parts["test"])]
     return RawImages(
         layout="IDX",
         parts={name: _part(group) for name, group in parts.items()},
