@@ -22,6 +22,7 @@ from sfumato.bench_data import (
 from sfumato.data.config import DataConfig
 from sfumato.data.prepare import prepare
 from sfumato.data.sources import load_records
+from sfumato.report.loading import file_orders
 from tests.pictures import encoded, noise, write_parquet
 
 
@@ -97,8 +98,22 @@ def test_the_command_writes_table_record_and_chart(sfumato, setup: Setup, tmp_pa
     record = json.loads((tmp_path / "bench.json").read_text())
     assert [len(row["timings"]) for row in record["rows"]] == [3, 3, 3, 3]
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "bench.html").read_text()
+    assert page.count("data:image/png;base64,") == 2
+    assert "0.1-0.5 s" in page
     for text in ("file by file (the paper)", "sfumato, stream", "Gain by decoding"):
         assert text in ran.out
+
+
+def test_figure_14_shows_the_orders_as_they_are(setup: Setup) -> None:
+    """The paper's loader ends a file before the next one; random order and stream mix them."""
+    orders, files = file_orders(setup.config)
+    changes = {name: int((np.diff(order) != 0).sum()) for name, order in orders.items()}
+    rows = [np.bincount(order, minlength=files).tolist() for order in orders.values()]
+    assert rows[0] == rows[1] == rows[2]
+    assert changes["file by file (the paper, Figure 14)"] == files - 1
+    others = [count for name, count in changes.items() if not name.startswith("file by file")]
+    assert min(others) > files
 
 
 def test_ratios_are_of_medians_and_gains_multiply_to_the_whole() -> None:

@@ -726,6 +726,33 @@ def bench_data(
     )
 
 
+@bench_app.command("order", epilog="Example: `sfumato bench order wikiart-sorted --out runs/order`")
+def bench_order(
+    folder: Annotated[str, typer.Argument(help="A folder of Parquet files, sorted by class.")],
+    images: Annotated[int, typer.Option(help="Images that each run sees.")] = 8000,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each order.")] = 3,
+    resolution: Annotated[int, typer.Option(help="Height and width in pixels.")] = 32,
+    settings: Settings = None,
+    out: Annotated[Path, typer.Option(help="Folder; started again, it goes on.")] = Path(
+        "runs/order"
+    ),
+    device: Device = "auto",
+) -> None:
+    """What the order of the images does to training: random, stream, file by file, as stored."""
+    from sfumato.cli.bench import bench_order
+
+    if not bench_order(
+        folder,
+        settings or [],
+        images=images,
+        seeds=seeds,
+        resolution=resolution,
+        out=out,
+        device=device,
+    ):
+        raise typer.Exit(INTERRUPTED)
+
+
 @bench_app.command("decoding", epilog="Example: `sfumato bench decoding wikiart`")
 def bench_decoding(
     source: Annotated[str, typer.Argument(help="A source of encoded images, or prepared data.")],

@@ -18,14 +18,16 @@ from sfumato.bench import (
     untrained_generator,
 )
 from sfumato.bench_data import WAYS, Loading, chart, compare_loading, in_figures, save_loading
+from sfumato.bench_order import compare_orders, told
 from sfumato.bundled.names import is_bundled
-from sfumato.cli.show import say, unused
+from sfumato.cli.show import Progress, say, unused
 from sfumato.data.sources import open_images, source_name
 from sfumato.data.speed import decoding_speed, gathering_speed
 from sfumato.data.survey import resolve
 from sfumato.experiment import load_experiment
 from sfumato.generation import ImageGenerator, resolve_device
 from sfumato.models.schedulers import sampler_of
+from sfumato.report.loading import write_loading
 
 
 def bench_training(
@@ -138,7 +140,7 @@ def bench_data(
     resolution: int,
     out: Path | None,
 ) -> None:
-    """Compare the ways to load `folder`; a table, and with `out` a record and a chart beside it."""
+    """Compare the ways to load `folder`; a table, and with `out` a record, a chart and a page."""
     chosen = [f"data.source={json.dumps(folder)}", f"data.resolution={resolution}"]
     config = resolve(load_experiment("small", [*chosen, *settings]).data)
     ways = list(WAYS) if only is None else [name.strip() for name in only.split(",")]
@@ -154,9 +156,12 @@ def bench_data(
     print_loading(loading)
     if out is not None:
         path, picture = unused(out), unused(out.with_suffix(".png"))
-        save_loading(loading, path, source=source_name(config), resolution=resolution)
+        page = unused(out.with_suffix(".html"))
+        conditions = {"source": source_name(config), "resolution": resolution}
+        save_loading(loading, path, **conditions)
         write_bytes(picture, chart(loading))
-        say(f"Record  {path}\nChart   {picture}")
+        write_loading(loading, config, page, **conditions)
+        say(f"Record  {path}\nChart   {picture}\nPage    {page}")
 
 
 def print_loading(loading: Loading) -> None:
@@ -189,3 +194,44 @@ def print_loading(loading: Loading) -> None:
         "times faster sfumato's stream is. Style entropy: of a batch against random batches. "
         "Displaced: from the order of the files, 0.33 in a random order."
     )
+
+
+def bench_order(
+    folder: str,
+    settings: Sequence[str],
+    *,
+    images: int,
+    seeds: int,
+    resolution: int,
+    out: Path,
+    device: str,
+) -> bool:
+    """Train every order on `folder` and say what it did; False where it was asked to stop."""
+    chosen = [
+        f"data.source={json.dumps(folder)}",
+        f"data.resolution={resolution}",
+        "data.loading=memory",
+        f"training.images={images}",
+        f"training.sample_every_images={10 * images}",
+    ]
+    experiment = load_experiment("small", [*chosen, *settings])
+    experiment = experiment.model_copy(update={"data": resolve(experiment.data)})
+    found = compare_orders(
+        experiment, out, seeds=range(seeds), device=device, say=say, progress=Progress
+    )
+    if found is None:
+        return False
+    header, *rows = told(found)
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for place, name in enumerate(header):
+        table.add_column(name, justify="right" if place else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    say("")
+    Console(width=max(96, Console().width)).print(table)
+    say(
+        f"{len(found[0].losses):,} held-out images at the same noise, mean of {seeds} seeds after "
+        f"{images:,} images each; the interval is over images, the spread over seeds."
+    )
+    say(f"Record  {out / 'order.json'}")
+    return True

@@ -159,14 +159,23 @@ class DiffusionObjective:
             )
         return metrics
 
-    def loss(self, x0: Tensor, eps: Tensor, t: Tensor, prompts: Tensor) -> Tensor:
-        """Weighted mean squared error of the network's output for each image: (B,)."""
+    def loss(
+        self,
+        x0: Tensor,
+        eps: Tensor,
+        t: Tensor,
+        prompts: Tensor,
+        *,
+        network: torch.nn.Module | None = None,
+    ) -> Tensor:
+        """Weighted mean squared error of the network's output for each image: (B,). `network`:
+        another than the one in training, such as an average."""
         x_t = self.schedule.add_noise(x0, eps, t)
         target = training_target(
             x0, eps, t, schedule=self.schedule, prediction_type=self.diffusion.prediction_type
         )
         with torch.autocast(x0.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            output = self.unet(x_t, t, self.bank.tokens(prompts), return_dict=False)[0]
+            output = (network or self.unet)(x_t, t, self.bank.tokens(prompts), return_dict=False)[0]
         weight = LOSS_WEIGHTS[self.loss_weight](
             self.schedule.snr(t), self.diffusion.prediction_type, self.min_snr_gamma
         )
