@@ -22,7 +22,7 @@ from sfumato import __version__
 from sfumato.base.errors import ConfigError, InputError, nearest
 from sfumato.base.files import write_bytes, write_json, write_text
 from sfumato.base.section import Section, validate
-from sfumato.configuration import parse_yaml
+from sfumato.configuration import read_named
 from sfumato.experiment import Experiment, load_experiment, run_experiment
 from sfumato.metrics.intervals import Proportion, wilson
 from sfumato.training.checkpoint import environment
@@ -91,20 +91,14 @@ def ablation_names() -> list[str]:
 
 def load_ablation(name: str) -> Ablation:
     """An ablation by name or from a YAML file. `ConfigError` with the nearest match."""
-    if name.endswith((".yaml", ".yml")):
-        path = Path(name)
-        if not path.is_file():
-            raise InputError(f"{path} is not a file.", mend="Give an ablation's name or a file.")
-        text, source = path.read_text("utf-8"), str(path)
-    elif name in ablation_names():
-        text = (files("sfumato.presets") / "ablations" / f"{name}.yaml").read_text("utf-8")
-        source = f"ablation '{name}'"
-    else:
-        raise ConfigError(
-            f"No ablation named '{name}'.",
-            mend=f"{nearest(name, ablation_names())} One of your own is given by its YAML file.",
-        )
-    return validate(Ablation, parse_yaml(text, source), source=source)
+    values, source = read_named(
+        name,
+        kind="ablation",
+        folder=files("sfumato.presets") / "ablations",
+        names=ablation_names(),
+        hint="One of your own is given by its YAML file.",
+    )
+    return validate(Ablation, values, source=source)
 
 
 # What was found -----------------------------------------------------------------------------------

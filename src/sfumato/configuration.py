@@ -4,6 +4,7 @@ import difflib
 import os
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -59,20 +60,29 @@ def preset_names() -> list[str]:
 
 def read_values(name: str) -> tuple[dict[str, Any], str]:
     """The values of a preset or a YAML file, and what to call them in messages."""
+    return read_named(
+        name,
+        kind="preset",
+        folder=files("sfumato.presets"),
+        names=preset_names(),
+        hint="`sfumato presets list` shows them; a YAML file of your own is given by its path.",
+    )
+
+
+def read_named(
+    name: str, *, kind: str, folder: Traversable, names: Sequence[str], hint: str
+) -> tuple[dict[str, Any], str]:
+    """The values of one of `names` in `folder`, or of a YAML file of that path, and what to call
+    them in messages. `InputError`, or `ConfigError` with the nearest match and a `hint`."""
     if name.endswith((".yaml", ".yml")) or os.sep in name:
         path = Path(name)
         if not path.is_file():
-            raise InputError(f"{path} is not a file.", mend="Give a preset's name or a YAML file.")
+            raise InputError(f"{path} is not a file.", mend=f"Give the name of a {kind} or a file.")
         text, source = _read_text(path), str(path)
-    elif name in preset_names():
-        text = (files("sfumato.presets") / f"{name}.yaml").read_text("utf-8")
-        source = f"preset '{name}'"
+    elif name in names:
+        text, source = (folder / f"{name}.yaml").read_text("utf-8"), f"{kind} '{name}'"
     else:
-        raise ConfigError(
-            f"No preset named '{name}'.",
-            mend=f"{nearest(name, preset_names())} `sfumato presets list` shows them; a YAML file "
-            "of your own is given by its path.",
-        )
+        raise ConfigError(f"No {kind} named '{name}'.", mend=f"{nearest(name, names)} {hint}")
     return parse_yaml(text, source), source
 
 
