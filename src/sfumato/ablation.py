@@ -304,7 +304,8 @@ def run_ablation(
         )
         for scale in scales
     ]
-    _write(found, folder, experiments[ablation.base, ablation.seeds[0]], overrides)
+    of_arms = {arm: experiments[arm, ablation.seeds[0]] for arm in ablation.arms}
+    _write(found, folder, of_arms, overrides)
     return found
 
 
@@ -322,17 +323,21 @@ def _arms(ablation: Ablation, folder: Path, scale: str) -> list[Arm]:
 
 
 def _write(
-    found: Sequence[Ablated], folder: Path, base: Experiment, overrides: Sequence[str]
+    found: Sequence[Ablated],
+    folder: Path,
+    arms: Mapping[str, Experiment],
+    overrides: Sequence[str],
 ) -> None:
     """ablation.json with every evaluation, ablation.md and ablation.png."""
     ablation = found[0].ablation
+    base = arms[ablation.base]
     write_json(
         folder / "ablation.json",
         {
             "ablation": ablation.model_dump(mode="json"),
             "overrides": list(overrides),
             "judge": found[0].judge,
-            "sampler": base.sampling.model_dump(mode="json"),
+            "samplers": {arm: one.sampling.model_dump(mode="json") for arm, one in arms.items()},
             "data": base.data.source,
             "curves": {
                 one.scale: {
