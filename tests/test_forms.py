@@ -154,16 +154,16 @@ def test_the_command_measures_every_form_and_goes_on(
     [
         (["--count", "12"], "Give --count 30 or more"),
         (["--scales", "0,1"], "forms differ at scales other than 0 and 1"),
-        (["--guidance-form", "apq"], "apg"),
+        (["--guidance-form", "apq"], "Did you mean 'apg'? ->"),
+        (["--steps", "0"], "0 steps are out of range"),
+        (["--scales", "1,1e300"], "out of range"),
+        (["--seed", "-5"], "first_seed"),
     ],
 )
-def test_bad_input_is_answered(sfumato: Sfumato, small_run: Path, arguments, message) -> None:
-    found = sfumato("guidance", str(small_run), *arguments)
+def test_bad_input_is_answered(
+    sfumato: Sfumato, small_run: Path, tmp_path: Path, arguments, message
+) -> None:
+    found = sfumato("guidance", str(small_run), *arguments, "--out", str(tmp_path / "out"))
     assert found.code == 2
+    assert not (tmp_path / "out").exists()
     assert message in " ".join(found.err.split())
-
-
-def test_a_pipeline_without_data_says_so(sfumato: Sfumato, small_run: Path) -> None:
-    found = sfumato("guidance", str(small_run / "pipeline"))
-    assert found.code == 2
-    assert "--data SOURCE" in found.err

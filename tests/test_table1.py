@@ -96,7 +96,13 @@ def test_the_table_measures_the_images_of_an_evaluation(
         low, mean, high = (row["paper"]["heads"][name] for name in ("lowest", "mean", "highest"))
         assert 0 <= low <= mean <= high <= 1
     assert "weights of FID's Inception are not at hand" in table["missing"]["fid"]
-    assert "real training sets" in (out / "table1.md").read_text()
+    assert "| real images |" in (out / "table1.md").read_text()
+    assert all(row["agreement"] is None for row in table["rows"][2:])
+    broken = sfumato(
+        *command[:2], "--set", f"evaluation.features.resnet={tmp_path}", "--steps", "2"
+    )
+    assert broken.code != 0
+    assert "images" not in broken.out  # said before anything is drawn
     assert sfumato(*command).code == 0
     assert json.loads((out / "table1.json").read_text())["rows"] == table["rows"]
     too_many = sfumato(*command[:2], "--count", "2000", *command[4:])

@@ -515,7 +515,12 @@ def compare_loading(
     """Time `ways` in turn, `pairs` rounds, after one round of one batch that fills the system's
     cache. An epoch each, or `most_batches`; slow ways two batches. `config` is resolved."""
     if pairs < LEAST_PAIRS:
-        raise InputError(f"{pairs} rounds are too few.", mend=f"Give {LEAST_PAIRS}.")
+        raise InputError(f"{pairs} rounds are too few.", mend=f"Give {LEAST_PAIRS} or more.")
+    if batch_size < 1 or workers < 0 or (most_batches is not None and most_batches < 1):
+        raise InputError(
+            f"Batches of {batch_size}, {workers} workers, --batches {most_batches}: out of range.",
+            mend="Batches hold 1 image or more, workers are 0 or more, --batches is 1 or more.",
+        )
     if unknown := set(ways) - set(WAYS):
         raise InputError(
             f"No way of loading is named '{min(unknown)}'.", mend=f"Known: {', '.join(WAYS)}."

@@ -206,6 +206,8 @@ def differences(a: Recipe, b: Recipe) -> dict[str, tuple[Any, Any]]:
 
 def claim_folder(recipe: Recipe, folder: Path) -> None:
     """Make `folder` this recipe's, or check that it is; nothing of another is overwritten."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file.", mend="Give --out a new folder.")
     file = folder / "experiment.yaml"
     if file.exists():
         values = parse_yaml(_read_text(file), str(file))

@@ -292,8 +292,10 @@ class ImageGenerator:
             raise InputError(
                 f"Autoguidance needs an earlier checkpoint than the one at {own:,} images; "
                 f"{run_folder} holds {there}" + (f", not {images}." if images else "."),
-                mend="Name one of them with autoguidance:images=N, or train with a larger "
-                "training.keep_checkpoints.",
+                mend=(
+                    "Name one of them with autoguidance:images=N, or train" if earlier else "Train"
+                )
+                + " with a larger training.keep_checkpoints.",
             )
         checkpoint = earlier[images or min(earlier)]
         weak = {

@@ -405,7 +405,7 @@ def findings(
         raise typer.Exit(INTERRUPTED) from None
 
 
-@app.command(epilog="Example: `sfumato guidance runs/cifar10-tiny --scales 1,2,5,10 --count 500`")
+@app.command(epilog="Example: `sfumato guidance runs/cifar10-tiny --scales 0,2,5,10 --count 500`")
 def guidance(
     run: Model,
     forms: Forms = None,
@@ -427,7 +427,7 @@ def guidance(
 ) -> None:
     """Forms of guidance side by side: adherence, distance, diversity, burnt pixels; a choice.
 
-    The paper's claims on guidance scales (section 3.3.7) are decided where w = 2, 5 and 10 are
+    The paper's claims on guidance scales (section 3.3.7) are decided where w = 0, 2, 5 and 10 are
     among them. Interrupted and started again, it goes on.
     """
     from sfumato.cli.forms import compare_and_print
@@ -729,7 +729,7 @@ def bench_data(
 @bench_app.command("order", epilog="Example: `sfumato bench order wikiart-sorted --out runs/order`")
 def bench_order(
     folder: Annotated[str, typer.Argument(help="A folder of Parquet files, sorted by class.")],
-    images: Annotated[int, typer.Option(help="Images that each run sees.")] = 8000,
+    images: Annotated[int, typer.Option(min=1, help="Images that each run sees.")] = 8000,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each order.")] = 3,
     resolution: Annotated[int, typer.Option(help="Height and width in pixels.")] = 32,
     settings: Settings = None,
@@ -750,6 +750,7 @@ def bench_order(
         out=out,
         device=device,
     ):
+        typer.echo("\nStopped. The same command goes on from here.")
         raise typer.Exit(INTERRUPTED)
 
 

@@ -392,9 +392,10 @@ def print_card(card: MetricCard) -> None:
         say_wrapped(f"note: {note}")
 
 
-def say_wrapped(text: str) -> None:
+def say_wrapped(text: str, *, indent: int = 0) -> None:
     """A paragraph in lines of the terminal's width, at most 100."""
-    say(textwrap.fill(text, width=min(100, Console().width), break_on_hyphens=False))
+    width = min(100, Console().width) - indent
+    say(textwrap.indent(textwrap.fill(text, width=width, break_on_hyphens=False), " " * indent))
 
 
 def print_table(table: Table) -> None:

@@ -1,6 +1,5 @@
 """What `sfumato findings` prints: progress, the verdicts, the figures."""
 
-import textwrap
 from pathlib import Path
 
 from rich.table import Table
@@ -84,7 +83,7 @@ def print_findings(findings: Findings) -> None:
     for claim in findings.claims:
         say_wrapped(f"{claim.verdict.upper()}: {claim.claim}.")
         for told in (claim.sentence, *(effect_told(effect) for effect in claim.effects)):
-            say(textwrap.indent(textwrap.fill(told, width=92, break_on_hyphens=False), "    "))
+            say_wrapped(told, indent=4)
     say("")
     say_wrapped(
         "outer: RMS of those pixels, white is 1; above N/2: share of spectral power above half "

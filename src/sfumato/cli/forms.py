@@ -1,7 +1,6 @@
 """What `sfumato guidance` prints: progress, a row for each form and scale, choice and claims."""
 
 import json
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from sfumato.cli.show import open_generator, parse_forms, parse_scales, say
 from sfumato.configuration import build
 from sfumato.evaluation.arms import MEASURES
 from sfumato.evaluation.forms import FormsCard, FormsConfig, compare_forms
-from sfumato.report.forms import burnt_told, write_forms
+from sfumato.report.forms import write_forms
 from sfumato.report.scales import effect_told
 
 SHOWN = {
@@ -78,7 +77,7 @@ def print_forms(card: FormsCard) -> None:
             f"{row.guidance_scale:g}",
             str(row.calls),
             *(MEASURES[name].told(row.figures[name].value) for name in SHOWN),
-            burnt_told(row),
+            "" if row.burnt is None else f"{row.burnt.value:.2f}",
         )
         last = row.label
     of_real = [MEASURES[n].told(card.real[n].value) if n in card.real else "" for n in SHOWN]
@@ -90,16 +89,24 @@ def print_forms(card: FormsCard) -> None:
     say("")
     say_wrapped(
         f"To draw with: {chosen.label} at w = {chosen.guidance_scale:g}, the smallest distance "
-        "among those within 0.01 of the best agreement."
+        "among those within 0.01 of the best agreement"
+        + (
+            f"; {card.alike} of these are not told from it."
+            if card.alike
+            else ", told apart from all of these."
+        )
+        + f" Draw so with --guidance {chosen.guidance_scale:g} --guidance-form {chosen.label}; "
+        "`sfumato tune` writes a choice into the run."
     )
     for claim in card.claims:
         say_wrapped(f"{claim.verdict.upper()}: {claim.claim}.")
         for told in (claim.sentence, *(effect_told(effect) for effect in claim.effects)):
-            say(textwrap.indent(textwrap.fill(told, width=92, break_on_hyphens=False), "    "))
+            say_wrapped(told, indent=4)
     say("")
     say_wrapped(
         "burnt: excess of saturated values over real images, as a multiple of plain guidance's at "
-        "the same w; guidance.md has every interval."
+        "the same w; empty where that has none, negative below real images. guidance.md has every "
+        "interval and the yardsticks."
     )
     if card.claims:
         say_wrapped(card.rule)

@@ -11,10 +11,10 @@ from sfumato.bundled.names import beside
 from sfumato.cli.evaluation import ImagesLine, model_to_measure, print_table, say_wrapped
 from sfumato.cli.show import say
 from sfumato.evaluation.measure import evaluate
-from sfumato.evaluation.table1 import measure_table1
+from sfumato.evaluation.table1 import Tools, measure_table1
 from sfumato.evaluation.target import is_model
 from sfumato.report.evaluation import write_pictures
-from sfumato.report.table1 import cells, columns, markdown, told
+from sfumato.report.table1 import columns, markdown, rows_of, told
 
 
 def table1_and_print(
@@ -26,6 +26,7 @@ def table1_and_print(
     target, config, where = model_to_measure(
         model, settings=settings, form=None, seed=seed, held_out=False, device=device
     )
+    tools = Tools.open(target, config)
     evaluated = evaluate(
         target,
         config,
@@ -35,9 +36,9 @@ def table1_and_print(
         on_images=ImagesLine(),
     )
     write_pictures(evaluated)
-    table = measure_table1(target, config, evaluated, say=say)
+    table = measure_table1(target, config, evaluated, tools, say=say)
     shown = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    rows = [cells(row) for row in table.rows]
+    rows = rows_of(table)
     kept = [place for place in range(len(rows[0])) if any(row[place] for row in rows)]
     for place in kept:
         name = columns(table)[place].replace(", ", ",\n").replace(" of the ", "\n")

@@ -245,11 +245,15 @@ def parse_guidance(text: str) -> tuple[str, dict[str, float]]:
         return form, _checked(form, given)
     except ValueError as error:
         raise InputError(
-            f"Guidance '{text}': {str(error).rstrip('.')}.",
+            f"Guidance '{text}': {_ended(str(error))}",
             mend="Forms and their parameters: "
             + "; ".join(guidance_text(form, form_parameters(form)) for form in GUIDANCE_FORMS)
             + ".",
         ) from error
+
+
+def _ended(sentence: str) -> str:
+    return sentence if sentence.endswith(("?", ".")) else f"{sentence}."
 
 
 def _split(text: str) -> tuple[str, dict[str, float]]:
@@ -262,7 +266,7 @@ def _split(text: str) -> tuple[str, dict[str, float]]:
             given[name.strip()] = float(number)
         except ValueError as error:
             expected = "is not a number" if separator else "has no value"
-            raise ValueError(f"{part} {expected}; write {form}:name=number,...") from error
+            raise ValueError(f"{part} {expected}; write {form}:name=number") from error
     return form.strip(), given
 
 

@@ -30,8 +30,9 @@ from sfumato.evaluation.subjects import what_to_ask
 from sfumato.evaluation.verdicts import RULE, Claim
 from sfumato.generation import ImageGenerator
 from sfumato.metrics.intervals import percentile_interval, resampled
-from sfumato.metrics.paired import share_difference
+from sfumato.metrics.paired import paired_bootstrap, share_difference
 from sfumato.models.schedulers import sampler_of
+from sfumato.pipeline import check_sampling_arguments
 from sfumato.training.judges import load_judge
 
 FILE_NAME = "guidance.json"
@@ -56,7 +57,7 @@ class FormsConfig(Section):
     guidance_scales: tuple[float, ...] = (0, 1, 2, 3, 5, 10)
     count: int = 1_000
     """Images of each form and scale, classes in turn."""
-    first_seed: int = 0
+    first_seed: int = Field(default=0, ge=0)
     judge: str = "auto"
     """Who reads the classes, as in `evaluation.judge`."""
     floor_pairs: int = 10
@@ -98,6 +99,9 @@ class FormsCard(Section):
     yardsticks: list[Yardstick]
     choice: int
     """The row to draw with: of those within 0.01 of the best agreement, the smallest distance."""
+    alike: int
+    """How many other rows of those have a distance that is not told from the chosen one's: by the
+    paired bootstrap its interval holds 0."""
     claims: list[Claim]
     rule: str = RULE
     reference: str
@@ -166,6 +170,12 @@ def compare_forms(
         first_seed=config.first_seed,
     )
     assert asked.labels is not None  # the judge would have refused
+    for scale in config.guidance_scales:  # before a folder is made
+        check_sampling_arguments(
+            asked.prompts,
+            guidance_scale=scale,
+            steps=generator.pipeline.config["num_inference_steps"],
+        )
     draws = [
         (
             form,
@@ -233,6 +243,7 @@ def compare_forms(
                 **_against_plain(found, plain.get(one.guidance_scale), of_real),
             )
         )
+    choice = choice_among(rows)
     evidence = ScaleEvidence(
         measured={row.guidance_scale: m for row, m in _plain(rows, measured)},
         distances={row.guidance_scale: d for row, d in _plain(rows, distances)},
@@ -251,7 +262,12 @@ def compare_forms(
             balanced=True,
         ),
         yardsticks=yardsticks_of(real, judge.extractor, against, config.count, balanced=True),
-        choice=choice_among(rows),
+        choice=choice,
+        alike=sum(
+            _alike(distances[place], distances[choice])
+            for place in agreeing(rows)
+            if place != choice
+        ),
         claims=evidence.claims(),
         reference=real.reference.records.description,
         reference_count=real.count,
@@ -277,11 +293,21 @@ def read_forms(folder: Path) -> FormsCard:
 def choice_among(rows: Sequence[FormRow]) -> int:
     """The place of the row to draw with: the smallest Frechet distance among those whose agreement
     is at most `WORSE_BY` below the best."""
+    return min(agreeing(rows), key=lambda place: rows[place].figures["frechet"].value)
+
+
+def agreeing(rows: Sequence[FormRow]) -> list[int]:
+    """The places of the rows whose agreement is at most `WORSE_BY` below the best."""
     best = max(row.figures["agreement"].value for row in rows)
-    enough = [
+    return [
         place for place, row in enumerate(rows) if row.figures["agreement"].value >= best - WORSE_BY
     ]
-    return min(enough, key=lambda place: rows[place].figures["frechet"].value)
+
+
+def _alike(first: Tensor, second: Tensor) -> bool:
+    """Whether two distances, by their pseudo-values (N,), are not told apart."""
+    found = paired_bootstrap(first, second)
+    return found.low <= 0 <= found.high
 
 
 def excess_ratio(

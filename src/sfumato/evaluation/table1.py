@@ -70,7 +70,7 @@ class Table1Row(Section):
     frechet: Figure | None
     """On the judge's features, against all reference images."""
     agreement: Figure | None
-    """Of the trained judge; of real images its accuracy."""
+    """Of the trained judge; None for real images, whose row is of the paper's protocol."""
 
 
 class Table1(Section):
@@ -81,6 +81,8 @@ class Table1(Section):
     reference_count: int
     floor: Figure | None
     """Frechet distance of real training sets of `count` images against all reference images."""
+    judge_accuracy: Figure
+    """Of the trained judge on the reference images."""
     chance: float
     missing: dict[str, str]
     """What is not at hand, and why."""
@@ -94,40 +96,57 @@ class Table1(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Tools:
-    """What the paper's protocol needs, opened once."""
+class Tools:
+    """What the paper's protocol needs beside a judge, opened before anything is drawn. `missing`:
+    what is not at hand, and why."""
 
     inception: FeatureExtractor | None
     body: ResNetBody | None
-    judge: FeatureExtractor
     missing: dict[str, str]
+
+    @classmethod
+    def open(cls, target: Target, config: EvaluationConfig) -> "Tools":
+        """Raises for weights that are there and cannot be used, and where the real images are too
+        few or the images drawn have no classes."""
+        if target.subjects[0].labels is None:
+            raise InputError("Table 1 needs images of known classes.")
+        real = RealSets.load(target.data)
+        for images in (real.reference, real.tuning or real.training):
+            _rows_of_each_class(images, target.subjects[0].count)
+        missing: dict[str, str] = {}
+        inception = body = None
+        try:
+            inception = load_extractor(_INCEPTION, config.features)
+        except WeightsNotAtHandError as error:
+            missing["fid"] = f"{error.what} {error.mend}"
+        try:
+            body = load_resnet_body(
+                config.features.resnet, may_download=config.features.may_download
+            )
+        except WeightsNotAtHandError as error:
+            missing["resnet"] = f"{error.what} {error.mend}"
+        return cls(inception=inception, body=body, missing=missing)
 
 
 def measure_table1(
     target: Target,
     config: EvaluationConfig,
     evaluated: Evaluated,
+    tools: Tools,
     *,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> Table1:
-    """Both protocols of the images of an evaluation, written beside its card as table1.json.
-
-    `InputError` for images without classes, or fewer real test images than are asked for.
-    """
+    """Both protocols of the images of an evaluation, written beside its card as table1.json."""
     card = evaluated.card
     judge = load_judge(target.data, config.judge, on_training=say)
-    tools = _open(config, judge.extractor)
-    for reason in tools.missing.values():
-        say(reason)
     count = target.subjects[0].count
     real = RealSets.load(target.data)
-    against = _Against.of(_of_each_class(real.reference, count)[0], tools)
-    measure = partial(_paper, target=target, tools=tools, against=against)
+    against = _Against.of(_of_each_class(real.reference, count)[0], tools, judge.extractor)
+    measure = partial(_paper, target=target, tools=tools, judge=judge.extractor, against=against)
     rows = []
     for subject, row in zip(target.subjects, card.rows, strict=True):
-        if subject.labels is None:
-            raise InputError("Table 1 needs images of known classes.")
-        say(f"{row.title} by the paper's protocol")
+        assert subject.labels is not None  # `Tools.open` saw to it
+        say(f"Measuring {row.title} by the paper's protocol ...")
         parts = Parts(images_folder(evaluated.folder, subject.title), count=count, rows=PART_IMAGES)
         drawn = torch.cat([parts.get(part, subject.make)["images"] for part in parts])
         rows.append(
@@ -139,14 +158,14 @@ def measure_table1(
             )
         )
     others = real.tuning or real.training
-    say("real images by the paper's protocol")
+    say("Measuring real images by the paper's protocol ...")
     other_images, other_labels = _of_each_class(others, count)
     rows.append(
         Table1Row(
             title="other real test images" if real.tuning else "real training images",
             paper=measure(other_images, other_labels),
             frechet=None,
-            agreement=figure(judge.test_accuracy),
+            agreement=None,
         )
     )
     floor = card.floors.get("judge")
@@ -158,6 +177,7 @@ def measure_table1(
         floor=None
         if spread is None
         else Figure(value=spread.mean, low=spread.mean - spread.std, high=spread.mean + spread.std),
+        judge_accuracy=figure(judge.test_accuracy),
         chance=rows[0].paper.random_networks.chance,
         missing=tools.missing,
         reference=card.reference.description,
@@ -177,16 +197,22 @@ class _Against:
     judge: ReferenceFeatures
 
     @classmethod
-    def of(cls, images: Tensor, tools: _Tools) -> "_Against":
+    def of(cls, images: Tensor, tools: Tools, judge: FeatureExtractor) -> "_Against":
         inception = tools.inception
         return cls(
             inception=None if inception is None else reference_of(inception(images)),
-            judge=reference_of(tools.judge(images)),
+            judge=reference_of(judge(images)),
         )
 
 
 def _paper(
-    images: Tensor, labels: Tensor, *, target: Target, tools: _Tools, against: _Against
+    images: Tensor,
+    labels: Tensor,
+    *,
+    target: Target,
+    tools: Tools,
+    judge: FeatureExtractor,
+    against: _Against,
 ) -> Paper:
     fid = heads = None
     if tools.inception is not None and against.inception is not None:
@@ -203,7 +229,7 @@ def _paper(
         )
     return Paper(
         fid=fid,
-        frechet=_distance(tools.judge(images), labels, against.judge),
+        frechet=_distance(judge(images), labels, against.judge),
         first_head=None if heads is None else figure(heads.accuracies[0]),
         heads=None if heads is None else _untrained(heads),
         random_networks=_untrained(random_networks),
@@ -223,27 +249,16 @@ def _untrained(found: UntrainedHeads) -> Untrained:
 
 def _of_each_class(real: RealImages, count: int) -> tuple[Tensor, Tensor]:
     """`count` images, as many of each class, and their classes."""
-    labels = real.labels(len(real))
-    shares = in_turn(labels, count)
+    rows = _rows_of_each_class(real, count)
+    return real.at(rows), real.labels(len(real))[rows]
+
+
+def _rows_of_each_class(real: RealImages, count: int) -> Tensor:
+    shares = in_turn(real.labels(len(real)), count)
     if shares is None:
         raise InputError(
-            f"Table 1 takes {count:,} real test images, as many of each class; there are "
+            f"Table 1 takes {count:,} real images, as many of each class; there are "
             f"{len(real):,} in {real.records.description}.",
             mend="Give --count a smaller number.",
         )
-    rows = torch.cat([own[:share] for own, share in shares])
-    return real.at(rows), labels[rows]
-
-
-def _open(config: EvaluationConfig, judge: FeatureExtractor) -> _Tools:
-    missing: dict[str, str] = {}
-    inception = body = None
-    try:
-        inception = load_extractor(_INCEPTION, config.features)
-    except WeightsNotAtHandError as error:
-        missing["fid"] = f"{error.what} {error.mend}"
-    try:
-        body = load_resnet_body(config.features.resnet, may_download=config.features.may_download)
-    except WeightsNotAtHandError as error:
-        missing["resnet"] = f"{error.what} {error.mend}"
-    return _Tools(inception=inception, body=body, judge=judge, missing=missing)
+    return torch.cat([own[:share] for own, share in shares])

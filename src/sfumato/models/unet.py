@@ -39,6 +39,9 @@ class UNetConfig(Section):
     def _fits(self) -> "UNetConfig":
         if not self.levels or len(self.levels) != len(self.block_out_channels):
             raise ValueError("levels and block_out_channels must have the same length, at least 1")
+        for name in ("norm_num_groups", "attention_head_dim", "head_channels", "layers_per_block"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more")
         for channels in self.block_out_channels:
             if channels % self.norm_num_groups:
                 raise ValueError(

@@ -120,8 +120,8 @@ def _class_rows(scale: float) -> Callable[[Sources], bytes]:
                 )
                 for row, caption in enumerate(sources.captions)
             ],
-            row_labels=sources.labels,
-            column_labels=[""] * _SAMPLES,
+            row_labels=sources.labels if scale else [""] * len(sources.labels),
+            column_labels=[f"w = {scale:g}", *[""] * (_SAMPLES - 1)],
         )
 
     return draw

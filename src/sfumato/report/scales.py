@@ -58,10 +58,10 @@ def _panel(
         axes.axhline(factor * real.value, color="#555555", lw=1, ls="--", label="real test images")
         if real.low is not None and real.high is not None:
             axes.axhspan(factor * real.low, factor * real.high, color="#999999", alpha=0.35, lw=0)
-    for place, line in enumerate(lines):
+    for line in lines:
         y = [figures[measure] for figures in line.points.values()]
         axes.errorbar(
-            [scales.index(s) + _SHIFT * (place - (len(lines) - 1) / 2) for s in line.points],
+            [scales.index(scale) + _beside(line, lines, scale) for scale in line.points],
             [factor * one.value for one in y],
             yerr=[
                 [factor * (one.value - _or(one.low, one.value)) for one in y],
@@ -80,9 +80,16 @@ def _panel(
     title = MEASURES[measure].title
     percent = MEASURES[measure].percent and not title.endswith("%")
     axes.set_title(title + (", %" if percent else ""), fontsize=10)
+    axes.margins(y=0.08)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _beside(line: Line, lines: Sequence[Line], scale: float) -> float:
+    """How far from its tick a point stands: those of one scale lie side by side."""
+    there = [other for other in lines if scale in other.points]
+    return _SHIFT * (there.index(line) - (len(there) - 1) / 2)
 
 
 def _or(value: float | None, other: float) -> float:

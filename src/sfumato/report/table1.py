@@ -34,20 +34,25 @@ def cells(row: Table1Row) -> list[str]:
     ]
 
 
+def rows_of(table: Table1) -> list[list[str]]:
+    """All rows: the guidance scales, real images by the paper's protocol, and what real images
+    score by the other one."""
+    empty = [""] * (len(columns(table)) - 3)
+    real = ["real images", *empty, _distance(table.floor), _share(table.judge_accuracy)]
+    return [*map(cells, table.rows), real]
+
+
 def markdown(table: Table1) -> str:
-    """The table, its floor, what changed between the protocols, and what is not at hand."""
+    """The table, what changed between the protocols, and what is not at hand."""
     names = columns(table)
     lines = [
         "| " + " | ".join(names) + " |",
         "| --- |" + " ---: |" * (len(names) - 1),
-        *("| " + " | ".join(cells(row)) + " |" for row in table.rows),
+        *("| " + " | ".join(row) + " |" for row in rows_of(table)),
+        "",
+        *told(table),
     ]
-    if table.floor is not None:
-        empty = [""] * (len(names) - 3)
-        floor = ["real training sets", *empty, _distance(table.floor), ""]
-        lines.append("| " + " | ".join(floor) + " |")
-    lines += ["", *told(table), ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, ""])
 
 
 def told(table: Table1) -> list[str]:
@@ -62,15 +67,16 @@ def told(table: Table1) -> list[str]:
     spread = [100 * (of(row).highest - of(row).lowest) for row in generated]
     means = [100 * of(row).mean for row in generated]
     sentences = [
-        f"Untrained {kind}: on real test images, whose classes are right by definition, they are "
+        f"Untrained {kind}: on {real.title}, whose classes are right by definition, they are "
         f"right in {100 * of(real).mean:.1f} % on average, from {100 * of(real).lowest:.1f} to "
         f"{100 * of(real).highest:.1f} %; chance is {100 * table.chance:.0f} %. One guidance scale "
         f"spans up to {max(spread):.1f} points over the random seeds, the means of the scales lie "
         f"within {max(means) - min(means):.1f} points of each other.",
-        f"Real test images against as many others score {_distance(real.paper.frechet)} on the "
-        "judge's features"
+        f"{real.title.capitalize()} against as many test images score "
+        f"{_distance(real.paper.frechet)} on the judge's features"
         + (f" and an FID of {_distance(real.paper.fid)}" if real.paper.fid is not None else "")
-        + ": a distance below that says nothing.",
+        + ": a distance below that says nothing. The row `real images` has real training sets of "
+        "as many images against all of the reference, and the judge's accuracy on it.",
         f"Images of {table.card}; reference: {table.reference}; judge {table.judge}; sfumato "
         f"{table.sfumato}, {table.date}.",
     ]
