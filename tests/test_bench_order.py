@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from sfumato.bench_order import ORDERS, RANDOM, as_stored, compare_orders, file_by_file, ordered
+from sfumato.bench_order import ORDERS, RANDOM, compare_orders, file_by_file, ordered
 from sfumato.data.config import DataConfig
 from sfumato.data.stream import open_stream
 from sfumato.data.survey import resolve
@@ -43,7 +43,7 @@ def test_every_order_is_a_permutation_in_each_epoch(source: str) -> None:
     of_sample = records.labels.numpy()[by_file]
     assert (np.diff(of_sample) != 0).sum() == 2
     assert not np.array_equal(by_file, file_by_file(records, 0).indices(count, count).numpy())
-    assert as_stored(records, 5).indices(0, count).tolist() == list(range(count))
+    assert ORDERS["as stored"](records, 5).indices(0, count).tolist() == list(range(count))
 
 
 def test_differences_are_of_pairs_of_images() -> None:

@@ -9,8 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import fmean, stdev
-from typing import Protocol
+from statistics import stdev
 
 import numpy as np
 import torch
@@ -21,13 +20,14 @@ from sfumato.base.errors import InputError
 from sfumato.base.files import write_json
 from sfumato.base.images import to_float
 from sfumato.base.randomness import derived_seed, generator_for
-from sfumato.data.loading import DeviceBatches, Position, SampleOrder
+from sfumato.data.loading import DeviceBatches, SampleOrder
 from sfumato.data.sources import Records, load_records
 from sfumato.data.stream import StreamedRecords, open_stream
 from sfumato.data.stream_order import StreamOrder
 from sfumato.experiment import Experiment, prepare_run, with_bank_rows
 from sfumato.metrics.paired import PairedDifference, paired_bootstrap
 from sfumato.training.checkpoint import environment
+from sfumato.training.hooks import stopping_on_signals
 from sfumato.training.loop import Hook, Run, train
 from sfumato.training.objectives import DiffusionObjective
 
@@ -37,54 +37,40 @@ _DRAWS = 8
 _ROWS = 64
 
 
-class IndexedOrder(Protocol):
-    """An order of which any stretch can be asked for."""
+class FileOrder(SampleOrder):
+    """The paper's (section 3.4.3): `files` in a new order each epoch, shuffled inside; (n,) sample
+    numbers of each."""
 
-    def position(self, images_seen: int) -> Position: ...
-    def indices(self, start: int, length: int) -> Tensor: ...
+    def __init__(self, files: Sequence[np.ndarray], *, seed: int) -> None:
+        super().__init__(sum(map(len, files)), seed=seed)
+        self._files = files
 
-
-class EpochOrder:
-    """An endless order made of `epoch(number)`, (N,) sample numbers each."""
-
-    def __init__(self, count: int, epoch: Callable[[int], np.ndarray], *, seed: int) -> None:
-        self.count, self.seed, self._epoch = count, seed, epoch
-
-    def position(self, images_seen: int) -> Position:
-        epoch, samples = divmod(images_seen, self.count)
-        return Position(epoch=epoch, seed=self.seed, samples=samples)
-
-    def indices(self, start: int, length: int) -> Tensor:
-        first, last = start // self.count, (start + length - 1) // self.count
-        samples = np.concatenate([self._epoch(epoch) for epoch in range(first, last + 1)])
-        offset = start - first * self.count
-        return torch.from_numpy(samples[offset : offset + length])
+    def _permutation(self, epoch: int) -> Tensor:
+        draw = np.random.default_rng(derived_seed(self.seed, "file by file", epoch))
+        files = [self._files[place] for place in draw.permutation(len(self._files))]
+        return torch.from_numpy(np.concatenate([draw.permutation(file) for file in files]))
 
 
-def file_by_file(records: StreamedRecords, seed: int) -> EpochOrder:
-    """The paper's loader (section 3.4.3): files in a new order each epoch, shuffled inside."""
+class StoredOrder(SampleOrder):
+    """No shuffling at all: the files' own order, every epoch."""
+
+    def _permutation(self, epoch: int) -> Tensor:
+        return torch.arange(self.count)
+
+
+def file_by_file(records: StreamedRecords, seed: int) -> FileOrder:
+    """The order of the paper's loader over the files of `records`."""
     of_group = [str(group.file) for group in records.groups]
     of_sample = np.repeat(np.unique(of_group, return_inverse=True)[1], records.sizes)
     files = [np.flatnonzero(of_sample == file) for file in range(len(set(of_group)))]
-
-    def epoch(number: int) -> np.ndarray:
-        draw = np.random.default_rng(derived_seed(seed, "file by file", number))
-        return np.concatenate([draw.permutation(files[i]) for i in draw.permutation(len(files))])
-
-    return EpochOrder(len(of_sample), epoch, seed=seed)
+    return FileOrder(files, seed=seed)
 
 
-def as_stored(records: StreamedRecords, seed: int) -> EpochOrder:
-    """No shuffling at all: the files' own order, every epoch."""
-    count = len(records)
-    return EpochOrder(count, lambda number: np.arange(count), seed=seed)
-
-
-ORDERS: dict[str, Callable[[StreamedRecords, int], IndexedOrder]] = {
+ORDERS: dict[str, Callable[[StreamedRecords, int], SampleOrder | StreamOrder]] = {
     RANDOM: lambda records, seed: SampleOrder(len(records), seed=seed),
     "stream": lambda records, seed: StreamOrder(records.sizes, seed=seed),
     "file by file (the paper)": file_by_file,
-    "as stored": as_stored,
+    "as stored": lambda records, seed: StoredOrder(len(records), seed=seed),
 }
 """Orders by name: a new one is an entry."""
 
@@ -144,7 +130,8 @@ def compare_orders(
             assert isinstance(batches, DeviceBatches)
             batches.order = order(streamed, seed)
             if not run.finished:
-                train(run)
+                with stopping_on_signals(run):
+                    train(run)
             if not run.finished:
                 return None
             losses[name][seed] = held_out_losses(objective, own, run)
@@ -224,5 +211,5 @@ def told(found: Sequence[Ordered]) -> list[list[str]]:
         apart = one.apart
         more = "" if apart is None else f"{apart.value:+.4f} ({apart.low:+.4f}, {apart.high:+.4f})"
         spread = "" if one.spread is None else f"± {one.spread:.4f}"
-        rows.append([one.name, f"{fmean(one.by_seed.values()):.4f}", spread, more])
+        rows.append([one.name, f"{one.mean:.4f}", spread, more])
     return rows

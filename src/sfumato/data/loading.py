@@ -42,6 +42,14 @@ class Order(Protocol):
         ...
 
 
+class IndexedOrder(Order, Protocol):
+    """An order of which any stretch can be asked for."""
+
+    def indices(self, start: int, length: int) -> Tensor:
+        """Sample indices (length,) at positions start, start + 1, ..."""
+        ...
+
+
 class SampleOrder:
     """The endless order of samples: epoch after epoch, each a permutation keyed by its number.
 
@@ -93,7 +101,7 @@ class DeviceBatches:
     ) -> None:
         check_shares(batch_size, world_size)
         self.seed = seed
-        self.order = SampleOrder(len(records), seed=seed)
+        self.order: IndexedOrder = SampleOrder(len(records), seed=seed)
         self.batch_size = batch_size
         self._mine = slice(rank, None, world_size)
         self._device = device

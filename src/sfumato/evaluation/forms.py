@@ -34,14 +34,13 @@ from sfumato.metrics.paired import paired_bootstrap, share_difference
 from sfumato.models.schedulers import sampler_of
 from sfumato.pipeline import check_sampling_arguments
 from sfumato.training.judges import load_judge
+from sfumato.tuning import WORSE_BY
 
 FILE_NAME = "guidance.json"
 FORMAT = 1
 PLAIN = "cfg"
 ALIKE = (0.0, 1.0)
 """Scales at which every form draws what plain guidance draws, or nearly so."""
-WORSE_BY = 0.01
-"""How far below the best agreement the choice may lie."""
 
 OnCalls = Callable[[int, int], None]
 """Told (network calls done, network calls in all)."""
@@ -60,7 +59,8 @@ class FormsConfig(Section):
     first_seed: int = Field(default=0, ge=0)
     judge: str = "auto"
     """Who reads the classes, as in `evaluation.judge`."""
-    floor_pairs: int = 10
+    floor_pairs: int = Field(default=10, ge=2)
+    """Real sets that are measured like a drawn one, for the floor."""
 
     @field_validator("guidance_scales")
     @classmethod

@@ -55,7 +55,7 @@ from sfumato.metrics.inception_score import inception_score_of_logits
 from sfumato.metrics.intervals import bootstrap_mean
 from sfumato.metrics.memorisation import Memorisation, memorisation
 from sfumato.metrics.pixels import saturated_shares
-from sfumato.training.judges import Judge, load_judge, untrained_heads
+from sfumato.training.judges import Judge, UntrainedHeads, load_judge, untrained_heads
 
 CUSTOMARY_COUNT = 5_000
 """Below so many images a Frechet distance says more of their number than of the model."""
@@ -340,7 +340,11 @@ def _untrained(target: Target, images: Taken | RealSets) -> Untrained | None:
     labels = images.labels
     if labels is None:
         return None
-    found = untrained_heads(target.data, images.first(len(labels)), labels)
+    return untrained_of(untrained_heads(target.data, images.first(len(labels)), labels))
+
+
+def untrained_of(found: UntrainedHeads) -> Untrained:
+    """For the card."""
     return Untrained(
         mean=found.mean, lowest=found.lowest, highest=found.highest, chance=found.chance
     )

@@ -30,7 +30,7 @@ from sfumato.evaluation.figures import (
     reference_of,
 )
 from sfumato.evaluation.floors import RealSets
-from sfumato.evaluation.measure import Evaluated
+from sfumato.evaluation.measure import Evaluated, untrained_of
 from sfumato.evaluation.parts import Parts
 from sfumato.evaluation.real import RealImages
 from sfumato.evaluation.taken import PART_IMAGES, images_folder
@@ -231,20 +231,14 @@ def _paper(
         fid=fid,
         frechet=_distance(judge(images), labels, against.judge),
         first_head=None if heads is None else figure(heads.accuracies[0]),
-        heads=None if heads is None else _untrained(heads),
-        random_networks=_untrained(random_networks),
+        heads=None if heads is None else untrained_of(heads),
+        random_networks=untrained_of(random_networks),
     )
 
 
 def _distance(features: Tensor, labels: Tensor, against: ReferenceFeatures) -> Figure:
     own = Features.gathered([features], labels)
     return feature_figures(own, against, balanced=True).figures.frechet
-
-
-def _untrained(found: UntrainedHeads) -> Untrained:
-    return Untrained(
-        mean=found.mean, lowest=found.lowest, highest=found.highest, chance=found.chance
-    )
 
 
 def _of_each_class(real: RealImages, count: int) -> tuple[Tensor, Tensor]:

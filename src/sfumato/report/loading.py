@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from sfumato.base.files import write_text
-from sfumato.base.randomness import derived_seed
 from sfumato.bench_data import OURS, WAYS, Loading, chart
+from sfumato.bench_order import file_by_file
 from sfumato.data.config import DataConfig
 from sfumato.data.loading import SampleOrder
 from sfumato.data.stream import open_stream
@@ -63,16 +63,9 @@ def file_orders(config: DataConfig, *, seed: int = 0) -> tuple[dict[str, np.ndar
     of_group = [names.index(str(group.file)) for group in records.groups]
     of_sample = np.repeat(of_group, records.sizes)
     count = len(of_sample)
-    draw = np.random.default_rng(derived_seed(seed, "file by file"))
-    by_file = np.concatenate(
-        [
-            draw.permutation(np.flatnonzero(of_sample == file))
-            for file in draw.permutation(len(names))
-        ]
-    )
     orders = {
         "random (sfumato, prepared or in memory)": SampleOrder(count, seed=seed).indices(0, count),
-        "file by file (the paper, Figure 14)": by_file,
+        "file by file (the paper, Figure 14)": file_by_file(records, seed).indices(0, count),
         "sfumato, stream": StreamOrder(records.sizes, seed=seed).indices(0, count),
     }
     return {name: of_sample[np.asarray(order)] for name, order in orders.items()}, len(names)
