@@ -16,16 +16,23 @@ from sfumato.base.images import to_float
 from sfumato.classifier import ClassifierExperiment, run_classifier
 from sfumato.configuration import build
 from sfumato.data.config import DataConfig
+from sfumato.data.loading import Batch
 from sfumato.data.sources import load_records
 from sfumato.features.registry import available_extractors
 from sfumato.methods import load_recipe
 from sfumato.metrics.calibration import fit_temperature, negative_log_likelihood
 from sfumato.models.classifier import Classifier, ClassifierConfig, build_classifier
 from sfumato.training.checkpoint import Checkpoints
-from sfumato.training.classification import ClassifierTrainingConfig
+from sfumato.training.classification import ClassifierObjective, ClassifierTrainingConfig
 from sfumato.training.hooks import BaseHook
 from sfumato.training.judges import RESULT, Judge, load_judge, match_classes, untrained_heads
-from sfumato.training.objectives import StepContext, random_affine, random_changes, warped
+from sfumato.training.objectives import (
+    StepContext,
+    random_affine,
+    random_changes,
+    random_shifts,
+    warped,
+)
 from tests.pictures import noise, write_image
 
 
@@ -128,6 +135,27 @@ def test_images_are_mirrored_where_it_is_said() -> None:
     mirrored = warped(images, random_changes(context, size=0.0, mirrored=allowed))
     torch.testing.assert_close(mirrored[flipped], images[flipped].flip(3))
     torch.testing.assert_close(mirrored[~flipped], images[~flipped])
+
+
+def test_images_are_shifted_by_whole_pixels() -> None:
+    """As cutting out of the image whose edges are repeated, for each of the shifts."""
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (200, 3, 6, 8), dtype=torch.uint8)
+    labels = torch.zeros(200, dtype=torch.long)
+    batch = Batch(images=images, labels=labels, prompts=labels)
+    context = StepContext(
+        seed=0, images_seen=0, total_images=1, batch_size=200, device=torch.device("cpu")
+    )
+    network = build_classifier(channels=3, classes=2, seed=0)
+    config = ClassifierTrainingConfig(affine=0, shift=2)
+    changed = ClassifierObjective(network, config)._changed(batch, context)
+    shifts = random_shifts(context, 2)
+    assert {tuple(row.tolist()) for row in shifts} == {
+        (x, y) for x in range(-2, 3) for y in range(-2, 3)
+    }
+    padded = F.pad(to_float(images, (-1.0, 1.0)), (2, 2, 2, 2), mode="replicate")
+    for image, source, (x, y) in zip(changed, padded, shifts.tolist(), strict=True):
+        torch.testing.assert_close(image, source[:, 2 + y : 8 + y, 2 + x : 10 + x])
 
 
 def test_the_temperature_is_the_one_that_made_the_labels() -> None:

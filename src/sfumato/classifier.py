@@ -19,6 +19,7 @@ from sfumato.training.loop import Hook, Run, train
 class ClassifierExperiment(Recipe):
     """Everything that training a judge depends on."""
 
+    example: ClassVar = "classifier"
     changeable_on_resume: ClassVar = {
         "about": "a description",
         "training.log_every_images": "cadence",

@@ -59,6 +59,7 @@ class ClassSet(Section):
 class ClipExperiment(Recipe):
     """Everything that training a CLIP depends on."""
 
+    example: ClassVar = "clip"
     changeable_on_resume: ClassVar = {
         "about": "a description",
         "training.log_every_images": "cadence",

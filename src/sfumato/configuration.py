@@ -143,7 +143,11 @@ def _apply(section: type[Section], values: dict[str, Any], override: str) -> Non
         raise ConfigError(f"--set {override}: {text!r} is not a YAML value.") from error
     known = [*setting_names(section), *_names_in(values)]
     if path not in known:
-        raise ConfigError(f"--set {path}: no such setting. {_nearest_setting(path, known)}")
+        raise ConfigError(
+            f"--set {path}: no such setting.",
+            mend=_nearest_setting(path, known)
+            or f"`sfumato presets show {section.example}` lists all settings.",
+        )
     *parents, last = path.split(".")
     for parent in parents:
         values = values.setdefault(parent, {})
@@ -163,14 +167,14 @@ def _names_in(values: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 
 def _nearest_setting(path: str, known: list[str]) -> str:
-    """Sections are often forgotten, so the last part alone may name the setting."""
+    """Sections are often forgotten, so the last part alone may name the setting; empty of none."""
     same_key = [name for name in known if name.rsplit(".", 1)[-1] == path.rsplit(".", 1)[-1]]
     if same_key:
         return f"Did you mean '{same_key[0]}'?"
     near = difflib.get_close_matches(path, known, n=1, cutoff=0.5)
     if near:
         return f"Did you mean '{near[0]}'?"
-    return "`sfumato presets show digits` lists all settings."
+    return ""
 
 
 def setting_names(section: type[Section], prefix: str = "") -> list[str]:

@@ -4,7 +4,7 @@ Each room owns its section beside its class; `experiment.py` composes them.
 """
 
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -20,6 +20,8 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
+    example: ClassVar[str] = "digits"
+    """The preset that messages name to show what can be set."""
 
 
 ValueRange = tuple[float, float]
@@ -37,7 +39,7 @@ def validate(section: type[S], values: Any, *, source: str) -> S:
         many = f"{len(problems)} problems" if len(problems) > 1 else "a problem"
         raise ConfigError(
             f"{source} has {many}:\n  " + "\n  ".join(problems),
-            mend="`sfumato presets show digits` prints a complete configuration.",
+            mend=f"`sfumato presets show {section.example}` prints a complete configuration.",
         ) from error
 
 

@@ -11,9 +11,23 @@ import typer
 from sfumato import __version__
 from sfumato.base.errors import InputError, SfumatoError
 from sfumato.base.memory import collection_paused, keep_freed_memory
-
-INTERRUPTED = 130
-"""Exit code of a run that was asked to stop: the shell's for Ctrl-C."""
+from sfumato.cli.app_bench import bench_app
+from sfumato.cli.app_data import data_app
+from sfumato.cli.options import (
+    GOES_ON,
+    INTERRUPTED,
+    Device,
+    Form,
+    Forms,
+    Guidance,
+    Model,
+    SamplerName,
+    Scales,
+    Seed,
+    Settings,
+    Steps,
+    stoppable,
+)
 
 app = typer.Typer(
     name="sfumato",
@@ -27,45 +41,8 @@ app = typer.Typer(
 )
 presets_app = typer.Typer(help="List the presets, or show one in full.", no_args_is_help=True)
 app.add_typer(presets_app, name="presets")
-bench_app = typer.Typer(
-    help="Time our training and sampling beside a plain loop over diffusers.", no_args_is_help=True
-)
 app.add_typer(bench_app, name="bench")
-data_app = typer.Typer(help="Look at a data set, or make a synthetic one.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
-
-Model = Annotated[
-    str, typer.Argument(help="A run folder, an exported pipeline folder, or bundled:mnist.")
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change any setting; may be repeated."),
-]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Guidance = Annotated[
-    float | None, typer.Option("--guidance", "-w", help="Guidance scale w; 0 is unconditional.")
-]
-FORM_HELP = "Form of guidance: cfg, interval, rescaled, dynamic_thresholding, apg, autoguidance."
-Form = Annotated[
-    str | None, typer.Option("--guidance-form", metavar="NAME[:KEY=VALUE,...]", help=FORM_HELP)
-]
-Forms = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--guidance-form",
-        metavar="NAME[:KEY=VALUE,...]",
-        help=f"{FORM_HELP} May be repeated to compare.",
-    ),
-]
-Scales = Annotated[
-    str | None, typer.Option("--scales", help="Guidance scales, with commas: 0,1,2,3,5.")
-]
-Steps = Annotated[int | None, typer.Option(help="Denoising steps.")]
-SamplerName = Annotated[
-    str | None,
-    typer.Option(help="DDPM, DDIM, DPMSolver++, UniPC, Euler, EulerAncestral or Heun."),
-]
-Seed = Annotated[int, typer.Option(help="Seed of the first image; the next ones count up.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -251,7 +228,7 @@ def evaluate(
         data=data,
         untrained=untrained,
     )
-    try:
+    with stoppable(GOES_ON):
         evaluate_and_print(
             what,
             settings=chosen,
@@ -261,9 +238,6 @@ def evaluate(
             out=out,
             device=device,
         )
-    except KeyboardInterrupt:
-        typer.echo("\nStopped. The same command goes on from here.")
-        raise typer.Exit(INTERRUPTED) from None
 
 
 @app.command(epilog="Example: `sfumato table1 runs/cifar10-tiny --sampler DDPM --steps 50`")
@@ -293,11 +267,8 @@ def table1(
     drawn = {"sampling.scheduler": sampler, "sampling.steps": steps}
     chosen = [f"{name}={value}" for name, value in drawn.items() if value is not None]
     chosen += overrides(settings, count=count, scales=scales, data=data, untrained=False)
-    try:
+    with stoppable(GOES_ON):
         table1_and_print(model, settings=chosen, seed=seed, out=out, device=device)
-    except KeyboardInterrupt:
-        typer.echo("\nStopped. The same command goes on from here.")
-        raise typer.Exit(INTERRUPTED) from None
 
 
 @app.command(epilog="Example: `sfumato compare runs/demo@1 runs/demo@3 --count 500`")
@@ -387,7 +358,7 @@ def findings(
     """
     from sfumato.cli.findings import find_and_print
 
-    try:
+    with stoppable(GOES_ON):
         find_and_print(
             without,
             with_dropout,
@@ -400,9 +371,6 @@ def findings(
             out=out,
             device=device,
         )
-    except KeyboardInterrupt:
-        typer.echo("\nStopped. The same command goes on from here.")
-        raise typer.Exit(INTERRUPTED) from None
 
 
 @app.command(epilog="Example: `sfumato guidance runs/cifar10-tiny --scales 0,2,5,10 --count 500`")
@@ -432,7 +400,7 @@ def guidance(
     """
     from sfumato.cli.forms import compare_and_print
 
-    try:
+    with stoppable(GOES_ON):
         compare_and_print(
             run,
             forms=forms,
@@ -446,9 +414,6 @@ def guidance(
             out=out,
             device=device,
         )
-    except KeyboardInterrupt:
-        typer.echo("\nStopped. The same command goes on from here.")
-        raise typer.Exit(INTERRUPTED) from None
 
 
 @app.command(epilog="Example: `sfumato export runs/demo --out my-model`")
@@ -614,157 +579,6 @@ def presets_show(
     from sfumato.methods import load_recipe
 
     typer.echo(load_recipe(preset, settings or []).to_yaml(), nl=False)
-
-
-@data_app.command("show", epilog="Example: `sfumato data show my-photos --out my-photos.png`")
-def data_show(
-    source: Annotated[str, typer.Argument(help="A folder, a Hub name OWNER/NAME, or digits.")],
-    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("data.png"),
-    settings: Settings = None,
-) -> None:
-    """What is in a data set: counts, classes, sizes, captions, damage; and a grid of samples."""
-    from sfumato.cli.data import show_data
-
-    show_data(source, settings or [], out=out)
-
-
-@data_app.command(
-    "synthesize", epilog="Example: `sfumato data synthesize synthetic-wikiart --files 2`"
-)
-def data_synthesize(
-    folder: Annotated[Path, typer.Argument(help="A new folder, or one to go on with.")],
-    like: Annotated[str, typer.Option(help="What to imitate: wikiart.")] = "wikiart",
-    files: Annotated[int, typer.Option(help="Parquet files; WikiArt has 72.")] = 72,
-    rows: Annotated[int, typer.Option(help="Paintings in a file.")] = 1100,
-    row_group: Annotated[int, typer.Option(help="Paintings in a row group.")] = 100,
-    order: Annotated[str, typer.Option(help="sorted (by style) or mixed.")] = "mixed",
-    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
-) -> None:
-    """Make a synthetic data set in the form of a real one. Killed, the same command goes on."""
-    from sfumato.cli.data import make_synthetic
-
-    make_synthetic(
-        folder, like=like, files=files, rows=rows, row_group=row_group, order=order, seed=seed
-    )
-
-
-Pairs = Annotated[int, typer.Option(help="Pairs of timings, taken in turn; at least 7.")]
-Record = Annotated[Path | None, typer.Option("--out", help="JSON to write, with every timing.")]
-
-
-@bench_app.command("train", epilog="Example: `sfumato bench train digits --out bench.json`")
-def bench_train(
-    preset: Annotated[str, typer.Argument(help="A preset's name or a YAML file.")] = "digits",
-    pairs: Pairs = 15,
-    steps: Annotated[int, typer.Option(help="Training steps of each timing.")] = 8,
-    settings: Settings = None,
-    out: Record = None,
-    device: Device = "auto",
-) -> None:
-    """Our training step against a bare loop on the same network, data and batch."""
-    from sfumato.cli.bench import bench_training
-
-    bench_training(preset, settings or [], pairs=pairs, steps=steps, device=device, out=out)
-
-
-@bench_app.command("sample", epilog="Example: `sfumato bench sample runs/demo --scales 0,1,5`")
-def bench_sample(
-    model: Annotated[
-        str, typer.Argument(help="A run, a pipeline, bundled:mnist, or a preset (untrained).")
-    ] = "digits",
-    scales: Scales = "0,1,5",
-    batch: Annotated[int, typer.Option(help="Images drawn at once.")] = 32,
-    pairs: Pairs = 9,
-    steps: Steps = None,
-    sampler: SamplerName = None,
-    out: Record = None,
-    device: Device = "auto",
-) -> None:
-    """Our sampling against the paper's loop, with the same scheduler, steps and batch."""
-    from sfumato.cli.bench import bench_sampling
-    from sfumato.cli.show import parse_scales
-
-    bench_sampling(
-        model,
-        scales=parse_scales(scales) or (),
-        batch=batch,
-        pairs=pairs,
-        steps=steps,
-        scheduler=sampler,
-        device=device,
-        out=out,
-    )
-
-
-@bench_app.command("data", epilog="Example: `sfumato bench data wikiart --out bench.json`")
-def bench_data(
-    folder: Annotated[str, typer.Argument(help="A folder of Parquet files.")],
-    pairs: Annotated[int, typer.Option(help="Rounds of timings; at least 3.")] = 3,
-    batch: Annotated[int, typer.Option(help="Images of a batch.")] = 16,
-    workers: Annotated[int, typer.Option(help="Worker processes of every loader.")] = 2,
-    batches: Annotated[
-        int | None, typer.Option(help="Most batches of each timing; without it, an epoch.")
-    ] = None,
-    only: Annotated[str | None, typer.Option(help="Ways to load, with commas.")] = None,
-    resolution: Annotated[int, typer.Option(help="Height and width in pixels.")] = 128,
-    settings: Settings = None,
-    out: Record = None,
-) -> None:
-    """The paper's Table 2: its three loaders, `datasets`, and ours, on your files."""
-    from sfumato.cli.bench import bench_data
-
-    bench_data(
-        folder,
-        settings or [],
-        pairs=pairs,
-        batch=batch,
-        workers=workers,
-        batches=batches,
-        only=only,
-        resolution=resolution,
-        out=out,
-    )
-
-
-@bench_app.command("order", epilog="Example: `sfumato bench order wikiart-sorted --out runs/order`")
-def bench_order(
-    folder: Annotated[str, typer.Argument(help="A folder of Parquet files, sorted by class.")],
-    images: Annotated[int, typer.Option(min=1, help="Images that each run sees.")] = 8000,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each order.")] = 3,
-    resolution: Annotated[int, typer.Option(help="Height and width in pixels.")] = 32,
-    settings: Settings = None,
-    out: Annotated[Path, typer.Option(help="Folder; started again, it goes on.")] = Path(
-        "runs/order"
-    ),
-    device: Device = "auto",
-) -> None:
-    """What the order of the images does to training: random, stream, file by file, as stored."""
-    from sfumato.cli.bench import bench_order
-
-    if not bench_order(
-        folder,
-        settings or [],
-        images=images,
-        seeds=seeds,
-        resolution=resolution,
-        out=out,
-        device=device,
-    ):
-        typer.echo("\nStopped. The same command goes on from here.")
-        raise typer.Exit(INTERRUPTED)
-
-
-@bench_app.command("decoding", epilog="Example: `sfumato bench decoding wikiart`")
-def bench_decoding(
-    source: Annotated[str, typer.Argument(help="A source of encoded images, or prepared data.")],
-    resolution: Annotated[int, typer.Option(help="Height and width in pixels.")] = 128,
-    most: Annotated[int, typer.Option(help="Images that are decoded each time.")] = 512,
-    settings: Settings = None,
-) -> None:
-    """How fast a source is decoded, against bare Pillow; how fast prepared data are gathered."""
-    from sfumato.cli.bench import bench_decoding
-
-    bench_decoding(source, settings or [], resolution=resolution, most=most)
 
 
 def main() -> None:

@@ -158,7 +158,8 @@ def model_to_measure(
 
 
 def model_settings(generator: ImageGenerator, model: Path, settings: Sequence[str]) -> Measured:
-    """The model's own data and evaluation settings, with `--set` on top."""
+    """The model's own data and evaluation settings, with `--set` on top; says so where the real
+    images are of another source than the model names, for nothing else would tell."""
     config = generator.pipeline.config
     values: dict[str, object] = {
         "sampling": {
@@ -174,7 +175,13 @@ def model_settings(generator: ImageGenerator, model: Path, settings: Sequence[st
     file = model / "experiment.yaml"
     if file.exists():
         values["evaluation"] = load_experiment(str(file)).evaluation.model_dump(mode="json")
-    return build(Measured, values, settings, source=str(model))
+    measured = build(Measured, values, settings, source=str(model))
+    if generator.data is not None and measured.data.source != generator.data.source:
+        say_wrapped(
+            f"Real images of {measured.data.source}; the model was trained on "
+            f"{generator.data.source}. Figures hold only if that is the same data set."
+        )
+    return measured
 
 
 def images_target(what: Path, data: DataConfig) -> Target:

@@ -10,7 +10,13 @@ from sfumato.base.section import Section
 from sfumato.data.loading import Batch
 from sfumato.models.classifier import Classifier
 from sfumato.models.ema import AveragedModel, AveragingConfig
-from sfumato.training.objectives import StepContext, finish_step, random_changes, warped
+from sfumato.training.objectives import (
+    StepContext,
+    finish_step,
+    random_changes,
+    random_shifts,
+    warped,
+)
 from sfumato.training.optimizer import OptimizerConfig, build_optimizer
 from sfumato.training.state import Stateful
 
@@ -23,7 +29,12 @@ class ClassifierTrainingConfig(Section):
     epochs: float = 20
     """Length of the run in passes over the data."""
     affine: float = 0.1
-    """Size of random affine changes: 0.1 scales and shears by 10 %, shifts by 5 %; 0 for none."""
+    """Size of random affine changes: 0.1 scales and shears by 10 %, shifts by 5 %; 0 for none.
+
+    It interpolates, which blurs small photos that are to be judged sharp: there `shift` is better.
+    """
+    shift: int = 0
+    """Images are shifted by up to this many whole pixels each way, their edges repeated."""
     mirrored: bool = False
     """Whether half of the images are mirrored: true suits photos, false anything with writing."""
     label_smoothing: float = 0.05
@@ -52,8 +63,8 @@ class ClassifierTrainingConfig(Section):
                 raise ValueError(f"{name} must be positive")
         if self.batch_size == 1:
             raise ValueError("batch_size must be 2 or more, for batch norm")
-        if self.affine < 0 or not 0 <= self.label_smoothing < 1:
-            raise ValueError("affine is at least 0; label_smoothing a share, below 1")
+        if self.affine < 0 or self.shift < 0 or not 0 <= self.label_smoothing < 1:
+            raise ValueError("affine and shift are at least 0; label_smoothing a share, below 1")
         return self
 
     def total_images(self, data_set_size: int) -> int:
@@ -94,9 +105,15 @@ class ClassifierObjective:
     def _changed(self, batch: Batch, context: StepContext) -> Tensor:
         """Float images (B, C, H, W) in [-1, 1]."""
         images = to_float(batch.images, (-1.0, 1.0))
-        if not self.config.affine and not self.config.mirrored:
+        config = self.config
+        if not (config.affine or config.mirrored or config.shift):
             return images
         changes = random_changes(
-            context, size=self.config.affine, mirrored=torch.tensor(self.config.mirrored)
+            context, size=config.affine, mirrored=torch.tensor(config.mirrored)
+        )
+        height, width = images.shape[2:]
+        # 2 is the image's width in the maps' coordinates.
+        changes[:, :, 2] += (
+            random_shifts(context, config.shift) * 2 / changes.new_tensor([width, height])
         )
         return warped(images, changes)

@@ -260,6 +260,14 @@ def random_flips(context: StepContext) -> Tensor:
     return _halves(context, context.generator("mirrored"))
 
 
+def random_shifts(context: StepContext, most: int) -> Tensor:
+    """(B, 2): by how many whole pixels this rank's images are shifted, from -most to most."""
+    generator = context.generator("shift")
+    return context.local(
+        torch.randint(-most, most + 1, (context.batch_size, 2), generator=generator)
+    )
+
+
 def _halves(context: StepContext, generator: torch.Generator) -> Tensor:
     return context.local(torch.rand(context.batch_size, generator=generator) < 0.5)
 
