@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from sfumato.base.errors import ConfigError
+from sfumato.cli.options import GOES_ON, INTERRUPTED
 
 TRAIN = [
     "--set",
@@ -299,6 +300,23 @@ def test_an_out_path_through_a_file(sfumato, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     result = sfumato("train", "digits", "--out", str(tmp_path / "file" / "run"), *TRAIN)
     one_message(result, 2, "Cannot write")
+
+
+def test_ctrl_c_is_told_and_has_the_code_of_the_shell(
+    sfumato, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*arguments, **options) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sfumato.cli.bench.bench_data", stopped)
+    monkeypatch.setattr("sfumato.cli.table1.table1_and_print", stopped)
+    of_rounds = sfumato("bench", "data", str(tmp_path))
+    assert (of_rounds.code, of_rounds.out.strip()) == (
+        INTERRUPTED,
+        "Stopped before the last round: nothing is kept.",
+    )
+    goes_on = sfumato("table1", str(tmp_path))
+    assert (goes_on.code, goes_on.out.strip()) == (INTERRUPTED, GOES_ON)
 
 
 LIBC = ctypes.CDLL(None, use_errno=True)

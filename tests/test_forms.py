@@ -8,10 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
+from sfumato.cli.evaluation import model_settings
 from sfumato.evaluation.arms import Measured
 from sfumato.evaluation.card import Figure
 from sfumato.evaluation.forms import FormRow, choice_among, excess_ratio, read_forms
 from sfumato.evaluation.scale_claims import ScaleEvidence
+from sfumato.generation import ImageGenerator
 from sfumato.metrics.diversity import diversity_within_classes
 from tests.conftest import CommandResult
 
@@ -55,6 +57,16 @@ def row(agreement: float, frechet: float) -> FormRow:
 def test_the_choice_is_the_smallest_distance_among_those_that_agree() -> None:
     assert choice_among([row(0.95, 1.0), row(0.945, 0.5), row(0.93, 0.1)]) == 1
     assert choice_among([row(0.95, 1.0), row(0.5, 0.1)]) == 0
+
+
+def test_real_images_of_another_source_are_told(
+    small_run: Path, small_generator: ImageGenerator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model_settings(small_generator, small_run, [])
+    assert capsys.readouterr().out == ""
+    model_settings(small_generator, small_run, ["data.source=elsewhere"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "Real images of elsewhere; the model was trained on " in told
 
 
 def measured(agree: float, spread: float, grey: int, seed: int) -> Measured:

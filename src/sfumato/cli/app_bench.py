@@ -85,7 +85,7 @@ def bench_data(
     """The paper's Table 2: its three loaders, `datasets`, and ours, on your files."""
     from sfumato.cli.bench import bench_data
 
-    with stoppable("Stopped. Nothing is kept of rounds that are not whole."):
+    with stoppable("Stopped before the last round: nothing is kept."):
         bench_data(
             folder,
             settings or [],

@@ -1,5 +1,6 @@
 """What `sfumato table1` prints: both protocols side by side."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,10 +42,11 @@ def table1_and_print(
     rows = rows_of(table)
     kept = [place for place in range(len(rows[0])) if any(row[place] for row in rows)]
     for place in kept:
-        name = columns(table)[place].replace(", ", ",\n").replace(" of the ", "\n")
+        name = textwrap.fill(columns(table)[place], width=14)
         shown.add_column(name, justify="right" if place else "left", no_wrap=True)
     for row in rows:
-        shown.add_row(*(row[place] for place in kept))
+        # Intervals under their figures: beside them the table is wider than a terminal.
+        shown.add_row(*(row[place].replace(" (", "\n(") for place in kept))
     print_table(shown)
     say("")
     for sentence in told(table):
