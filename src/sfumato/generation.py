@@ -247,17 +247,31 @@ class ImageGenerator:
         there is none of that name, or this is no run."""
         if self.provenance.get("average", AVERAGE) == part:
             return
+        self._use_weights(self.provenance["images_seen"], part)
+
+    def use_checkpoint(self, images: int) -> None:
+        """Draw with the run's checkpoint after so many images, its average of the same name;
+        `InputError` where there is none, or this is no run."""
+        if self.provenance["images_seen"] != images:
+            self._use_weights(images, self.provenance.get("average", AVERAGE))
+
+    def _use_weights(self, images: int, part: str) -> None:
         if self.run_folder is None:
             raise InputError(
                 "A pipeline has one set of weights.", mend="Give the run that it came from."
             )
-        images_seen = self.provenance["images_seen"]
-        checkpoint = Checkpoint(Checkpoints(self.run_folder / "checkpoints").path(images_seen))
+        checkpoint = _chosen_checkpoint(self.run_folder, images)
         unet = averaged_unet(checkpoint, run_sections(self.run_folder), part=part)
         like = self.pipeline.unet
         self.pipeline.register_modules(unet=unet.to(like.device, like.dtype))
-        changed = {"average": part, "weights_sha256": checkpoint.sha256(part)}
-        self.pipeline.register_to_config(provenance={**self.provenance, **changed})
+        self.pipeline.register_to_config(
+            provenance={
+                **self.provenance,
+                "images_seen": images,
+                "average": part,
+                "weights_sha256": checkpoint.sha256(part),
+            }
+        )
 
     @property
     def guidance(self) -> GuidanceConfig:

@@ -216,7 +216,7 @@ def evaluate(
 ) -> None:
     """Measure images against real ones: every metric with its interval, floor and provenance.
 
-    Interrupted and started again, it goes on. --set takes evaluation.*, sampling.* and data.*
+    Interrupted and started again, it goes on. --set takes `evaluation.*`, `sampling.*` and `data.*`
     (docs/evaluation.md).
     """
     from sfumato.cli.evaluation import evaluate_and_print, overrides
@@ -405,6 +405,48 @@ def guidance(
             run,
             forms=forms,
             scales=scales,
+            count=count,
+            judge=judge,
+            seed=seed,
+            sampler=sampler,
+            steps=steps,
+            data=data,
+            out=out,
+            device=device,
+        )
+
+
+@app.command(epilog="Example: `sfumato curve runs/cifar10-tiny --guidance 2`")
+def curve(
+    run: Annotated[str, typer.Argument(help="A run folder.")],
+    guidance: Guidance = None,
+    form: Form = None,
+    count: Annotated[int, typer.Option(help="Images of each checkpoint.")] = 500,
+    judge: Annotated[
+        str, typer.Option(help="Who reads the classes: auto, or a run of a classifier.")
+    ] = "auto",
+    seed: Seed = 0,
+    steps: Steps = None,
+    sampler: SamplerName = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Where the run's real images are now.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for curve.json and pictures; else RUN/curve.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Quality over training: agreement, distance and diversity of every kept checkpoint.
+
+    All draw the same seeds and captions. Interrupted and started again, it goes on.
+    """
+    from sfumato.cli.curve import curve_and_print
+
+    with stoppable(GOES_ON):
+        curve_and_print(
+            run,
+            guidance=guidance,
+            form=form,
             count=count,
             judge=judge,
             seed=seed,

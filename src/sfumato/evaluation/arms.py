@@ -5,7 +5,7 @@ by pair.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +36,9 @@ from sfumato.models.schedulers import build_solver, diffusion_of, sampler_of
 from sfumato.pipeline import generators_from_seeds
 from sfumato.training.checkpoint import environment
 from sfumato.training.judges import Judge
+
+OnCalls = Callable[[int, int], None]
+"""Told (network calls done, network calls in all)."""
 
 PART_IMAGES = 64
 BORDER_PX = 4
@@ -261,6 +264,21 @@ class Draws:
         if self.clipped:
             tensors["stretched"] = stretched(sampled.x0).cpu()
         return tensors | {"seconds": torch.tensor(time.perf_counter() - started)}
+
+
+class CallsDone:
+    """Tells `on_calls` (network evaluations done, in all) of `draws`, from now on at each part."""
+
+    def __init__(self, draws: Iterable[Draws], on_calls: OnCalls) -> None:
+        each = list(draws)
+        self._total = sum(one.calls * len(one.asked.prompts) for one in each)
+        self._done = self._total - sum(one.calls_left() for one in each)
+        self._tell = on_calls
+        self._tell(self._done, self._total)
+
+    def __call__(self, calls: int) -> None:
+        self._done += calls
+        self._tell(self._done, self._total)
 
 
 def stretched(x0: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from sfumato.base.files import read_json, write_json
 from sfumato.base.section import Section
 from sfumato.metrics.agreement import Agreement
 from sfumato.training.checkpoint import environment
+from sfumato.training.judges import Judge
 
 SCHEMA_VERSION = 2
 FILE_NAME = "card.json"
@@ -171,6 +172,14 @@ class JudgeInfo(Section):
     identity: str
     description: str
     test_count: int
+
+    @classmethod
+    def of(cls, judge: Judge) -> "JudgeInfo":
+        return cls(
+            identity=judge.identity,
+            description=judge.description,
+            test_count=judge.test_accuracy.count,
+        )
 
 
 class ReferenceInfo(Section):

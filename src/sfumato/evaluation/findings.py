@@ -25,12 +25,15 @@ from sfumato.evaluation.arms import (
     BORDER_PX,
     EDGE_PX,
     ArmFigures,
+    CallsDone,
     Draws,
     Measured,
+    OnCalls,
     ScaleFigures,
 )
 from sfumato.evaluation.card import Figure, JudgeInfo, hardware
 from sfumato.evaluation.claims import EARLY_EPOCHS, GUIDED, NONE, Evidence
+from sfumato.evaluation.ground import MOST_REAL, check_enough
 from sfumato.evaluation.real import RealImages
 from sfumato.evaluation.subjects import Asked, what_to_ask
 from sfumato.evaluation.verdicts import RULE, Claim
@@ -42,12 +45,7 @@ from sfumato.training.tracking import read_records
 
 FILE_NAME = "findings.json"
 FORMAT = 1
-MOST_REAL = 2_000
-FEWEST_OF_CLASS = 3
 DIGITS = ("4", "5")
-
-OnCalls = Callable[[int, int], None]
-"""Told (network calls done, network calls in all)."""
 
 
 class FindingsConfig(Section):
@@ -147,13 +145,7 @@ def measure_findings(
         _check_pair(data, _run_of(with_dropout, dropout=True)[1])
     real = RealImages.load(data, "reference")
     classes = len(real.records.class_names)
-    least = FEWEST_OF_CLASS * classes
-    if config.count < least:
-        raise InputError(
-            f"{config.count} images are too few: diversity needs {FEWEST_OF_CLASS} of each of "
-            f"{classes} classes.",
-            mend=f"Give --count {least} or more.",
-        )
+    check_enough(config.count, classes=classes)
     judge = load_judge(data, config.judge, device=without.pipeline.device, on_training=say)
     store = base.with_name(f"{base.name}-images")
     early = _earlier(without, run_folder, data)
@@ -163,15 +155,7 @@ def measure_findings(
         return Found(findings=read_findings(folder), folder=folder, before=True)
 
     all_draws = {id(d): d for arm in arms for d in arm.draws.values()}.values()
-    total = sum(d.calls * len(d.asked.prompts) for d in all_draws)
-    done = total - sum(d.calls_left() for d in all_draws)
-    on_calls(done, total)
-
-    def on_part(calls: int) -> None:
-        nonlocal done
-        done += calls
-        on_calls(done, total)
-
+    on_part = CallsDone(all_draws, on_calls)
     digits = _places(real.records.class_names, DIGITS)
     measured: dict[tuple[str, float], Measured] = {}
     figures: dict[str, list[ScaleFigures]] = {arm.key: [] for arm in arms}
@@ -224,11 +208,7 @@ def measure_findings(
         real=dict(evidence.real),
         real_count=count,
         reference=real.records.description,
-        judge=JudgeInfo(
-            identity=judge.identity,
-            description=judge.description,
-            test_count=judge.test_accuracy.count,
-        ),
+        judge=JudgeInfo.of(judge),
         config=config,
         seeds=(config.first_seed, config.first_seed + config.count - 1),
         captions=list(real.records.class_captions),

@@ -17,23 +17,19 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from sfumato import __version__
-from sfumato.base.errors import InputError
 from sfumato.base.files import folder_for, read_json, write_json
 from sfumato.base.section import Section, validate
 from sfumato.diffusion.guidance import CONVENTION, GUIDANCE_FORMS, GuidanceConfig
-from sfumato.evaluation.arms import Draws, Measured
+from sfumato.evaluation.arms import CallsDone, Draws, Measured, OnCalls
 from sfumato.evaluation.card import FeatureFloor, Figure, JudgeInfo, Yardstick, hardware
-from sfumato.evaluation.figures import Features, feature_figures
-from sfumato.evaluation.floors import RealSets, floor_of, reference_features, yardsticks_of
+from sfumato.evaluation.ground import Ground, Held
 from sfumato.evaluation.scale_claims import ScaleEvidence
-from sfumato.evaluation.subjects import what_to_ask
 from sfumato.evaluation.verdicts import RULE, Claim
 from sfumato.generation import ImageGenerator
 from sfumato.metrics.intervals import percentile_interval, resampled
 from sfumato.metrics.paired import paired_bootstrap, share_difference
 from sfumato.models.schedulers import sampler_of
 from sfumato.pipeline import check_sampling_arguments
-from sfumato.training.judges import load_judge
 from sfumato.tuning import WORSE_BY
 
 FILE_NAME = "guidance.json"
@@ -41,9 +37,6 @@ FORMAT = 1
 PLAIN = "cfg"
 ALIKE = (0.0, 1.0)
 """Scales at which every form draws what plain guidance draws, or nearly so."""
-
-OnCalls = Callable[[int, int], None]
-"""Told (network calls done, network calls in all)."""
 
 
 class FormsConfig(Section):
@@ -148,31 +141,16 @@ def compare_forms(
     `base`-images. Killed and started again with the same arguments it goes on. `InputError` for a
     model without data or classes, or too few images.
     """
-    data = generator.data
-    if data is None:
-        raise InputError(
-            "This model does not say which data it was trained on.",
-            mend="Give a run, or name the images with --data SOURCE.",
-        )
-    real = RealSets.load(data)
-    classes = len(real.reference.records.class_names)
-    if config.count < 3 * classes:
-        raise InputError(
-            f"{config.count} images are too few: diversity needs 3 of each of {classes} classes.",
-            mend=f"Give --count {3 * classes} or more.",
-        )
-    judge = load_judge(data, config.judge, device=generator.pipeline.device, on_training=say)
-    asked = what_to_ask(
-        real.reference.records,
+    ground = Ground.of(
+        generator,
         count=config.count,
-        labels="balanced",
-        templates=(),
         first_seed=config.first_seed,
+        judge=config.judge,
+        say=say,
     )
-    assert asked.labels is not None  # the judge would have refused
     for scale in config.guidance_scales:  # before a folder is made
         check_sampling_arguments(
-            asked.prompts,
+            ground.asked.prompts,
             guidance_scale=scale,
             steps=generator.pipeline.config["num_inference_steps"],
         )
@@ -181,7 +159,7 @@ def compare_forms(
             form,
             Draws(
                 generator=generator,
-                asked=asked,
+                asked=ground.asked,
                 guidance_scale=scale,
                 first_seed=config.first_seed,
                 store=base.with_name(f"{base.name}-images"),
@@ -198,40 +176,23 @@ def compare_forms(
             "format": FORMAT,
             "draws": [one.parts.folder.name for _, one in draws],
             "config": config.model_dump(mode="json"),
-            "reference": real.reference.digest,
-            "judge": judge.identity,
+            "reference": ground.real.reference.digest,
+            "judge": ground.judge.identity,
         },
     )
     if (folder / FILE_NAME).exists():
         return FormsFound(card=read_forms(folder), folder=folder, before=True)
 
-    total = sum(one.calls * config.count for _, one in draws)
-    done = total - sum(one.calls_left() for _, one in draws)
-    on_calls(done, total)
-
-    def on_part(calls: int) -> None:
-        nonlocal done
-        done += calls
-        on_calls(done, total)
-
-    quiet = {"on_images": lambda what, done, total: None}
-    against = reference_features(real, judge.extractor, **quiet)
-    real_images = real.first(min(real.count, 2_000))
-    of_real = Measured.of(real_images, real.labels[: len(real_images)], judge)
-    measured: list[Measured] = []
-    distances: list[Tensor] = []
+    on_part = CallsDone((one for _, one in draws), on_calls)
+    held: list[Held] = []
     rows: list[FormRow] = []
     plain: dict[float, Measured] = {}
     for form, one in draws:
         taken = one.take(on_part)
-        found = Measured.of(taken["images"], asked.labels, judge)
-        figures = feature_figures(
-            Features.gathered([found.features], found.labels), against, balanced=True
-        )
-        measured.append(found)
-        distances.append(figures.values["frechet"])
+        found = ground.hold(taken["images"])
+        held.append(found)
         if form.form == PLAIN:
-            plain.setdefault(one.guidance_scale, found)
+            plain[one.guidance_scale] = found.measured
         rows.append(
             FormRow(
                 form=str(form),
@@ -239,50 +200,34 @@ def compare_forms(
                 guidance_scale=one.guidance_scale,
                 calls=one.calls,
                 seconds=round(float(taken["seconds"]), 2),
-                figures={**found.figures(()), "frechet": figures.figures.frechet},
-                **_against_plain(found, plain.get(one.guidance_scale), of_real),
+                figures=found.figures,
+                **_against_plain(found.measured, plain.get(one.guidance_scale), ground.of_real),
             )
         )
     choice = choice_among(rows)
-    evidence = ScaleEvidence(
-        measured={row.guidance_scale: m for row, m in _plain(rows, measured)},
-        distances={row.guidance_scale: d for row, d in _plain(rows, distances)},
-        real=of_real.figures(()),
-    )
+    evidence = _evidence(rows, held, ground)
     card = FormsCard(
         rows=rows,
         real=dict(evidence.real),
-        floor=floor_of(
-            real,
-            judge.extractor,
-            against,
-            config.count,
-            config.floor_pairs,
-            quiet["on_images"],
-            balanced=True,
-        ),
-        yardsticks=yardsticks_of(real, judge.extractor, against, config.count, balanced=True),
+        floor=ground.floor(config.floor_pairs),
+        yardsticks=ground.yardsticks(),
         choice=choice,
         alike=sum(
-            _alike(distances[place], distances[choice])
+            _alike(held[place].distances, held[choice].distances)
             for place in agreeing(rows)
             if place != choice
         ),
         claims=evidence.claims(),
-        reference=real.reference.records.description,
-        reference_count=real.count,
-        judge=JudgeInfo(
-            identity=judge.identity,
-            description=judge.description,
-            test_count=judge.test_accuracy.count,
-        ),
+        reference=ground.real.reference.records.description,
+        reference_count=ground.real.count,
+        judge=JudgeInfo.of(ground.judge),
         config=config,
         scheduler=sampler_of(generator.pipeline.scheduler)[0],
         steps=generator.pipeline.config["num_inference_steps"],
         model=dict(generator.provenance),
         command=shlex.join(["sfumato", *sys.argv[1:]]),
     )
-    return FormsFound(card=card, folder=folder, images=[found.images for found in measured])
+    return FormsFound(card=card, folder=folder, images=[one.measured.images for one in held])
 
 
 def read_forms(folder: Path) -> FormsCard:
@@ -355,5 +300,13 @@ def _plain_first(forms: Sequence[GuidanceConfig]) -> list[GuidanceConfig]:
     return list({str(form): form for form in (plain, *forms)}.values())
 
 
-def _plain(rows: Sequence[FormRow], values: Sequence[Any]) -> list[tuple[FormRow, Any]]:
-    return [(row, value) for row, value in zip(rows, values, strict=True) if row.form == PLAIN]
+def _evidence(rows: Sequence[FormRow], held: Sequence[Held], ground: Ground) -> ScaleEvidence:
+    """Of plain guidance, scale by scale."""
+    plain = {
+        row.guidance_scale: one for row, one in zip(rows, held, strict=True) if row.form == PLAIN
+    }
+    return ScaleEvidence(
+        measured={scale: one.measured for scale, one in plain.items()},
+        distances={scale: one.distances for scale, one in plain.items()},
+        real=ground.of_real.figures(()),
+    )

@@ -206,13 +206,7 @@ def evaluate(
             count=real.count,
             training_description=real.training.records.description,
         ),
-        judge=None
-        if judge is None
-        else JudgeInfo(
-            identity=judge.identity,
-            description=judge.description,
-            test_count=judge.test_accuracy.count,
-        ),
+        judge=None if judge is None else JudgeInfo.of(judge),
         extractors=infos,
         rows=rows,
         real=real_figures,

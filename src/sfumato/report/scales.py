@@ -28,9 +28,14 @@ class Line:
 
 
 def scale_panels(
-    lines: Sequence[Line], real: Mapping[str, Figure], measures: Sequence[str]
+    lines: Sequence[Line],
+    real: Mapping[str, Figure],
+    measures: Sequence[str],
+    *,
+    over: str = "guidance scale w",
 ) -> bytes:
-    """PNG: a panel for each of four measures over w, with 95 % intervals; real images as a band."""
+    """PNG: a panel for each of four measures over w (or another, `over`), with 95 % intervals; real
+    images as a band."""
     from matplotlib.figure import Figure as Canvas
 
     canvas = Canvas(figsize=(11, 7.4), dpi=130, layout="constrained")
@@ -38,6 +43,7 @@ def scale_panels(
     scales = sorted({scale for line in lines for scale in line.points})
     for axes, measure in zip(panels, measures, strict=True):
         _panel(axes, lines, real.get(measure), measure, scales)
+        axes.set_xlabel(over)
     handles, labels = panels[0].get_legend_handles_labels()
     canvas.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     buffer = io.BytesIO()
@@ -75,8 +81,7 @@ def _panel(
             capsize=2.5,
             label=line.label,
         )
-    axes.set_xticks(range(len(scales)), [f"{scale:g}" for scale in scales])
-    axes.set_xlabel("guidance scale w")
+    axes.set_xticks(range(len(scales)), [f"{scale:,.10g}" for scale in scales])
     title = MEASURES[measure].title
     percent = MEASURES[measure].percent and not title.endswith("%")
     axes.set_title(title + (", %" if percent else ""), fontsize=10)

@@ -1,0 +1,76 @@
+"""What `sfumato curve` prints: a row for each kept checkpoint."""
+
+import json
+from pathlib import Path
+
+from rich.table import Table
+
+from sfumato.cli.evaluation import CallsLine, model_settings, print_table, say_wrapped
+from sfumato.cli.show import open_generator, say
+from sfumato.configuration import build
+from sfumato.evaluation.arms import MEASURES
+from sfumato.evaluation.curve import CurveCard, CurveConfig, measure_curve
+from sfumato.report.curve import write_curve
+from sfumato.report.scales import figure_told
+
+SHOWN = {"agreement": "agreement", "frechet": "Frechet", "diversity": "diversity"}
+"""Columns of the table: figures by their key."""
+
+
+def curve_and_print(
+    run: str,
+    *,
+    guidance: float | None,
+    form: str | None,
+    count: int,
+    judge: str,
+    seed: int,
+    sampler: str | None,
+    steps: int | None,
+    data: str | None,
+    out: Path | None,
+    device: str,
+) -> None:
+    """Draw with every checkpoint, measure, write pictures, print the table."""
+    chosen: dict[str, object] = {"count": count, "first_seed": seed, "judge": judge}
+    config = build(CurveConfig, chosen, [], source="sfumato curve")
+    generator = open_generator(
+        run, device=device, scheduler=sampler, guidance=guidance, form=form, steps=steps
+    )
+    if data is not None:
+        settings = [f"data.source={json.dumps(data)}"]
+        generator.data = model_settings(generator, Path(run), settings).data
+    found = measure_curve(
+        generator, config, base=out or Path(run) / "curve", say=say, on_calls=CallsLine()
+    )
+    if found.before:
+        say(f"Found before, {found.card.date}; --out FOLDER measures again.")
+    else:
+        write_curve(found)
+    print_curve(found.card)
+    say(f"\nCurve   {found.folder}")
+
+
+def print_curve(card: CurveCard) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("images seen", justify="right", no_wrap=True)
+    for name in SHOWN.values():
+        table.add_column(name, justify="right", no_wrap=True)
+    for point in card.points:
+        table.add_row(
+            f"{point.images_seen:,}",
+            *(figure_told(name, point.figures.get(name)) for name in SHOWN),
+        )
+    of_real = [MEASURES[n].told(card.real[n].value) if n in card.real else "" for n in SHOWN]
+    table.add_row("real test images", *of_real)
+    if card.floor is not None and card.floor.frechet is not None:
+        table.add_row("real training sets", "", f"{card.floor.frechet.mean:.3g}")
+    for one in card.yardsticks:
+        table.add_row(one.title, "", f"{one.frechet:.3g}")
+    print_table(table)
+    say("")
+    say_wrapped(
+        f"{card.config.count:,} images of each checkpoint, the same seeds and captions, "
+        f"{card.guidance} at w = {card.guidance_scale:g}, {card.scheduler} in {card.steps} steps; "
+        "in brackets 95 % intervals. training.checkpoint_epochs says which checkpoints are kept."
+    )

@@ -1,0 +1,128 @@
+"""What drawn images are held against: real sets, a judge, and the captions that are asked for."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+
+from sfumato.base.errors import InputError
+from sfumato.evaluation.arms import Measured
+from sfumato.evaluation.card import FeatureFloor, Figure, Yardstick
+from sfumato.evaluation.figures import Features, ReferenceFeatures, feature_figures
+from sfumato.evaluation.floors import RealSets, floor_of, reference_features, yardsticks_of
+from sfumato.evaluation.subjects import Asked, what_to_ask
+from sfumato.generation import ImageGenerator
+from sfumato.training.judges import Judge, load_judge
+
+FEWEST_OF_CLASS = 3
+MOST_REAL = 2_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """Images held against real ones: every figure, and the pseudo-values (N,) whose mean is the
+    Frechet distance."""
+
+    measured: Measured
+    figures: dict[str, Figure]
+    distances: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ground:
+    """The same for everything that one comparison draws: `asked.labels` are classes in turn."""
+
+    real: RealSets
+    judge: Judge
+    asked: Asked
+
+    @classmethod
+    def of(
+        cls,
+        generator: ImageGenerator,
+        *,
+        count: int,
+        first_seed: int,
+        judge: str,
+        say: Callable[[str], None],
+    ) -> "Ground":
+        """`InputError` for a model without data or classes, or too few images."""
+        data = generator.data
+        if data is None:
+            raise InputError(
+                "This model does not say which data it was trained on.",
+                mend="Give a run, or name the images with --data SOURCE.",
+            )
+        real = RealSets.load(data)
+        check_enough(count, classes=len(real.reference.records.class_names))
+        reader = load_judge(data, judge, device=generator.pipeline.device, on_training=say)
+        asked = what_to_ask(
+            real.reference.records,
+            count=count,
+            labels="balanced",
+            templates=(),
+            first_seed=first_seed,
+        )
+        assert asked.labels is not None  # the judge would have refused
+        return cls(real=real, judge=reader, asked=asked)
+
+    @property
+    def count(self) -> int:
+        """Images of each set."""
+        return len(self.asked.prompts)
+
+    @cached_property
+    def reference(self) -> ReferenceFeatures:
+        return reference_features(self.real, self.judge.extractor, _quiet)
+
+    @cached_property
+    def of_real(self) -> Measured:
+        """The first real test images."""
+        images = self.real.first(min(self.real.count, MOST_REAL))
+        return Measured.of(images, self.real.labels[: len(images)], self.judge)
+
+    def hold(self, images: Tensor) -> Held:
+        """Every figure of uint8 images (N, C, H, W) of the classes asked for."""
+        assert self.asked.labels is not None
+        measured = Measured.of(images, self.asked.labels, self.judge)
+        features = Features.gathered([measured.features], measured.labels)
+        found = feature_figures(features, self.reference, balanced=True)
+        return Held(
+            measured=measured,
+            figures={**measured.figures(()), "frechet": found.figures.frechet},
+            distances=found.values["frechet"],
+        )
+
+    def floor(self, pairs: int) -> FeatureFloor | None:
+        """Real training sets of as many images; None where there are not so many."""
+        return floor_of(
+            self.real,
+            self.judge.extractor,
+            self.reference,
+            self.count,
+            pairs,
+            _quiet,
+            balanced=True,
+        )
+
+    def yardsticks(self) -> list[Yardstick]:
+        """Altered real images, as many."""
+        return yardsticks_of(
+            self.real, self.judge.extractor, self.reference, self.count, balanced=True
+        )
+
+
+def check_enough(count: int, *, classes: int) -> None:
+    """`InputError` for too few images."""
+    least = FEWEST_OF_CLASS * classes
+    if count < least:
+        raise InputError(
+            f"{count} images are too few: diversity needs {FEWEST_OF_CLASS} of each of {classes} "
+            "classes.",
+            mend=f"Give --count {least} or more.",
+        )
+
+
+def _quiet(what: str, done: int, total: int) -> None:
+    """Real images are read once and kept: nobody waits for them."""

@@ -1,0 +1,76 @@
+"""A curve over training as a chart, a table, and the same images by every checkpoint."""
+
+from pathlib import Path
+
+from sfumato.base.files import write_bytes, write_text
+from sfumato.evaluation.arms import MEASURES
+from sfumato.evaluation.curve import FILE_NAME, CurveCard, CurveFound
+from sfumato.generation import Picture
+from sfumato.report.pictures import labelled_grid
+from sfumato.report.scales import Line, figure_told, scale_panels
+
+PANELS = ("agreement", "frechet", "diversity", "saturated")
+_EXAMPLES = 10
+
+
+def write_curve(found: CurveFound) -> list[Path]:
+    """`curve.png`, `examples.png`, `curve.md`, and at last `curve.json`."""
+    write_bytes(found.folder / "curve.png", chart(found.card))
+    write_bytes(found.folder / "examples.png", _examples(found))
+    write_text(found.folder / "curve.md", markdown(found.card))
+    found.save()
+    return [found.folder / name for name in ("curve.png", "examples.png", "curve.md", FILE_NAME)]
+
+
+def chart(card: CurveCard) -> bytes:
+    """PNG: each of `PANELS` over the images seen."""
+    line = Line(
+        label=f"{card.guidance} at w = {card.guidance_scale:g}",
+        points={point.images_seen: point.figures for point in card.points},
+        colour="#1f618d",
+    )
+    return scale_panels([line], card.real, PANELS, over="images seen")
+
+
+def _examples(found: CurveFound) -> bytes:
+    """The first image of each class as columns, checkpoints as rows."""
+    first = found.card.config.first_seed
+    rows = [
+        [Picture(image=image, settings={"first_seed": first}) for image in images[:_EXAMPLES]]
+        for images in found.images
+    ]
+    return labelled_grid(
+        rows,
+        row_labels=[f"{point.images_seen:,}" for point in found.card.points],
+        column_labels=[str(column) for column in range(len(rows[0]))],
+    )
+
+
+def markdown(card: CurveCard) -> str:
+    """Every point with its intervals, what real images score, and how it came about."""
+    lines = [
+        f"{card.config.count:,} images of each checkpoint, seeds from {card.config.first_seed}, "
+        f"{card.guidance} at w = {card.guidance_scale:g}; {card.scheduler}, {card.steps} steps; "
+        f"judge {card.judge.identity}; real: {card.reference_count:,} of {card.reference}.",
+        "",
+        "| images seen | " + " | ".join(MEASURES[name].title for name in PANELS) + " |",
+        "| ---: |" + " ---: |" * len(PANELS),
+    ]
+    for point in card.points:
+        cells = [figure_told(name, point.figures.get(name)) for name in PANELS]
+        lines.append(f"| {point.images_seen:,} | {' | '.join(cells)} |")
+    cells = [figure_told(name, card.real.get(name)) for name in PANELS]
+    lines.append(f"| real test images | {' | '.join(cells)} |")
+    if card.floor is not None and card.floor.frechet is not None:
+        floor = card.floor.frechet
+        lines.append(
+            f"| real training images, {card.floor.pairs} sets | | {floor.mean:.3g} ± "
+            f"{floor.std:.2g} | | |"
+        )
+    lines += [f"| {one.title} | | {one.frechet:.3g} | | |" for one in card.yardsticks]
+    made = card.hardware
+    lines += [
+        "",
+        f"w by {card.convention}; sfumato {card.sfumato}, torch {made['torch']}, {card.date}.",
+    ]
+    return "\n".join([*lines, ""])
