@@ -108,6 +108,12 @@ def test_weights_stay_contiguous_whatever_the_images_are() -> None:
     assert all(p.is_contiguous() and p.grad.is_contiguous() for p in network.parameters())
 
 
+@pytest.mark.parametrize("recipe", ["classifier", "clip"])
+def test_hints_name_the_preset_of_the_method(recipe: str) -> None:
+    with pytest.raises(ConfigError, match=f"sfumato presets show {recipe}`"):
+        load_recipe(recipe, ["zebra=1"])
+
+
 @pytest.mark.parametrize("wrong", [{"width": 0}, {"blocks": []}, {"blocks": [1, 0]}])
 def test_a_network_of_nothing_is_refused(wrong) -> None:
     with pytest.raises(ValidationError, match="must be positive"):

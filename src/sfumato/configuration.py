@@ -146,7 +146,7 @@ def _apply(section: type[Section], values: dict[str, Any], override: str) -> Non
         raise ConfigError(
             f"--set {path}: no such setting.",
             mend=_nearest_setting(path, known)
-            or f"`sfumato presets show {section.example}` lists all settings.",
+            or (f"`sfumato presets show {section.example}` lists all." if section.example else ""),
         )
     *parents, last = path.split(".")
     for parent in parents:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import model_validator
@@ -61,6 +61,7 @@ A = TypeVar("A", bound=Annotations)
 class Experiment(Recipe):
     """Everything that a diffusion run depends on."""
 
+    example: ClassVar = "digits"
     changeable_on_resume = CHANGEABLE_ON_RESUME
 
     method: Literal["diffusion"] = "diffusion"

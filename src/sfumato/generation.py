@@ -252,7 +252,7 @@ class ImageGenerator:
     def use_checkpoint(self, images: int) -> None:
         """Draw with the run's checkpoint after so many images, its average of the same name;
         `InputError` where there is none, or this is no run."""
-        if self.provenance["images_seen"] != images:
+        if self.run_folder is None or self.provenance["images_seen"] != images:
             self._use_weights(images, self.provenance.get("average", AVERAGE))
 
     def _use_weights(self, images: int, part: str) -> None:
@@ -406,13 +406,12 @@ def _chosen_checkpoint(folder: Path, images: int | None) -> Checkpoint:
                 mend="Let it train up to its first checkpoint, then try again.",
             )
         return checkpoint
-    there = {checkpoint.images_seen: checkpoint for checkpoint in checkpoints.all()}
-    if images not in there:
+    if not checkpoints.path(images).is_dir():
+        there = ", ".join(str(checkpoint.images_seen) for checkpoint in checkpoints.all())
         raise InputError(
-            f"{folder} has no checkpoint at {images:,} images.",
-            mend=f"It has: {', '.join(map(str, there)) or 'none'}.",
+            f"{folder} has no checkpoint at {images:,} images.", mend=f"It has: {there or 'none'}."
         )
-    return there[images]
+    return Checkpoint(checkpoints.path(images))
 
 
 def run_sections(folder: Path) -> RunSections:

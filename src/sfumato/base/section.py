@@ -20,7 +20,7 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
-    example: ClassVar[str] = "digits"
+    example: ClassVar[str | None] = None
     """The preset that messages name to show what can be set."""
 
 
@@ -39,7 +39,9 @@ def validate(section: type[S], values: Any, *, source: str) -> S:
         many = f"{len(problems)} problems" if len(problems) > 1 else "a problem"
         raise ConfigError(
             f"{source} has {many}:\n  " + "\n  ".join(problems),
-            mend=f"`sfumato presets show {section.example}` prints a complete configuration.",
+            mend=f"`sfumato presets show {section.example}` prints a complete configuration."
+            if section.example
+            else "",
         ) from error
 
 

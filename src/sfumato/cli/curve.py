@@ -8,10 +8,9 @@ from rich.table import Table
 from sfumato.cli.evaluation import CallsLine, model_settings, print_table, say_wrapped
 from sfumato.cli.show import open_generator, say
 from sfumato.configuration import build
-from sfumato.evaluation.arms import MEASURES
 from sfumato.evaluation.curve import CurveCard, CurveConfig, measure_curve
 from sfumato.report.curve import write_curve
-from sfumato.report.scales import figure_told
+from sfumato.report.scales import figure_told, real_rows, value_told
 
 SHOWN = {"agreement": "agreement", "frechet": "Frechet", "diversity": "diversity"}
 """Columns of the table: figures by their key."""
@@ -59,18 +58,15 @@ def print_curve(card: CurveCard) -> None:
     for point in card.points:
         table.add_row(
             f"{point.images_seen:,}",
-            *(figure_told(name, point.figures.get(name)) for name in SHOWN),
+            *(figure_told(name, point.figures.get(name)).replace(" (", "\n(") for name in SHOWN),
         )
-    of_real = [MEASURES[n].told(card.real[n].value) if n in card.real else "" for n in SHOWN]
-    table.add_row("real test images", *of_real)
-    if card.floor is not None and card.floor.frechet is not None:
-        table.add_row("real training sets", "", f"{card.floor.frechet.mean:.3g}")
-    for one in card.yardsticks:
-        table.add_row(one.title, "", f"{one.frechet:.3g}")
+    for row in real_rows(card, list(SHOWN), told=value_told):
+        table.add_row(*row)
     print_table(table)
     say("")
     say_wrapped(
         f"{card.config.count:,} images of each checkpoint, the same seeds and captions, "
         f"{card.guidance} at w = {card.guidance_scale:g}, {card.scheduler} in {card.steps} steps; "
-        "in brackets 95 % intervals. training.checkpoint_epochs says which checkpoints are kept."
+        "in brackets 95 % intervals. Kept are the newest (training.keep_checkpoints) and those of "
+        "training.checkpoint_epochs."
     )

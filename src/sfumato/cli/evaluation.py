@@ -6,6 +6,7 @@ import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from rich.console import Console
@@ -51,6 +52,7 @@ from sfumato.report.evaluation import write_pictures
 class Measured(Section):
     """The settings that `sfumato evaluate --set` can change."""
 
+    example: ClassVar = "digits"
     data: DataConfig = DataConfig()
     sampling: SamplingConfig = SamplingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

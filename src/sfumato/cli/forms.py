@@ -12,7 +12,7 @@ from sfumato.configuration import build
 from sfumato.evaluation.arms import MEASURES
 from sfumato.evaluation.forms import FormsCard, FormsConfig, compare_forms
 from sfumato.report.forms import write_forms
-from sfumato.report.scales import effect_told
+from sfumato.report.scales import effect_told, real_rows, value_told
 
 SHOWN = {
     "agreement": "agreement",
@@ -80,10 +80,8 @@ def print_forms(card: FormsCard) -> None:
             "" if row.burnt is None else f"{row.burnt.value:.2f}",
         )
         last = row.label
-    of_real = [MEASURES[n].told(card.real[n].value) if n in card.real else "" for n in SHOWN]
-    table.add_row("real test images", "", "", *of_real, "")
-    if card.floor is not None and card.floor.frechet is not None:
-        table.add_row("real training sets", "", "", "", f"{card.floor.frechet.mean:.3g}")
+    for cells in real_rows(card, list(SHOWN), told=value_told, before=2, after=1):
+        table.add_row(*cells)
     print_table(table)
     chosen = card.rows[card.choice]
     say("")

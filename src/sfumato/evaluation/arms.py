@@ -249,6 +249,8 @@ class Draws:
     def _make(self, part: range) -> dict[str, Tensor]:
         started = time.perf_counter()
         pipeline = self.generator.pipeline
+        drawn_by = self.generator.provenance.get("weights_sha256")
+        assert drawn_by == self.settings["model"].get("weights_sha256"), "other weights by now"
         sampled = pipeline.sample(
             self.asked.prompts[part.start : part.stop],
             generators=generators_from_seeds(

@@ -1,31 +1,25 @@
 """What a run's kept checkpoints draw: quality over the images that training has seen."""
 
-import shlex
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 from torch import Tensor
 
-from sfumato import __version__
-from sfumato.base.errors import InputError
+from sfumato.base.errors import DamagedDataError, InputError
 from sfumato.base.files import folder_for, read_json, write_json
 from sfumato.base.section import Section, validate
-from sfumato.diffusion.guidance import CONVENTION
 from sfumato.evaluation.arms import CallsDone, Draws, OnCalls
-from sfumato.evaluation.card import FeatureFloor, Figure, JudgeInfo, Yardstick, hardware
-from sfumato.evaluation.ground import Ground
+from sfumato.evaluation.card import Figure
+from sfumato.evaluation.ground import Ground, GroundCard
 from sfumato.generation import ImageGenerator
-from sfumato.models.schedulers import sampler_of
 from sfumato.pipeline import check_sampling_arguments
 from sfumato.training.checkpoint import Checkpoints
 
 FILE_NAME = "curve.json"
 FORMAT = 1
+SHOWN = 10
 
 
 class CurveConfig(Section):
@@ -53,35 +47,22 @@ class CurvePoint(Section):
     """By the keys of `arms.MEASURES`."""
 
 
-class CurveCard(Section):
-    """Every point, and everything that they depend on."""
+class CurveCard(GroundCard):
+    """Every point, and everything that they depend on; `model` is that of the last."""
 
     format: int = FORMAT
     points: list[CurvePoint]
-    real: dict[str, Figure]
-    floor: FeatureFloor | None
-    yardsticks: list[Yardstick]
-    reference: str
-    reference_count: int
-    judge: JudgeInfo
-    config: CurveConfig
     guidance: str
     guidance_scale: float
-    scheduler: str
-    steps: int
-    model: dict[str, Any]
-    """Of the last checkpoint."""
-    convention: str = CONVENTION
-    hardware: dict[str, Any] = Field(default_factory=hardware)
-    sfumato: str = __version__
-    date: str = Field(default_factory=lambda: datetime.now(UTC).isoformat("T", "seconds"))
-    command: str = ""
+    shown: list[str]
+    """What the first images are of: names of classes."""
+    config: CurveConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class CurveFound:
-    """The card, its folder, and the first images of each point; `before`: found earlier, with its
-    pictures, so that `images` is empty."""
+    """The card, its folder, and of each point the first images, one a class, at most `SHOWN`;
+    `before`: found earlier, with its pictures."""
 
     card: CurveCard
     folder: Path
@@ -105,57 +86,46 @@ def measure_curve(
     """Draw with every checkpoint that the run of `generator` has kept, by its settings and with the
     same seeds and captions; measure every image once.
 
-    The card lies in `base`, or in `base`-2, ... where that holds another; images lie in
-    `base`-images. Killed and started again with the same arguments it goes on. `InputError` for a
-    pipeline, a model without data or classes, or too few images. The generator is left at its
-    newest checkpoint.
+    Autoguidance leads away from its weaker checkpoint, so that this one and those before it are
+    left out; so is one that is damaged, or removed meanwhile by training that goes on. The card
+    lies in `base`, or in `base`-2, ... where that holds another; images lie in `base`-images and
+    are not drawn again. `InputError` for a pipeline, a model without data or classes, too few
+    images, or where no checkpoint is left. The generator is left at the last checkpoint.
     """
     if generator.run_folder is None:
         raise InputError(
             "A curve is of a run: a pipeline has one set of weights.",
             mend="Give the folder of the run that it came from.",
         )
-    checkpoints = [
-        one.images_seen for one in Checkpoints(generator.run_folder / "checkpoints").all()
-    ]
+    settings = generator.pipeline.config
+    scale = settings["guidance_scale"]
+    check_sampling_arguments(["any"], guidance_scale=scale, steps=settings["num_inference_steps"])
+    form = generator.with_weak_network(generator.guidance)
+    after = int(form.parameters["images"]) if form.needs_weak_network else -1
     ground = Ground.of(
         generator, count=config.count, first_seed=config.first_seed, judge=config.judge, say=say
     )
-    settings = generator.pipeline.config
-    scale = settings["guidance_scale"]
-    check_sampling_arguments(
-        ground.asked.prompts, guidance_scale=scale, steps=settings["num_inference_steps"]
-    )
-    draws: dict[int, Draws] = {}
-    for images in checkpoints:
-        generator.use_checkpoint(images)
-        draws[images] = Draws(
+    names = list(ground.real.reference.records.class_names[:SHOWN])
+    points: list[CurvePoint] = []
+    shown: list[Tensor] = []
+    for images in kept_checkpoints(generator.run_folder):
+        if images <= after:
+            continue
+        try:
+            generator.use_checkpoint(images)
+        except (InputError, DamagedDataError) as error:
+            say(f"Left out: {error.what}")
+            continue
+        one = Draws(
             generator=generator,
             asked=ground.asked,
             guidance_scale=scale,
             first_seed=config.first_seed,
             store=base.with_name(f"{base.name}-images"),
+            guidance=form,
         )
-        draws[images].settings  # noqa: B018, kept as they are now: the weights change
-    folder = folder_for(
-        base,
-        {
-            "format": FORMAT,
-            "draws": [one.parts.folder.name for one in draws.values()],
-            "config": config.model_dump(mode="json"),
-            "reference": ground.real.reference.digest,
-            "judge": ground.judge.identity,
-        },
-    )
-    if (folder / FILE_NAME).exists():
-        return CurveFound(card=read_curve(folder), folder=folder, before=True)
-
-    on_part = CallsDone(draws.values(), on_calls)
-    points: list[CurvePoint] = []
-    drawn: list[Tensor] = []
-    for images, one in draws.items():
-        generator.use_checkpoint(images)
-        taken = one.take(on_part)
+        say(f"{images:,} images seen")
+        taken = one.take(CallsDone([one], on_calls))
         points.append(
             CurvePoint(
                 images_seen=images,
@@ -165,24 +135,40 @@ def measure_curve(
                 figures=ground.hold(taken["images"]).figures,
             )
         )
-        drawn.append(taken["images"])
+        shown.append(taken["images"][: len(names)])
+    if not points:
+        raise InputError(
+            f"{generator.run_folder} has kept no checkpoint that can be drawn with.",
+            mend="training.checkpoint_epochs and training.keep_checkpoints keep more.",
+        )
+    folder = folder_for(
+        base,
+        {
+            "format": FORMAT,
+            "weights": [point.weights_sha256 for point in points],
+            "draws": {**one.settings, "model": None},
+            "config": config.model_dump(mode="json"),
+            "reference": ground.real.reference.digest,
+            "judge": ground.judge.identity,
+        },
+    )
+    if (folder / FILE_NAME).exists():
+        return CurveFound(card=read_curve(folder), folder=folder, before=True)
     card = CurveCard(
         points=points,
-        real=ground.of_real.figures(()),
-        floor=ground.floor(config.floor_pairs),
-        yardsticks=ground.yardsticks(),
-        reference=ground.real.reference.records.description,
-        reference_count=ground.real.count,
-        judge=JudgeInfo.of(ground.judge),
-        config=config,
-        guidance=str(generator.guidance),
+        guidance=str(form),
         guidance_scale=scale,
-        scheduler=sampler_of(generator.pipeline.scheduler)[0],
-        steps=settings["num_inference_steps"],
-        model=dict(generator.provenance),
-        command=shlex.join(["sfumato", *sys.argv[1:]]),
+        shown=names,
+        config=config,
+        **ground.card_fields(generator, floor_pairs=config.floor_pairs),
     )
-    return CurveFound(card=card, folder=folder, images=drawn)
+    return CurveFound(card=card, folder=folder, images=shown)
+
+
+def kept_checkpoints(run: Path) -> list[int]:
+    """Images seen at each checkpoint of `run`, by the names of their folders."""
+    kept = Checkpoints(run / "checkpoints").all()
+    return [int(one.path.name.removeprefix("images-")) for one in kept]
 
 
 def read_curve(folder: Path) -> CurveCard:

@@ -33,7 +33,7 @@ from sfumato.evaluation.arms import (
 )
 from sfumato.evaluation.card import Figure, JudgeInfo, hardware
 from sfumato.evaluation.claims import EARLY_EPOCHS, GUIDED, NONE, Evidence
-from sfumato.evaluation.ground import MOST_REAL, check_enough
+from sfumato.evaluation.ground import MOST_REAL, check_enough, real_measured
 from sfumato.evaluation.real import RealImages
 from sfumato.evaluation.subjects import Asked, what_to_ask
 from sfumato.evaluation.verdicts import RULE, Claim
@@ -174,8 +174,7 @@ def measure_findings(
                     figures=found.figures(digits),
                 )
             )
-    count = min(len(real), MOST_REAL)
-    of_real = Measured.of(real.at(slice(count)), real.labels(count), judge)
+    of_real = real_measured(real, MOST_REAL, judge)
     also_differ = [] if with_dropout is None else _differences(without, with_dropout)
     size = len(load_records(data, "train"))
     evidence = Evidence(
@@ -206,7 +205,7 @@ def measure_findings(
             for arm in arms
         ],
         real=dict(evidence.real),
-        real_count=count,
+        real_count=len(of_real.labels),
         reference=real.records.description,
         judge=JudgeInfo.of(judge),
         config=config,

@@ -4,31 +4,25 @@ All draw the same seeds and captions, so that a form is held against plain guida
 The claims of the paper's section 3.3.7 are decided on the plain form (`scale_claims.py`).
 """
 
-import shlex
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from sfumato import __version__
 from sfumato.base.files import folder_for, read_json, write_json
 from sfumato.base.section import Section, validate
-from sfumato.diffusion.guidance import CONVENTION, GUIDANCE_FORMS, GuidanceConfig
+from sfumato.diffusion.guidance import GUIDANCE_FORMS, GuidanceConfig
 from sfumato.evaluation.arms import CallsDone, Draws, Measured, OnCalls
-from sfumato.evaluation.card import FeatureFloor, Figure, JudgeInfo, Yardstick, hardware
-from sfumato.evaluation.ground import Ground, Held
+from sfumato.evaluation.card import Figure
+from sfumato.evaluation.ground import Ground, GroundCard, Held
 from sfumato.evaluation.scale_claims import ScaleEvidence
 from sfumato.evaluation.verdicts import RULE, Claim
 from sfumato.generation import ImageGenerator
 from sfumato.metrics.intervals import percentile_interval, resampled
 from sfumato.metrics.paired import paired_bootstrap, share_difference
-from sfumato.models.schedulers import sampler_of
 from sfumato.pipeline import check_sampling_arguments
 from sfumato.tuning import WORSE_BY
 
@@ -82,14 +76,11 @@ class FormRow(Section):
     """Agreement less plain guidance's at this scale, of the same seeds."""
 
 
-class FormsCard(Section):
+class FormsCard(GroundCard):
     """Every figure, the choice, the claims, and everything that they depend on."""
 
     format: int = FORMAT
     rows: list[FormRow]
-    real: dict[str, Figure]
-    floor: FeatureFloor | None
-    yardsticks: list[Yardstick]
     choice: int
     """The row to draw with: of those within 0.01 of the best agreement, the smallest distance."""
     alike: int
@@ -97,18 +88,7 @@ class FormsCard(Section):
     paired bootstrap its interval holds 0."""
     claims: list[Claim]
     rule: str = RULE
-    reference: str
-    reference_count: int
-    judge: JudgeInfo
     config: FormsConfig
-    scheduler: str
-    steps: int
-    model: dict[str, Any]
-    convention: str = CONVENTION
-    hardware: dict[str, Any] = Field(default_factory=hardware)
-    sfumato: str = __version__
-    date: str = Field(default_factory=lambda: datetime.now(UTC).isoformat("T", "seconds"))
-    command: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +121,10 @@ def compare_forms(
     `base`-images. Killed and started again with the same arguments it goes on. `InputError` for a
     model without data or classes, or too few images.
     """
+    for scale in config.guidance_scales:  # before a judge is trained
+        check_sampling_arguments(
+            ["any"], guidance_scale=scale, steps=generator.pipeline.config["num_inference_steps"]
+        )
     ground = Ground.of(
         generator,
         count=config.count,
@@ -148,12 +132,6 @@ def compare_forms(
         judge=config.judge,
         say=say,
     )
-    for scale in config.guidance_scales:  # before a folder is made
-        check_sampling_arguments(
-            ground.asked.prompts,
-            guidance_scale=scale,
-            steps=generator.pipeline.config["num_inference_steps"],
-        )
     draws = [
         (
             form,
@@ -208,9 +186,6 @@ def compare_forms(
     evidence = _evidence(rows, held, ground)
     card = FormsCard(
         rows=rows,
-        real=dict(evidence.real),
-        floor=ground.floor(config.floor_pairs),
-        yardsticks=ground.yardsticks(),
         choice=choice,
         alike=sum(
             _alike(held[place].distances, held[choice].distances)
@@ -218,14 +193,8 @@ def compare_forms(
             if place != choice
         ),
         claims=evidence.claims(),
-        reference=ground.real.reference.records.description,
-        reference_count=ground.real.count,
-        judge=JudgeInfo.of(ground.judge),
         config=config,
-        scheduler=sampler_of(generator.pipeline.scheduler)[0],
-        steps=generator.pipeline.config["num_inference_steps"],
-        model=dict(generator.provenance),
-        command=shlex.join(["sfumato", *sys.argv[1:]]),
+        **ground.card_fields(generator, floor_pairs=config.floor_pairs),
     )
     return FormsFound(card=card, folder=folder, images=[one.measured.images for one in held])
 

@@ -1,22 +1,52 @@
 """What drawn images are held against: real sets, a judge, and the captions that are asked for."""
 
+import shlex
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
+from typing import Any
 
+from pydantic import Field
 from torch import Tensor
 
+from sfumato import __version__
 from sfumato.base.errors import InputError
+from sfumato.base.section import Section
+from sfumato.diffusion.guidance import CONVENTION
 from sfumato.evaluation.arms import Measured
-from sfumato.evaluation.card import FeatureFloor, Figure, Yardstick
+from sfumato.evaluation.card import FeatureFloor, Figure, JudgeInfo, Yardstick, hardware
 from sfumato.evaluation.figures import Features, ReferenceFeatures, feature_figures
 from sfumato.evaluation.floors import RealSets, floor_of, reference_features, yardsticks_of
+from sfumato.evaluation.real import RealImages
 from sfumato.evaluation.subjects import Asked, what_to_ask
 from sfumato.generation import ImageGenerator
+from sfumato.models.schedulers import sampler_of
 from sfumato.training.judges import Judge, load_judge
 
 FEWEST_OF_CLASS = 3
 MOST_REAL = 2_000
+
+
+class GroundCard(Section):
+    """What a card has beside its rows: what real images score, and what all of it depends on."""
+
+    real: dict[str, Figure]
+    floor: FeatureFloor | None
+    yardsticks: list[Yardstick]
+    reference: str
+    reference_count: int
+    judge: JudgeInfo
+    scheduler: str
+    timestep_spacing: str = ""
+    steps: int
+    model: dict[str, Any]
+    convention: str = CONVENTION
+    hardware: dict[str, Any] = Field(default_factory=hardware)
+    sfumato: str = __version__
+    date: str = Field(default_factory=lambda: datetime.now(UTC).isoformat("T", "seconds"))
+    command: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +109,7 @@ class Ground:
     @cached_property
     def of_real(self) -> Measured:
         """The first real test images."""
-        images = self.real.first(min(self.real.count, MOST_REAL))
-        return Measured.of(images, self.real.labels[: len(images)], self.judge)
+        return real_measured(self.real.reference, self.real.count, self.judge)
 
     def hold(self, images: Tensor) -> Held:
         """Every figure of uint8 images (N, C, H, W) of the classes asked for."""
@@ -106,6 +135,23 @@ class Ground:
             balanced=True,
         )
 
+    def card_fields(self, generator: ImageGenerator, *, floor_pairs: int) -> dict[str, Any]:
+        """The fields of a `GroundCard` of what `generator` drew."""
+        pipeline = generator.pipeline
+        return {
+            "real": self.of_real.figures(()),
+            "floor": self.floor(floor_pairs),
+            "yardsticks": self.yardsticks(),
+            "reference": self.real.reference.records.description,
+            "reference_count": self.real.count,
+            "judge": JudgeInfo.of(self.judge),
+            "scheduler": sampler_of(pipeline.scheduler)[0],
+            "timestep_spacing": pipeline.scheduler.config["timestep_spacing"],
+            "steps": pipeline.config["num_inference_steps"],
+            "model": dict(generator.provenance),
+            "command": shlex.join(["sfumato", *sys.argv[1:]]),
+        }
+
     def yardsticks(self) -> list[Yardstick]:
         """Altered real images, as many."""
         return yardsticks_of(
@@ -122,6 +168,15 @@ def check_enough(count: int, *, classes: int) -> None:
             "classes.",
             mend=f"Give --count {least} or more.",
         )
+
+
+def real_measured(images: RealImages, most: int, judge: Judge) -> Measured:
+    """The first real images, at most `most`; classes of which one alone is there are left out,
+    for diversity compares two."""
+    count = min(len(images), most, MOST_REAL)
+    labels = images.labels(count)
+    rows = (labels.bincount()[labels] > 1).nonzero().squeeze(1)
+    return Measured.of(images.at(rows), labels[rows], judge)
 
 
 def _quiet(what: str, done: int, total: int) -> None:

@@ -7,10 +7,9 @@ from sfumato.evaluation.arms import MEASURES
 from sfumato.evaluation.curve import FILE_NAME, CurveCard, CurveFound
 from sfumato.generation import Picture
 from sfumato.report.pictures import labelled_grid
-from sfumato.report.scales import Line, figure_told, scale_panels
+from sfumato.report.scales import Line, figure_told, real_rows, scale_panels
 
 PANELS = ("agreement", "frechet", "diversity", "saturated")
-_EXAMPLES = 10
 
 
 def write_curve(found: CurveFound) -> list[Path]:
@@ -29,20 +28,20 @@ def chart(card: CurveCard) -> bytes:
         points={point.images_seen: point.figures for point in card.points},
         colour="#1f618d",
     )
-    return scale_panels([line], card.real, PANELS, over="images seen")
+    return scale_panels([line], card.real, PANELS, over="images seen", to_scale=True)
 
 
 def _examples(found: CurveFound) -> bytes:
     """The first image of each class as columns, checkpoints as rows."""
     first = found.card.config.first_seed
     rows = [
-        [Picture(image=image, settings={"first_seed": first}) for image in images[:_EXAMPLES]]
+        [Picture(image=image, settings={"first_seed": first}) for image in images]
         for images in found.images
     ]
     return labelled_grid(
         rows,
         row_labels=[f"{point.images_seen:,}" for point in found.card.points],
-        column_labels=[str(column) for column in range(len(rows[0]))],
+        column_labels=found.card.shown,
     )
 
 
@@ -59,15 +58,8 @@ def markdown(card: CurveCard) -> str:
     for point in card.points:
         cells = [figure_told(name, point.figures.get(name)) for name in PANELS]
         lines.append(f"| {point.images_seen:,} | {' | '.join(cells)} |")
-    cells = [figure_told(name, card.real.get(name)) for name in PANELS]
-    lines.append(f"| real test images | {' | '.join(cells)} |")
-    if card.floor is not None and card.floor.frechet is not None:
-        floor = card.floor.frechet
-        lines.append(
-            f"| real training images, {card.floor.pairs} sets | | {floor.mean:.3g} ± "
-            f"{floor.std:.2g} | | |"
-        )
-    lines += [f"| {one.title} | | {one.frechet:.3g} | | |" for one in card.yardsticks]
+    rows = real_rows(card, PANELS, told=figure_told)
+    lines += [f"| {' | '.join(row)} |" for row in rows]
     made = card.hardware
     lines += [
         "",

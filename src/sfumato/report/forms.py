@@ -7,7 +7,7 @@ from sfumato.evaluation.arms import MEASURES
 from sfumato.evaluation.forms import FILE_NAME, FormRow, FormsCard, FormsFound
 from sfumato.generation import Picture
 from sfumato.report.pictures import labelled_grid
-from sfumato.report.scales import Line, effect_told, figure_told, scale_panels
+from sfumato.report.scales import Line, effect_told, figure_told, real_rows, scale_panels
 
 PANELS = ("agreement", "frechet", "diversity", "saturated")
 COLUMNS = ("agreement", "frechet", "diversity", "saturated", "brightness")
@@ -89,15 +89,8 @@ def markdown(card: FormsCard) -> str:
             f"| {row.label}{chosen} | {row.guidance_scale:g} | {row.calls} | {' | '.join(cells)} "
             f"| {burnt_told(row)} | {figure_told('agreement', row.agreement_change)} |"
         )
-    cells = [figure_told(name, card.real.get(name)) for name in COLUMNS]
-    lines.append(f"| real test images | | | {' | '.join(cells)} | | |")
-    if card.floor is not None and card.floor.frechet is not None:
-        floor = card.floor.frechet
-        lines.append(
-            f"| real training images, {card.floor.pairs} sets | | | | {floor.mean:.3g} ± "
-            f"{floor.std:.2g} | | | | | |"
-        )
-    lines += [f"| {one.title} | | | | {one.frechet:.3g} | | | | | |" for one in card.yardsticks]
+    rows = real_rows(card, COLUMNS, told=figure_told, before=2, after=2)
+    lines += [f"| {' | '.join(row)} |" for row in rows]
     lines.append("")
     if card.claims:
         lines += ["| claim | verdict | effect | because |", "| --- | --- | --- | --- |"]

@@ -1,12 +1,13 @@
 """Figures over guidance scales: panels, and how values are told with their intervals."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sfumato.evaluation.arms import MEASURES
 from sfumato.evaluation.card import Figure
+from sfumato.evaluation.ground import GroundCard
 from sfumato.evaluation.verdicts import Effect
 
 if TYPE_CHECKING:
@@ -33,16 +34,21 @@ def scale_panels(
     measures: Sequence[str],
     *,
     over: str = "guidance scale w",
+    to_scale: bool = False,
 ) -> bytes:
     """PNG: a panel for each of four measures over w (or another, `over`), with 95 % intervals; real
-    images as a band."""
+    images as a band.
+
+    Not `to_scale` the points stand side by side: w = 0, 1, 2 would lie on each other beside 20.
+    """
     from matplotlib.figure import Figure as Canvas
 
     canvas = Canvas(figsize=(11, 7.4), dpi=130, layout="constrained")
     panels = canvas.subplots(2, 2).flatten()
     scales = sorted({scale for line in lines for scale in line.points})
     for axes, measure in zip(panels, measures, strict=True):
-        _panel(axes, lines, real.get(measure), measure, scales)
+        places = scales if to_scale else range(len(scales))
+        _panel(axes, lines, real.get(measure), measure, dict(zip(scales, places, strict=True)))
         axes.set_xlabel(over)
     handles, labels = panels[0].get_legend_handles_labels()
     canvas.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
@@ -56,9 +62,9 @@ def _panel(
     lines: Sequence[Line],
     real: Figure | None,
     measure: str,
-    scales: Sequence[float],
+    places: Mapping[float, float],
 ) -> None:
-    """Scales stand side by side: 0, 1, 2 would lie on each other beside 20."""
+    """`places`: where on the axis each scale stands."""
     factor = MEASURES[measure].factor
     if real is not None:
         axes.axhline(factor * real.value, color="#555555", lw=1, ls="--", label="real test images")
@@ -67,7 +73,7 @@ def _panel(
     for line in lines:
         y = [figures[measure] for figures in line.points.values()]
         axes.errorbar(
-            [scales.index(scale) + _beside(line, lines, scale) for scale in line.points],
+            [places[scale] + _beside(line, lines, scale) for scale in line.points],
             [factor * one.value for one in y],
             yerr=[
                 [factor * (one.value - _or(one.low, one.value)) for one in y],
@@ -81,7 +87,7 @@ def _panel(
             capsize=2.5,
             label=line.label,
         )
-    axes.set_xticks(range(len(scales)), [f"{scale:,.10g}" for scale in scales])
+    axes.set_xticks(list(places.values()), [f"{scale:,.10g}" for scale in places])
     title = MEASURES[measure].title
     percent = MEASURES[measure].percent and not title.endswith("%")
     axes.set_title(title + (", %" if percent else ""), fontsize=10)
@@ -110,6 +116,36 @@ def figure_told(measure: str, found: Figure | None) -> str:
     if found.low is None or found.high is None:
         return text
     return f"{text} ({of.told(found.low)}, {of.told(found.high)})"
+
+
+def value_told(measure: str, found: Figure | None) -> str:
+    """A value alone, in the measure's unit."""
+    return "" if found is None else MEASURES[measure].told(found.value)
+
+
+def real_rows(
+    card: GroundCard,
+    names: Sequence[str],
+    *,
+    told: Callable[[str, Figure | None], str],
+    before: int = 0,
+    after: int = 0,
+) -> list[list[str]]:
+    """Rows of a table for what real images score: title, `before` empty cells, one for each measure
+    of `names`, `after` empty cells."""
+
+    def row(title: str, cells: Mapping[str, str]) -> list[str]:
+        return [title, *[""] * before, *(cells.get(name, "") for name in names), *[""] * after]
+
+    rows = [row("real test images", {name: told(name, card.real.get(name)) for name in names})]
+    if card.floor is not None and card.floor.frechet is not None:
+        floor = card.floor.frechet
+        title = f"real training images, {card.floor.pairs} sets"
+        rows.append(row(title, {"frechet": f"{floor.mean:.3g} ± {floor.std:.2g}"}))
+    return rows + [
+        row(yardstick.title, {"frechet": f"{yardstick.frechet:.3g}"})
+        for yardstick in card.yardsticks
+    ]
 
 
 def effect_told(effect: Effect) -> str:

@@ -139,7 +139,8 @@ def _trained_once(data: DataConfig, on_training: Callable[[str], None] | None) -
     key = {
         "data": _images_of(data),
         "network": network.model_dump(),
-        "training": training.model_dump(),
+        # A setting that came later is left out where it changes nothing: the key stays the same.
+        "training": training.model_dump(exclude=None if training.shift else {"shift"}),
         "format": FORMAT,
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
