@@ -106,6 +106,7 @@ def measure_curve(
         generator, count=config.count, first_seed=config.first_seed, judge=config.judge, say=say
     )
     names = list(ground.real.reference.records.class_names[:SHOWN])
+    draws: list[Draws] = []
     points: list[CurvePoint] = []
     shown: list[Tensor] = []
     for images in kept_checkpoints(generator.run_folder):
@@ -124,6 +125,7 @@ def measure_curve(
             store=base.with_name(f"{base.name}-images"),
             guidance=form,
         )
+        draws.append(one)
         say(f"{images:,} images seen")
         taken = one.take(CallsDone([one], on_calls))
         points.append(
@@ -146,7 +148,7 @@ def measure_curve(
         {
             "format": FORMAT,
             "weights": [point.weights_sha256 for point in points],
-            "draws": {**one.settings, "model": None},
+            "draws": {**draws[-1].settings, "model": None},
             "config": config.model_dump(mode="json"),
             "reference": ground.real.reference.digest,
             "judge": ground.judge.identity,
