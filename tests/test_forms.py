@@ -41,22 +41,45 @@ def test_without_an_excess_there_is_no_ratio() -> None:
     assert excess_ratio(values, values, real=0.5) is None
 
 
-def row(agreement: float, frechet: float) -> FormRow:
+def row(agreement: float, frechet: float, saturated: float = 0.1) -> FormRow:
     return FormRow(
         form="cfg",
         label="cfg",
         guidance_scale=2,
         calls=2,
         seconds=0,
-        figures={"agreement": Figure(value=agreement), "frechet": Figure(value=frechet)},
+        figures={
+            "agreement": Figure(value=agreement),
+            "frechet": Figure(value=frechet),
+            "saturated": Figure(value=saturated),
+        },
         burnt=None,
         agreement_change=None,
     )
 
 
+def chosen(rows: list[FormRow], *, of_real: float, noise: float = 0.0) -> tuple[int, list[int]]:
+    generator = torch.Generator().manual_seed(0)
+    distances = [
+        one.figures["frechet"].value + noise * torch.randn(200, generator=generator) for one in rows
+    ]
+    real = {"agreement": Figure(value=of_real), "saturated": Figure(value=0.02)}
+    return choice_among(rows, distances, real)
+
+
 def test_the_choice_is_the_smallest_distance_among_those_that_agree() -> None:
-    assert choice_among([row(0.95, 1.0), row(0.945, 0.5), row(0.93, 0.1)]) == 1
-    assert choice_among([row(0.95, 1.0), row(0.5, 0.1)]) == 0
+    rows = [row(0.95, 1.0), row(0.945, 0.5), row(0.93, 0.1)]
+    assert chosen(rows, of_real=0.99) == (1, [1])
+    assert chosen([row(0.95, 1.0), row(0.5, 0.1)], of_real=0.99) == (0, [0])
+
+
+def test_more_agreement_than_real_images_have_is_worth_nothing() -> None:
+    assert chosen([row(0.95, 1.0), row(0.86, 0.5), row(0.8, 0.1)], of_real=0.85) == (1, [1])
+
+
+def test_of_distances_that_are_not_told_apart_the_least_burnt_is_chosen() -> None:
+    rows = [row(0.95, 0.5, 0.2), row(0.95, 0.51, 0.03), row(0.95, 0.51, 0.001), row(0.95, 2, 0.02)]
+    assert chosen(rows, of_real=0.99, noise=1.0) == (1, [0, 1, 2])
 
 
 def test_real_images_of_another_source_are_told(

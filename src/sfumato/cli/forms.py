@@ -86,12 +86,13 @@ def print_forms(card: FormsCard) -> None:
     chosen = card.rows[card.choice]
     say("")
     say_wrapped(
-        f"To draw with: {chosen.label} at w = {chosen.guidance_scale:g}, the smallest distance "
-        "among those within 0.01 of the best agreement"
+        f"To draw with: {chosen.label} at w = {chosen.guidance_scale:g}. Of the settings whose "
+        "agreement is within 0.01 of the best, or of real images' where that is lower, it has the "
         + (
-            f"; {card.alike} of these are not told from it."
+            f"saturation nearest to real images' among the {card.alike + 1} whose distances are "
+            "not told from the smallest."
             if card.alike
-            else ", told apart from all of these."
+            else "smallest distance, told apart from all others."
         )
         + f" Draw so with --guidance {chosen.guidance_scale:g} --guidance-form {chosen.label}; "
         "`sfumato tune` writes a choice into the run."

@@ -27,7 +27,7 @@ from sfumato.pipeline import check_sampling_arguments
 from sfumato.tuning import WORSE_BY
 
 FILE_NAME = "guidance.json"
-FORMAT = 1
+FORMAT = 2
 PLAIN = "cfg"
 ALIKE = (0.0, 1.0)
 """Scales at which every form draws what plain guidance draws, or nearly so."""
@@ -82,10 +82,10 @@ class FormsCard(GroundCard):
     format: int = FORMAT
     rows: list[FormRow]
     choice: int
-    """The row to draw with: of those within 0.01 of the best agreement, the smallest distance."""
+    """The row to draw with (`choice_among`)."""
     alike: int
-    """How many other rows of those have a distance that is not told from the chosen one's: by the
-    paired bootstrap its interval holds 0."""
+    """How many other rows agree as well and have a distance that is not told from the smallest: by
+    the paired bootstrap their difference's interval holds 0."""
     claims: list[Claim]
     rule: str = RULE
     config: FormsConfig
@@ -182,16 +182,12 @@ def compare_forms(
                 **_against_plain(found.measured, plain.get(one.guidance_scale), ground.of_real),
             )
         )
-    choice = choice_among(rows)
+    choice, alike = choice_among(rows, [one.distances for one in held], ground.of_real.figures(()))
     evidence = _evidence(rows, held, ground)
     card = FormsCard(
         rows=rows,
         choice=choice,
-        alike=sum(
-            _alike(held[place].distances, held[choice].distances)
-            for place in agreeing(rows)
-            if place != choice
-        ),
+        alike=len(alike) - 1,
         claims=evidence.claims(),
         config=config,
         **ground.card_fields(generator, floor_pairs=config.floor_pairs),
@@ -204,18 +200,27 @@ def read_forms(folder: Path) -> FormsCard:
     return validate(FormsCard, read_json(folder / FILE_NAME), source=str(folder / FILE_NAME))
 
 
-def choice_among(rows: Sequence[FormRow]) -> int:
-    """The place of the row to draw with: the smallest Frechet distance among those whose agreement
-    is at most `WORSE_BY` below the best."""
-    return min(agreeing(rows), key=lambda place: rows[place].figures["frechet"].value)
+def choice_among(
+    rows: Sequence[FormRow], distances: Sequence[Tensor], real: Mapping[str, Figure]
+) -> tuple[int, list[int]]:
+    """The place of the row to draw with, and those it was chosen of by its saturated values.
 
+    Of the rows whose agreement is at most `WORSE_BY` below the best, or below that of `real` images
+    where this is lower (to agree more than they do is worth nothing), the smallest Frechet
+    distance; of those that are not told from it, the share of saturated values nearest to that of
+    real images. `distances`: pseudo-values (N,) of each row's distance.
+    """
+    agreement = [row.figures["agreement"].value for row in rows]
+    enough = min(max(agreement), real["agreement"].value) - WORSE_BY
+    agreeing = [place for place, value in enumerate(agreement) if value >= enough]
+    nearest = min(agreeing, key=lambda place: rows[place].figures["frechet"].value)
+    alike = [place for place in agreeing if _alike(distances[place], distances[nearest])]
+    saturated = real["saturated"].value
 
-def agreeing(rows: Sequence[FormRow]) -> list[int]:
-    """The places of the rows whose agreement is at most `WORSE_BY` below the best."""
-    best = max(row.figures["agreement"].value for row in rows)
-    return [
-        place for place, row in enumerate(rows) if row.figures["agreement"].value >= best - WORSE_BY
-    ]
+    def excess(place: int) -> float:
+        return abs(rows[place].figures["saturated"].value - saturated)
+
+    return min(alike, key=excess), alike
 
 
 def _alike(first: Tensor, second: Tensor) -> bool:
