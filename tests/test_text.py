@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from sfumato.base.errors import DamagedDataError, InputError, SfumatoError
 from sfumato.base.hub import LOOKUP_SECONDS
+from sfumato.data.captions import captions_from_templates
+from sfumato.experiment import load_experiment
 from sfumato.text.encoder import TextCondition, TextConfig, load_text_encoder
 from sfumato.text.prompts import PromptBank, TruncatedPromptWarning, warn_of_cut_prompts
 
@@ -21,6 +23,25 @@ from sfumato.text.prompts import PromptBank, TruncatedPromptWarning, warn_of_cut
 @pytest.fixture(scope="module")
 def encoder():
     return load_text_encoder(TextConfig(encoder="bundled", max_tokens=8))
+
+
+CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
+@pytest.mark.parametrize(
+    ("preset", "classes"),
+    [
+        ("digits", [str(digit) for digit in range(10)]),
+        ("mnist-fast", [str(digit) for digit in range(10)]),
+        ("cifar10-tiny", CIFAR10),
+    ],
+)
+def test_the_captions_of_a_preset_fit_its_tokens(preset: str, classes: list[str]) -> None:
+    """Cut, a caption loses its class, which stands last."""
+    experiment = load_experiment(preset, ["text.encoder=bundled"])
+    encoder = load_text_encoder(experiment.text)
+    for templates in (experiment.data.caption, experiment.data.held_out):
+        assert encoder.cut(captions_from_templates(templates, classes)) == {}
 
 
 def test_tokens_are_the_last_hidden_state_after_the_final_norm(encoder) -> None:
