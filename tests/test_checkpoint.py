@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from sfumato.base.errors import ConfigError, DamagedDataError, SfumatoError
-from sfumato.base.files import TEMPORARY_PREFIX, remove_incomplete, whole_folder, write_bytes
+from sfumato.base.files import (
+    TEMPORARY_PREFIX,
+    remove_incomplete,
+    sibling,
+    whole_folder,
+    write_bytes,
+)
 from sfumato.training.checkpoint import Checkpoints, ResumeWarning, warn_of_changed_environment
 
 
@@ -152,6 +158,14 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
         (folder / "new").write_text("new")
     assert [path.name for path in (tmp_path / "pipeline").iterdir()] == ["new"]
     assert [path.name for path in tmp_path.iterdir()] == ["pipeline"]
+
+
+def test_a_folder_beside_another_even_beside_this_one(tmp_path: Path, monkeypatch) -> None:
+    assert sibling(tmp_path / "curve", "images") == tmp_path / "curve-images"
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    monkeypatch.chdir(inside)
+    assert sibling(Path("."), "2") == tmp_path / "inside-2"
 
 
 def test_a_full_device_is_told_and_nothing_is_lost(tmp_path: Path, monkeypatch) -> None:

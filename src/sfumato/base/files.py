@@ -137,6 +137,12 @@ def whole_folder(path: Path) -> Iterator[Path]:
             raise
 
 
+def sibling(folder: Path, ending: str) -> Path:
+    """`folder`-`ending`, beside it; of "." too, which has no name of its own."""
+    named = folder if folder.name else folder.resolve()
+    return named.with_name(f"{named.name}-{ending}")
+
+
 def folder_for(base: Path, request: dict[str, Any]) -> Path:
     """`base`, or `base`-2, ...: the first that is free, or was made for this very `request`.
 
@@ -147,7 +153,7 @@ def folder_for(base: Path, request: dict[str, Any]) -> Path:
         raise InputError(f"{base} is a file.", mend="Give --out a new folder.")
     number = 1
     while True:
-        folder = base if number == 1 else base.with_name(f"{base.name}-{number}")
+        folder = base if number == 1 else sibling(base, str(number))
         if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
             write_json(folder / REQUEST, request)
             return folder

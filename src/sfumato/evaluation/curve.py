@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from sfumato.base.errors import DamagedDataError, InputError
-from sfumato.base.files import folder_for, read_json, write_json
+from sfumato.base.files import folder_for, read_json, sibling, write_json
 from sfumato.base.section import Section, validate
 from sfumato.evaluation.arms import CallsDone, Draws, OnCalls
 from sfumato.evaluation.card import Figure
@@ -122,7 +122,7 @@ def measure_curve(
             asked=ground.asked,
             guidance_scale=scale,
             first_seed=config.first_seed,
-            store=base.with_name(f"{base.name}-images"),
+            store=sibling(base, "images"),
             guidance=form,
         )
         draws.append(one)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sfumato import __version__
 from sfumato.base.errors import InputError
-from sfumato.base.files import folder_for, read_json, write_json
+from sfumato.base.files import folder_for, read_json, sibling, write_json
 from sfumato.base.section import Section, validate
 from sfumato.data.config import DataConfig
 from sfumato.data.sources import Records, load_records, source_identity
@@ -147,7 +147,7 @@ def measure_findings(
     classes = len(real.records.class_names)
     check_enough(config.count, classes=classes)
     judge = load_judge(data, config.judge, device=without.pipeline.device, on_training=say)
-    store = base.with_name(f"{base.name}-images")
+    store = sibling(base, "images")
     early = _earlier(without, run_folder, data)
     arms = _arms(without, with_dropout, early, config, real.records, store)
     folder = folder_for(base, _request(arms, config, real, judge.identity))

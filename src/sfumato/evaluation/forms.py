@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from sfumato.base.files import folder_for, read_json, write_json
+from sfumato.base.files import folder_for, read_json, sibling, write_json
 from sfumato.base.section import Section, validate
 from sfumato.diffusion.guidance import GUIDANCE_FORMS, GuidanceConfig
 from sfumato.evaluation.arms import CallsDone, Draws, Measured, OnCalls
@@ -140,7 +140,7 @@ def compare_forms(
                 asked=ground.asked,
                 guidance_scale=scale,
                 first_seed=config.first_seed,
-                store=base.with_name(f"{base.name}-images"),
+                store=sibling(base, "images"),
                 guidance=form,
             ),
         )
