@@ -109,9 +109,8 @@ def measure_curve(
     draws: list[Draws] = []
     points: list[CurvePoint] = []
     shown: list[Tensor] = []
-    for images in kept_checkpoints(generator.run_folder):
-        if images <= after:
-            continue
+    kept = [images for images in kept_checkpoints(generator.run_folder) if images > after]
+    for place, images in enumerate(kept):
         try:
             generator.use_checkpoint(images)
         except (InputError, DamagedDataError) as error:
@@ -127,7 +126,7 @@ def measure_curve(
         )
         draws.append(one)
         say(f"{images:,} images seen")
-        taken = one.take(CallsDone([one], on_calls))
+        taken = one.take(CallsDone([one], _of_all(on_calls, place, len(kept))))
         points.append(
             CurvePoint(
                 images_seen=images,
@@ -165,6 +164,11 @@ def measure_curve(
         **ground.card_fields(generator, floor_pairs=config.floor_pairs),
     )
     return CurveFound(card=card, folder=folder, images=shown)
+
+
+def _of_all(on_calls: OnCalls, place: int, count: int) -> OnCalls:
+    """`on_calls` as told by number `place` of `count` that take as many calls each."""
+    return lambda done, total: on_calls(place * total + done, count * total)
 
 
 def kept_checkpoints(run: Path) -> list[int]:
