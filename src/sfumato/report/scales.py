@@ -42,6 +42,7 @@ def scale_panels(
     Not `to_scale` the points stand side by side: w = 0, 1, 2 would lie on each other beside 20.
     """
     from matplotlib.figure import Figure as Canvas
+    from matplotlib.ticker import MaxNLocator
 
     canvas = Canvas(figsize=(11, 7.4), dpi=130, layout="constrained")
     panels = canvas.subplots(2, 2).flatten()
@@ -50,6 +51,12 @@ def scale_panels(
         places = scales if to_scale else range(len(scales))
         _panel(axes, lines, real.get(measure), measure, dict(zip(scales, places, strict=True)))
         axes.set_xlabel(over)
+        if to_scale:  # the points' own numbers would lie on each other
+            axes.set_xlim(left=0)
+            axes.xaxis.set_major_locator(MaxNLocator(6))
+            axes.xaxis.set_major_formatter("{x:,.0f}")
+        else:
+            axes.set_xticks(range(len(scales)), [f"{scale:g}" for scale in scales])
     handles, labels = panels[0].get_legend_handles_labels()
     canvas.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     buffer = io.BytesIO()
@@ -87,7 +94,6 @@ def _panel(
             capsize=2.5,
             label=line.label,
         )
-    axes.set_xticks(list(places.values()), [f"{scale:,.10g}" for scale in places])
     title = MEASURES[measure].title
     percent = MEASURES[measure].percent and not title.endswith("%")
     axes.set_title(title + (", %" if percent else ""), fontsize=10)
