@@ -19,7 +19,7 @@ from sfumato.evaluation.arms import Measured
 from sfumato.evaluation.card import FeatureFloor, Figure, JudgeInfo, Yardstick, hardware
 from sfumato.evaluation.figures import Features, ReferenceFeatures, feature_figures
 from sfumato.evaluation.floors import RealSets, floor_of, reference_features, yardsticks_of
-from sfumato.evaluation.real import RealImages
+from sfumato.evaluation.real import OnImages, RealImages
 from sfumato.evaluation.subjects import Asked, what_to_ask
 from sfumato.generation import ImageGenerator
 from sfumato.models.schedulers import sampler_of
@@ -66,6 +66,8 @@ class Ground:
     real: RealSets
     judge: Judge
     asked: Asked
+    on_images: OnImages
+    """Told of real images that are read for the first time."""
 
     @classmethod
     def of(
@@ -95,7 +97,7 @@ class Ground:
             first_seed=first_seed,
         )
         assert asked.labels is not None  # the judge would have refused
-        return cls(real=real, judge=reader, asked=asked)
+        return cls(real=real, judge=reader, asked=asked, on_images=_once(say))
 
     @property
     def count(self) -> int:
@@ -104,7 +106,7 @@ class Ground:
 
     @cached_property
     def reference(self) -> ReferenceFeatures:
-        return reference_features(self.real, self.judge.extractor, _quiet)
+        return reference_features(self.real, self.judge.extractor, self.on_images)
 
     @cached_property
     def of_real(self) -> Measured:
@@ -131,7 +133,7 @@ class Ground:
             self.reference,
             self.count,
             pairs,
-            _quiet,
+            self.on_images,
             balanced=True,
         )
 
@@ -179,5 +181,13 @@ def real_measured(images: RealImages, most: int, judge: Judge) -> Measured:
     return Measured.of(images.at(rows), labels[rows], judge)
 
 
-def _quiet(what: str, done: int, total: int) -> None:
-    """Real images are read once and kept: nobody waits for them."""
+def _once(say: Callable[[str], None]) -> OnImages:
+    """A sentence for each kind of real images: they are read once and kept."""
+    told: set[str] = set()
+
+    def on_images(what: str, done: int, total: int) -> None:
+        if what not in told:
+            told.add(what)
+            say(f"Measuring {what} ({total:,}; kept for the next time) ...")
+
+    return on_images
