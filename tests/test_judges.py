@@ -25,7 +25,14 @@ from sfumato.models.classifier import Classifier, ClassifierConfig, build_classi
 from sfumato.training.checkpoint import Checkpoints
 from sfumato.training.classification import ClassifierObjective, ClassifierTrainingConfig
 from sfumato.training.hooks import BaseHook
-from sfumato.training.judges import RESULT, Judge, load_judge, match_classes, untrained_heads
+from sfumato.training.judges import (
+    RESULT,
+    Judge,
+    judge_run,
+    load_judge,
+    match_classes,
+    untrained_heads,
+)
 from sfumato.training.objectives import (
     StepContext,
     random_affine,
@@ -162,6 +169,18 @@ def test_images_are_shifted_by_whole_pixels() -> None:
     padded = F.pad(to_float(images, (-1.0, 1.0)), (2, 2, 2, 2), mode="replicate")
     for image, source, (x, y) in zip(changed, padded, shifts.tolist(), strict=True):
         torch.testing.assert_close(image, source[:, 2 + y : 8 + y, 2 + x : 10 + x])
+
+
+def test_images_are_not_shifted_out_of_sight(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="moves images of 8 pixels out of sight"):
+        judge_run(
+            digits(),
+            tmp_path,
+            network=ClassifierConfig(),
+            training=ClassifierTrainingConfig(shift=8),
+            seed=0,
+            device=torch.device("cpu"),
+        )
 
 
 def test_the_temperature_is_the_one_that_made_the_labels() -> None:

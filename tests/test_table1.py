@@ -96,6 +96,8 @@ def test_the_table_measures_the_images_of_an_evaluation(
         low, mean, high = (row["paper"]["heads"][name] for name in ("lowest", "mean", "highest"))
         assert 0 <= low <= mean <= high <= 1
     assert "weights of FID's Inception are not at hand" in table["missing"]["fid"]
+    assert table["drawn"].endswith(" in 2 steps")
+    assert f"drawn by {table['drawn']}" in (out / "table1.md").read_text()
     assert "| real images |" in (out / "table1.md").read_text()
     assert all(row["agreement"] is None for row in table["rows"][2:])
     broken = sfumato(

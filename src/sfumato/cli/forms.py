@@ -94,8 +94,9 @@ def print_forms(card: FormsCard) -> None:
             if card.alike
             else "smallest distance, told apart from all others."
         )
-        + f" Draw so with --guidance {chosen.guidance_scale:g} --guidance-form {chosen.label}; "
-        "`sfumato tune` writes a choice into the run."
+        + f" Draw so with --guidance {chosen.guidance_scale:g} --guidance-form {chosen.label} "
+        f"--sampler {card.scheduler} --steps {card.steps}; `sfumato tune` writes a choice into the "
+        "run."
     )
     for claim in card.claims:
         say_wrapped(f"{claim.verdict.upper()}: {claim.claim}.")
@@ -103,9 +104,10 @@ def print_forms(card: FormsCard) -> None:
             say_wrapped(told, indent=4)
     say("")
     say_wrapped(
-        "burnt: excess of saturated values over real images, as a multiple of plain guidance's at "
-        "the same w; empty where that has none, negative below real images. guidance.md has every "
-        "interval and the yardsticks."
+        f"{card.config.count:,} images of each form and scale, the same seeds and captions; "
+        f"{card.scheduler} in {card.steps} steps. burnt: excess of saturated values over real "
+        "images, as a multiple of plain guidance's at the same w; empty where that has none, "
+        "negative below real images. guidance.md has every interval and the yardsticks."
     )
     if card.claims:
         say_wrapped(card.rule)

@@ -90,6 +90,8 @@ class Table1(Section):
     judge: str
     card: str
     """The evaluation that the images belong to."""
+    drawn: str = ""
+    """By which form of guidance, sampler and steps."""
     sfumato: str = __version__
     date: str = Field(default_factory=lambda: datetime.now(UTC).isoformat("T", "seconds"))
     command: str = ""
@@ -183,6 +185,7 @@ def measure_table1(
         reference=card.reference.description,
         judge=judge.identity,
         card=evaluated.folder.name,
+        drawn="{guidance}, {scheduler} in {steps} steps".format_map(card.rows[0].settings),
         command=shlex.join(["sfumato", *sys.argv[1:]]),
     )
     write_json(evaluated.folder / FILE_NAME, table.model_dump(mode="json"))

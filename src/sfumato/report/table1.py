@@ -77,8 +77,8 @@ def told(table: Table1) -> list[str]:
         + (f" and an FID of {_distance(real.paper.fid)}" if real.paper.fid is not None else "")
         + ": a distance below that says nothing. The row `real images` has real training sets of "
         "as many images against all of the reference, and the judge's accuracy on it.",
-        f"Images of {table.card}; reference: {table.reference}; judge {table.judge}; sfumato "
-        f"{table.sfumato}, {table.date}.",
+        f"Images of {table.card}, drawn by {table.drawn}; reference: {table.reference}; judge "
+        f"{table.judge}; sfumato {table.sfumato}, {table.date}.",
     ]
     return sentences + list(table.missing.values())
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato import __version__
-from sfumato.base.errors import DamagedDataError, InputError
+from sfumato.base.errors import ConfigError, DamagedDataError, InputError
 from sfumato.base.files import (
     cache_folder,
     read_json,
@@ -174,6 +174,11 @@ def judge_run(
     """The training of a judge on the judge's split of `data`, from its start and without hooks."""
     records = load_records(data, "judge")
     check_classes(records, data)
+    if training.shift >= (size := min(records.images.shape[2:])):
+        raise ConfigError(
+            f"training.shift={training.shift} moves images of {size} pixels out of sight.",
+            mend="A sixteenth of their size is usual.",
+        )
     classifier = build_classifier(
         network, channels=records.images.shape[1], classes=len(records.class_names), seed=seed
     )
