@@ -259,10 +259,10 @@ def claim_folder(recipe: Recipe, folder: Path) -> None:
 def _refuse_a_length_already_passed(recipe: Recipe, folder: Path) -> None:
     """A run cannot be shortened to before its newest checkpoint; its record would be untrue."""
     images, batch_size = recipe.length()
-    there = Checkpoints(folder / "checkpoints").all()
+    there = Checkpoints(folder / "checkpoints").counts()
     if images is None or not there:
         return
-    seen = int(there[-1].path.name.removeprefix("images-"))  # its files may be damaged
+    seen = there[-1]
     if seen - batch_size >= images:
         raise ConfigError(
             f"{folder} has trained on {seen:,} images already, more than training.images="

@@ -1,11 +1,10 @@
 """What `sfumato curve` prints: a row for each kept checkpoint."""
 
-import json
 from pathlib import Path
 
 from rich.table import Table
 
-from sfumato.cli.evaluation import CallsLine, model_settings, print_table, say_wrapped
+from sfumato.cli.evaluation import CallsLine, print_table, say_wrapped, use_data
 from sfumato.cli.show import open_generator, say
 from sfumato.configuration import build
 from sfumato.evaluation.curve import CurveCard, CurveConfig, measure_curve
@@ -36,9 +35,7 @@ def curve_and_print(
     generator = open_generator(
         run, device=device, scheduler=sampler, guidance=guidance, form=form, steps=steps
     )
-    if data is not None:
-        settings = [f"data.source={json.dumps(data)}"]
-        generator.data = model_settings(generator, Path(run), settings).data
+    use_data(generator, Path(run), data)
     found = measure_curve(
         generator, config, base=out or Path(run) / "curve", say=say, on_calls=CallsLine()
     )

@@ -186,6 +186,13 @@ def model_settings(generator: ImageGenerator, model: Path, settings: Sequence[st
     return measured
 
 
+def use_data(generator: ImageGenerator, model: Path, data: str | None) -> None:
+    """Let `generator` be held against the real images of the source `data`, where it is given."""
+    if data is not None:
+        settings = [f"data.source={json.dumps(data)}"]
+        generator.data = model_settings(generator, model, settings).data
+
+
 def images_target(what: Path, data: DataConfig) -> Target:
     """A folder or an .npz file; `InputError` where no real images are named."""
     if what.exists() and not data.source:

@@ -1,12 +1,11 @@
 """What `sfumato guidance` prints: progress, a row for each form and scale, choice and claims."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.table import Table
 
-from sfumato.cli.evaluation import CallsLine, model_settings, print_table, say_wrapped
+from sfumato.cli.evaluation import CallsLine, print_table, say_wrapped, use_data
 from sfumato.cli.show import open_generator, parse_forms, parse_scales, say
 from sfumato.configuration import build
 from sfumato.evaluation.arms import MEASURES
@@ -40,9 +39,7 @@ def compare_and_print(
 ) -> None:
     """Draw, measure, write pictures, print the table."""
     generator = open_generator(run, device=device, scheduler=sampler, steps=steps)
-    settings = [] if data is None else [f"data.source={json.dumps(data)}"]
-    if generator.data is not None or data is not None:
-        generator.data = model_settings(generator, Path(run), settings).data
+    use_data(generator, Path(run), data)
     chosen: dict[str, object] = {"count": count, "first_seed": seed, "judge": judge}
     if wanted := parse_forms(forms):
         chosen["forms"] = [str(form) for form in wanted]

@@ -1,18 +1,18 @@
 """What a run's kept checkpoints draw: quality over the images that training has seen."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import Field
 from torch import Tensor
 
 from sfumato.base.errors import DamagedDataError, InputError
-from sfumato.base.files import folder_for, read_json, sibling, write_json
+from sfumato.base.files import folder_for, read_json, sibling
 from sfumato.base.section import Section, validate
 from sfumato.evaluation.arms import CallsDone, Draws, OnCalls
 from sfumato.evaluation.card import Figure
-from sfumato.evaluation.ground import Ground, GroundCard
+from sfumato.evaluation.ground import Found, Ground, GroundCard
 from sfumato.generation import ImageGenerator
 from sfumato.pipeline import check_sampling_arguments
 from sfumato.training.checkpoint import Checkpoints
@@ -59,20 +59,10 @@ class CurveCard(GroundCard):
     config: CurveConfig
 
 
-@dataclass(frozen=True, kw_only=True)
-class CurveFound:
-    """The card, its folder, and of each point the first images, one a class, at most `SHOWN`;
-    `before`: found earlier, with its pictures."""
+class CurveFound(Found[CurveCard]):
+    """`images`: of each point the first ones, one a class, at most `SHOWN`."""
 
-    card: CurveCard
-    folder: Path
-    images: Sequence[Tensor] = field(default_factory=tuple)
-    before: bool = False
-
-    def save(self) -> Path:
-        """Write `curve.json`: it comes last, as the sign that all is there."""
-        write_json(self.folder / FILE_NAME, self.card.model_dump(mode="json"))
-        return self.folder / FILE_NAME
+    file_name: ClassVar = FILE_NAME
 
 
 def measure_curve(
@@ -105,11 +95,12 @@ def measure_curve(
     ground = Ground.of(
         generator, count=config.count, first_seed=config.first_seed, judge=config.judge, say=say
     )
+    checkpoints = Checkpoints(generator.run_folder / "checkpoints")
     names = list(ground.real.reference.records.class_names[:SHOWN])
     draws: list[Draws] = []
     points: list[CurvePoint] = []
     shown: list[Tensor] = []
-    kept = [images for images in kept_checkpoints(generator.run_folder) if images > after]
+    kept = [images for images in checkpoints.counts() if images > after]
     for place, images in enumerate(kept):
         try:
             generator.use_checkpoint(images)
@@ -169,12 +160,6 @@ def measure_curve(
 def _of_all(on_calls: OnCalls, place: int, count: int) -> OnCalls:
     """`on_calls` as told by number `place` of `count` that take as many calls each."""
     return lambda done, total: on_calls(place * total + done, count * total)
-
-
-def kept_checkpoints(run: Path) -> list[int]:
-    """Images seen at each checkpoint of `run`, by the names of their folders."""
-    kept = Checkpoints(run / "checkpoints").all()
-    return [int(one.path.name.removeprefix("images-")) for one in kept]
 
 
 def read_curve(folder: Path) -> CurveCard:

@@ -5,19 +5,19 @@ The claims of the paper's section 3.3.7 are decided on the plain form (`scale_cl
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from sfumato.base.files import folder_for, read_json, sibling, write_json
+from sfumato.base.files import folder_for, read_json, sibling
 from sfumato.base.section import Section, validate
 from sfumato.diffusion.guidance import GUIDANCE_FORMS, GuidanceConfig
 from sfumato.evaluation.arms import CallsDone, Draws, Measured, OnCalls
 from sfumato.evaluation.card import Figure
-from sfumato.evaluation.ground import Ground, GroundCard, Held
+from sfumato.evaluation.ground import Found, Ground, GroundCard, Held
 from sfumato.evaluation.scale_claims import ScaleEvidence
 from sfumato.evaluation.verdicts import RULE, Claim
 from sfumato.generation import ImageGenerator
@@ -91,20 +91,10 @@ class FormsCard(GroundCard):
     config: FormsConfig
 
 
-@dataclass(frozen=True, kw_only=True)
-class FormsFound:
-    """The card, its folder, and the first images of each row; `before`: found earlier, with its
-    pictures, so that `images` is empty."""
+class FormsFound(Found[FormsCard]):
+    """`images`: all of each row."""
 
-    card: FormsCard
-    folder: Path
-    images: Sequence[Tensor] = field(default_factory=tuple)
-    before: bool = False
-
-    def save(self) -> Path:
-        """Write `guidance.json`: it comes last, as the sign that all is there."""
-        write_json(self.folder / FILE_NAME, self.card.model_dump(mode="json"))
-        return self.folder / FILE_NAME
+    file_name: ClassVar = FILE_NAME
 
 
 def compare_forms(

@@ -2,17 +2,19 @@
 
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import Field
 from torch import Tensor
 
 from sfumato import __version__
 from sfumato.base.errors import InputError
+from sfumato.base.files import write_json
 from sfumato.base.section import Section
 from sfumato.diffusion.guidance import CONVENTION
 from sfumato.evaluation.arms import Measured
@@ -47,6 +49,26 @@ class GroundCard(Section):
     sfumato: str = __version__
     date: str = Field(default_factory=lambda: datetime.now(UTC).isoformat("T", "seconds"))
     command: str = ""
+
+
+Card = TypeVar("Card", bound=GroundCard)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found(Generic[Card]):
+    """A card, its folder, and images to show of each row; `before`: found earlier, with its
+    pictures, so that `images` is empty."""
+
+    file_name: ClassVar[str]
+
+    card: Card
+    folder: Path
+    images: Sequence[Tensor] = ()
+    before: bool = False
+
+    def save(self) -> None:
+        """Write the card: it comes last, as the sign that all is there."""
+        write_json(self.folder / self.file_name, self.card.model_dump(mode="json"))
 
 
 @dataclass(frozen=True, kw_only=True)

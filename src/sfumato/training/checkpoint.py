@@ -125,6 +125,10 @@ class Checkpoints:
         """Every checkpoint folder, oldest first; not yet verified."""
         return [Checkpoint(path) for path in sorted(self.folder.glob("images-*"))]
 
+    def counts(self) -> list[int]:
+        """Images seen at each, oldest first, by the folders' names: their files may be damaged."""
+        return [int(one.path.name.removeprefix("images-")) for one in self.all()]
+
     def save(
         self, parts: Mapping[str, Stateful], *, images_seen: int, extra: Mapping[str, Any]
     ) -> Checkpoint:

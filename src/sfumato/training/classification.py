@@ -111,9 +111,10 @@ class ClassifierObjective:
         changes = random_changes(
             context, size=config.affine, mirrored=torch.tensor(config.mirrored)
         )
-        height, width = images.shape[2:]
-        # 2 is the image's width in the maps' coordinates.
-        changes[:, :, 2] += (
-            random_shifts(context, config.shift) * 2 / changes.new_tensor([width, height])
-        )
+        if config.shift:
+            height, width = images.shape[2:]
+            # 2 is the image's width in the maps' coordinates.
+            changes[:, :, 2] += (
+                random_shifts(context, config.shift) * 2 / changes.new_tensor([width, height])
+            )
         return warped(images, changes)
