@@ -115,10 +115,15 @@ def test_mistakes_are_named_before_anything_is_trained(tmp_path: Path) -> None:
         run_ablation(blind, tmp_path / "runs")
     with pytest.raises(InputError, match="No arm is named 'two'"):
         run_ablation(TINY, tmp_path / "runs", only=["two"])
+    with pytest.raises(InputError, match="Seed 7 is none of the ablation's: 0, 1"):
+        run_ablation(TINY, tmp_path / "runs", seeds=[0, 7])
     assert not (tmp_path / "runs").exists()
 
 
 def test_arms_are_trained_once_and_all_are_read(tmp_path: Path) -> None:
+    found = run_ablation(TINY, tmp_path, only=["one"], seeds=[1])
+    assert found is not None
+    assert list(found[0].arms[0].curves) == [1]
     found = run_ablation(TINY, tmp_path, only=["one"])
     assert found is not None
     assert [[arm.name for arm in one.arms] for one in found] == [["one"], ["one"]]

@@ -138,6 +138,10 @@ def test_overrides_reach_their_setting_with_their_type() -> None:
     [
         ("training.batch_sise=32", "Did you mean 'training.batch_size'"),
         ("lr=1", "Did you mean 'training.optimizer.lr'"),
+        ("training.learning_rate=1", "Did you mean 'training.optimizer.lr'"),
+        ("training.optimiser.lr=1", "Did you mean 'training.optimizer.lr'"),
+        ("sampling.sampler=DDIM", "Settings of sampling: scheduler, steps"),
+        ("bogus.thing=1", "presets show digits"),
         ("training.batch_size=many", "valid integer"),
         ("training.batch_size", "expected section.key=value"),
         ("training.batch_size=-1", "batch_size must be positive"),

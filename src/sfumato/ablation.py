@@ -254,19 +254,26 @@ def run_ablation(
     *,
     overrides: Sequence[str] = (),
     only: Sequence[str] = (),
+    seeds: Sequence[int] = (),
     device: str = "auto",
     say: Callable[[str], None] = lambda sentence: None,
     progress: Callable[[], Hook] | None = None,
 ) -> list[Ablated] | None:
     """Train every arm and seed that has not run yet, and read all of them.
 
-    `only`: arms to train; those of others that lie in `folder` are read all the same, so that two
-    processes can share the work. One result for each guidance scale of the quick evaluations; None
-    where it was asked to stop.
+    `only`, `seeds`: what to train, all where empty; runs of others that lie in `folder` are read
+    all the same, so that several processes can share the work. One result for each guidance scale
+    of the quick evaluations; None where it was asked to stop.
     """
     if unknown := [name for name in only if name not in ablation.arms]:
         raise InputError(
             f"No arm is named '{unknown[0]}'.", mend=nearest(unknown[0], list(ablation.arms))
+        )
+    if others := [seed for seed in seeds if seed not in ablation.seeds]:
+        own = ", ".join(str(seed) for seed in ablation.seeds)
+        raise InputError(
+            f"Seed {others[0]} is none of the ablation's: {own}.",
+            mend="Take one of those, or name it under `seeds` in a YAML file of your own.",
         )
     experiments = {
         (arm, seed): ablation.experiment(arm, seed, overrides)
@@ -275,7 +282,7 @@ def run_ablation(
     }  # all of them first: a mistake in the last arm is told before hours of training
     first = next(iter(experiments.values()))
     judge = load_judge(first.data, first.evaluation.judge, on_training=say)
-    for seed in ablation.seeds:  # seed by seed: after a third of the time all arms can be seen
+    for seed in seeds or ablation.seeds:  # seed by seed: early on all arms can be seen
         for arm in only or ablation.arms:
             place = run_folder(folder, arm, seed)
             level = ablation.stop_at

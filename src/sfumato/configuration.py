@@ -141,7 +141,7 @@ def _apply(section: type[Section], values: dict[str, Any], override: str) -> Non
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override}: {text!r} is not a YAML value.") from error
-    known = [*setting_names(section), *_names_in(values)]
+    known = list(dict.fromkeys([*setting_names(section), *_names_in(values)]))
     if path not in known:
         raise ConfigError(
             f"--set {path}: no such setting.",
@@ -166,15 +166,28 @@ def _names_in(values: Mapping[str, Any], prefix: str = "") -> list[str]:
     return names
 
 
+_ALSO_KNOWN_AS = {"learning_rate": "lr"}
+
+
 def _nearest_setting(path: str, known: list[str]) -> str:
-    """Sections are often forgotten, so the last part alone may name the setting; empty of none."""
-    same_key = [name for name in known if name.rsplit(".", 1)[-1] == path.rsplit(".", 1)[-1]]
-    if same_key:
-        return f"Did you mean '{same_key[0]}'?"
-    near = difflib.get_close_matches(path, known, n=1, cutoff=0.5)
+    """Sections are often forgotten, so the last part alone may name the setting; where none is
+    near the settings of the section, empty where there is no such section either.
+    """
+    settings = [name for name in known if not any(one.startswith(f"{name}.") for one in known)]
+    last = path.rsplit(".", 1)[-1]
+    last = _ALSO_KNOWN_AS.get(last, last)
+    keys = {name.rsplit(".", 1)[-1] for name in settings}
+    alike = [last] if last in keys else difflib.get_close_matches(last, keys, n=3, cutoff=0.7)
+    # Of settings whose last parts are alike, the section decides.
+    near = difflib.get_close_matches(
+        path, [name for name in settings if name.rsplit(".", 1)[-1] in alike], n=1, cutoff=0
+    )
     if near:
         return f"Did you mean '{near[0]}'?"
-    return ""
+    section = f"{path.rpartition('.')[0] or path}."
+    own = [name.removeprefix(section) for name in known if name.startswith(section)]
+    own = [name for name in own if "." not in name]
+    return f"Settings of {section[:-1]}: {', '.join(own)}." if own else ""
 
 
 def setting_names(section: type[Section], prefix: str = "") -> list[str]:

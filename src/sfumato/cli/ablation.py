@@ -11,7 +11,13 @@ from sfumato.cli.show import Progress, say
 
 
 def ablate_and_print(
-    name: str, overrides: Sequence[str], *, out: Path | None, only: Sequence[str], device: str
+    name: str,
+    overrides: Sequence[str],
+    *,
+    out: Path | None,
+    only: Sequence[str],
+    seeds: Sequence[int],
+    device: str,
 ) -> bool:
     """Run an ablation (or go on) and print its tables; False where it was asked to stop."""
     ablation = load_ablation(name)
@@ -22,6 +28,7 @@ def ablate_and_print(
         folder,
         overrides=overrides,
         only=only,
+        seeds=seeds,
         device=device,
         say=say,
         progress=Progress,

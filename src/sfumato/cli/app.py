@@ -127,7 +127,8 @@ def train(
     if isinstance(recipe, Experiment):
         say(network_line(recipe))
     say(f"Run folder {folder}")
-    run = train_and_report(recipe, folder, device=device, progress=Progress())
+    with stoppable(f"Stopped. The same command with --out {folder} goes on from its checkpoint."):
+        run = train_and_report(recipe, folder, device=device, progress=Progress())
     if not run.finished:
         raise typer.Exit(INTERRUPTED)
 
@@ -245,6 +246,7 @@ def table1(
     model: Annotated[Path, typer.Argument(help="A run, a pipeline or bundled:mnist.")],
     count: Annotated[int, typer.Option(help="Images for each guidance scale.")] = 1000,
     scales: Scales = "0,2,5,10",
+    form: Form = None,
     sampler: SamplerName = None,
     steps: Steps = None,
     seed: Seed = 0,
@@ -268,7 +270,7 @@ def table1(
     chosen = [f"{name}={value}" for name, value in drawn.items() if value is not None]
     chosen += overrides(settings, count=count, scales=scales, data=data, untrained=False)
     with stoppable(GOES_ON):
-        table1_and_print(model, settings=chosen, seed=seed, out=out, device=device)
+        table1_and_print(model, settings=chosen, form=form, seed=seed, out=out, device=device)
 
 
 @app.command(epilog="Example: `sfumato compare runs/demo@1 runs/demo@3 --count 500`")
@@ -541,6 +543,9 @@ def ablate(
     only: Annotated[
         list[str] | None, typer.Option("--only", help="Arms to train now; may be repeated.")
     ] = None,
+    seeds: Annotated[
+        list[int] | None, typer.Option("--seed", help="Seeds to train now; may be repeated.")
+    ] = None,
     settings: Settings = None,
     device: Device = "auto",
 ) -> None:
@@ -549,7 +554,12 @@ def ablate(
 
     source = [] if dataset is None else [f"data.source={json.dumps(dataset)}"]
     finished = ablate_and_print(
-        ablation, [*source, *(settings or [])], out=out, only=only or [], device=device
+        ablation,
+        [*source, *(settings or [])],
+        out=out,
+        only=only or [],
+        seeds=seeds or [],
+        device=device,
     )
     if not finished:
         raise typer.Exit(INTERRUPTED)

@@ -19,13 +19,19 @@ from sfumato.report.table1 import columns, markdown, rows_of, told
 
 
 def table1_and_print(
-    model: Path, *, settings: Sequence[str], seed: int, out: Path | None, device: str
+    model: Path,
+    *,
+    settings: Sequence[str],
+    form: str | None,
+    seed: int,
+    out: Path | None,
+    device: str,
 ) -> None:
     """Evaluate, measure the same images by the paper's protocol too, print and write both."""
     if not is_model(model):
         raise InputError(f"{model} is no model.", mend="Give a run, a pipeline or bundled:NAME.")
     target, config, where = model_to_measure(
-        model, settings=settings, form=None, seed=seed, held_out=False, device=device
+        model, settings=settings, form=form, seed=seed, held_out=False, device=device
     )
     tools = Tools.open(target, config)
     evaluated = evaluate(

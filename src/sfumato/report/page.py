@@ -64,7 +64,13 @@ def loss_curve(records: list[dict[str, Any]]) -> bytes:
 
     figure = Figure(figsize=(7.2, 2.8), dpi=150, layout="constrained")
     axes = figure.subplots()
-    axes.plot([r["images"] for r in records], [r["loss"] for r in records], color="#7a4b2a", lw=1.4)
+    axes.plot(
+        [record["images"] for record in records],
+        [record["loss"] for record in records],
+        color="#7a4b2a",
+        lw=1.4,
+        marker="o" if len(records) == 1 else "",  # one point has no line
+    )
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
