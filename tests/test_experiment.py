@@ -62,6 +62,7 @@ def test_mnist_is_the_listing_of_section_3_2() -> None:
     assert diffusion.prediction_type == "epsilon"
     assert not diffusion.rescale_zero_terminal_snr
     assert (experiment.sampling.scheduler, experiment.sampling.steps) == ("DDPM", 50)
+    assert experiment.sampling.timestep_spacing == "leading"
     assert experiment.sampling.guidance_scale == 5
 
 
