@@ -1,7 +1,19 @@
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
-from sfumato.models.attention import MOST_BATCHES, text_projected_once
+from sfumato.base.randomness import generator_for
+from sfumato.experiment import load_experiment
+from sfumato.models import attention
+from sfumato.models.attention import (
+    MOST_BATCHES,
+    small_heads_attention,
+    text_projected_once,
+    training_attention,
+)
 from sfumato.models.ema import AveragedModel, AveragingConfig, averaging_decay
 from sfumato.models.unet import UNetConfig, build_unet, parameter_count
 
@@ -18,8 +30,6 @@ from sfumato.models.unet import UNetConfig, build_unet, parameter_count
     ],
 )
 def test_networks_have_their_parameter_counts(preset: str, count: int) -> None:
-    from sfumato.experiment import load_experiment
-
     experiment = load_experiment(preset)
     assert (
         parameter_count(
@@ -168,8 +178,6 @@ def test_average_starts_short_and_is_free_of_the_batch_size() -> None:
 def test_as_many_norm_groups_as_channels_cancel_the_time_embedding(groups: int, dead: int) -> None:
     """A shift that is constant over a group is subtracted again with its mean: with 32 groups on 32
     channels 12 of the paper's 22 ResNet blocks learn nothing of the time."""
-    from sfumato.experiment import load_experiment
-
     model = load_experiment("mnist", [f"model.norm_num_groups={groups}"]).model
     assert parameter_count(model, resolution=28, channels=1) == 3_140_385
     unet = build_unet(model, resolution=28, channels=1, seed=0)
@@ -186,3 +194,79 @@ def test_as_many_norm_groups_as_channels_cancel_the_time_embedding(groups: int, 
     assert len(largest) == 22
     assert sum(gradient < 1e-8 for gradient in largest) == dead
     assert sum(gradient > 1e-6 for gradient in largest) == 22 - dead
+
+
+# Attention of small heads -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("batch", "heads", "length", "keys", "channels"),
+    [(2, 8, 196, 196, 8), (3, 2, 64, 64, 16), (1, 3, 400, 256, 4), (2, 4, 7, 100, 8)],
+)
+def test_small_heads_are_as_exact_as_torchs_kernel(
+    batch: int, heads: int, length: int, keys: int, channels: int
+) -> None:
+    """Output and gradients against double precision: no more than twice torch's own error."""
+    draw = generator_for(0, "attention")
+    shapes = [(batch, n, heads * channels) for n in (length, keys, keys, length)]
+    q, k, v, weight = (torch.randn(shape, generator=draw) for shape in shapes)
+
+    def found(attention: Callable[..., Tensor], dtype: torch.dtype) -> list[Tensor]:
+        inputs = [x.detach().to(dtype).requires_grad_() for x in (q, k, v)]
+        parts = [x.view(batch, -1, heads, channels).transpose(1, 2) for x in inputs]
+        out = attention(*parts).transpose(1, 2).reshape(weight.shape)
+        (out * weight.to(dtype)).sum().backward()
+        gradients = [x.grad for x in inputs]
+        return [out.detach(), *(x for x in gradients if x is not None)]
+
+    exact = found(scaled_dot_product_attention, torch.float64)
+    torchs = found(scaled_dot_product_attention, torch.float32)
+    ours = found(small_heads_attention, torch.float32)
+    assert len(ours) == 4
+    for name, right, other, own in zip("oqkv", exact, torchs, ours, strict=True):
+        assert (own - right).abs().max() < 2 * (other - right).abs().max() + 1e-7, name
+
+
+def test_rows_of_small_heads_do_not_depend_on_each_other() -> None:
+    q, k, v = torch.randn(3, 9, 8, 100, 8, generator=generator_for(1, "attention"))
+    together = small_heads_attention(q, k, v)
+    alone = torch.cat([small_heads_attention(*(x[i : i + 1] for x in (q, k, v))) for i in range(9)])
+    assert torch.allclose(together, alone, atol=1e-6)
+
+
+def test_what_is_not_small_plain_or_float32_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[torch.Size] = []
+
+    def ours(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        taken.append(query.shape)
+        return value
+
+    monkeypatch.setattr(attention, "small_heads_attention", ours)
+    small, wide, few = (torch.randn(1, 2, *shape) for shape in ((100, 8), (100, 32), (16, 8)))
+    mask = torch.zeros(100, 100)
+    with training_attention(torch.device("cpu")):
+        scaled_dot_product_attention(small, small, small, dropout_p=0.0, is_causal=False)
+        assert len(taken) == 1
+        for x in (wide, few, small.double(), small.bfloat16()):
+            assert scaled_dot_product_attention(x, x, x).shape == x.shape
+        scaled_dot_product_attention(small, small, small, attn_mask=mask)
+        scaled_dot_product_attention(small, small, small, is_causal=True)
+    scaled_dot_product_attention(small, small, small)
+    assert len(taken) == 1
+
+
+def test_a_step_of_mnist_has_the_same_gradients_either_way() -> None:
+    config = load_experiment("mnist").model
+    unet = build_unet(config, resolution=28, channels=1, seed=0)
+    draw = generator_for(2, "attention")
+    x, tokens = torch.randn(2, 1, 28, 28, generator=draw), torch.randn(2, 8, 512, generator=draw)
+    gradients = []
+    for device in (torch.device("meta"), torch.device("cpu")):
+        unet.zero_grad()
+        with training_attention(device):
+            out = unet(x, torch.tensor([10, 900]), tokens, return_dict=False)[0]
+        out.square().mean().backward()
+        gradients.append(
+            torch.cat([p.grad.flatten() for p in unet.parameters() if p.grad is not None])
+        )
+    assert 0 < (gradients[0] - gradients[1]).abs().max() < 1e-5 * gradients[0].abs().max()

@@ -1,11 +1,15 @@
-"""What cross-attention need not compute at every step."""
+"""Attention at less work: text projected once while drawing, small heads on a CPU in training."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 
 MOST_BATCHES = 32
 """Text batches whose projections a layer keeps: those of one step are far fewer."""
@@ -54,3 +58,107 @@ def _remembering(project: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tens
         return known[key][1]
 
     return call
+
+
+# Small heads on a CPU -----------------------------------------------------------------------------
+
+_WIDEST_HEAD = 16
+"""Channels of a head up to which ours is faster than torch's kernel."""
+_KEYS = range(64, 513)
+"""Numbers of keys, likewise. With fewer there is little to gain; with more the probabilities, kept
+for the backward pass, grow beyond what they are worth."""
+_CHUNK_SCORES = 300_000
+"""Scores that are computed at once: they stay in a core's cache."""
+
+
+def training_attention(device: torch.device) -> AbstractContextManager[Any]:
+    """How attention is computed in training: on a CPU `SmallHeadsOnCpu`, else torch's kernels."""
+    return SmallHeadsOnCpu() if device.type == "cpu" else nullcontext()
+
+
+class SmallHeadsOnCpu(TorchFunctionMode):
+    """Inside, attention of small heads is computed by `small_heads_attention`.
+
+    torch's kernel multiplies probabilities by matrices as wide as a head; heads of 8 channels, as
+    small U-Nets have them, leave most of a vector register empty there: 31 % of a training step of
+    `mnist` (docs/progress.md has the speed before and after). Anything else goes to torch.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is scaled_dot_product_attention and _is_plain(args, kwargs) and _is_small(*args):
+            return small_heads_attention(*args)
+        return func(*args, **kwargs)
+
+
+def _is_plain(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether only query, key and value differ from the defaults: no mask, no dropout."""
+    return len(args) == 3 and not any(
+        isinstance(value, Tensor) or value for value in kwargs.values()
+    )
+
+
+def _is_small(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    return (
+        query.dtype == key.dtype == value.dtype == torch.float32
+        and query.dim() == 4
+        and query.shape[-1] == value.shape[-1] <= _WIDEST_HEAD
+        and key.shape[-2] in _KEYS
+    )
+
+
+def small_heads_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """`scaled_dot_product_attention` of (B, heads, L, D) with (B, heads, S, D), up to rounding.
+
+    Every product is laid out with its long side last, and the probabilities (B, heads, L, S) are
+    kept for the backward pass instead of being computed again. No second derivatives.
+    """
+    return _SmallHeadsAttention.apply(query, key, value)
+
+
+class _SmallHeadsAttention(torch.autograd.Function):
+    """P = softmax(Q K^T / sqrt(D)), O = P V; dS = P * (dP - rowsum(dO * O)), dP = dO V^T."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        (b, heads, length, d), keys = query.shape, key.shape[2]
+        q = query.reshape(-1, length, d) * d**-0.5
+        k, v = (x.reshape(-1, keys, d) for x in (key, value))
+        out = q.new_empty(b * heads, d, length)
+        # A tensor for each chunk: allocators hand small blocks out again, and huge ones afresh.
+        probabilities = []
+        for chunk in _chunks(q, k):
+            p = torch.bmm(q[chunk], k[chunk].mT).softmax(-1)
+            torch.bmm(v[chunk].mT, p.mT, out=out[chunk])
+            probabilities.append(p)
+        ctx.save_for_backward(q, k, v, out, *probabilities)
+        return out.view(b, heads, d, length).mT
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        q, k, v, out, *probabilities = ctx.saved_tensors
+        b, heads, length, d = grad.shape
+        g = grad.mT.reshape(-1, d, length)
+        row_sums = (g * out).sum(1).unsqueeze(-1)
+        dq, dk = torch.empty_like(g), g.new_empty(len(g), d, k.shape[1])
+        dv = torch.empty_like(dk)
+        for chunk, p in zip(_chunks(q, k), probabilities, strict=True):
+            torch.bmm(g[chunk], p, out=dv[chunk])
+            ds = torch.bmm(g[chunk].mT, v[chunk].mT).sub_(row_sums[chunk]).mul_(p)
+            torch.bmm(k[chunk].mT, ds.mT, out=dq[chunk])
+            torch.bmm(q[chunk].mT, ds, out=dk[chunk])
+        dq *= d**-0.5
+        return tuple(x.view(b, heads, d, -1).mT for x in (dq, dk, dv))
+
+
+def _chunks(q: Tensor, k: Tensor) -> list[slice]:
+    """Slices of (N, L, D) and (N, S, D) whose scores fit in a core's cache together."""
+    size = max(1, _CHUNK_SCORES // (q.shape[1] * k.shape[1]))
+    return [slice(start, start + size) for start in range(0, len(q), size)]

@@ -16,6 +16,7 @@ from sfumato.base.section import ValueRange
 from sfumato.data.loading import Batch
 from sfumato.diffusion.schedule import DiffusionConfig, NoiseSchedule
 from sfumato.diffusion.targets import LOSS_WEIGHTS, LossWeight, training_target
+from sfumato.models.attention import training_attention
 from sfumato.models.ema import AveragingConfig, averages_of
 from sfumato.text.prompts import PromptBank
 from sfumato.training.optimizer import OptimizerConfig, build_optimizer, learning_rate
@@ -174,7 +175,10 @@ class DiffusionObjective:
         target = training_target(
             x0, eps, t, schedule=self.schedule, prediction_type=self.diffusion.prediction_type
         )
-        with torch.autocast(x0.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+        with (
+            torch.autocast(x0.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"),
+            training_attention(x0.device),
+        ):
             output = (network or self.unet)(x_t, t, self.bank.tokens(prompts), return_dict=False)[0]
         weight = LOSS_WEIGHTS[self.loss_weight](
             self.schedule.snr(t), self.diffusion.prediction_type, self.min_snr_gamma
