@@ -271,6 +271,7 @@ def write_figures(
         "like": shown_as,
         "provenance": generator.provenance,
         "scheduler": sampler_of(generator.pipeline.scheduler)[0],
+        "timestep_spacing": generator.pipeline.scheduler.config["timestep_spacing"],
         "steps": config["num_inference_steps"],
         "guidance": str(generator.guidance),
         "seed": seed,

@@ -60,7 +60,7 @@ def write_report(folder: Path, *, experiment: Experiment, evaluated: Evaluated, 
 def loss_curve(records: list[dict[str, Any]]) -> bytes:
     """PNG of the training loss over images seen."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import StrMethodFormatter
+    from matplotlib.ticker import LogLocator, StrMethodFormatter
 
     figure = Figure(figsize=(7.2, 2.8), dpi=150, layout="constrained")
     axes = figure.subplots()
@@ -73,6 +73,7 @@ def loss_curve(records: list[dict[str, Any]]) -> bytes:
     )
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))  # labels of all nine would touch
     axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.set_xlabel("images seen")
