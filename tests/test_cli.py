@@ -310,6 +310,7 @@ def test_ctrl_c_is_told_and_has_the_code_of_the_shell(
 
     monkeypatch.setattr("sfumato.cli.bench.bench_data", stopped)
     monkeypatch.setattr("sfumato.cli.table1.table1_and_print", stopped)
+    monkeypatch.setattr("sfumato.cli.show.train_and_report", stopped)
     of_rounds = sfumato("bench", "data", str(tmp_path))
     assert (of_rounds.code, of_rounds.out.strip()) == (
         INTERRUPTED,
@@ -317,6 +318,9 @@ def test_ctrl_c_is_told_and_has_the_code_of_the_shell(
     )
     goes_on = sfumato("table1", str(tmp_path))
     assert (goes_on.code, goes_on.out.strip()) == (INTERRUPTED, GOES_ON)
+    training = sfumato("train", "digits", "--out", str(tmp_path / "run"))
+    assert training.code == INTERRUPTED
+    assert f"The same command with --out {tmp_path / 'run'} goes on" in training.out
 
 
 LIBC = ctypes.CDLL(None, use_errno=True)
