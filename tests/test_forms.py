@@ -164,7 +164,9 @@ def test_the_command_measures_every_form_and_goes_on(
     )
     found = sfumato(*command)
     assert found.code == 0, found.err
-    assert "To draw with:" in found.out
+    table, _, said = found.out.partition("To draw with:")
+    assert said
+    assert all(len(line) <= 80 for line in table.partition("agreement")[2].splitlines())
     card = read_forms(out)
     drawn = [(row.label, row.guidance_scale) for row in card.rows]
     assert drawn == [

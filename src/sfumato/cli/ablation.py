@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from sfumato.ablation import load_ablation, run_ablation
-from sfumato.cli.show import Progress, say
+from sfumato.cli.show import Progress, print_table, say
 
 
 def ablate_and_print(
@@ -43,8 +42,7 @@ def ablate_and_print(
             table.add_column(column, justify="right" if place else "left", no_wrap=True)
         for row in rows:
             table.add_row(*row)
-        width = Console(width=1000).measure(table).maximum
-        Console(width=max(Console().width, width)).print(table)
+        print_table(table)
     for kind in ("md", "png", "json"):
         say(str(folder / f"ablation.{kind}"))
     return True

@@ -6,7 +6,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from sfumato.base.files import write_bytes
@@ -20,7 +19,7 @@ from sfumato.bench import (
 from sfumato.bench_data import WAYS, Loading, chart, compare_loading, in_figures, save_loading
 from sfumato.bench_order import compare_orders, told
 from sfumato.bundled.names import is_bundled
-from sfumato.cli.show import Progress, say, unused
+from sfumato.cli.show import Progress, print_table, say, say_wrapped, unused
 from sfumato.data.sources import open_images, source_name
 from sfumato.data.speed import decoding_speed, gathering_speed
 from sfumato.data.survey import resolve
@@ -96,7 +95,7 @@ def print_comparisons(
         table.add_row(
             row.name, *speeds, f"{row.ratio.value:.3f}", interval, f"{row.bar:g}", verdict
         )
-    Console(width=max(96, Console().width)).print(table)
+    print_table(table)
     say(
         f"Ratio: time of the plain loop over ours, median of {comparisons[0].ratio.count} pairs "
         f"taken in turn; {', '.join(f'{k} {v}' for k, v in conditions.items() if v)}."
@@ -165,10 +164,18 @@ def bench_data(
 
 
 def print_loading(loading: Loading) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     table.add_column("")
-    for name in ("s a batch", "images/s", "peak MB", "style entropy", "displaced", "ours", "bar"):
-        table.add_column(name, justify="right")
+    for name in (
+        "s a\nbatch",
+        "images/s",
+        "peak\nMB",
+        "style\nentropy",
+        "displaced",
+        "ours",
+        "bar",
+    ):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in loading.rows:
         if row.problem:
             table.add_row(row.label, row.problem)
@@ -185,14 +192,17 @@ def print_loading(loading: Loading) -> None:
             "" if bar is None else f"{bar:g} x",
         )
     say("")
-    Console(width=max(112, Console().width)).print(table)
+    print_table(table)
     for name, gain in loading.gains().items():
         say(f"Gain by {name}: {gain:.2f} x")
-    say(
+    labelled = any(row.entropy is not None for row in loading.rows)
+    say_wrapped(
         f"{loading.images:,} training images, batches of {loading.batch_size}, {loading.workers} "
-        f"workers, medians of {len(loading.rows[0].timings)} rounds taken in turn. ours: how many "
-        "times faster sfumato's stream is. Style entropy: of a batch against random batches. "
-        "Displaced: from the order of the files, 0.33 in a random order."
+        f"workers, medians of {len(loading.rows[0].timings)} rounds taken in turn. peak: memory of "
+        "the loader's processes. ours: how many times faster sfumato's stream is; bar: what it "
+        "should be at least. Style entropy: of a batch against random batches"
+        + ("" if labelled else " (empty: the data have no labels)")
+        + ". Displaced: from the order of the files, 0.33 in a random order."
     )
 
 
@@ -228,7 +238,7 @@ def bench_order(
     for row in rows:
         table.add_row(*row)
     say("")
-    Console(width=max(96, Console().width)).print(table)
+    print_table(table)
     say(
         f"{len(found[0].losses):,} held-out images at the same noise, mean of {seeds} seeds after "
         f"{images:,} images each; the interval is over images, the spread over seeds."

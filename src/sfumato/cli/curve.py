@@ -4,8 +4,8 @@ from pathlib import Path
 
 from rich.table import Table
 
-from sfumato.cli.evaluation import CallsLine, print_table, say_wrapped, use_data
-from sfumato.cli.show import open_generator, say
+from sfumato.cli.evaluation import CallsLine, use_data
+from sfumato.cli.show import open_generator, print_table, say, say_wrapped
 from sfumato.configuration import build
 from sfumato.evaluation.curve import CurveCard, CurveConfig, measure_curve
 from sfumato.report.curve import write_curve

@@ -2,14 +2,12 @@
 
 import json
 import math
-import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from sfumato.base.errors import InputError
@@ -21,7 +19,9 @@ from sfumato.cli.show import (
     open_generator,
     parse_scales,
     percent,
+    print_table,
     say,
+    say_wrapped,
     tell_of_drawing,
     unused,
 )
@@ -406,18 +406,6 @@ def print_card(card: MetricCard) -> None:
     notes = dict.fromkeys(note for row in card.rows for note in row.notes)
     for note in (*card.warnings, *notes):
         say_wrapped(f"note: {note}")
-
-
-def say_wrapped(text: str, *, indent: int = 0) -> None:
-    """A paragraph in lines of the terminal's width, at most 100."""
-    width = min(100, Console().width) - indent
-    say(textwrap.indent(textwrap.fill(text, width=width, break_on_hyphens=False), " " * indent))
-
-
-def print_table(table: Table) -> None:
-    """Every figure whole: a narrow terminal breaks lines, not numbers."""
-    whole = Console(width=1000).measure(table).maximum
-    Console(width=max(Console().width, whole)).print(table)
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from rich.table import Table
 
-from sfumato.cli.evaluation import CallsLine, print_table, say_wrapped
-from sfumato.cli.show import open_generator, parse_scales, say
+from sfumato.cli.evaluation import CallsLine
+from sfumato.cli.show import open_generator, parse_scales, print_table, say, say_wrapped
 from sfumato.configuration import build
 from sfumato.evaluation.arms import MEASURES
 from sfumato.evaluation.findings import Findings, FindingsConfig, measure_findings

@@ -1,12 +1,22 @@
 """What `sfumato guidance` prints: progress, a row for each form and scale, choice and claims."""
 
+import re
+import textwrap
 from collections.abc import Sequence
+from itertools import groupby, zip_longest
 from pathlib import Path
 
 from rich.table import Table
 
-from sfumato.cli.evaluation import CallsLine, print_table, say_wrapped, use_data
-from sfumato.cli.show import open_generator, parse_forms, parse_scales, say
+from sfumato.cli.evaluation import CallsLine, use_data
+from sfumato.cli.show import (
+    open_generator,
+    parse_forms,
+    parse_scales,
+    print_table,
+    say,
+    say_wrapped,
+)
 from sfumato.configuration import build
 from sfumato.evaluation.arms import MEASURES
 from sfumato.evaluation.forms import FormsCard, FormsConfig, compare_forms
@@ -21,6 +31,8 @@ SHOWN = {
     "brightness": "bright",
 }
 """Columns of the table: figures by their key."""
+_LABEL_WIDTH = 13
+"""Beside it the figures fit in a terminal of 80 columns."""
 
 
 def compare_and_print(
@@ -63,22 +75,24 @@ def compare_and_print(
 
 def print_forms(card: FormsCard) -> None:
     """Figures of every form and scale, real images, the choice, each claim with its verdict."""
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
     for name in ("w", "calls", *SHOWN.values(), "burnt"):
         table.add_column(name, justify="right", no_wrap=True)
-    last = ""
-    for row in card.rows:
-        table.add_row(
-            "" if row.label == last else row.label,
-            f"{row.guidance_scale:g}",
-            str(row.calls),
-            *(MEASURES[name].told(row.figures[name].value) for name in SHOWN),
-            "" if row.burnt is None else f"{row.burnt.value:.2f}",
-        )
-        last = row.label
-    for cells in real_rows(card, list(SHOWN), told=value_told, before=2, after=1):
-        table.add_row(*cells)
+    for label, rows in groupby(card.rows, key=lambda row: row.label):
+        told = [
+            (
+                f"{row.guidance_scale:g}",
+                str(row.calls),
+                *(MEASURES[name].told(row.figures[name].value) for name in SHOWN),
+                "" if row.burnt is None else f"{row.burnt.value:.2f}",
+            )
+            for row in rows
+        ]
+        for line, cells in zip_longest(_lines(label), told, fillvalue=""):
+            table.add_row(line, *cells)
+    for title, *cells in real_rows(card, list(SHOWN), told=value_told, before=2, after=1):
+        table.add_row("\n".join(_lines(title)), *cells)
     print_table(table)
     chosen = card.rows[card.choice]
     say("")
@@ -95,7 +109,13 @@ def print_forms(card: FormsCard) -> None:
         f"--sampler {card.scheduler} --steps {card.steps}; `sfumato tune` writes a choice into the "
         "run."
     )
-    for claim in card.claims:
+    tested = [claim for claim in card.claims if claim.effects]
+    if len(tested) < len(card.claims):
+        say_wrapped(
+            f"{len(card.claims) - len(tested)} of the paper's {len(card.claims)} claims are not "
+            "tested: --scales 0,2,5,10 draws what they need."
+        )
+    for claim in tested:
         say_wrapped(f"{claim.verdict.upper()}: {claim.claim}.")
         for told in (claim.sentence, *(effect_told(effect) for effect in claim.effects)):
             say_wrapped(told, indent=4)
@@ -106,5 +126,12 @@ def print_forms(card: FormsCard) -> None:
         "images, as a multiple of plain guidance's at the same w; empty where that has none, "
         "negative below real images. guidance.md has every interval and the yardsticks."
     )
-    if card.claims:
+    if tested:
         say_wrapped(card.rule)
+
+
+def _lines(label: str) -> list[str]:
+    """A label over several lines, broken after `_`, `:` and `,` too."""
+    breakable = re.sub(r"([_:,])(?=\S)", r"\1 ", label)
+    lines = textwrap.wrap(breakable, width=_LABEL_WIDTH, break_on_hyphens=False)
+    return [re.sub(r"([_:]) ", r"\1", line) for line in lines]

@@ -2,6 +2,7 @@
 
 import re
 import sys
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,18 @@ DEFAULT_SCALES = (0.0, 1.0, 2.0, 3.0, 5.0)
 
 def say(text: str) -> None:
     print(text, flush=True)
+
+
+def say_wrapped(text: str, *, indent: int = 0) -> None:
+    """A paragraph in lines of the terminal's width, at most 100."""
+    width = min(100, Console().width) - indent
+    say(textwrap.indent(textwrap.fill(text, width=width, break_on_hyphens=False), " " * indent))
+
+
+def print_table(table: Table) -> None:
+    """Every figure whole: a narrow terminal breaks lines, not numbers."""
+    whole = Console(width=1000).measure(table).maximum
+    Console(width=max(Console().width, whole)).print(table)
 
 
 def clock(seconds: float) -> str:

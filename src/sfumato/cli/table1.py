@@ -9,8 +9,8 @@ from rich.table import Table
 from sfumato.base.errors import InputError
 from sfumato.base.files import write_text
 from sfumato.bundled.names import beside
-from sfumato.cli.evaluation import ImagesLine, model_to_measure, print_table, say_wrapped
-from sfumato.cli.show import say
+from sfumato.cli.evaluation import ImagesLine, model_to_measure
+from sfumato.cli.show import print_table, say, say_wrapped
 from sfumato.evaluation.measure import evaluate
 from sfumato.evaluation.table1 import Tools, measure_table1
 from sfumato.evaluation.target import is_model

@@ -4,12 +4,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from rich.console import Console
 from rich.table import Table
 
 from sfumato.base.errors import InputError, nearest
 from sfumato.cli.evaluation import ImagesLine, model_settings
-from sfumato.cli.show import open_generator, parse_forms, parse_scales, percent, say
+from sfumato.cli.show import (
+    open_generator,
+    parse_forms,
+    parse_scales,
+    percent,
+    print_table,
+    say,
+)
 from sfumato.diffusion.sampling import network_calls
 from sfumato.diffusion.schedule import NoiseSchedule
 from sfumato.generation import AVERAGE, TUNED, ImageGenerator, averages_in
@@ -106,8 +112,7 @@ def print_tuning(found: Tuning) -> None:
         table.add_column(column, justify="right" if 0 < place < 6 else "left", no_wrap=True)
     for score in found.scores:
         table.add_row(*_row(score, found))
-    width = Console(width=1000).measure(table).maximum
-    Console(width=max(Console().width, width)).print(table)
+    print_table(table)
 
 
 def _row(score: Score, found: Tuning) -> list[str]:
