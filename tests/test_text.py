@@ -355,3 +355,20 @@ print(json.dumps({
     assert found["rows"] == 100_001
     assert found["equal"]
     assert found["peak_bytes"] < 1e9
+
+
+def test_a_missing_encoder_is_told_before_images_are_read(
+    sfumato, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(name: str) -> Path:
+        raise InputError(f"'{name}' could not be fetched.", mend="Three ways out.")
+
+    def read(recipe: object) -> None:
+        raise AssertionError("images were read")
+
+    monkeypatch.setattr("sfumato.text.opening._from_hub", absent)
+    monkeypatch.setattr("sfumato.cli.data.look_at_data", read)
+    found = sfumato("train", "mnist", "--out", str(tmp_path / "run"))
+    assert found.code == 2
+    assert "could not be fetched" in found.err
+    assert not (tmp_path / "run").exists()

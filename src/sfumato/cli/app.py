@@ -107,7 +107,7 @@ def train(
     from sfumato.experiment import Experiment, network_line
     from sfumato.lint import tell
     from sfumato.methods import load_recipe, method_of
-    from sfumato.text.opening import check_is_there
+    from sfumato.text.opening import fetch
 
     if dataset is not None and data is not None:
         raise InputError(
@@ -118,7 +118,7 @@ def train(
     chosen = [] if source is None else [f"data.source={json.dumps(source)}"]
     recipe = load_recipe(preset, [*chosen, *(settings or [])])
     if isinstance(recipe, Experiment):
-        check_is_there(recipe.text.encoder)
+        fetch(recipe.text.encoder)
     if isinstance(recipe, Experiment | ClassifierExperiment):
         recipe = look_at_data(recipe)
     tell(method_of(recipe).lint(recipe), strict=strict)

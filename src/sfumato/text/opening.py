@@ -38,6 +38,14 @@ def check_is_there(encoder: str) -> None:
         _refuse_incomplete(folder, encoder)
 
 
+def fetch(encoder: str) -> None:
+    """Bring what a Hub name means into the cache, so that a missing network is told before images
+    are read; for all else `check_is_there`. Errors as `open_text_tower`."""
+    check_is_there(encoder)
+    if encoder != BUNDLED and _named_folder(encoder) is None:
+        _from_hub(encoder)
+
+
 def open_text_tower(encoder: str) -> tuple["CLIPTextModel", "CLIPTokenizer"]:
     """The text tower and tokenizer of a folder or a Hub name, on the CPU.
 
