@@ -68,7 +68,7 @@ _KEYS = range(64, 513)
 """Numbers of keys, likewise. With fewer there is little to gain; with more the probabilities, kept
 for the backward pass, grow beyond what they are worth."""
 _CHUNK_SCORES = 300_000
-"""Scores that are computed at once: they stay in a core's cache."""
+"""Scores that a thread computes at once: they stay in its core's cache."""
 
 
 def training_attention(device: torch.device) -> AbstractContextManager[Any]:
@@ -149,7 +149,10 @@ class _SmallHeadsAttention(torch.autograd.Function):
         row_sums = (g * out).sum(1).unsqueeze(-1)
         dq, dk = torch.empty_like(g), g.new_empty(len(g), d, k.shape[1])
         dv = torch.empty_like(dk)
-        for chunk, p in zip(_chunks(q, k), probabilities, strict=True):
+        start = 0
+        for p in probabilities:
+            chunk = slice(start, start + len(p))
+            start = chunk.stop
             torch.bmm(g[chunk], p, out=dv[chunk])
             ds = torch.bmm(g[chunk].mT, v[chunk].mT).sub_(row_sums[chunk]).mul_(p)
             torch.bmm(k[chunk].mT, ds.mT, out=dq[chunk])
@@ -159,6 +162,6 @@ class _SmallHeadsAttention(torch.autograd.Function):
 
 
 def _chunks(q: Tensor, k: Tensor) -> list[slice]:
-    """Slices of (N, L, D) and (N, S, D) whose scores fit in a core's cache together."""
-    size = max(1, _CHUNK_SCORES // (q.shape[1] * k.shape[1]))
+    """Slices of (N, L, D) and (N, S, D) whose scores fit in the cores' caches together."""
+    size = max(1, torch.get_num_threads() * _CHUNK_SCORES // (q.shape[1] * k.shape[1]))
     return [slice(start, start + size) for start in range(0, len(q), size)]
