@@ -386,7 +386,7 @@ def markdown(found: Ablated) -> str:
 
 def chart(found: Sequence[Ablated]) -> bytes:
     """PNG: agreement over images seen, a panel for each guidance scale, a line for each arm (mean
-    over the seeds) with the seeds as a band."""
+    over the seeds, as far as all have come) with the seeds as a band and as thin lines."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import StrMethodFormatter
 
@@ -406,6 +406,9 @@ def chart(found: Sequence[Ablated]) -> bytes:
                 "color": "black" if is_base else f"C{place}",
                 "ls": "--" if is_base else "-",
             }
+            for curve in arm.curves.values():
+                each = [100 * agreed / curve.count for agreed in curve.agreed]
+                axes.plot(curve.images, each, lw=0.7, alpha=0.5, **style)
             axes.plot(images, mean, lw=1.8, label=arm.name, marker="o", ms=3, **style)
             axes.fill_between(
                 images,
