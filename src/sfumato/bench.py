@@ -167,6 +167,8 @@ def plain_training(experiment: Experiment, run: Run) -> Callable[[], Tensor]:
     that the loss is finite, no order of samples, no micro-batches. Returns the step, which
     returns its loss.
     """
+    from diffusers.models.attention_processor import AttnProcessor2_0
+
     assert isinstance(run.objective, DiffusionObjective)
     training, optimizing = experiment.training, experiment.training.optimizer
     batch, device = training.batch_size, run.device
@@ -176,6 +178,7 @@ def plain_training(experiment: Experiment, run: Run) -> Callable[[], Tensor]:
     prompts = records.prompts[:, 0].to(device)
     tokens = bank.tokens(torch.arange(len(bank), device=device))
     unet = copy.deepcopy(run.objective.unet)
+    unet.set_attn_processor(AttnProcessor2_0())  # diffusers' own, not ours of training
     average = copy.deepcopy(unet).eval().requires_grad_(False)
     scheduler = build_scheduler("DDPM", experiment.diffusion)
     optimizer = torch.optim.AdamW(

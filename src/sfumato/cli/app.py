@@ -127,7 +127,10 @@ def train(
     if isinstance(recipe, Experiment):
         say(network_line(recipe))
     say(f"Run folder {folder}")
-    with stoppable(f"Stopped. The same command with --out {folder} goes on from its checkpoint."):
+    with stoppable(
+        f"Stopped. The same command with --out {folder} goes on from its last "
+        "checkpoint, or begins."
+    ):
         run = train_and_report(recipe, folder, device=device, progress=Progress())
     if not run.finished:
         raise typer.Exit(INTERRUPTED)

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -64,24 +64,41 @@ def _remembering(project: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tens
 
 _WIDEST_HEAD = 16
 """Channels of a head up to which ours is faster than torch's kernel."""
-_KEYS = range(64, 513)
+_KEYS = range(100, 513)
 """Numbers of keys, likewise. With fewer there is little to gain; with more the probabilities, kept
 for the backward pass, grow beyond what they are worth."""
 _CHUNK_SCORES = 300_000
 """Scores that a thread computes at once: they stay in its core's cache."""
 
 
-def training_attention(device: torch.device) -> AbstractContextManager[Any]:
-    """How attention is computed in training: on a CPU `SmallHeadsOnCpu`, else torch's kernels."""
-    return SmallHeadsOnCpu() if device.type == "cpu" else nullcontext()
+def speed_up_small_heads(unet: torch.nn.Module) -> None:
+    """From now on a U-Net's self-attention is computed `SmallHeadsOnCpu`. For training: a copy that
+    is made before draws by torch's kernel, as an exported pipeline does."""
+    from diffusers.models.attention_processor import Attention
+
+    for module in unet.modules():
+        if isinstance(module, Attention) and not module.is_cross_attention:
+            module.set_processor(_SmallHeadsProcessor(module.processor))
+
+
+class _SmallHeadsProcessor:
+    """Another processor of diffusers, inside `SmallHeadsOnCpu`: a mode around the whole network
+    would pass each of its calls through Python."""
+
+    def __init__(self, processor: Callable[..., Tensor]) -> None:
+        self.processor = processor
+
+    def __call__(self, *arguments: Any, **options: Any) -> Tensor:
+        with SmallHeadsOnCpu():
+            return self.processor(*arguments, **options)
 
 
 class SmallHeadsOnCpu(TorchFunctionMode):
-    """Inside, attention of small heads is computed by `small_heads_attention`.
+    """Inside, attention of small heads on a CPU is computed by `small_heads_attention`.
 
     torch's kernel multiplies probabilities by matrices as wide as a head; heads of 8 channels, as
-    small U-Nets have them, leave most of a vector register empty there: 31 % of a training step of
-    `mnist` (docs/progress.md has the speed before and after). Anything else goes to torch.
+    small U-Nets have them, leave most of a vector register empty there (docs/progress.md has the
+    speed before and after). Anything else goes to torch.
     """
 
     def __torch_function__(
@@ -106,8 +123,10 @@ def _is_plain(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
 
 def _is_small(query: Tensor, key: Tensor, value: Tensor) -> bool:
     return (
-        query.dtype == key.dtype == value.dtype == torch.float32
+        query.device.type == "cpu"
+        and query.dtype == key.dtype == value.dtype == torch.float32
         and query.dim() == 4
+        and query.shape[:2] == key.shape[:2] == value.shape[:2]
         and query.shape[-1] == value.shape[-1] <= _WIDEST_HEAD
         and key.shape[-2] in _KEYS
     )

@@ -73,7 +73,7 @@ def loss_curve(records: list[dict[str, Any]]) -> bytes:
     )
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))  # labels of all nine would touch
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5, 7)))  # labels of all nine would touch
     axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.set_xlabel("images seen")

@@ -40,10 +40,9 @@ def check_is_there(encoder: str) -> None:
 
 def fetch(encoder: str) -> None:
     """Bring what a Hub name means into the cache, so that a missing network is told before images
-    are read; for all else `check_is_there`. Errors as `open_text_tower`."""
-    check_is_there(encoder)
-    if encoder != BUNDLED and _named_folder(encoder) is None:
-        _from_hub(encoder)
+    are read; a folder is looked at. Errors as `open_text_tower`."""
+    if encoder != BUNDLED:
+        _whole_folder(encoder)
 
 
 def open_text_tower(encoder: str) -> tuple["CLIPTextModel", "CLIPTokenizer"]:
@@ -54,10 +53,15 @@ def open_text_tower(encoder: str) -> tuple["CLIPTextModel", "CLIPTokenizer"]:
     be had or a file is missing, `DamagedDataError` for files that are not whole or not of one
     model.
     """
+    return _load(_whole_folder(encoder))
+
+
+def _whole_folder(encoder: str) -> Path:
+    """Of a folder or a Hub name, which is fetched."""
     folder = _named_folder(encoder)
     folder = _from_hub(encoder) if folder is None else folder
     _refuse_incomplete(folder, encoder)
-    return _load(folder)
+    return folder
 
 
 def _named_folder(encoder: str) -> Path | None:

@@ -16,7 +16,7 @@ from sfumato.base.section import ValueRange
 from sfumato.data.loading import Batch
 from sfumato.diffusion.schedule import DiffusionConfig, NoiseSchedule
 from sfumato.diffusion.targets import LOSS_WEIGHTS, LossWeight, training_target
-from sfumato.models.attention import training_attention
+from sfumato.models.attention import speed_up_small_heads
 from sfumato.models.ema import AveragingConfig, averages_of
 from sfumato.text.prompts import PromptBank
 from sfumato.training.optimizer import OptimizerConfig, build_optimizer, learning_rate
@@ -116,6 +116,7 @@ class DiffusionObjective:
         self.diffusion = diffusion
         self.averages = averages_of(unet, averaging)
         self.average = self.averages["average"]
+        speed_up_small_heads(self.unet)  # after the averages, which draw
         self.optimizer_config = optimizer
         self.optimizer = build_optimizer(optimizer, unet)
         self.value_range = value_range
@@ -175,10 +176,7 @@ class DiffusionObjective:
         target = training_target(
             x0, eps, t, schedule=self.schedule, prediction_type=self.diffusion.prediction_type
         )
-        with (
-            torch.autocast(x0.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"),
-            training_attention(x0.device),
-        ):
+        with torch.autocast(x0.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             output = (network or self.unet)(x_t, t, self.bank.tokens(prompts), return_dict=False)[0]
         weight = LOSS_WEIGHTS[self.loss_weight](
             self.schedule.snr(t), self.diffusion.prediction_type, self.min_snr_gamma
