@@ -32,6 +32,13 @@ SMALL = [
 ]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """While one worker process trains `small_run`, the other has files that can do without it."""
+    need_it = [item.path for item in items if "small_run" in getattr(item, "fixturenames", ())]
+    turn = dict.fromkeys(need_it, 2) | dict.fromkeys(need_it[:1], 0)
+    items.sort(key=lambda item: turn.get(item.path, 1))  # stable: else as collected
+
+
 @pytest.fixture(scope="session")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of this test session that its worker processes share."""
