@@ -6,7 +6,7 @@ import torch
 import yaml
 
 from sfumato.base.errors import ConfigError, InputError
-from sfumato.base.files import TEMPORARY_PREFIX
+from sfumato.base.files import TEMPORARY_PREFIX, write_json
 from sfumato.clip import ClassSet, ClipExperiment
 from sfumato.configuration import claim_folder, differences, preset_names, setting_names
 from sfumato.experiment import CHANGEABLE_ON_RESUME, Experiment, load_experiment
@@ -280,6 +280,16 @@ def test_a_run_is_not_shortened_to_before_its_checkpoint(tmp_path) -> None:
         claim_folder(load_experiment("digits", ["training.images=200"]), tmp_path)
     assert (tmp_path / "experiment.yaml").read_text("utf-8") == before
     claim_folder(load_experiment("digits", ["training.images=40000"]), tmp_path)
+
+
+def test_nor_is_one_whose_length_is_in_epochs(tmp_path) -> None:
+    state = {"format": 1, "images_seen": 2000, "position": {"epoch": 2, "seed": 0, "samples": 206}}
+    claim_folder(load_experiment("digits", ["training.epochs=4"]), tmp_path)
+    (tmp_path / "checkpoints" / "images-000002000").mkdir(parents=True)
+    write_json(tmp_path / "checkpoints" / "images-000002000" / "state.json", state)
+    with pytest.raises(ConfigError, match="2,000 images already, more than the 1,794 asked for"):
+        claim_folder(load_experiment("digits", ["training.epochs=2"]), tmp_path)
+    claim_folder(load_experiment("digits", ["training.epochs=3"]), tmp_path)
 
 
 def test_images_that_moved_are_told_how_to_go_on(tmp_path: Path) -> None:

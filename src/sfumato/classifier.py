@@ -33,8 +33,8 @@ class ClassifierExperiment(Recipe):
     network: ClassifierConfig = ClassifierConfig()
     training: ClassifierTrainingConfig = ClassifierTrainingConfig()
 
-    def length(self) -> tuple[int | None, int]:
-        return None, self.training.batch_size
+    def length(self, data_set_size: int) -> tuple[int, int]:
+        return self.training.total_images(data_set_size), self.training.batch_size
 
 
 def prepare_classifier(

@@ -76,7 +76,7 @@ class ClipExperiment(Recipe):
     """Sets of classes by name; captions are contrasted over all of them."""
     training: ClipTrainingConfig
 
-    def length(self) -> tuple[int | None, int]:
+    def length(self, data_set_size: int) -> tuple[int, int]:
         return self.training.images, self.training.batch_size
 
 

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -39,8 +40,8 @@ class Recipe(Section):
             raise ValueError(f"seed lies between 0 and 2**63 - 1 (got {self.seed})")
         return self
 
-    def length(self) -> tuple[int | None, int]:
-        """Length of the run in images, None where the data decide it, and the batch size."""
+    def length(self, data_set_size: int) -> tuple[int, int]:
+        """Length of the run and of a batch, in images."""
         raise NotImplementedError
 
     def to_yaml(self) -> str:
@@ -271,14 +272,12 @@ def claim_folder(recipe: Recipe, folder: Path) -> None:
 
 def _refuse_a_length_already_passed(recipe: Recipe, folder: Path) -> None:
     """A run cannot be shortened to before its newest checkpoint; its record would be untrue."""
-    images, batch_size = recipe.length()
-    there = Checkpoints(folder / "checkpoints").counts()
-    if images is None or not there:
-        return
-    seen = there[-1]
+    checkpoints = Checkpoints(folder / "checkpoints")
+    images, batch_size = recipe.length(checkpoints.data_set_size() or sys.maxsize)
+    seen = max(checkpoints.counts(), default=0)
     if seen - batch_size >= images:
         raise ConfigError(
-            f"{folder} has trained on {seen:,} images already, more than training.images="
-            f"{images:,}.",
-            mend="Give a larger number to train on, or another --out; nothing there was touched.",
+            f"{folder} has trained on {seen:,} images already, more than the {images:,} asked for.",
+            mend="Give a larger training.images (or training.epochs), or another --out; nothing "
+            "there was touched.",
         )

@@ -88,8 +88,8 @@ class Experiment(Recipe):
             )
         return self
 
-    def length(self) -> tuple[int | None, int]:
-        return self.training.images, self.training.batch_size
+    def length(self, data_set_size: int) -> tuple[int, int]:
+        return self.training.total_images(data_set_size), self.training.batch_size
 
 
 def load_experiment(name: str, overrides: Sequence[str] = ()) -> Experiment:

@@ -129,6 +129,17 @@ class Checkpoints:
         """Images seen at each, oldest first, by the folders' names: their files may be damaged."""
         return [int(one.path.name.removeprefix("images-")) for one in self.all()]
 
+    def data_set_size(self) -> int | None:
+        """Images of an epoch, by the records of a checkpoint; None before the first is full."""
+        for checkpoint in reversed(self.all()):
+            try:
+                place = checkpoint.state["position"]
+            except (DamagedDataError, InputError):
+                continue
+            if place["epoch"]:
+                return (checkpoint.images_seen - place["samples"]) // place["epoch"]
+        return None
+
     def save(
         self, parts: Mapping[str, Stateful], *, images_seen: int, extra: Mapping[str, Any]
     ) -> Checkpoint:
