@@ -205,4 +205,4 @@ def test_messages_for_captions(sfumato, photos: Path) -> None:
         json.dumps({"file_name": "00.jpg", "text": "x"}) + "\n{broken\n"
     )
     result = sfumato("train", "small", "--data", str(photos), *quick())
-    one_message(result, 2, "metadata.jsonl, line 2: not JSON")
+    one_message(result, 3, "metadata.jsonl, row 1: not JSON", "01.jpg: no caption")

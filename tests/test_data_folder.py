@@ -121,7 +121,7 @@ def test_metadata_that_names_a_missing_file(tmp_path: Path) -> None:
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines), "utf-8")
     for index in range(3):
         write_image(tmp_path / f"{index}.png", noise(index, (8, 8, 3)))
-    settings = config(tmp_path, split_seed=1)
+    settings = config(tmp_path, split_seed=0)
     with pytest.raises(DamagedDataError, match=r"metadata\.jsonl, row 3: names 3\.png, which is"):
         load_records(settings, "train")
 
@@ -130,17 +130,52 @@ def test_metadata_that_names_a_missing_file(tmp_path: Path) -> None:
     ("line", "problem"),
     [
         ('{"file_name": "a.png"', "not JSON"),
-        ('["a.png"]', "no file_name"),
+        ('["a.png"]', "not a line such as"),
         ('{"text": "x"}', "no file_name"),
         ('{"file_name": "../a.png"}', "'../a.png' leads out of the folder"),
-        ('{"file_name": "a.png", "text": 7}', "the caption is not text"),
+        ('{"file_name": "1.png", "text": 7}', "its caption is not text"),
     ],
 )
-def test_a_broken_line_of_metadata_is_named(tmp_path: Path, line: str, problem: str) -> None:
+def test_a_broken_line_of_metadata_is_a_damaged_row(
+    tmp_path: Path, line: str, problem: str
+) -> None:
+    lines = [json.dumps({"file_name": f"{index}.png", "text": "x"}) for index in range(40)]
+    lines[1] = line
+    for index in range(40):
+        write_image(tmp_path / f"{index}.png", noise(index, (8, 8, 3)))
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines), "utf-8")
+    everything = [load_records(config(tmp_path, max_damaged=0.9), s) for s in ("train", "test")]
+    assert sum(len(records) for records in everything) == 39
+    assert any(problem in item.reason for records in everything for item in records.damage)
+
+
+def test_captions_in_a_csv_table(tmp_path: Path) -> None:
+    arrays = [noise(index, (8, 8, 3)) for index in range(4)]
+    for index, array in enumerate(arrays):
+        write_image(tmp_path / f"{index}.png", array)
+    rows = "".join(f'{index}.png,"no. {index}, a ""thing"""\r\n' for index in range(4))
+    (tmp_path / "metadata.csv").write_text("\ufefffile_name,text\r\n" + rows, "utf-8")
+    assert both(config(tmp_path)) == {chw(a): f'no. {i}, a "thing"' for i, a in enumerate(arrays)}
+    assert survey(config(tmp_path)).captions == "metadata.csv"
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"metadata.csv": "name,text\na.png,x\n"}, "has no column file_name"),
+        ({"metadata.csv": ""}, "has no column file_name"),
+        (
+            {"metadata.csv": 'file_name,text\na.png,"x'},
+            r"metadata\.csv, line \d: unexpected end of data",
+        ),
+        ({"metadata.csv": "file_name", "metadata.jsonl": ""}, "has both metadata.csv and"),
+    ],
+)
+def test_a_table_that_cannot_be_read(tmp_path: Path, files: dict[str, str], message: str) -> None:
     write_image(tmp_path / "a.png", noise(0, (8, 8, 3)))
-    good = '{"file_name": "a.png", "text": "x"}'
-    (tmp_path / "metadata.jsonl").write_text(f"{good}\n{line}\n", "utf-8")
-    with pytest.raises(InputError, match=rf"metadata\.jsonl, line 2: {problem}"):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text, "utf-8")
+    with pytest.raises(InputError, match=message):
         open_images(config(tmp_path))
 
 

@@ -1,13 +1,12 @@
-"""A folder of images: captions in metadata.jsonl or .txt files, classes by folder."""
+"""A folder of images: captions in a table or .txt files, classes by folder."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from sfumato.base.errors import InputError
+from sfumato.data.metadata import NAMES, read_metadata
 from sfumato.data.table import (
     Part,
     RawImages,
@@ -21,8 +20,6 @@ from sfumato.data.table import (
 SUFFIXES = {
     *(".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
 }
-CAPTION_KEYS = ("text", "caption", "prompt")
-METADATA = "metadata.jsonl"
 
 
 @dataclass(frozen=True)
@@ -41,14 +38,15 @@ def read_folder(folder: Path) -> RawImages | None:
     """The data set in the images below `folder`; None where there are no images.
 
     Folders `train` and `test` are splits; the folders below (or those at the top) are classes.
-    Raises `InputError` for a line of metadata.jsonl that cannot be read.
+    Raises `InputError` for a table of captions that cannot be read at all.
     """
     files = visible_files(folder)
     images = [path for path in files if path.suffix.lower() in SUFFIXES]
     if not images:
         return None
-    tables = [path for path in files if path.name == METADATA]
-    told = {path: entry for table in tables for path, entry in _metadata(folder, table).items()}
+    tables = [path for path in files if path.name in NAMES]
+    entries = read_metadata(folder, tables)
+    told = {entry.path: entry for entry in entries if entry.path is not None}
     there = set(images)
     splits = _split_folders(folder, images)
     texts = {path for path in files if path.suffix == ".txt" and not tables}
@@ -58,13 +56,27 @@ def read_folder(folder: Path) -> RawImages | None:
     if (tables or beside) and (strays or len(set(classes.values())) == 1):
         classes = {}  # with captions of their own, folders need not be classes
     items: dict[str | None, list[_Item]] = {}
-    for path in [*images, *(path for path in told if path not in there)]:
+    for entry in entries:  # first, so that a broken table is named before images without caption
+        if entry.path in there:
+            continue
+        path = entry.path or folder / entry.file
         name = path.relative_to(folder)
-        file, number, caption = told.get(path, ("", None, None))
+        problem = entry.problem or f"names {name}, which is not there"
+        split = splits.get(name.parts[0], "train" if splits else None)
+        items.setdefault(split, []).append(
+            _Item(path, entry.file, entry.number, entry.caption, None, problem)
+        )
+    for path in images:
+        name, entry = path.relative_to(folder), told.get(path)
         items.setdefault(splits.get(name.parts[0]), []).append(
-            _Item(path, str(name), None, caption, classes.get(path.parent))
-            if path in there
-            else _Item(path, file, number, caption, None, f"names {name}, which is not there")
+            _Item(
+                path,
+                str(name),
+                None,
+                entry.caption if entry else None,
+                classes.get(path.parent),
+                entry.problem if entry else "",
+            )
         )
     names = sorted(set(classes.values()))
     return RawImages(
@@ -72,7 +84,7 @@ def read_folder(folder: Path) -> RawImages | None:
         parts={name: _part(group, names, texts) for name, group in split_groups(items).items()},
         class_names=names,
         labels="folders" if names else "",
-        captions=METADATA if tables else ".txt files" if beside else "",
+        captions=tables[0].name if tables else ".txt files" if beside else "",
         fingerprint=fingerprint(folder, [*images, *tables, *sorted(texts)]),
     )
 
@@ -124,38 +136,3 @@ def _class_folders(folder: Path, images: Sequence[Path], splits: dict[str, str])
             classes[parent] = parts[depth]
     inside = sum(path.parent in classes for path in images)
     return classes if inside > len(images) / 2 else {}
-
-
-def _metadata(folder: Path, table: Path) -> dict[Path, tuple[str, int, str | None]]:
-    """Path of each image that a metadata.jsonl names: (its file, row from 0, caption)."""
-    name = str(table.relative_to(folder))
-    entries = {}
-    try:
-        lines = table.read_text("utf-8-sig").split("\n")
-    except (UnicodeDecodeError, OSError) as error:
-        raise InputError(f"{table} is not text in UTF-8 ({error}).") from error
-    for number, line in enumerate(lines):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except ValueError as error:
-            raise _broken(table, number, f"not JSON ({error})") from error
-        file_name = entry.get("file_name") if isinstance(entry, dict) else None
-        if not isinstance(file_name, str) or not file_name:
-            raise _broken(table, number, "no file_name")
-        if Path(file_name).is_absolute() or ".." in Path(file_name).parts:
-            raise _broken(table, number, f"{file_name!r} leads out of the folder")
-        caption = next((entry[key] for key in CAPTION_KEYS if entry.get(key)), None)
-        if caption is not None and not isinstance(caption, str):
-            raise _broken(table, number, "the caption is not text")
-        path = table.parent / file_name
-        entries[path] = (name, number, " ".join(caption.split()) if caption else None)
-    return entries
-
-
-def _broken(table: Path, number: int, problem: str) -> InputError:
-    return InputError(
-        f"{table}, line {number + 1}: {problem}.",
-        mend='A line is JSON such as {"file_name": "a.png", "text": "A red bird"}.',
-    )

@@ -22,7 +22,8 @@ from sfumato.base.files import (
     writing,
 )
 from sfumato.base.hub import LOOKUP_SECONDS, is_of_network, reach
-from sfumato.data.folder import METADATA, SUFFIXES
+from sfumato.data.folder import SUFFIXES
+from sfumato.data.metadata import NAMES
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -150,7 +151,7 @@ def _wanted(files: Sequence["RepoSibling"]) -> list["RepoSibling"]:
         item
         for item in visible
         if Path(item.rfilename).suffix.lower() in {*SUFFIXES, ".txt"}
-        or Path(item.rfilename).name == METADATA
+        or Path(item.rfilename).name in NAMES
         or ("idx" in item.rfilename and "ubyte" in item.rfilename)
     ]
 
