@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 
 from sfumato.base.errors import ConfigError
 from sfumato.cli.options import GOES_ON, INTERRUPTED
+from sfumato.cli.show import waiting
 
 TRAIN = [
     "--set",
@@ -335,3 +337,13 @@ def mount(folder: Path, options: str) -> None:
 
 def unmount(folder: Path) -> None:
     assert LIBC.umount2(bytes(folder), 2) == 0  # MNT_DETACH
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_wait_is_told_on_a_terminal_and_leaves_no_trace(terminal, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    with waiting("Opening x ..."):
+        during = capsys.readouterr().err
+    assert (during, capsys.readouterr().err) == (
+        ("Opening x ...", "\r\033[K") if terminal else ("", "")
+    )

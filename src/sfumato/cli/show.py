@@ -4,7 +4,8 @@ import re
 import sys
 import textwrap
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,19 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+@contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """On a terminal, a line while something takes seconds; it goes when that is done."""
+    terminal = sys.stderr.isatty()
+    if terminal:
+        print(text, end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        if terminal:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 class Line:
@@ -144,7 +158,8 @@ def open_generator(
     form: str | None = None,
     steps: int | None = None,
 ) -> ImageGenerator:
-    generator = ImageGenerator.open(model, device=device)
+    with waiting(f"Opening {model} ..."):
+        generator = ImageGenerator.open(model, device=device)
     generator.use(
         scheduler=scheduler,
         guidance_scale=guidance,
