@@ -10,9 +10,10 @@ from sfumato.experiment import load_experiment
 from sfumato.models import attention
 from sfumato.models.attention import (
     MOST_BATCHES,
-    SmallHeadsOnCpu,
+    CpuAttention,
+    few_keys_attention,
     small_heads_attention,
-    speed_up_small_heads,
+    speed_up_on_cpu,
     text_projected_once,
 )
 from sfumato.models.ema import AveragedModel, AveragingConfig, averaging_decay
@@ -197,15 +198,23 @@ def test_as_many_norm_groups_as_channels_cancel_the_time_embedding(groups: int, 
     assert sum(gradient > 1e-6 for gradient in largest) == 22 - dead
 
 
-# Attention of small heads -------------------------------------------------------------------------
+# Attention of small sizes -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("batch", "heads", "length", "keys", "channels"),
-    [(2, 8, 196, 196, 8), (3, 2, 64, 64, 16), (1, 3, 400, 256, 4), (2, 4, 7, 100, 8)],
+    ("attend", "batch", "heads", "length", "keys", "channels"),
+    [
+        (small_heads_attention, 2, 8, 196, 196, 8),
+        (small_heads_attention, 3, 2, 64, 64, 16),
+        (small_heads_attention, 1, 3, 400, 256, 4),
+        (small_heads_attention, 2, 4, 7, 100, 8),
+        (few_keys_attention, 2, 8, 196, 8, 8),
+        (few_keys_attention, 3, 4, 49, 12, 32),
+        (few_keys_attention, 1, 2, 5, 1, 4),
+    ],
 )
-def test_small_heads_are_as_exact_as_torchs_kernel(
-    batch: int, heads: int, length: int, keys: int, channels: int
+def test_small_sizes_are_as_exact_as_torchs_kernel(
+    attend: Callable[..., Tensor], batch: int, heads: int, length: int, keys: int, channels: int
 ) -> None:
     """Output and gradients against double precision: no more than twice torch's own error."""
     draw = generator_for(0, "attention")
@@ -222,38 +231,41 @@ def test_small_heads_are_as_exact_as_torchs_kernel(
 
     exact = found(scaled_dot_product_attention, torch.float64)
     torchs = found(scaled_dot_product_attention, torch.float32)
-    ours = found(small_heads_attention, torch.float32)
+    ours = found(attend, torch.float32)
     assert len(ours) == 4
     for name, right, other, own in zip("oqkv", exact, torchs, ours, strict=True):
         assert (own - right).abs().max() < 2 * (other - right).abs().max() + 1e-7, name
 
 
-def test_rows_of_small_heads_do_not_depend_on_each_other() -> None:
+@pytest.mark.parametrize("attend", [small_heads_attention, few_keys_attention])
+def test_rows_of_small_sizes_do_not_depend_on_each_other(attend: Callable[..., Tensor]) -> None:
     q, k, v = torch.randn(3, 9, 8, 100, 8, generator=generator_for(1, "attention"))
-    together = small_heads_attention(q, k, v)
-    alone = torch.cat([small_heads_attention(*(x[i : i + 1] for x in (q, k, v))) for i in range(9)])
+    together = attend(q, k, v)
+    alone = torch.cat([attend(*(x[i : i + 1] for x in (q, k, v))) for i in range(9)])
     assert torch.allclose(together, alone, atol=1e-6)
 
 
 def test_what_is_not_small_plain_or_float32_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken: list[torch.Size] = []
-
-    def ours(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        taken.append(query.shape)
-        return value
-
-    monkeypatch.setattr(attention, "small_heads_attention", ours)
-    small, wide, few = (torch.randn(1, 2, *shape) for shape in ((100, 8), (100, 32), (16, 8)))
+    taken: list[str] = []
+    for name in ("small_heads_attention", "few_keys_attention"):
+        monkeypatch.setattr(
+            attention, name, lambda query, key, value, name=name: taken.append(name) or query
+        )
+    small, wide, middle, few = (
+        torch.randn(1, 2, *shape) for shape in ((100, 8), (100, 32), (16, 8), (8, 32))
+    )
     mask = torch.zeros(100, 100)
-    with SmallHeadsOnCpu():
+    with CpuAttention():
         scaled_dot_product_attention(small, small, small, dropout_p=0.0, is_causal=False)
-        assert len(taken) == 1
-        for x in (wide, few, small.double(), small.bfloat16()):
+        assert taken == ["small_heads_attention"]
+        scaled_dot_product_attention(wide, few, few)
+        assert taken == ["small_heads_attention", "few_keys_attention"]
+        for x in (wide, middle, small.double(), small.bfloat16(), few.bfloat16()):
             assert scaled_dot_product_attention(x, x, x).shape == x.shape
         scaled_dot_product_attention(small, small, small, attn_mask=mask)
         scaled_dot_product_attention(small, small, small, is_causal=True)
     scaled_dot_product_attention(small, small, small)
-    assert len(taken) == 1
+    assert len(taken) == 2
 
 
 def test_a_step_of_mnist_has_the_same_gradients_either_way() -> None:
@@ -262,7 +274,7 @@ def test_a_step_of_mnist_has_the_same_gradients_either_way() -> None:
     draw = generator_for(2, "attention")
     x, tokens = torch.randn(2, 1, 28, 28, generator=draw), torch.randn(2, 8, 512, generator=draw)
     gradients = []
-    for change in (lambda network: None, speed_up_small_heads):
+    for change in (lambda network: None, speed_up_on_cpu):
         change(unet)
         unet.zero_grad()
         unet(x, torch.tensor([10, 900]), tokens, return_dict=False)[0].square().mean().backward()

@@ -1,4 +1,4 @@
-"""Attention at less work: text projected once while drawing, small heads on a CPU in training."""
+"""Attention at less work: text projected once while drawing, small sizes on a CPU in training."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -60,45 +60,51 @@ def _remembering(project: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tens
     return call
 
 
-# Small heads on a CPU -----------------------------------------------------------------------------
+# Small sizes on a CPU -----------------------------------------------------------------------------
 
-_WIDEST_HEAD = 16
-"""Channels of a head up to which ours is faster than torch's kernel."""
-_KEYS = range(100, 513)
-"""Numbers of keys, likewise. With fewer there is little to gain; with more the probabilities, kept
-for the backward pass, grow beyond what they are worth."""
+_MOST_FEW_KEYS = 12
+"""Keys up to which `few_keys_attention` is faster than torch's kernel: a short caption's tokens."""
+_WIDEST_HEAD_OF_FEW = 32
+_MANY_KEYS = range(100, 513)
+"""Numbers of keys for which `small_heads_attention` is. With fewer there is little to gain; with
+more the probabilities, kept for the backward pass, grow beyond what they are worth."""
+_WIDEST_HEAD_OF_MANY = 16
+"""Channels of a head up to which they are, each."""
 _CHUNK_SCORES = 300_000
 """Scores that a thread computes at once: they stay in its core's cache."""
 
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-def speed_up_small_heads(unet: torch.nn.Module) -> None:
-    """From now on a U-Net's self-attention is computed `SmallHeadsOnCpu`. For training: a copy that
-    is made before draws by torch's kernel, as an exported pipeline does."""
+
+def speed_up_on_cpu(unet: torch.nn.Module) -> None:
+    """From now on a U-Net's attention is computed in `CpuAttention`. For training: a copy that is
+    made before draws by torch's kernel, as an exported pipeline does."""
     from diffusers.models.attention_processor import Attention
 
     for module in unet.modules():
-        if isinstance(module, Attention) and not module.is_cross_attention:
-            module.set_processor(_SmallHeadsProcessor(module.processor))
+        if isinstance(module, Attention):
+            module.set_processor(_CpuProcessor(module.processor))
 
 
-class _SmallHeadsProcessor:
-    """Another processor of diffusers, inside `SmallHeadsOnCpu`: a mode around the whole network
-    would pass each of its calls through Python."""
+class _CpuProcessor:
+    """Another processor of diffusers, inside `CpuAttention`: a mode around the whole network would
+    pass each of its calls through Python."""
 
     def __init__(self, processor: Callable[..., Tensor]) -> None:
         self.processor = processor
 
     def __call__(self, *arguments: Any, **options: Any) -> Tensor:
-        with SmallHeadsOnCpu():
+        with CpuAttention():
             return self.processor(*arguments, **options)
 
 
-class SmallHeadsOnCpu(TorchFunctionMode):
-    """Inside, attention of small heads on a CPU is computed by `small_heads_attention`.
+class CpuAttention(TorchFunctionMode):
+    """Inside, attention with few keys or small heads on a CPU is computed by our functions.
 
-    torch's kernel multiplies probabilities by matrices as wide as a head; heads of 8 channels, as
-    small U-Nets have them, leave most of a vector register empty there (docs/progress.md has the
-    speed before and after). Anything else goes to torch.
+    torch's kernel multiplies by matrices as wide as a head, and takes the softmax over rows as
+    long as there are keys; heads of 8 channels and captions of 8 tokens, as small U-Nets have
+    them, leave most of a vector register empty there (docs/progress.md has the speed before and
+    after). Anything else goes to torch.
     """
 
     def __torch_function__(
@@ -109,8 +115,12 @@ class SmallHeadsOnCpu(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func is scaled_dot_product_attention and _is_plain(args, kwargs) and _is_small(*args):
-            return small_heads_attention(*args)
+        if (
+            func is scaled_dot_product_attention
+            and _is_plain(args, kwargs)
+            and (ours := _faster(*args)) is not None
+        ):
+            return ours(*args)
         return func(*args, **kwargs)
 
 
@@ -121,15 +131,57 @@ def _is_plain(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     )
 
 
-def _is_small(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    return (
+def _faster(query: Tensor, key: Tensor, value: Tensor) -> Attend | None:
+    """Our function for inputs of these shapes, None where torch's kernel is as fast."""
+    if not (
         query.device.type == "cpu"
         and query.dtype == key.dtype == value.dtype == torch.float32
         and query.dim() == 4
         and query.shape[:2] == key.shape[:2] == value.shape[:2]
-        and query.shape[-1] == value.shape[-1] <= _WIDEST_HEAD
-        and key.shape[-2] in _KEYS
-    )
+        and query.shape[-1] == value.shape[-1]
+    ):
+        return None
+    keys, channels = key.shape[-2:]
+    if keys <= _MOST_FEW_KEYS and channels <= _WIDEST_HEAD_OF_FEW:
+        return few_keys_attention
+    if keys in _MANY_KEYS and channels <= _WIDEST_HEAD_OF_MANY:
+        return small_heads_attention
+    return None
+
+
+def few_keys_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """`scaled_dot_product_attention` of (B, heads, L, D) with (B, heads, S, D), up to rounding.
+
+    For S of a dozen or less: every matrix lies with the queries last, so that the softmax over S
+    runs along whole registers. The probabilities are kept. No second derivatives.
+    """
+    return _FewKeysAttention.apply(query, key, value)
+
+
+class _FewKeysAttention(torch.autograd.Function):
+    """As `_SmallHeadsAttention`, with P, dP and dS as (S, L)."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        (b, heads, length, d), keys = query.shape, key.shape[2]
+        q = query.reshape(-1, length, d) * d**-0.5
+        k, v = (x.reshape(-1, keys, d) for x in (key, value))
+        p = torch.bmm(k, q.mT).softmax(1)
+        out = torch.bmm(v.mT, p)
+        ctx.save_for_backward(q, k, v, out, p)
+        return out.view(b, heads, d, length).mT
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        q, k, v, out, p = ctx.saved_tensors
+        b, heads, length, d = grad.shape
+        g = grad.mT.reshape(-1, d, length)
+        dv = torch.bmm(p, g.mT)
+        ds = torch.bmm(v, g).sub_((g * out).sum(1, keepdim=True)).mul_(p)
+        dq = torch.bmm(k.mT, ds).mul_(d**-0.5)
+        dk = torch.bmm(ds, q)
+        return dq.view(b, heads, d, length).mT, dk.view(b, heads, -1, d), dv.view(b, heads, -1, d)
 
 
 def small_heads_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from sfumato.base.section import ValueRange
 from sfumato.data.loading import Batch
 from sfumato.diffusion.schedule import DiffusionConfig, NoiseSchedule
 from sfumato.diffusion.targets import LOSS_WEIGHTS, LossWeight, training_target
-from sfumato.models.attention import speed_up_small_heads
+from sfumato.models.attention import speed_up_on_cpu
 from sfumato.models.ema import AveragingConfig, averages_of
 from sfumato.text.prompts import PromptBank
 from sfumato.training.optimizer import OptimizerConfig, build_optimizer, learning_rate
@@ -116,7 +116,7 @@ class DiffusionObjective:
         self.diffusion = diffusion
         self.averages = averages_of(unet, averaging)
         self.average = self.averages["average"]
-        speed_up_small_heads(self.unet)  # after the averages, which draw
+        speed_up_on_cpu(self.unet)  # after the averages, which draw
         self.optimizer_config = optimizer
         self.optimizer = build_optimizer(optimizer, unet)
         self.value_range = value_range
