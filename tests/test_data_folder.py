@@ -153,7 +153,7 @@ def test_captions_in_a_csv_table(tmp_path: Path) -> None:
     arrays = [noise(index, (8, 8, 3)) for index in range(4)]
     for index, array in enumerate(arrays):
         write_image(tmp_path / f"{index}.png", array)
-    rows = "".join(f'{index}.png,"no. {index}, a ""thing"""\r\n' for index in range(4))
+    rows = "".join(f'{index}.png,"no.\u2028{index}, a ""thing"""\r\n' for index in range(4))
     (tmp_path / "metadata.csv").write_text("\ufefffile_name,text\r\n" + rows, "utf-8")
     assert both(config(tmp_path)) == {chw(a): f'no. {i}, a "thing"' for i, a in enumerate(arrays)}
     assert survey(config(tmp_path)).captions == "metadata.csv"

@@ -1,6 +1,7 @@
 """The table beside a folder's images: metadata.jsonl or metadata.csv, as on the Hub."""
 
 import csv
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -65,7 +66,7 @@ def _rows_of_jsonl(table: Path, text: str) -> Iterator[tuple[int, Mapping[str, A
 
 
 def _rows_of_csv(table: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
-    reader = csv.DictReader(text.splitlines(keepends=True), strict=True)
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         if "file_name" not in (reader.fieldnames or ()):
             raise InputError(
