@@ -170,6 +170,7 @@ class Evidence:
                 + "), so that dropout alone can be neither blamed nor cleared: train two runs that "
                 "differ in training.caption_dropout only."
             )
+        sentence += f" Noise rises, or may, by {len(rising)} of {len(_NOISE)} measures."
         return Claim(key=key, claim=claim, verdict=verdict, sentence=sentence, effects=effects)
 
     def _post_processing(self, measure: str) -> Claim:
@@ -196,18 +197,11 @@ class Evidence:
             f"{name} {self._mean(way, NONE, measure)} to {self._mean(way, GUIDED, measure)}"
             for way, name in ways
         )
-        grain = ""
-        if measure == "border_rms":
-            grain = (
-                f" About its own mean the border has {self._mean('stretched', GUIDED, _GRAIN)} at "
-                f"w = 5 stretched, {self._mean('without', GUIDED, _GRAIN)} in ours: the rest is an "
-                "even grey."
-            )
         return Claim(
             key=key,
             claim=claim,
             verdict=decide(effect),
-            sentence=f"From w = 1 to 5: {told}.{grain}",
+            sentence=f"From w = 1 to 5: {told}.",
             effects=[effect],
             figure="examples.png",
         )
@@ -377,11 +371,12 @@ class Evidence:
 
 _NOISE = {
     "border_rms": "RMS of the outer 4 pixels",
+    "border_deviation": "RMS of the outer 4 pixels about their own mean",
     "edge_rms": "RMS of the outer 2 pixels",
     "high_frequency": "share of power above half Nyquist",
 }
-"""What noise is, by measure: the pixels that are blank in MNIST, and fine grain anywhere."""
-_GRAIN = "border_deviation"
+"""What noise is, by measure: the pixels that are blank in MNIST, with an even grey and without it,
+and fine grain anywhere."""
 
 _JSON = "findings.json"
 

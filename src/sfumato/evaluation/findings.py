@@ -44,7 +44,7 @@ from sfumato.training.judges import load_judge
 from sfumato.training.tracking import read_records
 
 FILE_NAME = "findings.json"
-FORMAT = 1
+FORMAT = 2
 DIGITS = ("4", "5")
 
 
