@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -91,6 +92,11 @@ def test_a_killed_streamed_training_goes_on_exactly_and_leaves_no_worker(folder,
         while process.poll() is None and (kills >= 5 or time.monotonic() < limit):
             workers = workers_of(process.pid) or workers
             time.sleep(0.02)
+        if process.poll() is not None and kills < 2:  # the machine is faster than it was before
+            assert process.returncode == 0
+            shutil.rmtree(out)
+            seconds, kills = 0.6 * seconds, 0
+            continue
         if process.poll() is not None:
             break
         process.kill()
@@ -98,7 +104,6 @@ def test_a_killed_streamed_training_goes_on_exactly_and_leaves_no_worker(folder,
         kills += 1
         assert all(ended(worker, within_seconds=5) for worker in workers)
     assert process.returncode == 0
-    assert kills >= 2
     assert files(out) == expected
 
 
