@@ -27,13 +27,12 @@ class Entry(NamedTuple):
     problem: str = ""
 
 
-def read_metadata(folder: Path, files: Sequence[Path]) -> list[Entry]:
-    """Every row of the tables among `files`, which lie below `folder`, in their order.
+def read_metadata(folder: Path, tables: Sequence[Path]) -> list[Entry]:
+    """Every row of `tables`, files called as in `NAMES` below `folder`, in their order.
 
     A row that cannot be used has a `problem`. `InputError` for a table that cannot be read at all,
     or two of them in one folder.
     """
-    tables = [path for path in files if path.name in NAMES]
     alone: dict[Path, Path] = {}
     for table in tables:
         if (first := alone.setdefault(table.parent, table)) != table:

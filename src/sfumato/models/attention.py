@@ -163,9 +163,8 @@ class _FewKeysAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        (b, heads, length, d), keys = query.shape, key.shape[2]
-        q = query.reshape(-1, length, d) * d**-0.5
-        k, v = (x.reshape(-1, keys, d) for x in (key, value))
+        b, heads, length, d = query.shape
+        q, k, v = _every_head(query, key, value)
         p = torch.bmm(k, q.mT).softmax(1)
         out = torch.bmm(v.mT, p)
         ctx.save_for_backward(q, k, v, out, p)
@@ -184,6 +183,12 @@ class _FewKeysAttention(torch.autograd.Function):
         return dq.view(b, heads, d, length).mT, dk.view(b, heads, -1, d), dv.view(b, heads, -1, d)
 
 
+def _every_head(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, heads, L or S, D) to (B heads, L or S, D) each, the query over sqrt(D)."""
+    q, k, v = (x.reshape(-1, *x.shape[2:]) for x in (query, key, value))
+    return q * query.shape[-1] ** -0.5, k, v
+
+
 def small_heads_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """`scaled_dot_product_attention` of (B, heads, L, D) with (B, heads, S, D), up to rounding.
 
@@ -198,9 +203,8 @@ class _SmallHeadsAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        (b, heads, length, d), keys = query.shape, key.shape[2]
-        q = query.reshape(-1, length, d) * d**-0.5
-        k, v = (x.reshape(-1, keys, d) for x in (key, value))
+        b, heads, length, d = query.shape
+        q, k, v = _every_head(query, key, value)
         out = q.new_empty(b * heads, d, length)
         # A tensor for each chunk: allocators hand small blocks out again, and huge ones afresh.
         probabilities = []
