@@ -1,7 +1,5 @@
 import json
 import shutil
-import subprocess
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -18,6 +16,7 @@ from sfumato.data.captions import captions_from_templates
 from sfumato.experiment import load_experiment
 from sfumato.text.encoder import TextCondition, TextConfig, load_text_encoder
 from sfumato.text.prompts import PromptBank, TruncatedPromptWarning, warn_of_cut_prompts
+from tests.memory import run_alone
 
 
 @pytest.fixture(scope="module")
@@ -322,8 +321,8 @@ def test_a_long_or_odd_prompt_does_not_flood_the_warning() -> None:
 @pytest.mark.soak
 def test_100000_captions_of_77_tokens_within_a_gigabyte() -> None:
     """In a process of its own: its peak memory, torch and transformers included; minutes."""
-    script = """
-import json, resource, time
+    lines, peak_bytes = run_alone("""
+import json, time
 import torch
 from sfumato.text.encoder import TextConfig, load_text_encoder
 from sfumato.text.prompts import PromptBank
@@ -344,17 +343,13 @@ print(json.dumps({
     "rows": len(bank),
     "built_seconds": round(built),
     "batch_of_64_seconds": round(seconds, 4),
-    "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
 }))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
-    found = json.loads(done.stdout.splitlines()[-1])
-    print(found)
+""")
+    found = json.loads(lines[-1])
+    print(found, peak_bytes)
     assert found["rows"] == 100_001
     assert found["equal"]
-    assert found["peak_bytes"] < 1e9
+    assert peak_bytes < 1e9
 
 
 def test_a_missing_encoder_is_told_before_images_are_read(
