@@ -236,12 +236,15 @@ def test_stopped_anywhere_it_goes_on_and_ends_the_same(
 
 
 def test_another_evaluation_takes_another_folder(evaluated: measure.Evaluated, target) -> None:
+    said: list[str] = []
     more = evaluate(
         target,
         CONFIG.model_copy(update={"extractors": ("judge",)}),
         base=evaluated.folder,
+        say=said.append,
     )
     assert more.folder.name == "evaluation-2"
+    assert f"these have {more.folder}" in said[-1]  # before anything is drawn, not only at the end
     assert read_card(evaluated.folder) == evaluated.card
 
 

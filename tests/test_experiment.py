@@ -145,7 +145,7 @@ def test_overrides_reach_their_setting_with_their_type() -> None:
         ("bogus.thing=1", "presets show digits"),
         ("training.batch_size=many", "valid integer"),
         ("training.batch_size", "expected section.key=value"),
-        ("training.batch_size=-1", "batch_size must be positive"),
+        ("training.batch_size=-1", "training.batch_size: must be 1 or more"),
         ("diffusion.prediction_type=noise", "'epsilon', 'v_prediction' or 'sample'"),
         ("model.norm_num_groups=7", "does not divide 32 channels"),
         ("training=fast", "training"),
@@ -165,6 +165,28 @@ def test_all_problems_are_told_at_once() -> None:
         load_experiment("digits", ["training.batch_size=x", "data.resolution=0", "seed=y"])
     for name in ("training.batch_size", "data.resolution", "seed", "3 problems"):
         assert name in caught.value.what
+
+
+def test_every_setting_out_of_range_is_told_also_within_one_section() -> None:
+    out_of_range = {
+        "training.images=0": "training.images: must be 1 or more (got 0)",
+        "training.caption_dropout=1": "training.caption_dropout: must be below 1 (got 1)",
+        "training.keep_checkpoints=-1": "training.keep_checkpoints: must be 1 or more (got -1)",
+        "training.checkpoint_epochs=[1,0]": "training.checkpoint_epochs.1: must be above 0",
+        "training.averaging.halflife_images=-5": "halflife_images: must be 0 or more (got -5)",
+        "training.optimizer.lr=0": "training.optimizer.lr: must be above 0 (got 0)",
+        "training.optimizer.warmup_images=-1": "warmup_images: must be 0 or more (got -1)",
+        "model.head_channels=0": "model.head_channels: must be 1 or more (got 0)",
+        "model.dropout=1.5": "model.dropout: must be below 1 (got 1.5)",
+        "diffusion.beta_end=1": "diffusion.beta_end: must be below 1 (got 1)",
+        "text.max_tokens=0": "text.max_tokens: must be 1 or more (got 0)",
+        "sampling.guidance_scale=1001": "sampling.guidance_scale: must be 1000 or less",
+        "evaluation.floor_pairs=1": "evaluation.floor_pairs: must be 2 or more (got 1)",
+    }
+    with pytest.raises(ConfigError, match="13 problems") as caught:
+        load_experiment("digits", list(out_of_range))
+    for message in out_of_range.values():
+        assert message in caught.value.what
 
 
 def test_an_unknown_preset_names_the_nearest() -> None:
@@ -260,10 +282,10 @@ def test_differences_are_named_by_setting() -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("seed=-1", "seed lies between 0"),
-        ("sampling.steps=-2", "sampling.steps lies between 1 and 1000"),
-        ("sampling.steps=1001", "sampling.steps lies between 1 and 1000"),
-        ("sampling.guidance_scale=-1", "sampling.guidance_scale lies between 0"),
+        ("seed=-1", "seed: must be 0 or more"),
+        ("sampling.steps=-2", "sampling.steps: must be 1 or more"),
+        ("sampling.steps=1001", "sampling.steps is at most diffusion.num_train_timesteps, 1000"),
+        ("sampling.guidance_scale=-1", "sampling.guidance_scale: must be 0 or more"),
     ],
 )
 def test_what_would_fail_after_training_is_refused_before_it(setting: str, message: str) -> None:

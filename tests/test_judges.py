@@ -71,7 +71,7 @@ def test_without_a_share_the_reference_is_the_test_split_and_nothing_else_change
     for split in ("train", "judge", "test"):
         before = load_records(digits(), split).images
         assert torch.equal(load_records(digits(tuning_share=0.5), split).images, before)
-    with pytest.raises(ValidationError, match="a share is at least 0 and below 1"):
+    with pytest.raises(ValidationError, match="less than 1"):
         digits(tuning_share=1.0)
 
 
@@ -123,12 +123,12 @@ def test_hints_name_the_preset_of_the_method(recipe: str) -> None:
 
 @pytest.mark.parametrize("wrong", [{"width": 0}, {"blocks": []}, {"blocks": [1, 0]}])
 def test_a_network_of_nothing_is_refused(wrong) -> None:
-    with pytest.raises(ValidationError, match="must be positive"):
+    with pytest.raises(ValidationError, match="greater than or equal to 1|at least 1 item"):
         ClassifierConfig.model_validate(wrong)
 
 
 def test_a_batch_of_one_is_refused() -> None:
-    with pytest.raises(ValidationError, match="2 or more, for batch norm"):
+    with pytest.raises(ValidationError, match="greater than or equal to 2"):
         ClassifierTrainingConfig(batch_size=1)
 
 

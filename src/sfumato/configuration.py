@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import yaml
-from pydantic import model_validator
+from pydantic import Field
 
 from sfumato.base.errors import ConfigError, InputError, nearest
 from sfumato.base.files import is_temporary, make_folder, remove_incomplete, write_text
@@ -31,14 +31,8 @@ class Recipe(Section):
     """The preset's name."""
     about: str = ""
     """One line for people."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, le=2**63 - 1)
     """Seed of weights, order, noise and dropped captions."""
-
-    @model_validator(mode="after")
-    def _seed_in_range(self) -> "Recipe":
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed lies between 0 and 2**63 - 1 (got {self.seed})")
-        return self
 
     def length(self, data_set_size: int) -> tuple[int, int]:
         """Length of the run and of a batch, in images."""

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -143,12 +143,21 @@ def sibling(folder: Path, ending: str) -> Path:
     return named.with_name(f"{named.name}-{ending}")
 
 
-def folder_for(base: Path, request: dict[str, Any]) -> Path:
+def folder_for(
+    base: Path, request: dict[str, Any], *, say: Callable[[str], None] = lambda sentence: None
+) -> Path:
     """`base`, or `base`-2, ...: the first that is free, or was made for this very `request`.
 
     `request` is plain values, everything that the folder's content depends on; it is kept there as
-    `request.json`. `InputError` where `base` is a file.
+    `request.json`. `say` is told where it is not `base`. `InputError` where `base` is a file.
     """
+    folder = _folder_for(base, request)
+    if folder != base:
+        say(f"{base} was made with other settings and stays as it is; these have {folder}")
+    return folder
+
+
+def _folder_for(base: Path, request: dict[str, Any]) -> Path:
     if base.exists() and not base.is_dir():
         raise InputError(f"{base} is a file.", mend="Give --out a new folder.")
     number = 1

@@ -4,9 +4,9 @@ Each room owns its section beside its class; `experiment.py` composes them.
 """
 
 from types import UnionType
-from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sfumato.base.errors import ConfigError, nearest
 
@@ -23,6 +23,14 @@ class Section(BaseModel):
     example: ClassVar[str | None] = None
     """The preset that messages name to show what can be set."""
 
+
+# Ranges are in a setting's type, so that all settings out of range are told at once; a validator
+# is for rules between settings.
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+"""At least 0 and below 1."""
 
 ValueRange = tuple[float, float]
 """Lowest and highest pixel value inside the network."""
@@ -66,6 +74,14 @@ def _section_in(annotation: Any) -> type[Section] | None:
     return None
 
 
+_OUT_OF_RANGE = {
+    "greater_than": "above {}",
+    "greater_than_equal": "{} or more",
+    "less_than": "below {}",
+    "less_than_equal": "{} or less",
+}
+
+
 def _explain(section: type[Section], problem: Any) -> str:
     location = tuple(part for part in problem["loc"] if isinstance(part, str))
     name = ".".join(str(part) for part in problem["loc"]) or "the file"
@@ -75,6 +91,11 @@ def _explain(section: type[Section], problem: Any) -> str:
         return f"{name}: no such setting. {nearest(location[-1], known)}"
     if problem["type"] == "missing":
         return f"{name}: this setting is required."
+    if problem["type"] in _OUT_OF_RANGE:
+        (bound,) = problem["ctx"].values()
+        bound = int(bound) if bound == int(bound) else bound  # 1000, not 1000.0
+        must_be = _OUT_OF_RANGE[problem["type"]].format(bound)
+        return f"{name}: must be {must_be} (got {problem['input']!r})."
     message = problem["msg"].removeprefix("Value error, ")
     # A rule over a whole section names the setting itself; the section's values would bury it.
     got = "" if isinstance(problem["input"], dict) else f" (got {problem['input']!r})"

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import field_validator
 
-from sfumato.base.section import Section, ValueRange
+from sfumato.base.section import Section, Share, ValueRange
 from sfumato.data.decode import Fit
 
 Auto = Literal["auto"]
@@ -36,11 +36,11 @@ class DataConfig(Section):
     """Range of pixel values inside the network; sampled images are clamped to it."""
     split_seed: int = 0
     """Seed of the split into train, judge and test, where a source has none of its own."""
-    test_share: float = 0.1
+    test_share: Share = 0.1
     """Share of the images held out for test, where a source has no test part of its own."""
-    tuning_share: float = 0.0
+    tuning_share: Share = 0.0
     """Share of the test images that a judge may be tuned on; figures come from the others."""
-    max_damaged: float = 0.01
+    max_damaged: Share = 0.01
     """Largest share of damaged rows that are skipped; more of them end the run."""
     loading: Loading | Auto = "auto"
     """How training reads: memory holds all decoded images, stream a window of them (Parquet only,
@@ -98,10 +98,3 @@ class DataConfig(Section):
         if value == "auto" or (type(value) is int and 0 <= value <= 256):
             return value
         raise ValueError("workers are auto, or between 0 and 256")
-
-    @field_validator("test_share", "tuning_share", "max_damaged")
-    @classmethod
-    def _share(cls, value: float) -> float:
-        if not 0 <= value < 1:
-            raise ValueError("a share is at least 0 and below 1")
-        return value

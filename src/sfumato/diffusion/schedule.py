@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from sfumato.base.section import Section
+from sfumato.base.section import Count, Section
 
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
@@ -19,11 +20,11 @@ class DiffusionConfig(Section):
 
     beta_schedule: BetaSchedule = "linear"
     """Noise schedule by its diffusers name."""
-    num_train_timesteps: int = 1000
+    num_train_timesteps: Count = 1000
     """T, the number of noise levels."""
-    beta_start: float = 1e-4
+    beta_start: float = Field(default=1e-4, gt=0, lt=1)
     """First beta of the linear schedules (not used by squaredcos_cap_v2)."""
-    beta_end: float = 0.02
+    beta_end: float = Field(default=0.02, gt=0, lt=1)
     """Last beta of the linear schedules (not used by squaredcos_cap_v2)."""
     prediction_type: PredictionType = "epsilon"
     """What the network predicts: the noise (the paper), v, or the clean image."""

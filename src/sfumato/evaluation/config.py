@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from sfumato.base.section import Section
 from sfumato.features.config import FeaturesConfig
@@ -32,7 +32,7 @@ class EvaluationConfig(Section):
     """Where the weights of the extractors come from."""
     reference_count: int | None = None
     """Real images on the other side: the first so many of the reference split; null for all."""
-    floor_pairs: int = 10
+    floor_pairs: int = Field(default=10, ge=2)
     """Real sets that are measured like a generated one, for the floor."""
 
     @field_validator("count", "quick_count")
@@ -61,11 +61,4 @@ class EvaluationConfig(Section):
     def _enough_real(cls, value: int | None) -> int | None:
         if value is not None and value < FEWEST_IMAGES:
             raise ValueError(f"{value} images are too few: {FEWEST_IMAGES} or more, null for all")
-        return value
-
-    @field_validator("floor_pairs")
-    @classmethod
-    def _pairs(cls, value: int) -> int:
-        if value < 2:
-            raise ValueError("a spread needs at least 2")
         return value

@@ -143,6 +143,7 @@ def measure_curve(
             "reference": ground.real.reference.digest,
             "judge": ground.judge.identity,
         },
+        say=say,
     )
     if (folder / FILE_NAME).exists():
         return CurveFound(card=read_curve(folder), folder=folder, before=True)

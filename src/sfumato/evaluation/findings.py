@@ -150,7 +150,7 @@ def measure_findings(
     store = sibling(base, "images")
     early = _earlier(without, run_folder, data)
     arms = _arms(without, with_dropout, early, config, real.records, store)
-    folder = folder_for(base, _request(arms, config, real, judge.identity))
+    folder = folder_for(base, _request(arms, config, real, judge.identity), say=say)
     if (folder / FILE_NAME).exists():
         return Found(findings=read_findings(folder), folder=folder, before=True)
 

@@ -147,6 +147,7 @@ def compare_forms(
             "reference": ground.real.reference.digest,
             "judge": ground.judge.identity,
         },
+        say=say,
     )
     if (folder / FILE_NAME).exists():
         return FormsFound(card=read_forms(folder), folder=folder, before=True)

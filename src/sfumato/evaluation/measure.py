@@ -131,7 +131,7 @@ def evaluate(
     def on_images_of(key: str) -> OnImages:
         return lambda what, done, total: on_images(f"{what} ({key})", done, total)
 
-    folder = folder_for(base, _request(target, config, real, extractors))
+    folder = folder_for(base, _request(target, config, real, extractors), say=say)
     if (card := _card_there(folder)) is not None:
         return Evaluated(card=card, folder=folder, found=True)
 

@@ -2,26 +2,20 @@
 
 import torch
 import torch.nn.functional as F
-from pydantic import model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from sfumato.base.randomness import derived_seed
-from sfumato.base.section import Section
+from sfumato.base.section import Count, Section
 
 
 class ClassifierConfig(Section):
     """Stages of residual blocks; each but the first halves the image and doubles the channels."""
 
-    width: int = 16
+    width: Count = 16
     """Channels of the first stage."""
-    blocks: tuple[int, ...] = (1, 1, 1)
+    blocks: tuple[Count, ...] = Field(default=(1, 1, 1), min_length=1)
     """Residual blocks of each stage."""
-
-    @model_validator(mode="after")
-    def _positive(self) -> "ClassifierConfig":
-        if self.width < 1 or not self.blocks or min(self.blocks) < 1:
-            raise ValueError("width and blocks must be positive, with one stage or more")
-        return self
 
 
 class ResidualBlock(nn.Module):

@@ -7,7 +7,7 @@ import torch
 from pydantic import field_validator
 from torch import nn
 
-from sfumato.base.section import Section
+from sfumato.base.section import NotNegative, Positive, Section
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -15,19 +15,19 @@ Module = TypeVar("Module", bound=nn.Module)
 class AveragingConfig(Section):
     """Exponential moving average of the weights, timed in images so that batch size is free."""
 
-    halflife_images: float = 500_000
+    halflife_images: NotNegative = 500_000
     """Images after which a weight's share in the average has halved; 0: no averaging."""
-    rampup_ratio: float = 0.05
+    rampup_ratio: NotNegative = 0.05
     """Early in a run the half-life is at most this share of the images seen (EDM, Karras 2022)."""
-    also_halflives_images: tuple[float, ...] = ()
+    also_halflives_images: tuple[Positive, ...] = ()
     """Further half-lives: an average of each is kept too, and `sfumato tune` can choose one after
     training (post-hoc averaging, Karras et al. 2024)."""
 
     @field_validator("also_halflives_images")
     @classmethod
     def _each_once(cls, values: tuple[float, ...]) -> tuple[float, ...]:
-        if any(value <= 0 for value in values) or len(set(values)) < len(values):
-            raise ValueError("half-lives are positive, each given once")
+        if len(set(values)) < len(values):
+            raise ValueError("one is given twice")
         return values
 
 

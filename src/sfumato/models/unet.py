@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import model_validator
 
 from sfumato.base.randomness import derived_seed
-from sfumato.base.section import Section
+from sfumato.base.section import Count, Section, Share
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -18,30 +18,27 @@ _UP = {"plain": "UpBlock2D", "attention": "CrossAttnUpBlock2D"}
 class UNetConfig(Section):
     """The denoising network. Up blocks mirror the down blocks, as in the paper."""
 
-    block_out_channels: tuple[int, ...]
+    block_out_channels: tuple[Count, ...]
     """Channels of each resolution level, from fine to coarse."""
     levels: tuple[Level, ...]
     """`plain` or `attention` (cross-attention to the caption) for each level."""
-    layers_per_block: int = 2
+    layers_per_block: Count = 2
     """ResNet layers of each block."""
-    cross_attention_dim: int = 512
+    cross_attention_dim: Count = 512
     """Width of the caption's tokens: 512 for CLIP ViT-B/32."""
-    attention_head_dim: int = 8
+    attention_head_dim: Count = 8
     """The keyword of diffusers: in this network it is the NUMBER of heads."""
-    head_channels: int | None = None
+    head_channels: Count | None = None
     """Channels of one attention head, as `attention_head_dim` sounds; null to go by that number."""
-    norm_num_groups: int = 32
+    norm_num_groups: Count = 32
     """Groups of GroupNorm; must divide every level's channels."""
-    dropout: float = 0.0
+    dropout: Share = 0.0
     """Dropout inside the ResNet layers."""
 
     @model_validator(mode="after")
     def _fits(self) -> "UNetConfig":
         if not self.levels or len(self.levels) != len(self.block_out_channels):
             raise ValueError("levels and block_out_channels must have the same length, at least 1")
-        for name in ("norm_num_groups", "attention_head_dim", "head_channels", "layers_per_block"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more")
         for channels in self.block_out_channels:
             if channels % self.norm_num_groups:
                 raise ValueError(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sfumato.base.errors import InputError
-from sfumato.base.section import Section
+from sfumato.base.section import Count, Section
 from sfumato.base.weights import weights_digest
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class TextConfig(Section):
 
     encoder: str = "bundled"
     """`bundled`, a folder, or a Hub name such as openai/clip-vit-base-patch32."""
-    max_tokens: int = 77
+    max_tokens: Count = 77
     """Prompts are padded or cut to this many tokens (the paper: 8 for MNIST, else 77)."""
 
 

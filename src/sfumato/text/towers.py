@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sfumato.base.images import to_float
 from sfumato.base.randomness import derived_seed
-from sfumato.base.section import Section
+from sfumato.base.section import Count, Section
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
@@ -23,19 +23,19 @@ MAX_LOGIT_SCALE = 100.0
 class TowersConfig(Section):
     """Sizes of the two towers."""
 
-    text_width: int = 512
+    text_width: Count = 512
     """Width of the text tokens: 512, so that U-Nets keep the paper's cross-attention."""
-    text_layers: int = 2
+    text_layers: Count = 2
     """Transformer layers of the text tower."""
-    text_heads: int = 8
+    text_heads: Count = 8
     """Attention heads of a layer."""
-    text_mlp: int = 1024
+    text_mlp: Count = 1024
     """Hidden width of a layer's MLP."""
-    positions: int = 77
+    positions: Count = 77
     """Most tokens of a prompt."""
-    image_widths: tuple[int, int, int, int] = (32, 64, 128, 192)
+    image_widths: tuple[Count, Count, Count, Count] = (32, 64, 128, 192)
     """Channels of the image tower at 32, 16, 8 and 4 pixels."""
-    embedding: int = 128
+    embedding: Count = 128
     """Width of the space that both towers map into."""
 
 

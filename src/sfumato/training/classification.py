@@ -2,11 +2,11 @@
 
 import torch
 import torch.nn.functional as F
-from pydantic import model_validator
+from pydantic import Field
 from torch import Tensor
 
 from sfumato.base.images import to_float
-from sfumato.base.section import Section
+from sfumato.base.section import Count, NotNegative, Positive, Section, Share
 from sfumato.data.loading import Batch
 from sfumato.models.classifier import Classifier
 from sfumato.models.ema import AveragedModel, AveragingConfig
@@ -24,48 +24,31 @@ from sfumato.training.state import Stateful
 class ClassifierTrainingConfig(Section):
     """How long, in which batches, with which changes of the images, and what is kept."""
 
-    batch_size: int = 64
-    """Images of one optimizer step."""
-    epochs: float = 20
+    batch_size: int = Field(default=64, ge=2)
+    """Images of one optimizer step, two or more for batch norm."""
+    epochs: Positive = 20
     """Length of the run in passes over the data."""
-    affine: float = 0.1
+    affine: NotNegative = 0.1
     """Size of random affine changes: 0.1 scales and shears by 10 %, shifts by 5 %; 0 for none.
 
     It interpolates, which blurs small photos that are to be judged sharp: there `shift` is better.
     """
-    shift: int = 0
+    shift: int = Field(default=0, ge=0)
     """Images are shifted by up to this many whole pixels each way, their edges repeated."""
     mirrored: bool = False
     """Whether half of the images are mirrored: true suits photos, false anything with writing."""
-    label_smoothing: float = 0.05
+    label_smoothing: Share = 0.05
     """Share of the target that is spread over all classes."""
     optimizer: OptimizerConfig = OptimizerConfig(
         lr=4e-3, weight_decay=0.05, warmup_images=1_000, decay="cosine"
     )
     averaging: AveragingConfig = AveragingConfig(halflife_images=5_000)
-    log_every_images: int = 1_000
+    log_every_images: Count = 1_000
     """Images between two lines of metrics.jsonl."""
-    checkpoint_every_images: int = 50_000
+    checkpoint_every_images: Count = 50_000
     """Images between two checkpoints."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Count = 2
     """The newest checkpoints that are kept."""
-
-    @model_validator(mode="after")
-    def _in_range(self) -> "ClassifierTrainingConfig":
-        for name in (
-            "batch_size",
-            "epochs",
-            "log_every_images",
-            "checkpoint_every_images",
-            "keep_checkpoints",
-        ):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive")
-        if self.batch_size == 1:
-            raise ValueError("batch_size must be 2 or more, for batch norm")
-        if self.affine < 0 or self.shift < 0 or not 0 <= self.label_smoothing < 1:
-            raise ValueError("affine and shift are at least 0; label_smoothing a share, below 1")
-        return self
 
     def total_images(self, data_set_size: int) -> int:
         """Length of the run in images."""

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 import torch
-from pydantic import model_validator
+from pydantic import Field
 from torch import Tensor
 
 from sfumato.base.images import to_float
-from sfumato.base.section import Section
+from sfumato.base.section import Count, Section
 from sfumato.data.loading import Batch
 from sfumato.text.towers import ClipTowers, contrastive_loss
 from sfumato.training.objectives import StepContext, finish_step, random_changes, warped
@@ -18,29 +18,22 @@ from sfumato.training.state import Stateful
 class ClipTrainingConfig(Section):
     """How long, in which batches, and what is kept."""
 
-    batch_size: int
+    batch_size: Count
     """Images of one optimizer step, over all ranks."""
-    images: int
+    images: Count
     """Length of the run in images."""
-    captions_per_class: int = 2
+    captions_per_class: Count = 2
     """Captions of every class that the images of a step meet."""
-    distractors: int = 3
+    distractors: int = Field(default=3, ge=0)
     """Up to so many unrelated words are put into half of the captions, so that words which no
     caption has do not change what a caption is about."""
     optimizer: OptimizerConfig
-    log_every_images: int = 10_000
+    log_every_images: Count = 10_000
     """Images between two lines of metrics.jsonl."""
-    checkpoint_every_images: int = 50_000
+    checkpoint_every_images: Count = 50_000
     """Images between two checkpoints."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Count = 2
     """The newest checkpoints that are kept."""
-
-    @model_validator(mode="after")
-    def _positive(self) -> "ClipTrainingConfig":
-        for name, value in self:
-            if isinstance(value, int) and value < (0 if name == "distractors" else 1):
-                raise ValueError(f"{name} must be positive")
-        return self
 
 
 @dataclass(frozen=True, kw_only=True)

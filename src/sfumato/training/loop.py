@@ -15,7 +15,7 @@ from pydantic import model_validator
 from torch import Tensor
 
 from sfumato.base.errors import ConfigError
-from sfumato.base.section import Section
+from sfumato.base.section import Count, Positive, Section, Share
 from sfumato.data.loading import Batch, Order
 from sfumato.diffusion.targets import LossWeight
 from sfumato.models.ema import AveragingConfig
@@ -27,62 +27,44 @@ from sfumato.training.optimizer import OptimizerConfig
 class TrainingConfig(Section):
     """How long, in which batches, and what is kept."""
 
-    batch_size: int
+    batch_size: Count
     """Images of one optimizer step, over all ranks."""
-    images: int | None = None
+    images: Count | None = None
     """Length of the run in images; or give `epochs`."""
-    epochs: float | None = None
+    epochs: Positive | None = None
     """Length of the run in passes over the data; or give `images`."""
-    micro_batches: int = 1
+    micro_batches: Count = 1
     """Parts a rank's batch is computed in, to save memory."""
-    caption_dropout: float = 0.1
+    caption_dropout: Share = 0.1
     """Share of captions replaced by the empty prompt, for classifier-free guidance."""
     mirrored: bool = False
     """Whether half of the images are mirrored: true suits photos, false anything with writing."""
     loss_weight: LossWeight = "uniform"
     """Weight of the loss over noise levels: uniform, or min_snr (min-SNR-gamma)."""
-    min_snr_gamma: float = 5.0
+    min_snr_gamma: Positive = 5.0
     """gamma of min_snr: signal-to-noise ratios above it weigh no more."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the network; weights stay float32."""
     optimizer: OptimizerConfig
     averaging: AveragingConfig = AveragingConfig()
-    log_every_images: int = 1_000
+    log_every_images: Count = 1_000
     """Images between two lines of metrics.jsonl."""
-    sample_every_images: int = 10_000
+    sample_every_images: Count = 10_000
     """Images between two grids of samples."""
-    agreement_every_images: int | None = None
+    agreement_every_images: Count | None = None
     """Images between two quick evaluations (`evaluation.quick_count`), lines of agreement.jsonl;
     null for none. A judge that is not in the cache is trained first."""
-    checkpoint_every_images: int = 10_000
+    checkpoint_every_images: Count = 10_000
     """Images between two checkpoints."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Count = 2
     """The newest checkpoints that are kept."""
-    checkpoint_epochs: tuple[float, ...] = ()
+    checkpoint_epochs: tuple[Positive, ...] = ()
     """Epochs at which a checkpoint is made too, and kept: the first step at or after so many."""
 
     @model_validator(mode="after")
-    def _in_range(self) -> "TrainingConfig":
+    def _one_length(self) -> "TrainingConfig":
         if (self.images is None) == (self.epochs is None):
             raise ValueError("give either images or epochs")
-        for name in (
-            "batch_size",
-            "micro_batches",
-            "log_every_images",
-            "sample_every_images",
-            "agreement_every_images",
-            "checkpoint_every_images",
-            "keep_checkpoints",
-            "images",
-            "epochs",
-            "min_snr_gamma",
-        ):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive")
-        if not 0 <= self.caption_dropout < 1:
-            raise ValueError("caption_dropout is a share: at least 0, below 1")
-        if any(epoch <= 0 for epoch in self.checkpoint_epochs):
-            raise ValueError("checkpoint_epochs must be positive")
         if self.micro_batches > self.batch_size:
             raise ValueError("micro_batches cannot exceed batch_size")
         return self

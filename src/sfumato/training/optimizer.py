@@ -3,9 +3,9 @@
 import math
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import model_validator
+from pydantic import Field
 
-from sfumato.base.section import Section
+from sfumato.base.section import NotNegative, Positive, Section, Share
 
 if TYPE_CHECKING:
     import torch
@@ -14,28 +14,18 @@ if TYPE_CHECKING:
 class OptimizerConfig(Section):
     """AdamW (Loshchilov and Hutter 2019), warm-up and decay."""
 
-    lr: float
+    lr: Positive
     """Learning rate after the warm-up."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Share, Share] = (0.9, 0.999)
     """Decay of the first and second moment."""
-    weight_decay: float = 0.01
+    weight_decay: NotNegative = 0.01
     """Decoupled weight decay (torch's and the paper's default)."""
-    warmup_images: int = 0
+    warmup_images: int = Field(default=0, ge=0)
     """Images over which the rate rises linearly from zero."""
     decay: Literal["constant", "cosine"] = "constant"
     """`cosine` brings the rate to zero at the end of the run."""
-    max_grad_norm: float | None = None
+    max_grad_norm: Positive | None = None
     """Clip the global gradient norm to this; null for no clipping, as in the paper."""
-
-    @model_validator(mode="after")
-    def _in_range(self) -> "OptimizerConfig":
-        if self.lr <= 0:
-            raise ValueError("lr must be positive")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError("betas lie in [0, 1)")
-        if self.max_grad_norm is not None and self.max_grad_norm <= 0:
-            raise ValueError("max_grad_norm must be positive, or null for no clipping")
-        return self
 
 
 def learning_rate(config: OptimizerConfig, *, images_seen: int, total_images: int) -> float:
