@@ -8,6 +8,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from sfumato.cli.data import look_at_data
+from sfumato.experiment import load_experiment
 from tests.pictures import encoded, noise, write_image, write_parquet
 
 QUICK = [
@@ -89,6 +91,13 @@ def test_a_parquet_folder_trains_with_its_class_names(sfumato, tmp_path: Path) -
     assert (
         "Training on 40 of them at 8x8, RGB; 2 captions, such as 'A photo of a dog'" in result.out
     )
+
+
+@pytest.mark.parametrize(("caption", "told"), [("A photo", True), ("{caption}", False)])
+def test_one_caption_for_all_images_is_told(photos: Path, capsys, caption: str, told: bool) -> None:
+    settings = [f"data.source={photos}", f"data.caption={caption!r}"]
+    look_at_data(load_experiment("small", settings))
+    assert ("All have the same caption" in capsys.readouterr().out) == told
 
 
 def test_data_show_says_what_is_there(sfumato, photos: Path, tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_hints_name_the_preset_of_the_method(recipe: str) -> None:
 
 @pytest.mark.parametrize("wrong", [{"width": 0}, {"blocks": []}, {"blocks": [1, 0]}])
 def test_a_network_of_nothing_is_refused(wrong) -> None:
-    with pytest.raises(ValidationError, match="greater than or equal to 1|at least 1 item"):
+    with pytest.raises(ValidationError, match=r"greater than or equal to 1|at least 1 item"):
         ClassifierConfig.model_validate(wrong)
 
 

@@ -48,6 +48,11 @@ def look_at_data(recipe: WithData) -> WithData:
         f"Training on {len(records):,} of them at {_form(data)}{'' if is_judge else captions}."
         + (" Streamed from the files." if data.loading == "stream" and not is_judge else "")
     )
+    if len(records.captions) == 1 and not is_judge:
+        say(
+            "All have the same caption: a model of them draws the same for any words. A text file "
+            "beside each image, a line of metadata.jsonl or a class folder gives it its own."
+        )
     if records.resized and records.resized < len(records):
         size = f"{data.resolution}x{data.resolution}"
         count = f"{records.resized:,} of {len(records):,}"
