@@ -77,7 +77,7 @@ class Measure:
 
 MEASURES = {
     "border_rms": Measure(title="RMS of the outer 4 pixels (white is 1)"),
-    "border_deviation": Measure(title="the same about its own mean"),
+    "border_deviation": Measure(title="RMS of the outer 4 pixels about their mean"),
     "edge_rms": Measure(title="RMS of the outer 2 pixels (white is 1)"),
     "high_frequency": Measure(title="power above half Nyquist, %", percent=True),
     "saturated": Measure(title="saturated values (0 or 255)", percent=True),

@@ -28,7 +28,8 @@ def chart(card: CurveCard) -> bytes:
         points={point.images_seen: point.figures for point in card.points},
         colour="#1f618d",
     )
-    return scale_panels([line], card.real, PANELS, over="images seen", to_scale=True)
+    title = f"{card.scheduler}, {card.steps} steps; {card.config.count:,} images a point"
+    return scale_panels([line], card.real, PANELS, title=title, over="images seen", to_scale=True)
 
 
 def _examples(found: CurveFound) -> bytes:

@@ -12,7 +12,14 @@ from sfumato.report.pictures import labelled_grid
 from sfumato.report.scales import Line, effect_told, figure_told, scale_panels
 from sfumato.training.tracking import read_records
 
-PANELS = ("border_rms", "edge_rms", "high_frequency", "diversity")
+PANELS = (
+    "border_rms",
+    "border_deviation",
+    "agreement",
+    "edge_rms",
+    "high_frequency",
+    "diversity",
+)
 COLOURS = {
     "without": "#b03a2e",
     "clipped": "#d98880",
@@ -53,7 +60,9 @@ def noise_figure(findings: Findings) -> bytes:
         )
         for arm in findings.arms
     ]
-    return scale_panels(lines, findings.real, PANELS)
+    first, config = findings.arms[0].settings, findings.config
+    title = f"{first['scheduler']}, {first['steps']} steps; {config.count:,} images a point"
+    return scale_panels(lines, findings.real, PANELS, title=title)
 
 
 def _examples(found: Found) -> bytes:

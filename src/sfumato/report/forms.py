@@ -38,7 +38,8 @@ def chart(card: FormsCard) -> bytes:
         )
         for place, label in enumerate(labels)
     ]
-    return scale_panels(lines, card.real, PANELS)
+    title = f"{card.scheduler}, {card.steps} steps; {card.config.count:,} images a point"
+    return scale_panels(lines, card.real, PANELS, title=title)
 
 
 def _examples(found: FormsFound) -> bytes:

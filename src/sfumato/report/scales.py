@@ -1,6 +1,7 @@
 """Figures over guidance scales: panels, and how values are told with their intervals."""
 
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -33,19 +34,22 @@ def scale_panels(
     real: Mapping[str, Figure],
     measures: Sequence[str],
     *,
+    title: str,
     over: str = "guidance scale w",
     to_scale: bool = False,
 ) -> bytes:
-    """PNG: a panel for each of four measures over w (or another, `over`), with 95 % intervals; real
-    images as a band.
+    """PNG: a panel for each measure over w (or another, `over`) in two rows, with 95 % intervals;
+    real images as a band. `title` says how the images were drawn.
 
     Not `to_scale` the points stand side by side: w = 0, 1, 2 would lie on each other beside 20.
     """
     from matplotlib.figure import Figure as Canvas
     from matplotlib.ticker import MaxNLocator
 
-    canvas = Canvas(figsize=(11, 7.4), dpi=130, layout="constrained")
-    panels = canvas.subplots(2, 2).flatten()
+    columns = math.ceil(len(measures) / 2)
+    canvas = Canvas(figsize=(1 + 5 * columns, 7.7), dpi=130, layout="constrained")
+    canvas.suptitle(title, fontsize=10, color="#555555")
+    panels = canvas.subplots(2, columns).flatten()
     scales = sorted({scale for line in lines for scale in line.points})
     for axes, measure in zip(panels, measures, strict=True):
         places = scales if to_scale else range(len(scales))
