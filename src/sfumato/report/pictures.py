@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from sfumato.base.images import png_bytes, to_pil
 from sfumato.diffusion.guidance import GuidanceConfig
 from sfumato.generation import TEXT_PREFIX, ImageGenerator, Picture
-from sfumato.report.samples import wrapped
+from sfumato.report.samples import font, wrapped
 
 
 def labelled_grid(
@@ -21,16 +21,16 @@ def labelled_grid(
     Small images are enlarged by whole factors. The settings that all pictures share are in the
     PNG's text chunks.
     """
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
-    font = ImageFont.load_default(size=15)
+    letters = font(14)
     side = max(rows[0][0].image.shape[1:])
-    if any(font.getlength(label) > max(side, least_cell_px) + gap_px for label in column_labels):
+    if any(letters.getlength(label) > max(side, least_cell_px) + gap_px for label in column_labels):
         least_cell_px = 2 * least_cell_px  # captions are wrapped, and a line should hold some words
     scale = max(1, -(-least_cell_px // side))
     height, width = (int(n) * scale for n in rows[0][0].image.shape[1:])
-    left = int(max(font.getlength(label) for label in row_labels)) + 18
-    headings = [wrapped(label, font, width, 4) for label in column_labels]
+    left = int(max(letters.getlength(label) for label in row_labels)) + 18
+    headings = [wrapped(label, letters, width, 4) for label in column_labels]
     line_px = 18
     top = 10 + line_px * max(map(len, headings))
     canvas = Image.new(
@@ -43,10 +43,10 @@ def labelled_grid(
         x = left + column * (width + gap_px) + width // 2
         for line, text in enumerate(lines):
             y = top - line_px * (len(lines) - line) + line_px // 2 - 2
-            pen.text((x, y), text, font=font, fill="#333333", anchor="mm")
+            pen.text((x, y), text, font=letters, fill="#333333", anchor="mm")
     for index, (row, label) in enumerate(zip(rows, row_labels, strict=True)):
         y = top + index * (height + gap_px)
-        pen.text((left - 10, y + height // 2), label, font=font, fill="#333333", anchor="rm")
+        pen.text((left - 10, y + height // 2), label, font=letters, fill="#333333", anchor="rm")
         for column, picture in enumerate(row):
             tile = to_pil(picture.image).resize((width, height), Image.Resampling.NEAREST)
             canvas.paste(tile, (left + column * (width + gap_px), y))
