@@ -322,7 +322,7 @@ class Evidence:
             margin=self._margin("diversity"),
         )
         told = ", ".join(
-            f"{found.diversity.value:.3g} at w = {scale:g}"
+            f"{found.diversity.value:.2f} at w = {scale:g}"
             for (arm, scale), found in self.measured.items()
             if arm == key and scale >= NONE
         )
