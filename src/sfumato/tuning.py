@@ -417,11 +417,11 @@ def _as_values(score: Score) -> Mapping[str, Any]:
 
 def front_chart(tuning: Tuning) -> bytes:
     """PNG: distance over agreement, every candidate by the rounds it survived, the front as a
-    line, the choice ringed."""
+    line with its points numbered, the choice ringed."""
     from matplotlib.figure import Figure as Canvas
     from matplotlib.ticker import StrMethodFormatter
 
-    canvas = Canvas(figsize=(7.2, 4.6), dpi=140, layout="constrained")
+    canvas = Canvas(figsize=(7.2, 5.2), dpi=140, layout="constrained")
     axes = canvas.subplots()
     last = max(score.survived for score in tuning.scores)
     for rounds in range(1, last + 1):
@@ -456,31 +456,23 @@ def front_chart(tuning: Tuning) -> bytes:
         choice.frechet.value,
         "o",
         ms=14,
+        ls="none",
         mfc="none",
         mec="#c1121f",
         mew=1.8,
-        label=f"choice: {choice.candidate.title}",
+        label="choice",
     )
-    shown = [score for score in tuning.scores if score in front or score.survived == last]
-    for score in shown:
-        axes.annotate(
-            f"w = {score.candidate.guidance_scale:g}"
-            + (
-                ""
-                if score.candidate.guidance.form == "cfg"
-                else f" {score.candidate.guidance.form}"
-            ),
-            (100 * score.agreement.value, score.frechet.value),
-            xytext=(6, 5),
-            textcoords="offset points",
-            fontsize=7,
-        )
+    for number, score in enumerate(front, start=1):
+        place = (100 * score.agreement.value, score.frechet.value)
+        axes.annotate(str(number), place, xytext=(9, 7), textcoords="offset points", fontsize=8)
+        title = score.candidate.title
+        axes.plot([], [], ls="none", marker=f"${number}$", mew=0, color="black", label=title)
     axes.set(xlabel="agreement, %", ylabel="Frechet distance (judge's features)", yscale="log")
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
     axes.grid(alpha=0.25, which="both")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=7, frameon=False)
+    canvas.legend(loc="outside lower left", ncols=2, fontsize=7, frameon=False, markerscale=0.8)
     buffer = io.BytesIO()
     canvas.savefig(buffer, format="png")
     return buffer.getvalue()
