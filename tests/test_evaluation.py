@@ -192,6 +192,7 @@ def test_an_untrained_judge_shows_what_it_is_worth(real_npz: Path, tmp_path: Pat
         assert row.untrained is not None
         assert row.untrained.lowest <= row.untrained.mean <= row.untrained.highest < 0.4
         assert row.untrained.chance == 0.1
+    assert any("which guessing may do as well (10 %)" in text for text in card.warnings)
 
 
 # What is kept -------------------------------------------------------------------------------------

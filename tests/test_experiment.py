@@ -181,9 +181,10 @@ def test_every_setting_out_of_range_is_told_also_within_one_section() -> None:
         "diffusion.beta_end=1": "diffusion.beta_end: must be below 1 (got 1)",
         "text.max_tokens=0": "text.max_tokens: must be 1 or more (got 0)",
         "sampling.guidance_scale=1001": "sampling.guidance_scale: must be 1000 or less",
+        "evaluation.quick_scales=[1,-1]": "quick_scales.1: must be 0 or more (got -1)",
         "evaluation.floor_pairs=1": "evaluation.floor_pairs: must be 2 or more (got 1)",
     }
-    with pytest.raises(ConfigError, match="13 problems") as caught:
+    with pytest.raises(ConfigError, match="14 problems") as caught:
         load_experiment("digits", list(out_of_range))
     for message in out_of_range.values():
         assert message in caught.value.what

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from sfumato.base.errors import ConfigError, DamagedDataError, InputError
+from sfumato.base.hub import LOOKUP_SECONDS
 from sfumato.base.images import to_float
 from sfumato.classifier import ClassifierExperiment, run_classifier
 from sfumato.configuration import build
@@ -516,6 +517,19 @@ def test_a_classifier_that_cannot_be_used_is_named(tmp_path: Path) -> None:
         load_judge(digits(), str(headless))
     with pytest.raises(InputError, match="There is no judge in nowhere"):
         load_judge(digits(), "./nowhere")
+
+
+def test_a_judge_that_is_neither_a_folder_nor_on_the_hub_is_said_to_be_neither(monkeypatch) -> None:
+    asked: list[float] = []
+
+    def model_info(api: object, name: str, timeout: float) -> None:
+        asked.append(timeout)
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
+    with pytest.raises(InputError, match=r"no judge in runs/jugde: no such folder is here"):
+        load_judge(digits(), "runs/jugde")
+    assert asked == [LOOKUP_SECONDS]  # once
 
 
 def test_pickled_weights_are_not_read(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 There is no second implementation. From the definition of `TextToImagePipeline` on, every top-level
 definition that another one names is copied, module by module, and the imports between our modules
-fall away. A plain configuration section becomes a frozen dataclass, so pydantic is not needed.
+fall away. A plain configuration section becomes a frozen dataclass, and a setting's type loses its
+range, so pydantic is not needed.
 Methods marked `not_exported` need sfumato, and stay behind.
 """
 
@@ -128,13 +129,26 @@ def _read(name: str) -> Module:
         elif isinstance(statement, ast.Import | ast.ImportFrom):
             imports.update(_imports(statement))
         elif not isinstance(statement, ast.Expr):
+            plain = _without_range(statement)
             definition = Definition(
                 statement=statement,
                 uses=_uses(statement),
-                text=_text(lines, tree.body, index),
+                text=plain or _text(lines, tree.body, index),
             )
             definitions.update(dict.fromkeys(_bound(statement), definition))
     return Module(definitions=definitions, imports=imports)
+
+
+def _without_range(statement: ast.stmt) -> str | None:
+    """`Count = Annotated[int, Field(ge=1)]` becomes `Count = int`, also in the tree, and is the
+    text; None for any other statement."""
+    if not isinstance(statement, ast.Assign) or not isinstance(statement.value, ast.Subscript):
+        return None
+    annotated = statement.value
+    if ast.unparse(annotated.value) != "Annotated" or not isinstance(annotated.slice, ast.Tuple):
+        return None
+    statement.value = annotated.slice.elts[0]
+    return ast.unparse(statement)
 
 
 def _without_marked(tree: ast.Module, lines: list[str]) -> list[str | None]:

@@ -29,8 +29,10 @@ class Section(BaseModel):
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
+GuidanceScale = Annotated[float, Field(ge=0, le=1000)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 """At least 0 and below 1."""
+Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 ValueRange = tuple[float, float]
 """Lowest and highest pixel value inside the network."""

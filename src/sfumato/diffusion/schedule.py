@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from sfumato.base.section import Count, Section
+from sfumato.base.section import Count, Fraction, Section
 
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
@@ -22,9 +21,9 @@ class DiffusionConfig(Section):
     """Noise schedule by its diffusers name."""
     num_train_timesteps: Count = 1000
     """T, the number of noise levels."""
-    beta_start: float = Field(default=1e-4, gt=0, lt=1)
+    beta_start: Fraction = 1e-4
     """First beta of the linear schedules (not used by squaredcos_cap_v2)."""
-    beta_end: float = Field(default=0.02, gt=0, lt=1)
+    beta_end: Fraction = 0.02
     """Last beta of the linear schedules (not used by squaredcos_cap_v2)."""
     prediction_type: PredictionType = "epsilon"
     """What the network predicts: the noise (the paper), v, or the clean image."""

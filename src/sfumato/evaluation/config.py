@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from sfumato.base.section import Section
+from sfumato.base.section import GuidanceScale, Section
 from sfumato.features.config import FeaturesConfig
 
 FEWEST_IMAGES = 10
@@ -13,13 +13,13 @@ FEWEST_IMAGES = 10
 class EvaluationConfig(Section):
     """What is measured when nothing else is asked for."""
 
-    guidance_scales: tuple[float, ...] = (1, 2, 3, 5)
+    guidance_scales: tuple[GuidanceScale, ...] = (1, 2, 3, 5)
     """The guidance scales of a table."""
     count: int = 100
     """Images drawn for each guidance scale."""
     quick_count: int = 200
     """Images of a quick evaluation during training (`training.agreement_every_images`)."""
-    quick_scales: tuple[float, ...] = (1,)
+    quick_scales: tuple[GuidanceScale, ...] = (1,)
     """Guidance scales of a quick evaluation."""
     labels: Literal["balanced", "random"] = "balanced"
     """Classes asked for: in turn, as many of each, or drawn by lot."""

@@ -212,7 +212,7 @@ def evaluate(
         real=real_figures,
         floors=floors,
         yardsticks=yardsticks,
-        warnings=_warnings(count, floors, infos, real),
+        warnings=_warnings(count, floors, infos, real, judge),
         command=shlex.join(["sfumato", *sys.argv[1:]]),
     )
     card.save(folder)
@@ -437,9 +437,21 @@ def _info(opened: Opened) -> ExtractorInfo:
 
 
 def _warnings(
-    count: int, floors: Mapping[str, FeatureFloor], infos: Sequence[ExtractorInfo], real: RealSets
+    count: int,
+    floors: Mapping[str, FeatureFloor],
+    infos: Sequence[ExtractorInfo],
+    real: RealSets,
+    judge: Judge | None,
 ) -> list[str]:
     warnings = []
+    chance = 1 / max(1, len(real.reference.records.class_names))
+    if judge is not None and judge.test_accuracy.low <= chance:
+        warnings.append(
+            f"The judge reads {100 * judge.test_accuracy.value:.0f} % of "
+            f"{judge.test_accuracy.count:,} real images right, which guessing "
+            f"may do as well ({100 * chance:.0f} %): agreement and what is measured on its "
+            "features say nothing."
+        )
     if count < CUSTOMARY_COUNT:
         known = "; ".join(
             f"{info.title} {found.mean:.3g}"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.base.errors import DamagedDataError, InputError
-from sfumato.base.hub import quiet_loading
+from sfumato.base.hub import LOOKUP_SECONDS, quiet_loading, reach
 from sfumato.base.images import to_float, to_pil
 from sfumato.base.randomness import derived_seed
 from sfumato.features.extractor import (
@@ -398,6 +398,7 @@ def _read(location: str, may_download: bool, read: Callable[[str, bool], T]) -> 
             except OSError:
                 if is_folder or not may_download:
                     raise
+            _look_up(location)
             return read(place, False)
     except (OSError, ValueError, RuntimeError, UnpicklingError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
@@ -408,6 +409,21 @@ def _read(location: str, may_download: bool, read: Callable[[str, bool], T]) -> 
         raise WeightsNotAtHandError(
             f"The weights of '{location}' are not at hand ({reason}).", mend=_WAYS_OUT
         ) from error
+
+
+def _look_up(name: str) -> None:
+    """Ask the Hub whether it has `name`, once: the libraries would try for half a minute."""
+    from huggingface_hub import HfApi
+
+    try:
+        reach(
+            lambda: HfApi().model_info(name, timeout=LOOKUP_SECONDS),
+            name=name,
+            kind="model",
+            ways=_WAYS_OUT,
+        )
+    except InputError as error:
+        raise WeightsNotAtHandError(error.what, mend=error.mend) from error
 
 
 def _shown(location: str) -> str:

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from sfumato.base.errors import ConfigError, InputError, nearest
-from sfumato.base.section import Count, Section
+from sfumato.base.section import Count, GuidanceScale, Section
 from sfumato.diffusion.guidance import GuidanceConfig
 from sfumato.diffusion.schedule import BETA_SCHEDULES, DiffusionConfig, NoiseSchedule
 from sfumato.diffusion.spacing import TimestepSpacing, spaced_timesteps
@@ -45,7 +44,7 @@ class SamplingConfig(Section):
     """Sampler: DDPM, DDIM, DPMSolver++, UniPC, Euler, EulerAncestral or Heun."""
     steps: Count = 20
     """Denoising steps. A guided step costs two network calls an image, with Heun nearly four."""
-    guidance_scale: float = Field(default=3.0, ge=0, le=1000)
+    guidance_scale: GuidanceScale = 3.0
     """w of Eq. 1: 0 is unconditional, 1 conditional without guidance."""
     guidance: GuidanceConfig = GuidanceConfig()
     """Form of guidance, short (`apg:eta=0`) or as a section."""

@@ -31,7 +31,12 @@ from sfumato.data.config import DataConfig
 from sfumato.data.loading import DeviceBatches
 from sfumato.data.sources import Records, load_records, open_images, source_identity
 from sfumato.data.survey import resolve
-from sfumato.features.extractor import BatchedExtractor, Device, weights_sha256
+from sfumato.features.extractor import (
+    BatchedExtractor,
+    Device,
+    WeightsNotAtHandError,
+    weights_sha256,
+)
 from sfumato.features.small import classifier_features
 from sfumato.metrics.agreement import agreement, confusion_matrix
 from sfumato.metrics.calibration import fit_temperature, negative_log_likelihood
@@ -322,7 +327,15 @@ def _check_form(own: dict[str, Any], data: DataConfig, folder: Path) -> None:
 def _of_transformers(location: str, reference: Records, device: Device) -> Judge:
     from sfumato.features.vision import load_image_classifier
 
-    model = load_image_classifier(location, device=device, may_download=True)
+    try:
+        model = load_image_classifier(location, device=device, may_download=True)
+    except WeightsNotAtHandError as error:
+        raise InputError(
+            f"There is no judge in {location}: no such folder is here. As a name of the Hub: "
+            f"{error.what}",
+            mend="`sfumato train classifier DATASET --out FOLDER` makes one; without "
+            "evaluation.judge the data set's own is taken, or trained once.",
+        ) from error
     rows = match_classes(model.labels, reference.class_names, whose=location)
     description = f"image classifier of {len(model.labels):,} classes, by transformers"
     if len(rows) < len(model.labels):
