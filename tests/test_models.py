@@ -131,6 +131,8 @@ def test_text_is_projected_once_with_the_same_bits() -> None:
         ({"norm_num_groups": 32}, "does not divide 8"),
         ({"attention_head_dim": 3}, "number of heads"),
         ({"head_channels": 5}, "head_channels=5 does not divide"),
+        ({"head_channels": 0}, "greater than or equal to 1"),
+        ({"head_channels": -8}, "greater than or equal to 1"),
     ],
 )
 def test_networks_that_cannot_be_built_are_refused(changes, message) -> None:

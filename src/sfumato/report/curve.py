@@ -7,7 +7,7 @@ from sfumato.evaluation.arms import MEASURES
 from sfumato.evaluation.curve import FILE_NAME, CurveCard, CurveFound
 from sfumato.generation import Picture
 from sfumato.report.pictures import labelled_grid
-from sfumato.report.scales import Line, figure_told, real_rows, scale_panels
+from sfumato.report.scales import Line, figure_told, how_drawn, real_rows, scale_panels
 
 PANELS = ("agreement", "frechet", "diversity", "saturated")
 
@@ -28,7 +28,7 @@ def chart(card: CurveCard) -> bytes:
         points={point.images_seen: point.figures for point in card.points},
         colour="#1f618d",
     )
-    title = f"{card.scheduler}, {card.steps} steps; {card.config.count:,} images a point"
+    title = how_drawn(card.scheduler, card.steps, card.config.count)
     return scale_panels([line], card.real, PANELS, title=title, over="images seen", to_scale=True)
 
 

@@ -9,7 +9,7 @@ from sfumato.evaluation.findings import FILE_NAME, Findings, Found
 from sfumato.generation import Picture
 from sfumato.report.page import loss_curve
 from sfumato.report.pictures import labelled_grid
-from sfumato.report.scales import Line, effect_told, figure_told, scale_panels
+from sfumato.report.scales import Line, effect_told, figure_told, how_drawn, scale_panels
 from sfumato.training.tracking import read_records
 
 PANELS = (
@@ -61,7 +61,7 @@ def noise_figure(findings: Findings) -> bytes:
         for arm in findings.arms
     ]
     first, config = findings.arms[0].settings, findings.config
-    title = f"{first['scheduler']}, {first['steps']} steps; {config.count:,} images a point"
+    title = how_drawn(first["scheduler"], first["steps"], config.count)
     return scale_panels(lines, findings.real, PANELS, title=title)
 
 

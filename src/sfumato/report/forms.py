@@ -7,7 +7,7 @@ from sfumato.evaluation.arms import MEASURES
 from sfumato.evaluation.forms import FILE_NAME, FormRow, FormsCard, FormsFound
 from sfumato.generation import Picture
 from sfumato.report.pictures import labelled_grid
-from sfumato.report.scales import Line, effect_told, figure_told, real_rows, scale_panels
+from sfumato.report.scales import Line, effect_told, figure_told, how_drawn, real_rows, scale_panels
 
 PANELS = ("agreement", "frechet", "diversity", "saturated")
 COLUMNS = ("agreement", "frechet", "diversity", "saturated", "brightness")
@@ -38,7 +38,7 @@ def chart(card: FormsCard) -> bytes:
         )
         for place, label in enumerate(labels)
     ]
-    title = f"{card.scheduler}, {card.steps} steps; {card.config.count:,} images a point"
+    title = how_drawn(card.scheduler, card.steps, card.config.count)
     return scale_panels(lines, card.real, PANELS, title=title)
 
 

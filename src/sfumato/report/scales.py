@@ -68,6 +68,11 @@ def scale_panels(
     return buffer.getvalue()
 
 
+def how_drawn(scheduler: str, steps: int, count: int) -> str:
+    """The title of a figure: sampler, steps, and images behind each point."""
+    return f"{scheduler}, {steps} steps; {count:,} images a point"
+
+
 def _panel(
     axes: "Axes",
     lines: Sequence[Line],
