@@ -472,6 +472,9 @@ def test_mnist_was_measured(mnist: Path) -> None:
     evaluations = read_json(mnist / FIGURES)["evaluations"]
     assert {one["held_out"] for one in evaluations} == {False, True}
     assert "Not measured" not in (mnist / "README.md").read_text("utf-8")
+    assert "sfumato sample bundled:mnist " in (mnist / "README.md").read_text(
+        "utf-8"
+    )  # the command works
 
 
 def test_mnist_draws_digits(mnist: Path, sfumato, tmp_path: Path) -> None:
