@@ -14,7 +14,8 @@ from filelock import FileLock
 
 from sfumato.base.images import to_float
 from sfumato.base.memory import keep_freed_memory
-from sfumato.data.sources import DataConfig, Records, load_records
+from sfumato.config.sections import DataConfig
+from sfumato.data.records import Records, load_records
 from sfumato.diffusion.schedule import NoiseSchedule, PredictionType
 from sfumato.diffusion.targets import PREDICTIONS
 
@@ -95,7 +96,8 @@ def sfumato():
 @pytest.fixture(scope="session")
 def small_run(together: Path) -> Path:
     """A run folder of a small model, trained far enough that captions matter."""
-    from sfumato.experiment import load_experiment, run_experiment
+    from sfumato.config.schema import load_experiment
+    from sfumato.methods.diffusion import run_experiment
 
     folder = together / "small"
     with FileLock(together / "small.lock"):  # the first worker trains, the others wait for it
@@ -105,7 +107,7 @@ def small_run(together: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def small_generator(small_run: Path):
-    from sfumato.generation import ImageGenerator
+    from sfumato.generation.model import ImageGenerator
 
     return ImageGenerator.open(small_run, device="cpu")
 

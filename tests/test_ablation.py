@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sfumato.ablation import (
+from sfumato.base.errors import ConfigError, InputError
+from sfumato.studies.ablation import (
     Ablated,
     Ablation,
     Arm,
@@ -19,8 +20,7 @@ from sfumato.ablation import (
     run_ablation,
     run_folder,
 )
-from sfumato.base.errors import ConfigError, InputError
-from sfumato.training.tracking import AGREEMENT, read_records
+from sfumato.training.records import AGREEMENT, read_records
 
 TINY = Ablation(
     name="tiny",
@@ -85,7 +85,7 @@ def test_every_arm_of_the_ablations_that_come_with_sfumato_is_an_experiment(name
 
 def test_the_mnist_arms_are_the_presets() -> None:
     """`ours` is mnist-fast and `paper` is mnist, but for their length and how they are drawn."""
-    from sfumato.experiment import load_experiment
+    from sfumato.config.schema import load_experiment
 
     ablation = load_ablation("mnist")
     for name, preset in (("ours", "mnist-fast"), ("paper, batch 512", "mnist")):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sfumato.base.errors import InputError
-from sfumato.bench import (
+from sfumato.bench.steps import (
     LEAST_PAIRS,
     compare,
     compare_sampling,
@@ -20,8 +20,9 @@ from sfumato.bench import (
     plain_training,
     untrained_generator,
 )
-from sfumato.experiment import load_experiment, prepare_run
-from sfumato.pipeline import generators_from_seeds
+from sfumato.config.schema import load_experiment
+from sfumato.generation.pipeline import generators_from_seeds
+from sfumato.methods.diffusion import prepare_run
 
 TINY = [
     "data.resolution=8",

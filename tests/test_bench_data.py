@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sfumato.base.errors import InputError, SfumatoError
-from sfumato.bench_data import (
+from sfumato.bench.loading import (
     WAYS,
     Loading,
     Row,
@@ -19,10 +19,10 @@ from sfumato.bench_data import (
     compare_loading,
     time_once,
 )
-from sfumato.data.config import DataConfig
+from sfumato.bench.loading_page import file_orders
+from sfumato.config.sections import DataConfig
 from sfumato.data.prepare import prepare
-from sfumato.data.sources import load_records
-from sfumato.report.loading import file_orders
+from sfumato.data.records import load_records
 from tests.pictures import encoded, noise, write_parquet
 
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from sfumato.bench_order import ORDERS, RANDOM, compare_orders, file_by_file, ordered
-from sfumato.data.config import DataConfig
-from sfumato.data.stream import open_stream
+from sfumato.bench.order import ORDERS, RANDOM, compare_orders, file_by_file, ordered
+from sfumato.config.schema import load_experiment
+from sfumato.config.sections import DataConfig
+from sfumato.data.streaming.stream import open_stream
 from sfumato.data.survey import resolve
-from sfumato.experiment import load_experiment
 from tests.pictures import encoded, noise, write_parquet
 
 

@@ -13,15 +13,15 @@ from PIL import Image
 
 from sfumato.base.errors import ConfigError, DamagedDataError, InputError
 from sfumato.base.files import read_json, sha256_of_file, write_json
-from sfumato.bundled import model as bundle_format
-from sfumato.bundled import names
-from sfumato.bundled.model import FIGURES, TEXT_FILES, UNET_WEIGHTS, open_bundle
-from sfumato.bundled.names import HASHES, INDEX, beside, model_folder
-from sfumato.bundling import add_cards, public_source, training_command, write_bundle
+from sfumato.config.schema import load_experiment
+from sfumato.evaluation.bundling import add_cards, public_source, training_command, write_bundle
 from sfumato.evaluation.card import FeatureFigures, Figure, MetricCard, read_card
-from sfumato.experiment import load_experiment
-from sfumato.generation import ImageGenerator
-from sfumato.pipeline import TextToImagePipeline
+from sfumato.generation import bundle_names as names
+from sfumato.generation import bundles as bundle_format
+from sfumato.generation.bundle_names import HASHES, INDEX, beside, model_folder
+from sfumato.generation.bundles import FIGURES, TEXT_FILES, UNET_WEIGHTS, open_bundle
+from sfumato.generation.model import ImageGenerator
+from sfumato.generation.pipeline import TextToImagePipeline
 from sfumato.text.bundled import bundled_folder
 
 PROMPTS, SEEDS = ["A handwritten digit 7", "the digit 2"], [0, 1]
@@ -309,7 +309,7 @@ def test_a_byte_that_was_altered(name: str, place: int, copied: Path) -> None:
     alter(copied / name, place)
     with pytest.raises(DamagedDataError, match=name) as caught:
         ImageGenerator.open(copied)
-    assert "sfumato bundle" in caught.value.mend
+    assert "sfumato bundle" in caught.value.hint
     (copied / name).unlink()
     with pytest.raises(DamagedDataError, match=f"{name} is missing"):
         TextToImagePipeline.from_pretrained(copied)
@@ -323,7 +323,7 @@ def test_another_text_encoder(name: str, bundle: Path, tmp_path: Path, monkeypat
     alter(clip / name, 100)
     with pytest.raises(DamagedDataError, match=f"{name} is not the text encoder") as caught:
         open_bundle(bundle)
-    assert "Reinstall sfumato" in caught.value.mend
+    assert "Reinstall sfumato" in caught.value.hint
 
 
 def test_damaged_hashes(copied: Path) -> None:
@@ -441,7 +441,8 @@ def test_arguments_of_diffusers(bundle: Path) -> None:
 
 def test_names_are_found_without_torch() -> None:
     code = (
-        "import sys, sfumato.bundled.names as n; n.bundled_names(); print('torch' in sys.modules)"
+        "import sys, sfumato.generation.bundle_names as n; n.bundled_names();"
+        "print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

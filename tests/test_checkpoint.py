@@ -124,7 +124,7 @@ def test_only_damaged_ones_is_an_error_with_exit_code_3(checkpoints: Checkpoints
     with pytest.raises(DamagedDataError, match="truncated") as caught:
         checkpoints.latest()
     assert caught.value.exit_code == 3
-    assert caught.value.mend
+    assert caught.value.hint
 
 
 def test_no_checkpoint_is_none(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_a_full_device_is_told_and_nothing_is_lost(tmp_path: Path, monkeypatch) 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(SfumatoError, match="No space left") as caught:
         write_bytes(target, b"after")
-    assert "start the same command again" in caught.value.mend
+    assert "start the same command again" in caught.value.hint
     assert target.read_bytes() == b"before"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 

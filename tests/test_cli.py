@@ -36,7 +36,7 @@ TRAIN = [
 
 
 def one_message(result, code: int, *words: str) -> None:
-    """One clear message with the mend, no traceback."""
+    """One clear message with the hint, no traceback."""
     assert result.code == code, result.err + result.out
     assert "Traceback" not in result.err
     assert result.err.startswith("error: ") or "Usage:" in result.err, result.err

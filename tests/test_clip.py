@@ -9,15 +9,15 @@ import torch.nn.functional as F
 
 from sfumato.base.errors import ConfigError
 from sfumato.base.files import sha256_of_file
-from sfumato.clip import RESULT, ClipExperiment, load_class_data, run_clip
-from sfumato.data.config import DataConfig
-from sfumato.data.sources import load_records
-from sfumato.methods import load_recipe
+from sfumato.config.schema import ClipExperiment, load_experiment
+from sfumato.config.sections import DataConfig, TextConfig, TowersConfig
+from sfumato.data.records import load_records
+from sfumato.methods.clip import RESULT, load_class_data, run_clip
 from sfumato.text.bundled import bundled_folder, load_towers
-from sfumato.text.encoder import TextConfig, load_text_encoder
+from sfumato.text.encoder import load_text_encoder
 from sfumato.text.tokenizer import train_tokenizer, vocabulary_corpus
-from sfumato.text.towers import TowersConfig, build_towers, contrastive_loss, tokenize
-from sfumato.training.contrastive import with_distractors
+from sfumato.text.towers import build_towers, contrastive_loss, tokenize
+from sfumato.training.objectives.clip import with_distractors
 
 TINY = {
     "name": "tiny",
@@ -212,10 +212,10 @@ def test_stopped_and_started_again_equals_unbroken(finished, tmp_path) -> None:
 
 
 def test_settings_of_a_mapping_can_be_changed_and_are_checked() -> None:
-    recipe = load_recipe("clip", ["datasets.mnist.sources=[digits]", "training.images=100"])
-    assert recipe.datasets["mnist"].sources == ("digits",)
+    experiment = load_experiment("clip", ["datasets.mnist.sources=[digits]", "training.images=100"])
+    assert experiment.datasets["mnist"].sources == ("digits",)
     with pytest.raises(ConfigError, match=r"Did you mean 'datasets.mnist.sources'"):
-        load_recipe("clip", ["datasets.mnist.source=[digits]"])
+        load_experiment("clip", ["datasets.mnist.source=[digits]"])
     with pytest.raises(ConfigError, match="Did you mean 'clip'"):
         load_recipe_with_method("clop")
 
@@ -227,7 +227,7 @@ def load_recipe_with_method(method: str):
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "mine.yaml"
         file.write_text(f"name: mine\nmethod: {method}\n")
-        return load_recipe(str(file))
+        return load_experiment(str(file))
 
 
 def test_a_model_refuses_an_encoder_that_is_not_the_one_it_was_trained_with(
@@ -238,8 +238,9 @@ def test_a_model_refuses_an_encoder_that_is_not_the_one_it_was_trained_with(
 
     from safetensors.torch import load_file, save_file
 
-    from sfumato.experiment import load_experiment, run_experiment
-    from sfumato.generation import ImageGenerator
+    from sfumato.config.schema import load_experiment
+    from sfumato.generation.model import ImageGenerator
+    from sfumato.methods.diffusion import run_experiment
     from tests.conftest import SMALL
 
     encoder = tmp_path / "encoder"
@@ -276,7 +277,7 @@ def test_the_bundled_clip_is_within_its_bounds() -> None:
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
 def test_the_bundled_clip_names_real_test_images(name: str, shared_data) -> None:
     """The first 1,000 test images by captions that were never trained on."""
-    experiment = load_recipe("clip")
+    experiment = load_experiment("clip")
     group = experiment.datasets[name]
     towers, tokenizer = load_towers(bundled_folder())
     config = DataConfig(

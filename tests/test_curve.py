@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from sfumato.base.errors import InputError
-from sfumato.evaluation.curve import read_curve
-from sfumato.evaluation.ground import Ground, real_measured
-from sfumato.generation import ImageGenerator
+from sfumato.evaluation.reference import Ground, real_measured
+from sfumato.generation.model import ImageGenerator
+from sfumato.studies.training_curve import read_curve
 from sfumato.training.checkpoint import Checkpoints
 from tests.conftest import CommandResult
 

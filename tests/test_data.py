@@ -5,9 +5,10 @@ from sklearn.datasets import load_digits
 
 from sfumato.base.errors import ConfigError
 from sfumato.base.images import grid, resize, to_float, to_uint8
+from sfumato.config.sections import DataConfig
 from sfumato.data.captions import captions_from_templates
 from sfumato.data.loading import DeviceBatches, SampleOrder
-from sfumato.data.sources import DataConfig, load_records
+from sfumato.data.records import load_records
 from sfumato.evaluation.subjects import prompts_for
 
 

@@ -9,7 +9,7 @@ import yaml
 from PIL import Image
 
 from sfumato.cli.data import look_at_data
-from sfumato.experiment import load_experiment
+from sfumato.config.schema import load_experiment
 from tests.pictures import encoded, noise, write_image, write_parquet
 
 QUICK = [
@@ -135,7 +135,7 @@ def test_mnist_from_parquet(sfumato, shared_data: Path, tmp_path: Path) -> None:
         "data", "show", str(shared_data / "mnist"), "--out", str(tmp_path / "mnist.png")
     )
     assert result.code == 0, result.err
-    assert "train 10,000, test 10,000" in result.out
+    assert "train 60,000, test 10,000" in result.out
     assert "Files      PNG 100 %" in result.out
     assert "Training   28x28, greyscale" in result.out
 
@@ -161,7 +161,9 @@ def test_an_encoder_that_is_not_there_is_told_before_anything_else(
     sfumato, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No image is read, nobody is asked, no folder is made."""
-    monkeypatch.setattr("sfumato.cli.data.look_at_data", lambda recipe: pytest.fail("was looked"))
+    monkeypatch.setattr(
+        "sfumato.cli.data.look_at_data", lambda experiment: pytest.fail("was looked")
+    )
     arguments = ["train", "mnist", "--out", str(tmp_path / "run"), "--set"]
     missing = sfumato(*arguments, "text.encoder=./nowhere", cwd=tmp_path)
     ways = ("download once", "text.encoder=FOLDER", "text.encoder=bundled")

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from sfumato.base.errors import ConfigError, DamagedDataError, InputError
-from sfumato.data.config import DataConfig
-from sfumato.data.sources import load_records, open_images
+from sfumato.config.sections import DataConfig
+from sfumato.data.records import load_records, open_images
 from sfumato.data.survey import resolve, survey
 from tests.pictures import noise, write_image
 

@@ -12,10 +12,10 @@ from urllib.parse import unquote
 import pytest
 
 from sfumato.base.errors import DamagedDataError, InputError
-from sfumato.data import hub
-from sfumato.data.config import DataConfig
-from sfumato.data.hub import MANIFEST, hub_folder, is_hub_name
-from sfumato.data.sources import load_records
+from sfumato.config.sections import DataConfig
+from sfumato.data.records import load_records
+from sfumato.data.sources import hub
+from sfumato.data.sources.hub import MANIFEST, hub_folder, is_hub_name
 from tests.pictures import encoded, noise, write_parquet
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -133,7 +133,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[
     template = "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(f"{constants}.ENDPOINT", server.url)
     monkeypatch.setattr(f"{constants}.HUGGINGFACE_CO_URL_TEMPLATE", server.url + template)
-    monkeypatch.setattr("sfumato.data.hub._PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("sfumato.data.sources.hub._PAUSE_SECONDS", 0.0)
     yield server, tmp_path / "cache" / "hub" / "owner--birds"
     server.server.shutdown()
     server.server.server_close()

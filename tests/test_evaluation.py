@@ -12,20 +12,19 @@ from torch import Tensor
 
 from sfumato.base.errors import ConfigError, DamagedDataError, InputError
 from sfumato.base.files import write_json
-from sfumato.data.config import DataConfig
-from sfumato.data.sources import Records, load_records
+from sfumato.config.sections import DataConfig, EvaluationConfig
+from sfumato.data.records import Records, load_records
 from sfumato.evaluation import measure, taken
 from sfumato.evaluation.card import MetricCard, read_card
 from sfumato.evaluation.compare import Side, compare
-from sfumato.evaluation.config import EvaluationConfig
+from sfumato.evaluation.extractors.small import load_small_clip
 from sfumato.evaluation.figures import MOST_ROWS, Features, floor_sets
 from sfumato.evaluation.measure import evaluate
+from sfumato.evaluation.metrics.frechet import feature_statistics, frechet_distance
+from sfumato.evaluation.metrics.kernel import kernel_distance
 from sfumato.evaluation.real import RealImages
 from sfumato.evaluation.target import Target, files_target, model_target
-from sfumato.features.small import load_small_clip
-from sfumato.generation import ImageGenerator, Picture
-from sfumato.metrics.frechet import feature_statistics, frechet_distance
-from sfumato.metrics.kernel import kernel_distance
+from sfumato.generation.model import ImageGenerator, Picture
 from tests.conftest import CommandResult
 from tests.memory import run_alone
 
@@ -289,7 +288,7 @@ def test_50000_by_2048_features_stream_within_a_gigabyte() -> None:
     """In a process of its own: peak memory and the time of the distance."""
     lines, peak_bytes = run_alone("""
 import time, torch
-from sfumato.metrics.frechet import FeatureMoments, frechet_distance
+from sfumato.evaluation.metrics.frechet import FeatureMoments, frechet_distance
 moments = [FeatureMoments(2048), FeatureMoments(2048)]
 for seed, one in enumerate(moments):
     generator = torch.Generator().manual_seed(seed)

@@ -7,23 +7,28 @@ import yaml
 
 from sfumato.base.errors import ConfigError, InputError
 from sfumato.base.files import TEMPORARY_PREFIX, write_json
-from sfumato.clip import ClassSet, ClipExperiment
-from sfumato.configuration import claim_folder, differences, preset_names, setting_names
-from sfumato.experiment import CHANGEABLE_ON_RESUME, Experiment, load_experiment
-from sfumato.methods import load_recipe
+from sfumato.config.overrides import differences, preset_names, setting_names
+from sfumato.config.schema import (
+    CHANGEABLE_ON_RESUME,
+    ClassSet,
+    ClipExperiment,
+    DiffusionExperiment,
+    load_experiment,
+)
+from sfumato.config.sections import TextConfig
 from sfumato.models.unet import build_unet
-from sfumato.text.encoder import TextConfig
+from sfumato.training.folder import claim_folder
 from sfumato.training.optimizer import build_optimizer
 
 
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_is_valid_and_survives_yaml(name: str, tmp_path: Path) -> None:
-    experiment = load_recipe(name)
+    experiment = load_experiment(name)
     assert experiment.name == name
     assert experiment.about
     file = tmp_path / "mine.yaml"
     file.write_text(experiment.to_yaml())
-    assert load_recipe(str(file)) == experiment
+    assert load_experiment(str(file)) == experiment
 
 
 def test_mnist_is_the_listing_of_section_3_2() -> None:
@@ -117,7 +122,7 @@ def test_every_setting_is_documented() -> None:
             elif not field.description:
                 yield prefix + name
 
-    assert list(undocumented(Experiment)) == []
+    assert list(undocumented(DiffusionExperiment)) == []
     assert list(undocumented(ClipExperiment)) == []
     assert list(undocumented(ClassSet)) == []
 
@@ -256,7 +261,7 @@ def test_settings_that_may_change_on_resume_do(tmp_path: Path) -> None:
 
 
 def test_the_table_of_changeable_settings_names_real_ones() -> None:
-    assert set(CHANGEABLE_ON_RESUME) <= set(setting_names(Experiment))
+    assert set(CHANGEABLE_ON_RESUME) <= set(setting_names(DiffusionExperiment))
 
 
 def test_the_documentation_lists_exactly_the_changeable_settings() -> None:
@@ -320,4 +325,4 @@ def test_images_that_moved_are_told_how_to_go_on(tmp_path: Path) -> None:
     claim_folder(first, tmp_path / "run")
     with pytest.raises(ConfigError) as caught:
         claim_folder(load_experiment("digits", ["data.source=/elsewhere"]), tmp_path / "run")
-    assert "write their new place into data.source" in caught.value.mend
+    assert "write their new place into data.source" in caught.value.hint

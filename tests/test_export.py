@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sfumato import standalone
 from sfumato.base.errors import InputError
-from sfumato.generation import ImageGenerator
-from sfumato.models.schedulers import SAMPLERS
-from sfumato.pipeline import TextToImagePipeline
+from sfumato.diffusion.solvers.schedulers import SAMPLERS
+from sfumato.generation import export as standalone
+from sfumato.generation.model import ImageGenerator
+from sfumato.generation.pipeline import TextToImagePipeline
 
 PROMPTS = [f"A handwritten digit {digit}" for digit in range(3)]
 SEEDS = [10, 11, 12]
@@ -138,7 +138,9 @@ def test_the_same_bytes_on_every_export(exported: Path, small_run: Path, tmp_pat
     assert (small_run / "pipeline" / "pipeline.py").read_bytes() == file
     ImageGenerator.open(exported, device="cpu").export(tmp_path / "again")
     assert (tmp_path / "again" / "pipeline.py").read_bytes() == file
-    code = "from sfumato.standalone import standalone_source; print(standalone_source(), end='')"
+    code = (
+        "from sfumato.generation.export import standalone_source;print(standalone_source(), end='')"
+    )
     source = str(Path(standalone.__file__).parents[1])
     printed = run_python(code, cwd=tmp_path, PYTHONPATH=source, PYTHONHASHSEED="7")
     assert printed.encode() == file

@@ -11,17 +11,17 @@ from torch import Tensor
 
 from sfumato.base.errors import DamagedDataError, InputError
 from sfumato.base.images import to_float
-from sfumato.features.config import FeaturesConfig
-from sfumato.features.extractor import (
+from sfumato.config.sections import FeaturesConfig
+from sfumato.evaluation.extractors.extractor import (
     BatchedExtractor,
     FeatureExtractor,
     WeightsNotAtHandError,
     features_of,
 )
-from sfumato.features.inception import Inception
-from sfumato.features.registry import EXTRACTORS, available_extractors, load_extractor
-from sfumato.features.small import classifier_features, load_small_clip
-from sfumato.features.vision import (
+from sfumato.evaluation.extractors.inception import Inception
+from sfumato.evaluation.extractors.registry import EXTRACTORS, available_extractors, load_extractor
+from sfumato.evaluation.extractors.small import classifier_features, load_small_clip
+from sfumato.evaluation.extractors.vision import (
     CLIP_MEAN,
     CLIP_STD,
     IMAGENET_MEAN,
@@ -54,9 +54,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         Dinov2Model,
     )
 
+    from sfumato.config.sections import TowersConfig
     from sfumato.text.bundled import save_towers
     from sfumato.text.tokenizer import train_tokenizer
-    from sfumato.text.towers import TowersConfig, build_towers
+    from sfumato.text.towers import build_towers
 
     root = tmp_path_factory.mktemp("models")
     found = {name: root / name for name in ("clip", "half", "dinov2", "small", "inception.pth")}
@@ -386,7 +387,7 @@ def test_weights_that_are_not_at_hand_become_a_reason(
     for one in opened:
         assert one.extractor is None
         assert one.reason
-        assert one.mend
+        assert one.hint
     at_hand = list(available_extractors(("clip", "judge"), config, judge=judge))
     assert [one.reason for one in at_hand] == ["", ""]
     assert at_hand[1].extractor is judge
@@ -395,7 +396,7 @@ def test_weights_that_are_not_at_hand_become_a_reason(
 def test_what_a_person_has_to_mend_is_raised(folders: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no feature extractor 'inceptoin'") as unknown:
         list(available_extractors(["inceptoin"]))
-    assert "inception" in unknown.value.mend
+    assert "inception" in unknown.value.hint
     with pytest.raises(InputError, match="There is no folder"):
         load_clip(str(tmp_path / "none"))
     with pytest.raises(InputError, match="'dinov2', not 'clip'"):

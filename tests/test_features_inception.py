@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.base.errors import DamagedDataError, InputError
-from sfumato.features import download as downloads
-from sfumato.features import inception_weights
-from sfumato.features.extractor import WeightsNotAtHandError
-from sfumato.features.inception import Inception, resize_like_tensorflow1
-from sfumato.features.inception_weights import find_weights, load_inception
+from sfumato.evaluation.extractors import download as downloads
+from sfumato.evaluation.extractors import inception_weights
+from sfumato.evaluation.extractors.extractor import WeightsNotAtHandError
+from sfumato.evaluation.extractors.inception import Inception, resize_like_tensorflow1
+from sfumato.evaluation.extractors.inception_weights import find_weights, load_inception
 
 REFERENCES = Path(sys.prefix) / "references"
 """Packages that tests compare with and that cannot be installed beside ours (see Makefile)."""
@@ -272,7 +272,7 @@ def test_weights_that_are_not_at_hand(serve, monkeypatch: pytest.MonkeyPatch) ->
     stand_in = serve(b"weights")
     with pytest.raises(WeightsNotAtHandError, match="not at hand") as refused:
         load_inception()
-    assert "SFUMATO_INCEPTION=PATH" in refused.value.mend
+    assert "SFUMATO_INCEPTION=PATH" in refused.value.hint
     assert stand_in.ranges == []  # nothing is fetched unasked
     serve(b"weights", status=404)
     with pytest.raises(WeightsNotAtHandError, match="404"):
@@ -299,7 +299,7 @@ def test_a_partial_file_that_is_whole_is_taken(serve, tmp_path: Path) -> None:
     sha256 = hashlib.sha256(content).hexdigest()
     path = tmp_path / "file"
     (tmp_path / f"{downloads.TEMPORARY_PREFIX}{sha256[:8]}-file").write_bytes(content)
-    downloads.download(stand_in.url, path, sha256=sha256, mend="")
+    downloads.download(stand_in.url, path, sha256=sha256, hint="")
     assert path.read_bytes() == content
     assert stand_in.ranges == ["bytes=7-"]
 

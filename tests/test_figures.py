@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 from sfumato.cli.app import figures
-from sfumato.data.sources import Records
-from sfumato.generation import ImageGenerator, Picture
-from sfumato.report.figures import CIFAR10, MNIST, SEED, Sources, experiment_of
-from sfumato.report.pictures import labelled_grid
+from sfumato.data.records import Records
+from sfumato.generation.model import ImageGenerator, Picture
+from sfumato.paper.figures import CIFAR10, MNIST, SEED, Sources, experiment_of
+from sfumato.report.grids import labelled_grid
 from sfumato.text.prompts import NULL
 from tests.conftest import CommandResult
 

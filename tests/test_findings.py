@@ -13,10 +13,12 @@ from safetensors.torch import load_file
 from sfumato.base.errors import InputError
 from sfumato.base.images import to_uint8
 from sfumato.evaluation.arms import Draws, stretched
-from sfumato.evaluation.claims import GUIDED, NONE
-from sfumato.evaluation.findings import FindingsConfig, measure_findings
 from sfumato.evaluation.subjects import what_to_ask
-from sfumato.evaluation.verdicts import (
+from sfumato.generation.model import ImageGenerator
+from sfumato.generation.pipeline import generators_from_seeds
+from sfumato.paper.claims import GUIDED, NONE
+from sfumato.paper.findings import FindingsConfig, measure_findings
+from sfumato.studies.verdicts import (
     HELD,
     NOT_HELD,
     UNDECIDED,
@@ -26,8 +28,6 @@ from sfumato.evaluation.verdicts import (
     opposite,
     together,
 )
-from sfumato.generation import ImageGenerator
-from sfumato.pipeline import generators_from_seeds
 from tests.conftest import SMALL, CommandResult
 
 Sfumato = Callable[..., CommandResult]
@@ -53,7 +53,8 @@ def runs(together_runs: Path) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def together_runs(together: Path) -> Path:
-    from sfumato.experiment import load_experiment, run_experiment
+    from sfumato.config.schema import load_experiment
+    from sfumato.methods.diffusion import run_experiment
 
     folder = together / "findings-runs"
     without = ["training.caption_dropout=0", "data.value_range=[0,1]"]
@@ -157,7 +158,7 @@ def test_stretched_uses_the_whole_range_of_each_image() -> None:
 def test_the_clipped_arm_is_kept_twice_and_drawn_once(
     runs: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    from sfumato.data.sources import load_records
+    from sfumato.data.records import load_records
 
     generator = ImageGenerator.open(runs[0], device="cpu")
     assert generator.data is not None

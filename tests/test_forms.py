@@ -11,10 +11,10 @@ from PIL import Image
 from sfumato.cli.evaluation import model_settings
 from sfumato.evaluation.arms import Measured
 from sfumato.evaluation.card import Figure
-from sfumato.evaluation.forms import FormRow, choice_among, excess_ratio, read_forms
-from sfumato.evaluation.scale_claims import ScaleEvidence
-from sfumato.generation import ImageGenerator
-from sfumato.metrics.diversity import diversity_within_classes
+from sfumato.evaluation.metrics.diversity import diversity_within_classes
+from sfumato.generation.model import ImageGenerator
+from sfumato.studies.guidance_forms import FormRow, choice_among, excess_ratio, read_forms
+from sfumato.studies.scale_claims import ScaleEvidence
 from tests.conftest import CommandResult
 
 Sfumato = Callable[..., CommandResult]

@@ -10,6 +10,7 @@ from diffusers.guiders.guider_utils import rescale_noise_cfg
 from PIL import Image
 
 from sfumato.base.errors import ConfigError, InputError
+from sfumato.config.schema import DiffusionExperiment, load_experiment
 from sfumato.diffusion.guidance import (
     GUIDANCE_FORMS,
     AdaptiveProjectedGuidance,
@@ -22,10 +23,9 @@ from sfumato.diffusion.guidance import (
 )
 from sfumato.diffusion.sampling import Network, Sampled, initial_noise, sample
 from sfumato.diffusion.schedule import DiffusionConfig, NoiseSchedule
-from sfumato.experiment import Experiment, load_experiment
-from sfumato.generation import ImageGenerator, settings_in_png
-from sfumato.models.schedulers import build_scheduler, build_solver
-from sfumato.pipeline import generators_from_seeds
+from sfumato.diffusion.solvers.schedulers import build_scheduler, build_solver
+from sfumato.generation.model import ImageGenerator, settings_in_png
+from sfumato.generation.pipeline import generators_from_seeds
 from tests.conftest import IdealDenoiser
 
 COSINE = DiffusionConfig(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
@@ -264,7 +264,7 @@ def test_a_wrong_form_is_answered_with_what_there_is(text: str, message: str) ->
     with pytest.raises(InputError) as caught:
         GuidanceConfig.parse(text)
     assert message in caught.value.what
-    assert "apg:eta=0,momentum=-0.5,norm=0" in caught.value.mend
+    assert "apg:eta=0,momentum=-0.5,norm=0" in caught.value.hint
     with pytest.raises(ConfigError, match=r"sampling\.guidance"):
         load_experiment("digits", [f"sampling.guidance={text}"])
 
@@ -276,7 +276,7 @@ def test_guidance_is_a_setting_of_an_experiment(tmp_path) -> None:
     )
     assert short == long
     (tmp_path / "mine.yaml").write_text(short.to_yaml())
-    again: Experiment = load_experiment(str(tmp_path / "mine.yaml"))
+    again: DiffusionExperiment = load_experiment(str(tmp_path / "mine.yaml"))
     assert again.sampling.guidance == GuidanceConfig.parse("apg:eta=0.5")
 
 
@@ -329,7 +329,7 @@ def test_a_weaker_checkpoint_that_is_not_there(small_run) -> None:
     form = GuidanceConfig.parse("autoguidance:images=123")
     with pytest.raises(InputError, match="not 123") as caught:
         list(generator.draw(PROMPTS, range(4), guidance=form))
-    assert "keep_checkpoints" in caught.value.mend
+    assert "keep_checkpoints" in caught.value.hint
     exported = ImageGenerator.open(small_run / "pipeline", device="cpu")
     with pytest.raises(InputError, match="no weaker network"):
         list(exported.draw(PROMPTS, range(4), guidance=form))

@@ -14,19 +14,12 @@ from safetensors.torch import load_file, save_file
 from sfumato.base.errors import ConfigError, DamagedDataError, InputError
 from sfumato.base.hub import LOOKUP_SECONDS
 from sfumato.base.images import to_float
-from sfumato.classifier import ClassifierExperiment, run_classifier
-from sfumato.configuration import build
-from sfumato.data.config import DataConfig
+from sfumato.config.overrides import build
+from sfumato.config.schema import ClassifierExperiment, ClassifierTrainingConfig, load_experiment
+from sfumato.config.sections import ClassifierConfig, DataConfig
 from sfumato.data.loading import Batch
-from sfumato.data.sources import load_records
-from sfumato.features.registry import available_extractors
-from sfumato.methods import load_recipe
-from sfumato.metrics.calibration import fit_temperature, negative_log_likelihood
-from sfumato.models.classifier import Classifier, ClassifierConfig, build_classifier
-from sfumato.training.checkpoint import Checkpoints
-from sfumato.training.classification import ClassifierObjective, ClassifierTrainingConfig
-from sfumato.training.hooks import BaseHook
-from sfumato.training.judges import (
+from sfumato.data.records import load_records
+from sfumato.evaluation.classifier import (
     RESULT,
     Judge,
     judge_run,
@@ -34,13 +27,14 @@ from sfumato.training.judges import (
     match_classes,
     untrained_heads,
 )
-from sfumato.training.objectives import (
-    StepContext,
-    random_affine,
-    random_changes,
-    random_shifts,
-    warped,
-)
+from sfumato.evaluation.extractors.registry import available_extractors
+from sfumato.evaluation.metrics.calibration import fit_temperature, negative_log_likelihood
+from sfumato.methods.classifier import run_classifier
+from sfumato.models.classifier import Classifier, build_classifier
+from sfumato.training.checkpoint import Checkpoints
+from sfumato.training.hooks import BaseHook
+from sfumato.training.objectives.classifier import ClassifierObjective
+from sfumato.training.step import StepContext, random_affine, random_changes, random_shifts, warped
 from tests.pictures import noise, write_image
 
 
@@ -116,10 +110,10 @@ def test_weights_stay_contiguous_whatever_the_images_are() -> None:
     assert all(p.is_contiguous() and p.grad.is_contiguous() for p in network.parameters())
 
 
-@pytest.mark.parametrize("recipe", ["classifier", "clip"])
-def test_hints_name_the_preset_of_the_method(recipe: str) -> None:
-    with pytest.raises(ConfigError, match=f"sfumato presets show {recipe}`"):
-        load_recipe(recipe, ["zebra=1"])
+@pytest.mark.parametrize("experiment", ["classifier", "clip"])
+def test_hints_name_the_preset_of_the_method(experiment: str) -> None:
+    with pytest.raises(ConfigError, match=f"sfumato presets show {experiment}`"):
+        load_experiment(experiment, ["zebra=1"])
 
 
 @pytest.mark.parametrize("wrong", [{"width": 0}, {"blocks": []}, {"blocks": [1, 0]}])
@@ -343,12 +337,12 @@ def test_images_without_classes_have_no_judge(shades: Path, sfumato, tmp_path: P
 
 
 def test_the_preset_is_what_a_judge_of_the_cache_is_trained_by() -> None:
-    recipe = load_recipe("classifier")
-    assert isinstance(recipe, ClassifierExperiment)
-    assert recipe.training == ClassifierTrainingConfig()
-    assert recipe.network == ClassifierConfig()
+    experiment = load_experiment("classifier")
+    assert isinstance(experiment, ClassifierExperiment)
+    assert experiment.training == ClassifierTrainingConfig()
+    assert experiment.network == ClassifierConfig()
     with pytest.raises(ConfigError, match=r"Did you mean 'network.blocks'"):
-        load_recipe("classifier", ["network.block=2"])
+        load_experiment("classifier", ["network.block=2"])
 
 
 # Judges of all kinds ------------------------------------------------------------------------------
@@ -546,11 +540,11 @@ def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
 
 @pytest.mark.soak
 def test_a_judge_reads_mnist(shared_data: Path, tmp_path: Path) -> None:
-    recipe = load_recipe(
+    experiment = load_experiment(
         "classifier",
         [f"data.source={json.dumps(str(shared_data / 'mnist'))}", "data.tuning_share=0.6"],
     )
-    run_classifier(recipe, tmp_path / "run", device="cpu")
+    run_classifier(experiment, tmp_path / "run", device="cpu")
     about = json.loads((tmp_path / "run" / RESULT / "judge.json").read_text())
     assert about["test_accuracy"]["count"] == 4_000
     assert about["test_accuracy"]["value"] >= 0.99

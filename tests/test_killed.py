@@ -13,7 +13,8 @@ import torch
 import transformers
 
 from sfumato.base.files import TEMPORARY_PREFIX
-from sfumato.experiment import load_experiment, run_experiment
+from sfumato.config.schema import load_experiment
+from sfumato.methods.diffusion import run_experiment
 
 SETTINGS = [
     "data.resolution=8",
@@ -39,7 +40,9 @@ class Processes:
 
     def __init__(self) -> None:
         self.context: ForkServerContext = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["pytest", "sklearn.datasets", "sfumato.experiment"])
+        self.context.set_forkserver_preload(
+            ["pytest", "sklearn.datasets", "sfumato.methods.diffusion"]
+        )
 
     def start(self, folder: Path) -> ForkServerProcess:
         process = self.context.Process(target=go_on, args=(folder,))

@@ -5,10 +5,11 @@ import re
 import pytest
 
 from sfumato.base.errors import ConfigError
-from sfumato.configuration import preset_names
-from sfumato.experiment import load_experiment
-from sfumato.generation import ImageGenerator
-from sfumato.lint import (
+from sfumato.config.overrides import preset_names
+from sfumato.config.schema import load_experiment
+from sfumato.generation.model import ImageGenerator
+from sfumato.methods.registry import method_of
+from sfumato.training.lint import (
     SAMPLING_RULES,
     TRAINING_RULES,
     Drawing,
@@ -17,7 +18,6 @@ from sfumato.lint import (
     lint_experiment,
     tell,
 )
-from sfumato.methods import load_recipe, method_of
 
 LINEAR = ["diffusion.beta_schedule=linear", "diffusion.prediction_type=epsilon"]
 
@@ -27,16 +27,16 @@ THE_PAPERS = ("mnist", "mnist-table5")
 
 @pytest.mark.parametrize("name", [name for name in preset_names() if name not in THE_PAPERS])
 def test_the_presets_are_free_of_warnings(name: str) -> None:
-    recipe = load_recipe(name)
-    assert method_of(recipe).lint(recipe) == []
+    experiment = load_experiment(name)
+    assert method_of(experiment).lint(experiment) == []
 
 
 @pytest.mark.parametrize("name", THE_PAPERS)
 def test_the_papers_mnist_is_warned_of_what_the_paper_found(name: str) -> None:
     """Noise under guidance: no caption dropout, and eps at a terminal SNR of almost zero; and half
     of the network of section 3.2 is not told the time."""
-    recipe = load_recipe(name, ["training.images=200000"])
-    *norms, guidance, terminal = method_of(recipe).lint(recipe)
+    experiment = load_experiment(name, ["training.images=200000"])
+    *norms, guidance, terminal = method_of(experiment).lint(experiment)
     assert ["32 on 32 channels" in sentence for sentence in norms] == [True] * (name == "mnist")
     assert "training.caption_dropout=0" in guidance
     assert "multiplies its error by 20,291" in terminal

@@ -3,9 +3,13 @@ import pytest
 import torch
 from scipy.stats import binom, binomtest, bootstrap
 
-from sfumato.metrics.frechet import FeatureStatistics, feature_statistics, frechet_distance
-from sfumato.metrics.intervals import bootstrap_median, wilson
-from sfumato.metrics.pixels import saturated_shares
+from sfumato.evaluation.metrics.frechet import (
+    FeatureStatistics,
+    feature_statistics,
+    frechet_distance,
+)
+from sfumato.evaluation.metrics.intervals import bootstrap_median, wilson
+from sfumato.evaluation.metrics.pixels import saturated_shares
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 10), (10, 10), (97, 100), (1, 3), (485, 500)])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sfumato.metrics.alterations import ALTERATIONS, blurred, shifted, with_noise
+from sfumato.evaluation.metrics.alterations import ALTERATIONS, blurred, shifted, with_noise
 
 IMAGES = torch.randint(0, 256, (4, 2, 12, 12), generator=torch.Generator().manual_seed(0)).to(
     torch.uint8

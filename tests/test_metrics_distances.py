@@ -6,12 +6,12 @@ import torch
 from sklearn.metrics import pairwise_distances
 from torch import Tensor
 
-from sfumato.metrics import distances
-from sfumato.metrics.distances import nearest_rows, neighbour_radii
-from sfumato.metrics.diversity import diversity_within_classes
-from sfumato.metrics.kernel import kernel_distance, kernel_distance_subsets
-from sfumato.metrics.manifold import density_coverage, precision_recall
-from sfumato.metrics.memorisation import memorisation
+from sfumato.evaluation.metrics import distances
+from sfumato.evaluation.metrics.distances import nearest_rows, neighbour_radii
+from sfumato.evaluation.metrics.diversity import diversity_within_classes
+from sfumato.evaluation.metrics.kernel import kernel_distance, kernel_distance_subsets
+from sfumato.evaluation.metrics.manifold import density_coverage, precision_recall
+from sfumato.evaluation.metrics.memorisation import memorisation
 from tests.test_metrics import Passthrough
 from tests.test_metrics_moments import draw
 

@@ -6,14 +6,14 @@ import torch
 from scipy.linalg import sqrtm
 from torch import Tensor
 
-from sfumato.metrics.frechet import (
+from sfumato.evaluation.metrics.frechet import (
     covariance_root,
     frechet_distance,
     frechet_sampling_error,
     frechet_to,
 )
-from sfumato.metrics.frechet_infinity import frechet_infinity, frechet_infinity_of_both
-from sfumato.metrics.moments import FeatureMoments, FeatureStatistics, feature_statistics
+from sfumato.evaluation.metrics.frechet_infinity import frechet_infinity, frechet_infinity_of_both
+from sfumato.evaluation.metrics.moments import FeatureMoments, FeatureStatistics, feature_statistics
 
 
 def draw(count: int, dim: int, seed: int, *, scale: float = 1.0, shift: float = 0.0) -> Tensor:

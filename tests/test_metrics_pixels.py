@@ -5,11 +5,11 @@ from math import pi
 import pytest
 import torch
 
-from sfumato.metrics.curves import plateau
-from sfumato.metrics.diversity import diversity_difference, diversity_within_classes
-from sfumato.metrics.intervals import difference_of_shares, wilson
-from sfumato.metrics.paired import share_difference
-from sfumato.metrics.pixels import (
+from sfumato.evaluation.metrics.curves import plateau
+from sfumato.evaluation.metrics.diversity import diversity_difference, diversity_within_classes
+from sfumato.evaluation.metrics.intervals import difference_of_shares, wilson
+from sfumato.evaluation.metrics.paired import share_difference
+from sfumato.evaluation.metrics.pixels import (
     border_deviation,
     border_rms,
     high_frequencies,

@@ -6,11 +6,11 @@ import torch
 from scipy.stats import binomtest, bootstrap
 from sklearn.metrics import confusion_matrix as sklearn_confusion
 
-from sfumato.metrics.agreement import agreement, confusion_matrix
-from sfumato.metrics.alignment import clip_score, clip_scores
-from sfumato.metrics.inception_score import inception_score, inception_score_of_logits
-from sfumato.metrics.intervals import bootstrap_mean, resampled
-from sfumato.metrics.paired import mcnemar, paired_bootstrap
+from sfumato.evaluation.metrics.agreement import agreement, confusion_matrix
+from sfumato.evaluation.metrics.alignment import clip_score, clip_scores
+from sfumato.evaluation.metrics.inception_score import inception_score, inception_score_of_logits
+from sfumato.evaluation.metrics.intervals import bootstrap_mean, resampled
+from sfumato.evaluation.metrics.paired import mcnemar, paired_bootstrap
 from tests.test_metrics import Passthrough
 from tests.test_metrics_moments import draw
 

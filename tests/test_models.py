@@ -6,7 +6,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from sfumato.base.randomness import generator_for
-from sfumato.experiment import load_experiment
+from sfumato.config.schema import load_experiment
+from sfumato.config.sections import AveragingConfig, UNetConfig
 from sfumato.models import attention
 from sfumato.models.attention import (
     MOST_BATCHES,
@@ -16,8 +17,8 @@ from sfumato.models.attention import (
     speed_up_on_cpu,
     text_projected_once,
 )
-from sfumato.models.ema import AveragedModel, AveragingConfig, averaging_decay
-from sfumato.models.unet import UNetConfig, build_unet, parameter_count
+from sfumato.models.ema import AveragedModel, averaging_decay
+from sfumato.models.unet import build_unet, parameter_count
 
 
 @pytest.mark.parametrize(

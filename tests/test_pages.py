@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from sfumato.data.decode import Target, decode
-from sfumato.data.pages import ImageIndex, index_images
-from sfumato.data.parquet import read_group
-from sfumato.data.stream_worker import Task, decode_task
+from sfumato.data.sources.parquet import read_group
+from sfumato.data.sources.parquet_pages import ImageIndex, index_images
+from sfumato.data.streaming.worker import Task, decode_task
 from tests.pictures import encoded, noise
 
 HEAD = bytes(range(256)) * 3
@@ -119,7 +119,7 @@ def test_only_the_bytes_of_the_images_are_read(tmp_path: Path, monkeypatch) -> N
         sizes.append(len(content))
         return content
 
-    monkeypatch.setattr("sfumato.data.pages.os.pread", noted)
+    monkeypatch.setattr("sfumato.data.sources.parquet_pages.os.pread", noted)
     (image,) = index.read([300])
     assert image is not None
     assert sum(sizes) < len(image) + 2 * 66_000  # and the rest of two blocks of 64 KiB

@@ -19,13 +19,13 @@ from PIL import Image
 
 from sfumato.base.errors import ConfigError, DamagedDataError, InputError, SfumatoError
 from sfumato.base.files import TEMPORARY_PREFIX
+from sfumato.bench.paintings import STYLES, draw
+from sfumato.config.sections import DataConfig
 from sfumato.data import decode, prepare
-from sfumato.data.config import DataConfig
 from sfumato.data.decode import Target
 from sfumato.data.loading import DeviceBatches
-from sfumato.data.paintings import STYLES, draw
 from sfumato.data.prepared import IMAGES, MANIFEST, ROWS, MappedImages
-from sfumato.data.sources import Records, load_records, open_images
+from sfumato.data.records import Records, load_records, open_images
 from sfumato.data.survey import resolve, survey
 from tests.pictures import encoded, noise, write_idx, write_image, write_parquet
 

@@ -13,8 +13,9 @@ RANKS = """
 import os, sys, torch
 import torch.distributed as dist
 from sfumato.data.loading import DeviceBatches
-from sfumato.data.sources import DataConfig, load_records
-from sfumato.training.objectives import StepContext, draw_step, random_affine
+from sfumato.data.records import DataConfig, load_records
+from sfumato.training.objectives.diffusion import draw_step
+from sfumato.training.step import StepContext, random_affine
 from sfumato.training.state import save_state
 
 torch.set_num_threads(1)

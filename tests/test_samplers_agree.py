@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from sfumato.experiment import load_experiment, run_experiment
-from sfumato.generation import ImageGenerator
-from sfumato.models.schedulers import SAMPLERS
-from sfumato.training.judges import load_judge
+from sfumato.config.schema import load_experiment
+from sfumato.diffusion.solvers.schedulers import SAMPLERS
+from sfumato.evaluation.classifier import load_judge
+from sfumato.generation.model import ImageGenerator
+from sfumato.methods.diffusion import run_experiment
 from tests.conftest import SMALL
 
 COUNT = 200

@@ -8,10 +8,15 @@ from sfumato.base.images import to_uint8
 from sfumato.diffusion.guidance import ClassifierFreeGuidance
 from sfumato.diffusion.sampling import in_equal_rows, in_fixed_rows, initial_noise, sample
 from sfumato.diffusion.schedule import BETA_SCHEDULES, DiffusionConfig, NoiseSchedule
+from sfumato.diffusion.solvers.schedulers import (
+    SAMPLERS,
+    SchedulerSolver,
+    build_scheduler,
+    build_solver,
+)
 from sfumato.diffusion.spacing import SPACINGS, spaced_timesteps
 from sfumato.diffusion.targets import PREDICTIONS
-from sfumato.models.schedulers import SAMPLERS, SchedulerSolver, build_scheduler, build_solver
-from sfumato.pipeline import generators_from_seeds
+from sfumato.generation.pipeline import generators_from_seeds
 from tests.conftest import IdealDenoiser
 
 COSINE = DiffusionConfig(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
@@ -356,7 +361,7 @@ def test_fixed_rows_change_nothing_but_the_call_size() -> None:
 
 def agreement(generator, scale: float, *, own_loop_of_diffusers: bool) -> float:
     """Share of 100 images in which the judge reads the caption's digit; 20 DDIM steps."""
-    from sfumato.training.judges import load_judge
+    from sfumato.evaluation.classifier import load_judge
 
     judge = load_judge(generator.data)
     labels = torch.arange(100) % 10

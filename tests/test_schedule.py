@@ -6,15 +6,15 @@ from sfumato.base.errors import ConfigError
 from sfumato.diffusion.guidance import ClassifierFreeGuidance
 from sfumato.diffusion.sampling import initial_noise, sample
 from sfumato.diffusion.schedule import BETA_SCHEDULES, DiffusionConfig, NoiseSchedule
-from sfumato.diffusion.targets import LOSS_WEIGHTS, eps_from_x0, predicted_x0, training_target
-from sfumato.models.schedulers import (
+from sfumato.diffusion.solvers.schedulers import (
     SAMPLERS,
     Sampler,
     build_scheduler,
     build_solver,
     diffusion_of,
 )
-from sfumato.pipeline import generators_from_seeds
+from sfumato.diffusion.targets import LOSS_WEIGHTS, eps_from_x0, predicted_x0, training_target
+from sfumato.generation.pipeline import generators_from_seeds
 from tests.conftest import IdealDenoiser
 
 PREDICTIONS = ["epsilon", "v_prediction", "sample"]

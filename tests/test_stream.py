@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from sfumato.base.errors import ConfigError, DamagedDataError, SfumatoError
-from sfumato.data.config import DataConfig
+from sfumato.config.sections import DataConfig
 from sfumato.data.loaders import open_training, resolve_loading, training_batches
 from sfumato.data.loading import Batch
-from sfumato.data.pages import index_images
-from sfumato.data.sources import load_records
-from sfumato.data.stream import StreamBatches, StreamedRecords, open_stream
-from sfumato.data.stream_order import BUFFER_IMAGES, STREAMS, WINDOW_IMAGES, StreamOrder
+from sfumato.data.records import load_records
+from sfumato.data.sources.parquet_pages import index_images
+from sfumato.data.streaming.order import BUFFER_IMAGES, STREAMS, WINDOW_IMAGES, StreamOrder
+from sfumato.data.streaming.stream import StreamBatches, StreamedRecords, open_stream
 from tests.pictures import encoded, noise, write_parquet
 
 CPU = torch.device("cpu")
@@ -219,8 +219,8 @@ def test_a_stream_starts_anywhere(folder: Path, workers: int) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_window_may_be_far_smaller_than_the_data(tmp_path, monkeypatch, workers) -> None:
     """Few slots for many images: everything passes, and slots are used again."""
-    monkeypatch.setattr("sfumato.data.stream_order.BUFFER_IMAGES", 4)
-    monkeypatch.setattr("sfumato.data.stream.WINDOW_IMAGES", 4 * STREAMS)
+    monkeypatch.setattr("sfumato.data.streaming.order.BUFFER_IMAGES", 4)
+    monkeypatch.setattr("sfumato.data.streaming.stream.WINDOW_IMAGES", 4 * STREAMS)
     write_set(tmp_path, files=3, rows=300, rows_in_group=100)
     held, records = (read(config(tmp_path), "train") for read in (load_records, open_stream))
     stream = batches(records, workers=workers)

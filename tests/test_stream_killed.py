@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from sfumato.bench_data import Setup, _family, _memory_bytes, time_once
-from sfumato.data.config import DataConfig
-from sfumato.data.stream import StreamBatches, open_stream
+from sfumato.bench.loading import Setup, _family, _memory_bytes, time_once
+from sfumato.config.schema import load_experiment
+from sfumato.config.sections import DataConfig
+from sfumato.data.streaming.stream import StreamBatches, open_stream
 from sfumato.data.survey import resolve
-from sfumato.experiment import load_experiment, run_experiment
+from sfumato.methods.diffusion import run_experiment
 from tests.pictures import encoded, noise, write_parquet
 from tests.test_killed import contents
 

@@ -15,11 +15,11 @@ from sklearn.preprocessing import StandardScaler
 from sfumato.base.errors import InputError
 from sfumato.base.files import TEMPORARY_PREFIX
 from sfumato.base.images import resize
-from sfumato.data import synthetic
-from sfumato.data.config import DataConfig
-from sfumato.data.paintings import STYLES, draw
-from sfumato.data.sources import load_records, open_images
-from sfumato.data.synthetic import GENRES, LEAST_BYTES, MOST_BYTES, Synthesis, synthesize
+from sfumato.bench import synthetic
+from sfumato.bench.paintings import STYLES, draw
+from sfumato.bench.synthetic import GENRES, LEAST_BYTES, MOST_BYTES, Synthesis, synthesize
+from sfumato.config.sections import DataConfig
+from sfumato.data.records import load_records, open_images
 
 SMALL = Synthesis(files=2, rows=16, row_group=6, order="sorted", seed=3)
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from sfumato.base.errors import InputError
-from sfumato.features.extractor import WeightsNotAtHandError
-from sfumato.features.vision import load_resnet_body
-from sfumato.training.judges import UntrainedHeads
+from sfumato.evaluation.classifier import UntrainedHeads
+from sfumato.evaluation.extractors.extractor import WeightsNotAtHandError
+from sfumato.evaluation.extractors.vision import load_resnet_body
 from tests.conftest import CommandResult
 
 Sfumato = Callable[..., CommandResult]

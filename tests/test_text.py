@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from sfumato.base.errors import DamagedDataError, InputError, SfumatoError
 from sfumato.base.hub import LOOKUP_SECONDS
+from sfumato.config.schema import load_experiment
+from sfumato.config.sections import TextConfig
 from sfumato.data.captions import captions_from_templates
-from sfumato.experiment import load_experiment
-from sfumato.text.encoder import TextCondition, TextConfig, load_text_encoder
+from sfumato.text.encoder import TextCondition, load_text_encoder
 from sfumato.text.prompts import PromptBank, TruncatedPromptWarning, warn_of_cut_prompts
 from tests.memory import run_alone
 
@@ -108,7 +109,7 @@ def refused(name: object, error: type[SfumatoError], *words: str) -> None:
     for part in words:
         assert part in caught.value.what
     for way in WAYS:
-        assert way in caught.value.mend
+        assert way in caught.value.hint
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -356,9 +357,9 @@ def test_a_missing_encoder_is_told_before_images_are_read(
     sfumato, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def absent(name: str) -> Path:
-        raise InputError(f"'{name}' could not be fetched.", mend="Three ways out.")
+        raise InputError(f"'{name}' could not be fetched.", hint="Three ways out.")
 
-    def read(recipe: object) -> None:
+    def read(experiment: object) -> None:
         raise AssertionError("images were read")
 
     monkeypatch.setattr("sfumato.text.opening._from_hub", absent)

@@ -9,14 +9,16 @@ from scipy.stats import binomtest, ttest_rel
 from sfumato.base.errors import TrainingError
 from sfumato.base.images import to_float
 from sfumato.base.randomness import generator_for
-from sfumato.experiment import load_experiment, prepare_run, run_experiment
+from sfumato.config.schema import load_experiment
+from sfumato.config.sections import OptimizerConfig
+from sfumato.methods.diffusion import prepare_run, run_experiment
 from sfumato.training.checkpoint import Checkpoints, ResumeWarning
 from sfumato.training.hooks import BaseHook
 from sfumato.training.loop import train
-from sfumato.training.objectives import dropped_captions, random_flips
-from sfumato.training.optimizer import OptimizerConfig, learning_rate
+from sfumato.training.optimizer import learning_rate
+from sfumato.training.records import read_records
 from sfumato.training.state import load_state, save_state
-from sfumato.training.tracking import read_records
+from sfumato.training.step import dropped_captions, random_flips
 
 TINY = [
     "data.resolution=8",
@@ -256,7 +258,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tmp_path) -> 
     run.objective.bank.tokens = lambda rows: torch.full((len(rows), 8, 512), torch.nan)
     with pytest.raises(TrainingError, match="no longer finite after 0 images") as caught:
         run.objective.step(run.batches.at(0), run.context())
-    assert "lr" in caught.value.mend
+    assert "lr" in caught.value.hint
     after = run.objective.unet.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -300,7 +302,7 @@ def test_state_survives_the_file_bit_for_bit(tmp_path) -> None:
 
 def test_a_caption_matters(small_run, digits8) -> None:
     """Shuffled captions raise the loss: paired t-test over 400 images, same noise and time."""
-    from sfumato.generation import averaged_unet, run_sections
+    from sfumato.generation.model import averaged_unet, run_sections
     from sfumato.text.encoder import load_text_encoder
     from sfumato.text.prompts import PromptBank
     from sfumato.training.checkpoint import Checkpoints

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from sfumato.base.errors import InputError
+from sfumato.config.schema import load_experiment
 from sfumato.diffusion.guidance import GuidanceConfig
 from sfumato.evaluation.card import Figure
-from sfumato.experiment import load_experiment, run_experiment
-from sfumato.generation import TUNED, ImageGenerator
-from sfumato.tuning import (
+from sfumato.generation.model import TUNED, ImageGenerator
+from sfumato.methods.diffusion import run_experiment
+from sfumato.studies.tuning import (
     Candidate,
     Score,
     candidates_of,

@@ -10,20 +10,26 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "Experiment": "sfumato.experiment",
-    "ImageGenerator": "sfumato.generation",
+    "DiffusionExperiment": "sfumato.config.schema",
+    "ImageGenerator": "sfumato.generation.model",
     "SfumatoError": "sfumato.base.errors",
-    "TextToImagePipeline": "sfumato.pipeline",
-    "load_experiment": "sfumato.experiment",
+    "TextToImagePipeline": "sfumato.generation.pipeline",
+    "load_experiment": "sfumato.config.schema",
 }
 
-__all__ = ["Experiment", "ImageGenerator", "SfumatoError", "TextToImagePipeline", "load_experiment"]
+__all__ = [
+    "DiffusionExperiment",
+    "ImageGenerator",
+    "SfumatoError",
+    "TextToImagePipeline",
+    "load_experiment",
+]
 
 if TYPE_CHECKING:
     from sfumato.base.errors import SfumatoError
-    from sfumato.experiment import Experiment, load_experiment
-    from sfumato.generation import ImageGenerator
-    from sfumato.pipeline import TextToImagePipeline
+    from sfumato.config.schema import DiffusionExperiment, load_experiment
+    from sfumato.generation.model import ImageGenerator
+    from sfumato.generation.pipeline import TextToImagePipeline
 
 
 def __getattr__(name: str) -> Any:

@@ -1,18 +1,18 @@
-"""Errors meant for people: what happened, and how to mend it."""
+"""Errors meant for users: what is wrong, and a hint on what to do."""
 
 
 class SfumatoError(Exception):
-    """A problem that the person at the keyboard can mend.
+    """A problem that the user can solve.
 
-    The command line prints `what` and `mend` without a traceback and leaves with `exit_code`.
+    The command line prints `what` and `hint` without a traceback and leaves with `exit_code`.
     """
 
     exit_code = 2
 
-    def __init__(self, what: str, *, mend: str = "") -> None:
-        super().__init__(f"{what} {mend}".strip())
+    def __init__(self, what: str, *, hint: str = "") -> None:
+        super().__init__(f"{what} {hint}".strip())
         self.what = what
-        self.mend = mend
+        self.hint = hint
 
 
 class ConfigError(SfumatoError):

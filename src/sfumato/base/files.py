@@ -20,7 +20,7 @@ REQUEST = "request.json"
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals while writing `path` into messages with a mend."""
+    """Turn the operating system's refusals while writing `path` into messages with a hint."""
     try:
         yield
     except Exception as error:
@@ -28,18 +28,18 @@ def writing(path: Path) -> Iterator[None]:
         if number in (errno.ENOSPC, errno.EDQUOT):
             raise SfumatoError(
                 f"No space left on the device while writing {path}.",
-                mend="What was written before is whole. Free some space, or give another "
+                hint="What was written before is whole. Free some space, or give another "
                 "folder, and start the same command again: it goes on from the last checkpoint.",
             ) from error
         if number in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise SfumatoError(
                 f"No permission to write {path}.",
-                mend="Choose a folder of your own, or change its permissions.",
+                hint="Choose a folder of your own, or change its permissions.",
             ) from error
         if number in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOENT):
             raise SfumatoError(
                 f"Cannot write {path}: {os.strerror(number)}.",
-                mend="A part of the path is a file, or does not exist. Choose another folder.",
+                hint="A part of the path is a file, or does not exist. Choose another folder.",
             ) from error
         raise
 
@@ -159,7 +159,7 @@ def folder_for(
 
 def _folder_for(base: Path, request: dict[str, Any]) -> Path:
     if base.exists() and not base.is_dir():
-        raise InputError(f"{base} is a file.", mend="Give --out a new folder.")
+        raise InputError(f"{base} is a file.", hint="Give --out a new folder.")
     number = 1
     while True:
         folder = base if number == 1 else sibling(base, str(number))

@@ -31,12 +31,12 @@ def reach(request: Callable[[], T], *, name: str, kind: str, ways: str) -> T:
     except GatedRepoError as error:
         raise InputError(
             f"{name} is open to registered people only.",
-            mend="Accept its terms on the Hub's page, then `hf auth login`.",
+            hint="Accept its terms on the Hub's page, then `hf auth login`.",
         ) from error
     except RepositoryNotFoundError as error:
         raise InputError(
             f"There is no {kind} '{name}' on the Hub, and no folder of that name here.",
-            mend="Check the spelling (OWNER/NAME); a private one needs `hf auth login`.",
+            hint="Check the spelling (OWNER/NAME); a private one needs `hf auth login`.",
         ) from error
     except (OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
         raise _unreachable(name, error, ways) from error
@@ -52,7 +52,7 @@ def is_of_network(error: Exception) -> bool:
 
 
 def _unreachable(name: str, error: Exception, ways: str) -> InputError:
-    return InputError(f"'{name}' could not be fetched from the Hub ({reason(error)}).", mend=ways)
+    return InputError(f"'{name}' could not be fetched from the Hub ({reason(error)}).", hint=ways)
 
 
 def reason(error: Exception) -> str:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     import PIL.Image
     import torch
 
+TEXT_PREFIX = "sfumato:"
+"""Prefix of the text chunks of PNGs that hold the settings of an image."""
+
 
 def to_float(images: "torch.Tensor", value_range: ValueRange) -> "torch.Tensor":
     """uint8 [0, 255] (any shape) to float32 in [low, high]."""

@@ -7,5 +7,5 @@ F = TypeVar("F", bound=Callable[..., object])
 
 
 def not_exported(method: F) -> F:
-    """A method that only sfumato has: `sfumato.standalone` leaves it out of exported folders."""
+    """A method that only sfumato has: exported folders come without it."""
     return method

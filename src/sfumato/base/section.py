@@ -1,4 +1,4 @@
-"""Strict configuration sections: an unknown key or a wrong type is an error with a mend.
+"""Strict configuration sections: an unknown key or a wrong type is an error with a hint.
 
 Each room owns its section beside its class; `experiment.py` composes them.
 """
@@ -49,7 +49,7 @@ def validate(section: type[S], values: Any, *, source: str) -> S:
         many = f"{len(problems)} problems" if len(problems) > 1 else "a problem"
         raise ConfigError(
             f"{source} has {many}:\n  " + "\n  ".join(problems),
-            mend=f"`sfumato presets show {section.example}` prints a complete configuration."
+            hint=f"`sfumato presets show {section.example}` prints a complete configuration."
             if section.example
             else "",
         ) from error

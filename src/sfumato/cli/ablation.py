@@ -5,8 +5,8 @@ from pathlib import Path
 
 from rich.table import Table
 
-from sfumato.ablation import load_ablation, run_ablation
 from sfumato.cli.show import Progress, print_table, say
+from sfumato.studies.ablation import load_ablation, run_ablation
 
 
 def ablate_and_print(

@@ -62,9 +62,9 @@ def demo(
     device: Device = "auto",
 ) -> None:
     """Train on real handwritten digits, draw them from captions, measure, write a report."""
+    from sfumato.cli.demo import run_demo
     from sfumato.cli.evaluation import ImagesLine, print_card
     from sfumato.cli.show import Progress, say, say_start
-    from sfumato.demo import run_demo
 
     result = run_demo(
         out,
@@ -100,38 +100,38 @@ def train(
     device: Device = "auto",
 ) -> None:
     """Train a preset. Interrupted and started again with the same --out, it goes on exactly."""
-    from sfumato.classifier import ClassifierExperiment
     from sfumato.cli.data import look_at_data
+    from sfumato.cli.demo import new_folder
     from sfumato.cli.show import Progress, say, train_and_report
-    from sfumato.demo import new_folder
-    from sfumato.experiment import Experiment, network_line
-    from sfumato.lint import tell
-    from sfumato.methods import load_recipe, method_of
+    from sfumato.config.schema import ClassifierExperiment, DiffusionExperiment, load_experiment
+    from sfumato.methods.diffusion import network_line
+    from sfumato.methods.registry import method_of
     from sfumato.text.opening import fetch
+    from sfumato.training.lint import tell
 
     if dataset is not None and data is not None:
         raise InputError(
             f"The data set is given twice: '{dataset}' and --data '{data}'.",
-            mend="Leave one of them out.",
+            hint="Leave one of them out.",
         )
     source = dataset if data is None else data
     chosen = [] if source is None else [f"data.source={json.dumps(source)}"]
-    recipe = load_recipe(preset, [*chosen, *(settings or [])])
-    if isinstance(recipe, Experiment):
-        fetch(recipe.text.encoder)
-    if isinstance(recipe, Experiment | ClassifierExperiment):
-        recipe = look_at_data(recipe)
-    tell(method_of(recipe).lint(recipe), strict=strict)
-    folder = out or new_folder(Path("runs") / recipe.name)
-    say(f"{recipe.name}: {recipe.about}")
-    if isinstance(recipe, Experiment):
-        say(network_line(recipe))
+    experiment = load_experiment(preset, [*chosen, *(settings or [])])
+    if isinstance(experiment, DiffusionExperiment):
+        fetch(experiment.text.encoder)
+    if isinstance(experiment, DiffusionExperiment | ClassifierExperiment):
+        experiment = look_at_data(experiment)
+    tell(method_of(experiment).lint(experiment), strict=strict)
+    folder = out or new_folder(Path("runs") / experiment.name)
+    say(f"{experiment.name}: {experiment.about}")
+    if isinstance(experiment, DiffusionExperiment):
+        say(network_line(experiment))
     say(f"Run folder {folder}")
     with stoppable(
         f"Stopped. The same command with --out {folder} goes on from its last "
         "checkpoint, or begins."
     ):
-        run = train_and_report(recipe, folder, device=device, progress=Progress())
+        run = train_and_report(experiment, folder, device=device, progress=Progress())
     if not run.finished:
         raise typer.Exit(INTERRUPTED)
 
@@ -324,7 +324,7 @@ def figures(
 ) -> None:
     """The paper's figures from a run, 1 to 7 of MNIST or 8 to 13 of CIFAR-10: PNGs and one page."""
     from sfumato.cli.show import open_generator, say
-    from sfumato.report.figures import write_figures
+    from sfumato.paper.figures import write_figures
 
     generator = open_generator(run, device=device, scheduler=sampler, form=form, steps=steps)
     page = write_figures(
@@ -631,9 +631,9 @@ def presets_show(
     settings: Settings = None,
 ) -> None:
     """A preset with every setting resolved: the start of a YAML file of your own."""
-    from sfumato.methods import load_recipe
+    from sfumato.config.schema import load_experiment
 
-    typer.echo(load_recipe(preset, settings or []).to_yaml(), nl=False)
+    typer.echo(load_experiment(preset, settings or []).to_yaml(), nl=False)
 
 
 def main() -> None:
@@ -650,8 +650,8 @@ def main() -> None:
         if debug:
             raise
         sys.stderr.write(f"error: {error.what}\n")
-        if error.mend:
-            sys.stderr.write(f"  -> {error.mend}\n")
+        if error.hint:
+            sys.stderr.write(f"  -> {error.hint}\n")
         sys.exit(error.exit_code)
     except OSError as error:
         if debug:

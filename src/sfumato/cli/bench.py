@@ -9,24 +9,24 @@ from typing import Any
 from rich.table import Table
 
 from sfumato.base.files import write_bytes
-from sfumato.bench import (
+from sfumato.bench.decoding import decoding_speed, gathering_speed
+from sfumato.bench.loading import WAYS, Loading, chart, compare_loading, in_figures, save_loading
+from sfumato.bench.loading_page import write_loading
+from sfumato.bench.order import compare_orders, told
+from sfumato.bench.steps import (
     Comparison,
     compare_sampling,
     compare_training,
     save_comparisons,
     untrained_generator,
 )
-from sfumato.bench_data import WAYS, Loading, chart, compare_loading, in_figures, save_loading
-from sfumato.bench_order import compare_orders, told
-from sfumato.bundled.names import is_bundled
 from sfumato.cli.show import Progress, print_table, say, say_wrapped, unused
-from sfumato.data.sources import open_images, source_name
-from sfumato.data.speed import decoding_speed, gathering_speed
+from sfumato.config.schema import load_experiment
+from sfumato.data.records import open_images, source_name
 from sfumato.data.survey import resolve
-from sfumato.experiment import load_experiment
-from sfumato.generation import ImageGenerator, resolve_device
-from sfumato.models.schedulers import sampler_of
-from sfumato.report.loading import write_loading
+from sfumato.diffusion.solvers.schedulers import sampler_of
+from sfumato.generation.bundle_names import is_bundled
+from sfumato.generation.model import ImageGenerator, resolve_device
 
 
 def bench_training(

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sfumato.base.errors import InputError
-from sfumato.bundled.model import CARD
-from sfumato.bundled.names import beside, is_bundle, model_folder
-from sfumato.bundling import add_cards, write_bundle
 from sfumato.cli.show import check_is_empty, say
+from sfumato.evaluation.bundling import add_cards, write_bundle
+from sfumato.generation.bundle_names import beside, is_bundle, model_folder
+from sfumato.generation.bundles import CARD
 
 
 def bundle_run(
@@ -32,12 +32,12 @@ def renew_figures(
     """The figures of `cards` into the README of a bundle that is there; `of_the_run`: options that
     go with a run alone, and what was given."""
     if not is_bundle(model):
-        raise InputError(f"{model} is not a bundle.", mend="Of a run, name the folder with --out.")
+        raise InputError(f"{model} is not a bundle.", hint="Of a run, name the folder with --out.")
     for option in (name for name, given in of_the_run.items() if given):
-        raise InputError(f"{option} goes with a run and --out.", mend="Leave it out here.")
+        raise InputError(f"{option} goes with a run and --out.", hint="Leave it out here.")
     if not cards:
         raise InputError(
-            "No figures are named.", mend="Give --card FOLDER, what `sfumato evaluate` wrote."
+            "No figures are named.", hint="Give --card FOLDER, what `sfumato evaluate` wrote."
         )
     folder = model_folder(model)
     add_cards(folder, cards)

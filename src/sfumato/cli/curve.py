@@ -6,10 +6,10 @@ from rich.table import Table
 
 from sfumato.cli.evaluation import CallsLine, use_data
 from sfumato.cli.show import open_generator, print_table, say, say_wrapped
-from sfumato.configuration import build
-from sfumato.evaluation.curve import CurveCard, CurveConfig, measure_curve
-from sfumato.report.curve import write_curve
-from sfumato.report.scales import figure_told, real_rows, value_told
+from sfumato.config.overrides import build
+from sfumato.studies.scale_charts import figure_told, real_rows, value_told
+from sfumato.studies.training_curve import CurveCard, CurveConfig, measure_curve
+from sfumato.studies.training_curve_page import write_curve
 
 SHOWN = {"agreement": "agreement", "frechet": "Frechet", "diversity": "diversity"}
 """Columns of the table: figures by their key."""

@@ -12,29 +12,28 @@ from rich.table import Table
 
 from sfumato.base.errors import InputError, nearest
 from sfumato.base.files import write_bytes
-from sfumato.classifier import ClassifierExperiment
+from sfumato.bench.synthetic import LIKE, Order, synthesize
 from sfumato.cli.show import Line, clock, say, unused
-from sfumato.data.config import DataConfig
+from sfumato.config.schema import ClassifierExperiment, DiffusionExperiment, load_experiment
+from sfumato.config.sections import DataConfig
 from sfumato.data.loaders import open_training, resolve_loading
 from sfumato.data.prepare import prepare
 from sfumato.data.prepared import IMAGES
-from sfumato.data.sources import Annotations, Records, Split, load_records, open_images, source_name
+from sfumato.data.records import Annotations, Records, Split, load_records, open_images, source_name
 from sfumato.data.survey import Survey, resolve, settle, survey
-from sfumato.data.synthetic import LIKE, Order, synthesize
 from sfumato.data.table import list_damage
-from sfumato.experiment import Experiment, load_experiment
 from sfumato.report.samples import caption_grid, class_grid
 
 _MOST_CLASSES = 40
-WithData = TypeVar("WithData", Experiment, ClassifierExperiment)
+WithData = TypeVar("WithData", DiffusionExperiment, ClassifierExperiment)
 
 
-def look_at_data(recipe: WithData) -> WithData:
-    """The recipe with what was found in its images, which is said for the person to check."""
-    found = survey(recipe.data)
+def look_at_data(experiment: WithData) -> WithData:
+    """The experiment with what was found in its images, which is said for the person to check."""
+    found = survey(experiment.data)
     say(found.sentence())
-    data = settle(recipe.data, found)
-    is_judge = isinstance(recipe, ClassifierExperiment)
+    data = settle(experiment.data, found)
+    is_judge = isinstance(experiment, ClassifierExperiment)
     if is_judge:
         records: Annotations = load_records(data, "judge", on_rows=progress("read"))
     else:
@@ -60,7 +59,7 @@ def look_at_data(recipe: WithData) -> WithData:
     if records.damage:
         say(f"Skipped {len(records.damage):,} damaged rows:")
         say("  " + "\n  ".join(list_damage(records.damage, most=5)))
-    return recipe.model_copy(update={"data": data})
+    return experiment.model_copy(update={"data": data})
 
 
 def _form(data: DataConfig) -> str:
@@ -99,7 +98,7 @@ def make_synthetic(
 ) -> None:
     """Make a synthetic data set and say where it is."""
     if like not in LIKE:
-        raise InputError(f"--like {like}: nothing by this name.", mend=nearest(like, list(LIKE)))
+        raise InputError(f"--like {like}: nothing by this name.", hint=nearest(like, list(LIKE)))
     synthesis = LIKE[like](
         files=files, rows=rows, row_group=row_group, order=cast(Order, order), seed=seed
     )
@@ -138,7 +137,7 @@ def prepare_data(source: str, out: Path, settings: Sequence[str], *, resolution:
 def show_data(source: str, settings: Sequence[str], *, out: Path) -> None:
     """Read all of a data set, say what is in it, and draw a grid of samples."""
     if out.suffix.lower() != ".png":
-        raise InputError(f"--out {out}: a grid is a PNG.", mend="End the name with .png.")
+        raise InputError(f"--out {out}: a grid is a PNG.", hint="End the name with .png.")
     chosen = f"data.source={json.dumps(source)}"
     config = load_experiment("small", [chosen, *settings]).data
     found = survey(config)

@@ -12,7 +12,6 @@ from rich.table import Table
 
 from sfumato.base.errors import InputError
 from sfumato.base.section import Section
-from sfumato.bundled.names import beside, model_folder
 from sfumato.cli.show import (
     Line,
     clock,
@@ -25,8 +24,10 @@ from sfumato.cli.show import (
     tell_of_drawing,
     unused,
 )
-from sfumato.configuration import build
-from sfumato.data.config import DataConfig
+from sfumato.config.overrides import build
+from sfumato.config.schema import load_experiment
+from sfumato.config.sections import DataConfig, EvaluationConfig, SamplingConfig
+from sfumato.diffusion.solvers.schedulers import sampler_of
 from sfumato.evaluation.card import (
     FILE_NAME,
     ExtractorInfo,
@@ -39,14 +40,12 @@ from sfumato.evaluation.card import (
     read_card,
 )
 from sfumato.evaluation.compare import MEANINGS, Comparison, Side, compare
-from sfumato.evaluation.config import EvaluationConfig
+from sfumato.evaluation.comparison_page import write_comparison
 from sfumato.evaluation.measure import Evaluated, evaluate
+from sfumato.evaluation.pictures import write_pictures
 from sfumato.evaluation.target import Target, files_target, is_model, model_target
-from sfumato.experiment import load_experiment
-from sfumato.generation import ImageGenerator
-from sfumato.models.schedulers import SamplingConfig, sampler_of
-from sfumato.report.comparison import write_comparison
-from sfumato.report.evaluation import write_pictures
+from sfumato.generation.bundle_names import beside, model_folder
+from sfumato.generation.model import ImageGenerator
 
 
 class Measured(Section):
@@ -198,7 +197,7 @@ def images_target(what: Path, data: DataConfig) -> Target:
     if what.exists() and not data.source:
         raise InputError(
             f"{what} does not say which real images it is to be measured against.",
-            mend="Name them: --data FOLDER, --data OWNER/NAME or --data digits.",
+            hint="Name them: --data FOLDER, --data OWNER/NAME or --data digits.",
         )
     return files_target(what, data)
 
@@ -269,7 +268,7 @@ def compare_and_print(
             raise InputError(
                 f"{path} is neither a model nor an evaluation"
                 + ("." if path.exists() else ": it does not exist."),
-                mend="Give runs, pipelines or folders with a card.json; PATH@3 names w = 3.",
+                hint="Give runs, pipelines or folders with a card.json; PATH@3 names w = 3.",
             )
     sides = []
     for path, its_scale in given:
@@ -309,7 +308,7 @@ def _path_and_scale(name: str) -> tuple[Path, float | None]:
         return Path(path), float(scale)
     except ValueError as error:
         raise InputError(
-            f"{name}: '{scale}' is no guidance scale.", mend="For example: runs/demo@3"
+            f"{name}: '{scale}' is no guidance scale.", hint="For example: runs/demo@3"
         ) from error
 
 
@@ -320,7 +319,7 @@ def _row_title(folder: Path, scale: float | None) -> str:
     if len(titles) > 1:
         raise InputError(
             f"{folder} has several rows: {', '.join(titles)}.",
-            mend=f"Name one: {folder}@3 for w = 3, or --guidance 3 for both.",
+            hint=f"Name one: {folder}@3 for w = 3, or --guidance 3 for both.",
         )
     return titles[0]
 

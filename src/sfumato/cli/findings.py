@@ -6,10 +6,10 @@ from rich.table import Table
 
 from sfumato.cli.evaluation import CallsLine
 from sfumato.cli.show import open_generator, parse_scales, print_table, say, say_wrapped
-from sfumato.configuration import build
+from sfumato.config.overrides import build
 from sfumato.evaluation.arms import MEASURES
-from sfumato.evaluation.findings import Findings, FindingsConfig, measure_findings
-from sfumato.report.findings import effect_told, write_findings
+from sfumato.paper.findings import Findings, FindingsConfig, measure_findings
+from sfumato.paper.findings_page import effect_told, write_findings
 
 SHOWN = {
     "border_rms": "outer 4 px",

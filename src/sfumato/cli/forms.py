@@ -17,11 +17,11 @@ from sfumato.cli.show import (
     say,
     say_wrapped,
 )
-from sfumato.configuration import build
+from sfumato.config.overrides import build
 from sfumato.evaluation.arms import MEASURES
-from sfumato.evaluation.forms import FormsCard, FormsConfig, compare_forms
-from sfumato.report.forms import write_forms
-from sfumato.report.scales import effect_told, real_rows, value_told
+from sfumato.studies.guidance_forms import FormsCard, FormsConfig, compare_forms
+from sfumato.studies.guidance_forms_page import write_forms
+from sfumato.studies.scale_charts import effect_told, real_rows, value_told
 
 SHOWN = {
     "agreement": "agreement",

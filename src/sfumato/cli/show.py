@@ -16,15 +16,15 @@ from torch import Tensor
 from sfumato.base.errors import InputError
 from sfumato.base.files import write_bytes
 from sfumato.diffusion.guidance import GuidanceConfig
-from sfumato.generation import ImageGenerator, settings_in_png
-from sfumato.lint import Drawing, lint_drawing, tell
-from sfumato.report.pictures import scale_grid
+from sfumato.generation.grids import scale_grid
+from sfumato.generation.model import ImageGenerator, settings_in_png
 from sfumato.training.hooks import BaseHook
+from sfumato.training.lint import Drawing, lint_drawing, tell
 from sfumato.training.loop import Run
-from sfumato.training.tracking import append_record
+from sfumato.training.records import append_record
 
 if TYPE_CHECKING:
-    from sfumato.configuration import Recipe
+    from sfumato.config.schema import Experiment
 
 DEFAULT_SCALES = (0.0, 1.0, 2.0, 3.0, 5.0)
 
@@ -121,15 +121,17 @@ class Progress(BaseHook):
             )
 
 
-def train_and_report(recipe: "Recipe", folder: Path, *, device: str, progress: Progress) -> Run:
+def train_and_report(
+    experiment: "Experiment", folder: Path, *, device: str, progress: Progress
+) -> Run:
     """Train (or go on), and say how it ended."""
-    from sfumato.methods import method_of
+    from sfumato.methods.registry import method_of
 
-    method = method_of(recipe)
-    run = method.run(recipe, folder, device=device, hooks=[progress], on_start=say_start)
+    method = method_of(experiment)
+    run = method.run(experiment, folder, device=device, hooks=[progress], on_start=say_start)
     if run.finished:
         say(f"Finished at {run.images_seen:,} images.")
-        for line in method.finished(recipe, folder):
+        for line in method.finished(experiment, folder):
             say(line)
     else:
         say(
@@ -191,7 +193,7 @@ def parse_scales(text: str | None) -> tuple[float, ...] | None:
         return tuple(float(part) for part in text.split(",") if part.strip())
     except ValueError as error:
         raise InputError(
-            f"--scales {text}: not numbers with commas.", mend="For example: --scales 0,1,2,3,5"
+            f"--scales {text}: not numbers with commas.", hint="For example: --scales 0,1,2,3,5"
         ) from error
 
 
@@ -199,7 +201,7 @@ def draw_to_files(
     generator: ImageGenerator, prompts: Sequence[str], *, count: int, seed: int, out: Path
 ) -> None:
     if count < 1:
-        raise InputError(f"--count {count} is out of range.", mend="Give 1 or more.")
+        raise InputError(f"--count {count} is out of range.", hint="Give 1 or more.")
     tell_of_drawing(generator)
     wanted = [(prompt, seed + index) for prompt in prompts for index in range(count)]
     for picture in generator.draw([p for p, _ in wanted], [s for _, s in wanted]):
@@ -237,7 +239,7 @@ def write_grid(
     if not prompts:
         prompts, labels = generator.examples()
     if out.suffix.lower() != ".png":
-        raise InputError(f"--out {out}: a grid is a PNG.", mend="End the name with .png.")
+        raise InputError(f"--out {out}: a grid is a PNG.", hint="End the name with .png.")
     path = unused(out)
     picture = scale_grid(generator, prompts, labels, scales=scales, forms=forms, first_seed=seed)
     write_bytes(path, picture)
@@ -253,7 +255,7 @@ def check_is_empty(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(
             f"{folder} is there already and not empty; nothing is overwritten.",
-            mend="Give --out a new folder.",
+            hint="Give --out a new folder.",
         )
 
 
@@ -278,7 +280,7 @@ def print_settings(file: Path) -> None:
     if not settings:
         raise InputError(
             f"{file} carries no settings of sfumato.",
-            mend="Only PNGs that sfumato wrote do; other programs may have removed them.",
+            hint="Only PNGs that sfumato wrote do; other programs may have removed them.",
         )
     width = max(len(key) for key in settings)
     for key, value in settings.items():
@@ -286,8 +288,9 @@ def print_settings(file: Path) -> None:
 
 
 def print_presets() -> None:
-    from sfumato.configuration import preset_names
-    from sfumato.methods import load_recipe, method_of
+    from sfumato.config.overrides import preset_names
+    from sfumato.config.schema import load_experiment
+    from sfumato.methods.registry import method_of
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("preset")
@@ -295,7 +298,7 @@ def print_presets() -> None:
     table.add_column("image")
     table.add_column("about")
     for name in preset_names():
-        recipe = load_recipe(name)
-        about = method_of(recipe).describe(recipe)
-        table.add_row(name, about.parameters, about.images, recipe.about)
+        experiment = load_experiment(name)
+        about = method_of(experiment).describe(experiment)
+        table.add_row(name, about.parameters, about.images, experiment.about)
     Console().print(table)

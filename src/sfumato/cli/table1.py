@@ -8,14 +8,14 @@ from rich.table import Table
 
 from sfumato.base.errors import InputError
 from sfumato.base.files import write_text
-from sfumato.bundled.names import beside
 from sfumato.cli.evaluation import ImagesLine, model_to_measure
 from sfumato.cli.show import print_table, say, say_wrapped
 from sfumato.evaluation.measure import evaluate
-from sfumato.evaluation.table1 import Tools, measure_table1
+from sfumato.evaluation.pictures import write_pictures
 from sfumato.evaluation.target import is_model
-from sfumato.report.evaluation import write_pictures
-from sfumato.report.table1 import columns, markdown, rows_of, told
+from sfumato.generation.bundle_names import beside
+from sfumato.paper.table1 import Tools, measure_table1
+from sfumato.paper.table1_page import columns, markdown, rows_of, told
 
 
 def table1_and_print(
@@ -29,7 +29,7 @@ def table1_and_print(
 ) -> None:
     """Evaluate, measure the same images by the paper's protocol too, print and write both."""
     if not is_model(model):
-        raise InputError(f"{model} is no model.", mend="Give a run, a pipeline or bundled:NAME.")
+        raise InputError(f"{model} is no model.", hint="Give a run, a pipeline or bundled:NAME.")
     target, config, where = model_to_measure(
         model, settings=settings, form=form, seed=seed, held_out=False, device=device
     )

@@ -18,10 +18,15 @@ from sfumato.cli.show import (
 )
 from sfumato.diffusion.sampling import network_calls
 from sfumato.diffusion.schedule import NoiseSchedule
-from sfumato.generation import AVERAGE, TUNED, ImageGenerator, averages_in
-from sfumato.models.schedulers import build_solver, diffusion_of, sampler_name, sampler_of
+from sfumato.diffusion.solvers.schedulers import (
+    build_solver,
+    diffusion_of,
+    sampler_name,
+    sampler_of,
+)
+from sfumato.generation.model import AVERAGE, TUNED, ImageGenerator, averages_in
+from sfumato.studies.tuning import Goal, Score, Tuning, candidates_of, tune
 from sfumato.training.checkpoint import Checkpoints
-from sfumato.tuning import Goal, Score, Tuning, candidates_of, tune
 
 
 def tune_and_print(
@@ -43,16 +48,16 @@ def tune_and_print(
     goals: tuple[Goal, ...] = get_args(Goal)
     chosen_goal = next((one for one in goals if one == goal), None)
     if chosen_goal is None:
-        raise InputError(f"--for {goal} is no goal.", mend=nearest(goal, list(goals)))
+        raise InputError(f"--for {goal} is no goal.", hint=nearest(goal, list(goals)))
     if at_least is not None and not 0 < at_least <= 1:
         raise InputError(
-            f"--at-least {at_least:g} is no share.", mend="Give one above 0, up to 1: 0.98."
+            f"--at-least {at_least:g} is no share.", hint="Give one above 0, up to 1: 0.98."
         )
     generator = open_generator(str(run), device=device)
     if generator.run_folder is None:
         raise InputError(
             f"{run} is a pipeline; a choice is written into a run.",
-            mend="Give the folder of the run that it came from.",
+            hint="Give the folder of the run that it came from.",
         )
     settings = [] if data is None else [f"data.source={data}"]
     measured = model_settings(generator, run, settings)

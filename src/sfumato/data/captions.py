@@ -48,7 +48,7 @@ def caption_images(
         if names & CLASS_FIELDS and not class_names:
             raise ConfigError(
                 f"data.caption: {template!r} asks for a class, but the data set has no classes.",
-                mend="Use {caption} where the images have captions of their own, or a text "
+                hint="Use {caption} where the images have captions of their own, or a text "
                 "without fields.",
             )
     if class_names and not any(OWN in names for names in used):
@@ -101,7 +101,7 @@ def fields(template: str) -> set[str]:
     if unknown := names - CLASS_FIELDS - {OWN}:
         raise ConfigError(
             f"data.caption: unknown field {{{min(unknown)}}} in {template!r}.",
-            mend="Use {label} for the class index, {class_name} for its name, {word} for its name "
+            hint="Use {label} for the class index, {class_name} for its name, {word} for its name "
             "in words, {caption} for the image's own caption.",
         )
     return names

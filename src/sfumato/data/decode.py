@@ -8,17 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
+from sfumato.config.sections import Fit
 from sfumato.data.table import Damage, Row
 
 if TYPE_CHECKING:
     from sfumato.data.prepared import MappedImages
-
-Fit = Literal["crop", "squash"]
 
 MAX_PIXELS = 100_000_000
 """Larger images are refused by their header, before a pixel is decoded: a few kilobytes can claim

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from sfumato.data.config import DataConfig
+from sfumato.config.sections import DataConfig
 from sfumato.data.loading import DeviceBatches
-from sfumato.data.sources import Annotations, load_records, open_images, rows_of, target_of
-from sfumato.data.stream import StreamBatches, open_stream, worker_count
+from sfumato.data.records import Annotations, load_records, open_images, rows_of, target_of
+from sfumato.data.streaming.stream import StreamBatches, open_stream, worker_count
 from sfumato.data.survey import resolve
 from sfumato.data.table import GroupedPart
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from sfumato.base.errors import ConfigError
 from sfumato.base.randomness import generator_for
 from sfumato.data.prepared import MappedImages
-from sfumato.data.sources import Records
+from sfumato.data.records import Records
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +132,7 @@ def check_shares(batch_size: int, world_size: int) -> None:
     if batch_size % world_size:
         raise ConfigError(
             f"training.batch_size: {batch_size} images cannot be shared by {world_size} ranks.",
-            mend=f"Choose a multiple of {world_size}.",
+            hint=f"Choose a multiple of {world_size}.",
         )
 
 

@@ -24,7 +24,7 @@ from sfumato.base.files import (
     write_json,
     writing,
 )
-from sfumato.data.config import DataConfig
+from sfumato.config.sections import DataConfig
 from sfumato.data.decode import decode_chunks
 from sfumato.data.prepared import (
     BEGUN,
@@ -37,7 +37,7 @@ from sfumato.data.prepared import (
     read_manifest,
     verify,
 )
-from sfumato.data.sources import check_damage, open_images, source_name, target_of
+from sfumato.data.records import check_damage, open_images, source_name, target_of
 from sfumato.data.survey import OWN_CAPTION, resolve
 from sfumato.data.table import Damage, RawImages, Row
 
@@ -68,7 +68,7 @@ def prepare(
     config = resolve(config.model_copy(update={"caption": (OWN_CAPTION,)}))
     raw = open_images(config)
     if raw.prepared is not None:
-        raise InputError(f"{config.source} is prepared already.", mend="Train on it as it is.")
+        raise InputError(f"{config.source} is prepared already.", hint="Train on it as it is.")
     settings = _settings(config, raw)
     finished = _claim(out, settings)
     if finished is not None:
@@ -127,7 +127,7 @@ def _shape(settings: Settings) -> tuple[int, int, int]:
 def _claim(out: Path, settings: Settings) -> Manifest | None:
     """The manifest of a finished pass with the same settings; None where there is work to do."""
     if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file.", mend="Give a new folder.")
+        raise InputError(f"{out} is a file.", hint="Give a new folder.")
     make_folder(out)
     if (out / MANIFEST).exists():
         finished = read_manifest(out)
@@ -141,7 +141,7 @@ def _claim(out: Path, settings: Settings) -> Manifest | None:
         raise InputError(
             f"{out} holds {strange[0]}, which is not of a prepared data set; nothing is written "
             "over.",
-            mend="Give a new folder.",
+            hint="Give a new folder.",
         )
     return None
 
@@ -160,12 +160,12 @@ def _refuse_other(out: Path, made: dict[str, Any], settings: Settings) -> None:
         raise InputError(
             f"{out} was prepared from other images: the source is another one, or its files have "
             "changed since.",
-            mend=new,
+            hint=new,
         )
     for name, value in wanted.items():
         if made.get(name) != value:
             raise InputError(
-                f"{out} was prepared with data.{name}={made.get(name)}, not {value}.", mend=new
+                f"{out} was prepared with data.{name}={made.get(name)}, not {value}.", hint=new
             )
 
 
@@ -183,7 +183,7 @@ def _alone(out: Path) -> Iterator[IO[bytes]]:
                 fcntl.flock(images, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise InputError(
-                    f"Another `sfumato prepare` is writing {out}.", mend="Wait for it, or stop it."
+                    f"Another `sfumato prepare` is writing {out}.", hint="Wait for it, or stop it."
                 ) from error
         yield images
 
@@ -192,7 +192,7 @@ def _refuse_lost_images(out: Path, settings: Settings, work: "_Work") -> None:
     written = HEADER_BYTES + work.kept * int(np.prod(_shape(settings)))
     if work.kept and (out / IMAGES).stat().st_size < written:
         raise DamagedDataError(
-            f"{out / IMAGES} is shorter than what was written.", mend="Give a new folder."
+            f"{out / IMAGES} is shorter than what was written.", hint="Give a new folder."
         )
 
 
@@ -202,7 +202,7 @@ def _refuse_small_disk(out: Path, raw: RawImages, settings: Settings, work: "_Wo
     if free < missing:
         raise SfumatoError(
             f"{out}: {missing / 1e9:.3g} GB are to be written, {free / 1e9:.3g} GB are free.",
-            mend="Free some space, give a folder on another disk, or a lower resolution.",
+            hint="Free some space, give a folder on another disk, or a lower resolution.",
         )
 
 

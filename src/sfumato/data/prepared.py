@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sfumato.base.errors import ConfigError, DamagedDataError, InputError
 from sfumato.base.files import read_json, sha256_of_file
-from sfumato.data.config import DataConfig
+from sfumato.config.sections import DataConfig
 from sfumato.data.decode import NO_CAPTION, Decoded
 from sfumato.data.table import Damage, Part, RawImages, Row
 
@@ -120,7 +120,7 @@ def read_prepared(folder: Path, config: DataConfig) -> RawImages | None:
         if (folder / BEGUN).exists():
             raise InputError(
                 f"{folder} is not finished: `sfumato prepare` was stopped.",
-                mend="Give the same command again; it goes on where it stopped.",
+                hint="Give the same command again; it goes on where it stopped.",
             )
         return None
     manifest = read_manifest(folder)
@@ -204,7 +204,7 @@ def read_manifest(folder: Path) -> Manifest:
         if values.pop("format") != FORMAT:
             raise InputError(
                 f"{folder} was prepared by another version of sfumato.",
-                mend="Prepare the source again, into a new folder.",
+                hint="Prepare the source again, into a new folder.",
             )
         settings = Settings(**values.pop("settings"))
         pairs = {name: tuple(values.pop(name)) for name in ("smallest", "largest")}
@@ -213,7 +213,7 @@ def read_manifest(folder: Path) -> Manifest:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DamagedDataError(
             f"{folder / MANIFEST} is not what `sfumato prepare` wrote ({error}).",
-            mend="Prepare the source again, into a new folder.",
+            hint="Prepare the source again, into a new folder.",
         ) from error
 
 
@@ -226,7 +226,7 @@ def verify(folder: Path, manifest: Manifest) -> None:
             raise DamagedDataError(
                 f"{folder / IMAGES}: images {start}-{start + count - 1} are not as they were "
                 "written.",
-                mend="The disk or another program altered them: prepare the source again, into a "
+                hint="The disk or another program altered them: prepare the source again, into a "
                 "new folder.",
             )
         start += count
@@ -240,7 +240,7 @@ def _refuse_other_settings(folder: Path, made: Settings, config: DataConfig) -> 
         if asked not in ("auto", there):
             raise ConfigError(
                 f"data.{name} is {asked}, but {folder} was prepared with {there}.",
-                mend=f"Leave data.{name} as auto, or prepare the source again with "
+                hint=f"Leave data.{name} as auto, or prepare the source again with "
                 f"--set data.{name}={asked}, into a new folder.",
             )
 
@@ -272,5 +272,5 @@ def _read_rows(folder: Path, manifest: Manifest) -> "pa.Table":
 def _not_whole(file: Path) -> DamagedDataError:
     return DamagedDataError(
         f"{file} is missing, cut short or altered.",
-        mend="Prepare the source again, into a new folder.",
+        hint="Prepare the source again, into a new folder.",
     )

@@ -9,9 +9,9 @@ from statistics import median
 import numpy as np
 
 from sfumato.base.errors import InputError
-from sfumato.data.config import AUTO_CAPTION, DataConfig
+from sfumato.config.sections import AUTO_CAPTION, DataConfig
 from sfumato.data.decode import BadImage, read_header
-from sfumato.data.sources import BUNDLED, open_images
+from sfumato.data.records import BUNDLED, open_images
 
 RESOLUTIONS = (8, 16, 28, 32, 64)
 """What data.resolution=auto chooses from."""
@@ -80,7 +80,7 @@ def survey(config: DataConfig) -> Survey:
     if not sizes:
         raise InputError(
             f"{config.source}: none of {unreadable:,} files or rows is an image.",
-            mend="Check that they open in another program.",
+            hint="Check that they open in another program.",
         )
     return Survey(
         source=config.source,
@@ -120,7 +120,7 @@ def resolve(config: DataConfig, found: Survey | None = None) -> DataConfig:
         if not found.captions and not found.class_names:
             raise InputError(
                 f"{config.source} has neither captions nor classes.",
-                mend="Write a .txt beside each image or a metadata.jsonl, put the images into a "
+                hint="Write a .txt beside each image or a metadata.jsonl, put the images into a "
                 "folder for each class, name a Parquet column with data.label_column or "
                 "data.caption_column, or give all of them one caption: --set "
                 "'data.caption=A photo'.",

@@ -246,7 +246,7 @@ def parse_guidance(text: str) -> tuple[str, dict[str, float]]:
     except ValueError as error:
         raise InputError(
             f"Guidance '{text}': {_ended(str(error))}",
-            mend="Forms and their parameters: "
+            hint="Forms and their parameters: "
             + "; ".join(guidance_text(form, form_parameters(form)) for form in GUIDANCE_FORMS)
             + ".",
         ) from error

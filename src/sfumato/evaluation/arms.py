@@ -14,28 +14,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sfumato.base.environment import environment
 from sfumato.base.images import to_uint8
 from sfumato.base.section import Section, ValueRange
 from sfumato.diffusion.guidance import CONVENTION, GuidanceConfig
 from sfumato.diffusion.schedule import NoiseSchedule
+from sfumato.diffusion.solvers.schedulers import build_solver, diffusion_of, sampler_of
 from sfumato.evaluation.card import Figure, figure
-from sfumato.evaluation.parts import Parts
-from sfumato.evaluation.real import digest_of
-from sfumato.evaluation.subjects import Asked
-from sfumato.generation import ImageGenerator
-from sfumato.metrics.diversity import Diversity, diversity_within_classes
-from sfumato.metrics.intervals import bootstrap_mean, wilson
-from sfumato.metrics.pixels import (
+from sfumato.evaluation.classifier import Judge
+from sfumato.evaluation.metrics.diversity import Diversity, diversity_within_classes
+from sfumato.evaluation.metrics.intervals import bootstrap_mean, wilson
+from sfumato.evaluation.metrics.pixels import (
     border_deviation,
     border_rms,
     brightness,
     high_frequency_shares,
     saturated_shares,
 )
-from sfumato.models.schedulers import build_solver, diffusion_of, sampler_of
-from sfumato.pipeline import generators_from_seeds
-from sfumato.training.checkpoint import environment
-from sfumato.training.judges import Judge
+from sfumato.evaluation.parts import Parts
+from sfumato.evaluation.real import digest_of
+from sfumato.evaluation.subjects import Asked
+from sfumato.generation.model import ImageGenerator
+from sfumato.generation.pipeline import generators_from_seeds
 
 OnCalls = Callable[[int, int], None]
 """Told (network calls done, network calls in all)."""

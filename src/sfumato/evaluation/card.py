@@ -1,6 +1,5 @@
 """The metric card: every figure of an evaluation, and everything that it depends on, as JSON."""
 
-import platform
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -8,12 +7,12 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from sfumato import __version__
+from sfumato.base.environment import hardware
 from sfumato.base.errors import DamagedDataError
 from sfumato.base.files import read_json, write_json
 from sfumato.base.section import Section
-from sfumato.metrics.agreement import Agreement
-from sfumato.training.checkpoint import environment
-from sfumato.training.judges import Judge
+from sfumato.evaluation.classifier import Judge
+from sfumato.evaluation.metrics.agreement import Agreement
 
 SCHEMA_VERSION = 2
 FILE_NAME = "card.json"
@@ -163,7 +162,7 @@ class ExtractorInfo(Section):
     dim: int = 0
     missing: str = ""
     """Why there are no figures on it."""
-    mend: str = ""
+    hint: str = ""
 
 
 class JudgeInfo(Section):
@@ -202,11 +201,6 @@ class Subjects(Section):
     captions: list[str] = Field(default_factory=list)
     """Caption templates that the images were asked for by."""
     labels: Literal["balanced", "random", "as found"]
-
-
-def hardware() -> dict[str, Any]:
-    """The machine and the versions that figures were made with."""
-    return {**environment(), "processor": platform.processor() or "unknown"}
 
 
 class MetricCard(Section):
@@ -250,7 +244,7 @@ def read_card(folder: Path) -> MetricCard:
         raise DamagedDataError(
             f"{folder / FILE_NAME} is not a metric card of version {SCHEMA_VERSION}"
             + (f", but {version}." if version else "."),
-            mend="Run `sfumato evaluate` again.",
+            hint="Run `sfumato evaluate` again.",
         )
     try:
         return MetricCard.model_validate(values)
@@ -258,7 +252,7 @@ def read_card(folder: Path) -> MetricCard:
         raise DamagedDataError(
             f"{folder / FILE_NAME} is damaged: {error.errors()[0]['loc']}: "
             f"{error.errors()[0]['msg']}.",
-            mend="Run `sfumato evaluate` again.",
+            hint="Run `sfumato evaluate` again.",
         ) from error
 
 

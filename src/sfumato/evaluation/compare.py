@@ -15,8 +15,8 @@ from sfumato.base.errors import ConfigError, DamagedDataError, InputError
 from sfumato.base.section import Section
 from sfumato.evaluation.card import MetricCard, Row, read_card
 from sfumato.evaluation.measure import image_values_file
+from sfumato.evaluation.metrics.paired import mcnemar, paired_bootstrap
 from sfumato.evaluation.taken import images_folder
-from sfumato.metrics.paired import mcnemar, paired_bootstrap
 
 BETTER: dict[str, str] = {
     "clip_score": "higher",
@@ -104,14 +104,14 @@ class Side:
         if row is None:
             raise InputError(
                 f"{folder} has no row '{title}'.",
-                mend=f"It has: {', '.join(row.title for row in card.rows)}.",
+                hint=f"It has: {', '.join(row.title for row in card.rows)}.",
             )
         file = image_values_file(folder, title)
         try:
             values = load_file(file)
         except (OSError, SafetensorError) as error:
             raise DamagedDataError(
-                f"{file} cannot be read ({error}).", mend="Run `sfumato evaluate` again."
+                f"{file} cannot be read ({error}).", hint="Run `sfumato evaluate` again."
             ) from error
         return cls(name=name, card=card, row=row, values=values, folder=folder)
 
@@ -145,7 +145,7 @@ def compare(first: Side, second: Side) -> Comparison:
     if (first.folder.resolve(), first.row.title) == (second.folder.resolve(), second.row.title):
         raise ConfigError(
             f"Both are {first.name}, {first.row.title}.",
-            mend="Give two models, or two rows of one: runs/demo@1 runs/demo@3.",
+            hint="Give two models, or two rows of one: runs/demo@1 runs/demo@3.",
         )
     check_alike(first, second)
     keys = [key for key in first.values if key in second.values and "seen" not in key]
@@ -209,7 +209,7 @@ def check_alike(first: Side, second: Side) -> None:
     if unlike:
         raise ConfigError(
             f"{first.name} and {second.name} cannot be compared:\n  " + "\n  ".join(unlike),
-            mend="Evaluate both with the same data, judge, extractors, --count, --seed and "
+            hint="Evaluate both with the same data, judge, extractors, --count, --seed and "
             "captions; `sfumato compare` does so when it is given two models.",
         )
 

@@ -11,18 +11,18 @@ from torch import Tensor
 
 from sfumato.base.randomness import generator_for
 from sfumato.evaluation.card import FeatureFigures, FeatureFloor, Figure, Spread, figure
-from sfumato.metrics.distances import nearest_rows, neighbour_radii
-from sfumato.metrics.diversity import Diversity, diversity_within_classes
-from sfumato.metrics.frechet import (
+from sfumato.evaluation.metrics.distances import nearest_rows, neighbour_radii
+from sfumato.evaluation.metrics.diversity import Diversity, diversity_within_classes
+from sfumato.evaluation.metrics.frechet import (
     FeatureMoments,
     FeatureStatistics,
     covariance_root,
     frechet_influence,
     frechet_to,
 )
-from sfumato.metrics.frechet_infinity import frechet_infinity_of_both
-from sfumato.metrics.kernel import kernel_distance, kernel_sums
-from sfumato.metrics.manifold import density_coverage, precision_recall
+from sfumato.evaluation.metrics.frechet_infinity import frechet_infinity_of_both
+from sfumato.evaluation.metrics.kernel import kernel_distance, kernel_sums
+from sfumato.evaluation.metrics.manifold import density_coverage, precision_recall
 
 MOST_ROWS = 10_000
 """Rows that distances of pairs are taken of; mean and covariance are of all rows."""

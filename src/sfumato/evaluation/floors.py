@@ -7,8 +7,9 @@ from torch import Tensor
 
 from sfumato.base.errors import DamagedDataError
 from sfumato.base.files import read_json, write_json
-from sfumato.data.config import DataConfig
+from sfumato.config.sections import DataConfig
 from sfumato.evaluation.card import FeatureFloor, Yardstick
+from sfumato.evaluation.extractors.extractor import FeatureExtractor
 from sfumato.evaluation.figures import (
     MOST_ROWS,
     ReferenceFeatures,
@@ -16,10 +17,9 @@ from sfumato.evaluation.figures import (
     floor_sets,
     in_turn,
 )
+from sfumato.evaluation.metrics.alterations import ALTERATIONS
+from sfumato.evaluation.metrics.frechet import feature_statistics, frechet_to
 from sfumato.evaluation.real import OnImages, RealImages, digest_of
-from sfumato.features.extractor import FeatureExtractor
-from sfumato.metrics.alterations import ALTERATIONS
-from sfumato.metrics.frechet import feature_statistics, frechet_to
 
 FIGURES = 3
 """Counts how figures are made: a card of another number is no answer to the same request."""

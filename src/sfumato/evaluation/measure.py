@@ -12,6 +12,7 @@ from torch import Tensor
 from sfumato.base.errors import DamagedDataError, InputError, SfumatoError
 from sfumato.base.files import folder_for
 from sfumato.base.randomness import generator_for
+from sfumato.config.sections import EvaluationConfig
 from sfumato.evaluation.card import (
     FILE_NAME,
     ExtractorInfo,
@@ -29,7 +30,14 @@ from sfumato.evaluation.card import (
     figure,
     read_card,
 )
-from sfumato.evaluation.config import EvaluationConfig
+from sfumato.evaluation.classifier import Judge, UntrainedHeads, load_judge, untrained_heads
+from sfumato.evaluation.extractors.extractor import (
+    Device,
+    FeatureExtractor,
+    GivesLogits,
+    ReadsCaptions,
+)
+from sfumato.evaluation.extractors.registry import Opened, available_extractors
 from sfumato.evaluation.figures import (
     Features,
     ReferenceFeatures,
@@ -42,20 +50,17 @@ from sfumato.evaluation.floors import (
     reference_features,
     yardsticks_of,
 )
+from sfumato.evaluation.metrics.agreement import agreement, confusion_matrix
+from sfumato.evaluation.metrics.alignment import clip_scores
+from sfumato.evaluation.metrics.inception_score import inception_score_of_logits
+from sfumato.evaluation.metrics.intervals import bootstrap_mean
+from sfumato.evaluation.metrics.memorisation import Memorisation, memorisation
+from sfumato.evaluation.metrics.pixels import saturated_shares
 from sfumato.evaluation.parts import write_tensors
 from sfumato.evaluation.real import OnImages
 from sfumato.evaluation.subjects import file_name
 from sfumato.evaluation.taken import Taken, take
 from sfumato.evaluation.target import Target
-from sfumato.features.extractor import Device, FeatureExtractor, GivesLogits, ReadsCaptions
-from sfumato.features.registry import Opened, available_extractors
-from sfumato.metrics.agreement import agreement, confusion_matrix
-from sfumato.metrics.alignment import clip_scores
-from sfumato.metrics.inception_score import inception_score_of_logits
-from sfumato.metrics.intervals import bootstrap_mean
-from sfumato.metrics.memorisation import Memorisation, memorisation
-from sfumato.metrics.pixels import saturated_shares
-from sfumato.training.judges import Judge, UntrainedHeads, load_judge, untrained_heads
 
 CUSTOMARY_COUNT = 5_000
 """Below so many images a Frechet distance says more of their number than of the model."""
@@ -111,7 +116,7 @@ def evaluate(
     if real.count < 2:
         raise InputError(
             f"{real.count} real test image is too few to measure against.",
-            mend="Hold out more with --set data.test_share=0.5 when training, or give more images.",
+            hint="Hold out more with --set data.test_share=0.5 when training, or give more images.",
         )
     judge = None
     if len(real.reference.records.class_names) > 1:
@@ -426,7 +431,7 @@ def _panel(found: Memorisation, taken: Taken, real: RealSets) -> Nearest:
 def _info(opened: Opened) -> ExtractorInfo:
     if opened.extractor is None:
         return ExtractorInfo(
-            key=opened.key, title=opened.title, missing=opened.reason, mend=opened.mend
+            key=opened.key, title=opened.title, missing=opened.reason, hint=opened.hint
         )
     return ExtractorInfo(
         key=opened.key,

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from sfumato.base.files import cache_folder, write_json
 from sfumato.base.randomness import generator_for
-from sfumato.data.config import DataConfig
-from sfumato.data.sources import Records, Split, load_records, source_identity
+from sfumato.config.sections import DataConfig
+from sfumato.data.records import Records, Split, load_records, source_identity
+from sfumato.evaluation.extractors.extractor import FeatureExtractor
+from sfumato.evaluation.metrics.frechet import covariance_root
+from sfumato.evaluation.metrics.moments import FeatureMoments, FeatureStatistics
 from sfumato.evaluation.parts import Parts, write_tensors
-from sfumato.features.extractor import FeatureExtractor
-from sfumato.metrics.frechet import covariance_root
-from sfumato.metrics.moments import FeatureMoments, FeatureStatistics
 
 FORMAT = 1
 _ROWS = 512

@@ -12,18 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sfumato.base.environment import environment
 from sfumato.base.errors import DamagedDataError, InputError
 from sfumato.base.files import sha256_of_file
 from sfumato.base.randomness import generator_for
+from sfumato.config.sections import FEWEST_IMAGES
 from sfumato.data.captions import captions_from_templates, in_words
-from sfumato.data.sources import Records
+from sfumato.data.records import Records
 from sfumato.diffusion.guidance import CONVENTION
-from sfumato.evaluation.config import FEWEST_IMAGES
+from sfumato.diffusion.solvers.schedulers import sampler_of
 from sfumato.evaluation.parts import Make
 from sfumato.evaluation.real import digest_of
-from sfumato.generation import ImageGenerator, settings_in_png
-from sfumato.models.schedulers import sampler_of
-from sfumato.training.checkpoint import environment
+from sfumato.generation.model import ImageGenerator, settings_in_png
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -186,7 +186,7 @@ def folder_subject(folder: Path, reference: RealRecords) -> Subject:
     if not files:
         what = "is empty" if not any(folder.iterdir()) else "holds no images"
         raise InputError(
-            f"{folder} {what}.", mend=f"Looked for {', '.join(IMAGE_SUFFIXES)} in it and below."
+            f"{folder} {what}.", hint=f"Looked for {', '.join(IMAGE_SUFFIXES)} in it and below."
         )
     first = _read_image(files[0])
     for path in files[1:]:
@@ -195,7 +195,7 @@ def folder_subject(folder: Path, reference: RealRecords) -> Subject:
             raise InputError(
                 f"Mixed images: {files[0].name} is {_described(first.shape)}, {path.name} is "
                 f"{_described(shape)}.",
-                mend="Bring all to one size and one mode before they are measured: resizing is "
+                hint="Bring all to one size and one mode before they are measured: resizing is "
                 "part of what a figure depends on.",
             )
     records = reference(first.shape[1], first.shape[2], first.shape[0])
@@ -231,14 +231,14 @@ def npz_subject(file: Path, reference: RealRecords) -> Subject:
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
         raise DamagedDataError(
             f"{file} cannot be read as .npz: it is no whole archive of plain arrays.",
-            mend="numpy.savez writes them; arrays of Python objects are not taken.",
+            hint="numpy.savez writes them; arrays of Python objects are not taken.",
         ) from error
     pictures = next((a for a in arrays.values() if a.ndim in (3, 4)), None)
     if pictures is None or pictures.dtype != np.uint8 or pictures.shape[3:] not in ((), (1,), (3,)):
         found = ", ".join(f"{name} {a.dtype} {a.shape}" for name, a in arrays.items()) or "nothing"
         raise InputError(
             f"{file} holds no images: {found}.",
-            mend="Images are one array of uint8 (N, H, W, 1 or 3), values 0 to 255.",
+            hint="Images are one array of uint8 (N, H, W, 1 or 3), values 0 to 255.",
         )
     if pictures.ndim == 3:
         pictures = pictures[..., None]
@@ -252,7 +252,7 @@ def npz_subject(file: Path, reference: RealRecords) -> Subject:
         None,
     )
     if not len(images):
-        raise InputError(f"{file} holds no images.", mend=f"Give {FEWEST_IMAGES} or more.")
+        raise InputError(f"{file} holds no images.", hint=f"Give {FEWEST_IMAGES} or more.")
     records = reference(images.shape[2], images.shape[3], images.shape[1])
     _check_labels(labels, records, file)
     return _found_subject(
@@ -269,7 +269,7 @@ def npz_subject(file: Path, reference: RealRecords) -> Subject:
 def _found_subject(*, count: int, digest: str, **rest: Any) -> Subject:
     if count < FEWEST_IMAGES:
         raise InputError(
-            f"{count} images are too few to measure.", mend=f"Give {FEWEST_IMAGES} or more."
+            f"{count} images are too few to measure.", hint=f"Give {FEWEST_IMAGES} or more."
         )
     return Subject(count=count, settings={"files": digest}, **rest)
 
@@ -284,13 +284,13 @@ def _read_image(path: Path) -> Tensor:
             if image.mode not in ("L", "RGB"):
                 raise InputError(
                     f"{path} has the mode {image.mode}, not L (greyscale) or RGB.",
-                    mend="Convert the images first; what becomes of transparency is your choice.",
+                    hint="Convert the images first; what becomes of transparency is your choice.",
                 )
             array = np.array(image)
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise DamagedDataError(
             f"{path} cannot be read as an image.",
-            mend="It is truncated, or another kind of file: mend it or take it out.",
+            hint="It is truncated, or another kind of file: repair it or remove it.",
         ) from error
     return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
 
@@ -356,5 +356,5 @@ def _check_labels(labels: Tensor | None, records: Records, file: Path) -> None:
         raise InputError(
             f"{file} has labels from {int(labels.min())} to {int(labels.max())}; the real images "
             f"have {classes} classes, 0 to {classes - 1}.",
-            mend="Compare with the data set that they were drawn for (--data).",
+            hint="Compare with the data set that they were drawn for (--data).",
         )

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sfumato.evaluation.extractors.extractor import FeatureExtractor
+from sfumato.evaluation.metrics.pixels import saturated_shares
 from sfumato.evaluation.parts import Parts
 from sfumato.evaluation.real import digest_of
 from sfumato.evaluation.subjects import Subject, file_name
-from sfumato.features.extractor import FeatureExtractor
-from sfumato.metrics.pixels import saturated_shares
 
 PART_IMAGES = 64
 

@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from sfumato.base.errors import InputError
-from sfumato.bundled.names import is_bundle
-from sfumato.data.config import DataConfig
-from sfumato.data.sources import Records, load_records
-from sfumato.evaluation.config import EvaluationConfig
+from sfumato.config.sections import DataConfig, EvaluationConfig
+from sfumato.data.records import Records, load_records
 from sfumato.evaluation.subjects import (
     Subject,
     drawn_subject,
@@ -17,7 +15,8 @@ from sfumato.evaluation.subjects import (
     npz_subject,
     what_to_ask,
 )
-from sfumato.generation import ImageGenerator
+from sfumato.generation.bundle_names import is_bundle
+from sfumato.generation.model import ImageGenerator
 
 Kind = Literal["run", "pipeline", "folder", "npz"]
 
@@ -54,12 +53,12 @@ def model_target(
     if data is None:
         raise InputError(
             "This model does not say which data set it was trained on.",
-            mend="Evaluate the run folder it came from.",
+            hint="Evaluate the run folder it came from.",
         )
     if held_out and not data.held_out:
         raise InputError(
             "This model's data set names no held-out captions (data.held_out).",
-            mend="Evaluate without --held-out.",
+            hint="Evaluate without --held-out.",
         )
     asked = what_to_ask(
         load_records(data, "reference"),
@@ -93,7 +92,7 @@ def files_target(path: Path, data: DataConfig) -> Target:
         if height != width:
             raise InputError(
                 f"The images of {path} are not square: {width} x {height}.",
-                mend="Real images are brought to squares; cut or squash these the same way.",
+                hint="Real images are brought to squares; cut or squash these the same way.",
             )
         sized = data.model_copy(update={"resolution": height, "channels": channels})
         resolved.append(sized)
@@ -107,7 +106,7 @@ def files_target(path: Path, data: DataConfig) -> Target:
         wrong = "is neither a folder nor an .npz file" if path.exists() else "does not exist"
         raise InputError(
             f"{path} {wrong}.",
-            mend="Give a run, an exported pipeline, bundled:mnist, a folder of images or an .npz.",
+            hint="Give a run, an exported pipeline, bundled:mnist, a folder of images or an .npz.",
         )
     return Target(
         kind=kind,

@@ -2,20 +2,10 @@
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from sfumato.base.randomness import derived_seed
-from sfumato.base.section import Count, Section
-
-
-class ClassifierConfig(Section):
-    """Stages of residual blocks; each but the first halves the image and doubles the channels."""
-
-    width: Count = 16
-    """Channels of the first stage."""
-    blocks: tuple[Count, ...] = Field(default=(1, 1, 1), min_length=1)
-    """Residual blocks of each stage."""
+from sfumato.config.sections import ClassifierConfig
 
 
 class ResidualBlock(nn.Module):

@@ -4,31 +4,11 @@ import copy
 from typing import Generic, TypeVar
 
 import torch
-from pydantic import field_validator
 from torch import nn
 
-from sfumato.base.section import NotNegative, Positive, Section
+from sfumato.config.sections import AveragingConfig
 
 Module = TypeVar("Module", bound=nn.Module)
-
-
-class AveragingConfig(Section):
-    """Exponential moving average of the weights, timed in images so that batch size is free."""
-
-    halflife_images: NotNegative = 500_000
-    """Images after which a weight's share in the average has halved; 0: no averaging."""
-    rampup_ratio: NotNegative = 0.05
-    """Early in a run the half-life is at most this share of the images seen (EDM, Karras 2022)."""
-    also_halflives_images: tuple[Positive, ...] = ()
-    """Further half-lives: an average of each is kept too, and `sfumato tune` can choose one after
-    training (post-hoc averaging, Karras et al. 2024)."""
-
-    @field_validator("also_halflives_images")
-    @classmethod
-    def _each_once(cls, values: tuple[float, ...]) -> tuple[float, ...]:
-        if len(set(values)) < len(values):
-            raise ValueError("one is given twice")
-        return values
 
 
 def averaging_decay(config: AveragingConfig, *, images_seen: int, batch_size: int) -> float:

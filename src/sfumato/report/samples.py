@@ -8,7 +8,7 @@ import torch
 
 from sfumato.base.images import png_bytes, to_pil
 from sfumato.base.randomness import generator_for
-from sfumato.data.sources import Records
+from sfumato.data.records import Records
 
 if TYPE_CHECKING:
     import PIL.Image

@@ -14,7 +14,8 @@ import torch
 
 from sfumato.base.errors import DamagedDataError
 from sfumato.base.files import read_json, write_json
-from sfumato.text.towers import ClipTowers, ImageTower, TowersConfig
+from sfumato.config.sections import TowersConfig
+from sfumato.text.towers import ClipTowers, ImageTower
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer

@@ -10,23 +10,14 @@ import torch
 from torch import Tensor
 
 from sfumato.base.errors import InputError
-from sfumato.base.section import Count, Section
 from sfumato.base.weights import weights_digest
+from sfumato.config.sections import TextConfig
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
 
 ENCODE_ROWS = 16
 """Prompts of one call; always this many, so that a prompt's bits do not depend on the others."""
-
-
-class TextConfig(Section):
-    """Which text encoder, and how many tokens it hands on."""
-
-    encoder: str = "bundled"
-    """`bundled`, a folder, or a Hub name such as openai/clip-vit-base-patch32."""
-    max_tokens: Count = 77
-    """Prompts are padded or cut to this many tokens (the paper: 8 for MNIST, else 77)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +55,7 @@ class ClipTextEncoder:
         if not 2 <= max_tokens <= positions:
             raise InputError(
                 f"text.max_tokens: {max_tokens} is out of range for the encoder '{name}'.",
-                mend=f"It takes 2 to {positions} tokens.",
+                hint=f"It takes 2 to {positions} tokens.",
             )
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer

@@ -71,19 +71,19 @@ def _named_folder(encoder: str) -> Path | None:
         return folder
     if folder.is_file():
         raise InputError(
-            f"text.encoder: {folder} is a file.", mend="Give the folder that it lies in."
+            f"text.encoder: {folder} is a file.", hint="Give the folder that it lies in."
         )
     if "/" not in encoder and not encoder.startswith("~"):
         raise InputError(
             f"text.encoder: there is no folder '{encoder}' here, and a Hub name is OWNER/NAME.",
-            mend=f"{nearest(encoder, [BUNDLED])} {WAYS_OUT}",
+            hint=f"{nearest(encoder, [BUNDLED])} {WAYS_OUT}",
         )
     if not _HUB_NAME.fullmatch(encoder):
-        raise InputError(f"text.encoder: the folder {encoder} does not exist.", mend=WAYS_OUT)
+        raise InputError(f"text.encoder: the folder {encoder} does not exist.", hint=WAYS_OUT)
     if folder.parent.is_dir() and _cached(encoder) is None:
         raise InputError(
             f"text.encoder: there is no folder '{folder.name}' in {folder.parent}.",
-            mend="A model of the Hub by this name is fetched from any place that has no folder "
+            hint="A model of the Hub by this name is fetched from any place that has no folder "
             f"'{folder.parent}'. {WAYS_OUT}",
         )
     return None
@@ -113,13 +113,13 @@ def _refuse_incomplete(folder: Path, encoder: str) -> None:
     missing = "; ".join(lacking)
     if folder != Path(encoder).expanduser():
         raise InputError(
-            f"text.encoder: {encoder} of the Hub holds no CLIP. It lacks: {missing}.", mend=WAYS_OUT
+            f"text.encoder: {encoder} of the Hub holds no CLIP. It lacks: {missing}.", hint=WAYS_OUT
         )
     empty = not any(folder.iterdir())
     raise InputError(
         f"text.encoder: the folder {folder} is {'empty' if empty else 'incomplete'}. "
         f"It lacks: {missing}.",
-        mend=f"Get the missing files from where the others came. {WAYS_OUT}",
+        hint=f"Get the missing files from where the others came. {WAYS_OUT}",
     )
 
 
@@ -139,9 +139,9 @@ def _load(folder: Path) -> tuple["CLIPTextModel", "CLIPTokenizer"]:
     except Exception as error:  # each format's reader raises errors of its own
         pointers = [path.name for path in sorted(folder.iterdir()) if is_lfs_pointer(path)]
         why = f"{pointers[0]} is a pointer of Git LFS" if pointers else reason(error)
-        mend = "Run `git lfs pull` in its repository." if pointers else "Get its files again."
+        hint = "Run `git lfs pull` in its repository." if pointers else "Get its files again."
         raise DamagedDataError(
-            f"The text encoder in {folder} cannot be read ({why}).", mend=f"{mend} {WAYS_OUT}"
+            f"The text encoder in {folder} cannot be read ({why}).", hint=f"{hint} {WAYS_OUT}"
         ) from error
     wrong = sorted({*about["missing_keys"], *(key[0] for key in about["mismatched_keys"])})
     if wrong:
@@ -149,7 +149,7 @@ def _load(folder: Path) -> tuple["CLIPTextModel", "CLIPTokenizer"]:
             f"{folder} holds no whole CLIP text tower: {len(wrong)} of its weights are missing or "
             f"of another shape than {_CONFIG} says ({', '.join(wrong[:3])}"
             f"{', ...' if len(wrong) > 3 else ''}).",
-            mend=f"Its files are not of one model: get all of it again. {WAYS_OUT}",
+            hint=f"Its files are not of one model: get all of it again. {WAYS_OUT}",
         )
     return model, tokenizer
 
@@ -189,7 +189,7 @@ def _from_hub(name: str) -> Path:
         for file in _needed(there)
     ]
     if not paths:
-        raise InputError(f"text.encoder: {name} of the Hub holds no model.", mend=WAYS_OUT)
+        raise InputError(f"text.encoder: {name} of the Hub holds no model.", hint=WAYS_OUT)
     return Path(paths[0]).parent
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sfumato.base.images import to_float
 from sfumato.base.randomness import derived_seed
-from sfumato.base.section import Count, Section
+from sfumato.config.sections import TowersConfig
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
@@ -18,25 +18,6 @@ IMAGE_PX = 32
 """Height and width that the image tower takes."""
 MAX_LOGIT_SCALE = 100.0
 """As in CLIP: a larger scale makes training unstable."""
-
-
-class TowersConfig(Section):
-    """Sizes of the two towers."""
-
-    text_width: Count = 512
-    """Width of the text tokens: 512, so that U-Nets keep the paper's cross-attention."""
-    text_layers: Count = 2
-    """Transformer layers of the text tower."""
-    text_heads: Count = 8
-    """Attention heads of a layer."""
-    text_mlp: Count = 1024
-    """Hidden width of a layer's MLP."""
-    positions: Count = 77
-    """Most tokens of a prompt."""
-    image_widths: tuple[Count, Count, Count, Count] = (32, 64, 128, 192)
-    """Channels of the image tower at 32, 16, 8 and 4 pixels."""
-    embedding: Count = 128
-    """Width of the space that both towers map into."""
 
 
 class ResidualBlock(nn.Module):

@@ -5,7 +5,6 @@ objective and a `state.json` that holds the clock, the hooks' state, the sha256 
 the versions and threads it was made with.
 """
 
-import platform
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 
+from sfumato.base.environment import environment
 from sfumato.base.errors import ConfigError, DamagedDataError, InputError
 from sfumato.base.files import (
     read_json,
@@ -30,18 +30,6 @@ FORMAT = 1
 
 class ResumeWarning(UserWarning):
     """Something about a resumed run that may change its bits, or a checkpoint passed over."""
-
-
-def environment() -> dict[str, Any]:
-    """What the bits of a run depend on beside its configuration."""
-    return {
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "threads": torch.get_num_threads(),
-        "instruction_set": torch.backends.cpu.get_cpu_capability(),
-        "machine": platform.machine(),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
 
 
 @dataclass(frozen=True)
@@ -102,7 +90,7 @@ def load_part(part: Stateful, state: Mapping[str, Any], *, file: Path) -> None:
             raise ConfigError(
                 f"{file} holds another architecture: {name} is {found.get(name, 'absent')} there "
                 f"and {expected.get(name, 'absent')} in this model.",
-                mend="Use the experiment.yaml that the checkpoint was made with.",
+                hint="Use the experiment.yaml that the checkpoint was made with.",
             )
     part.load_state_dict(state)
 
@@ -204,7 +192,7 @@ class Checkpoints:
         if damage is not None:
             raise DamagedDataError(
                 f"{damage.what} No other checkpoint is whole.",
-                mend=f"Restore the file from a backup, or remove {self.folder} to start again.",
+                hint=f"Restore the file from a backup, or remove {self.folder} to start again.",
             ) from damage
         return None
 

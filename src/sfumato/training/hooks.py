@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sfumato.base.files import write_bytes
 from sfumato.training.loop import Run
-from sfumato.training.tracking import AGREEMENT, append_record, cut_back
+from sfumato.training.records import AGREEMENT, append_record, cut_back
 
 
 class BaseHook:

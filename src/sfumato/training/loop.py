@@ -4,84 +4,18 @@ The clock counts images. One step takes one global batch; what a step does belon
 objective, everything beside it to the hooks.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
-from pydantic import model_validator
 from torch import Tensor
 
 from sfumato.base.errors import ConfigError
-from sfumato.base.section import Count, Positive, Section, Share
 from sfumato.data.loading import Batch, Order
-from sfumato.diffusion.targets import LossWeight
-from sfumato.models.ema import AveragingConfig
 from sfumato.training.checkpoint import Checkpoint, Checkpoints, warn_of_changed_environment
-from sfumato.training.objectives import Objective, StepContext
-from sfumato.training.optimizer import OptimizerConfig
-
-
-class TrainingConfig(Section):
-    """How long, in which batches, and what is kept."""
-
-    batch_size: Count
-    """Images of one optimizer step, over all ranks."""
-    images: Count | None = None
-    """Length of the run in images; or give `epochs`."""
-    epochs: Positive | None = None
-    """Length of the run in passes over the data; or give `images`."""
-    micro_batches: Count = 1
-    """Parts a rank's batch is computed in, to save memory."""
-    caption_dropout: Share = 0.1
-    """Share of captions replaced by the empty prompt, for classifier-free guidance."""
-    mirrored: bool = False
-    """Whether half of the images are mirrored: true suits photos, false anything with writing."""
-    loss_weight: LossWeight = "uniform"
-    """Weight of the loss over noise levels: uniform, or min_snr (min-SNR-gamma)."""
-    min_snr_gamma: Positive = 5.0
-    """gamma of min_snr: signal-to-noise ratios above it weigh no more."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the network; weights stay float32."""
-    optimizer: OptimizerConfig
-    averaging: AveragingConfig = AveragingConfig()
-    log_every_images: Count = 1_000
-    """Images between two lines of metrics.jsonl."""
-    sample_every_images: Count = 10_000
-    """Images between two grids of samples."""
-    agreement_every_images: Count | None = None
-    """Images between two quick evaluations (`evaluation.quick_count`), lines of agreement.jsonl;
-    null for none. A judge that is not in the cache is trained first."""
-    checkpoint_every_images: Count = 10_000
-    """Images between two checkpoints."""
-    keep_checkpoints: Count = 2
-    """The newest checkpoints that are kept."""
-    checkpoint_epochs: tuple[Positive, ...] = ()
-    """Epochs at which a checkpoint is made too, and kept: the first step at or after so many."""
-
-    @model_validator(mode="after")
-    def _one_length(self) -> "TrainingConfig":
-        if (self.images is None) == (self.epochs is None):
-            raise ValueError("give either images or epochs")
-        if self.micro_batches > self.batch_size:
-            raise ValueError("micro_batches cannot exceed batch_size")
-        return self
-
-    def milestones(self, data_set_size: int) -> frozenset[int]:
-        """Images seen at the first step at or after each of `checkpoint_epochs`."""
-        return frozenset(
-            math.ceil(epoch * data_set_size / self.batch_size) * self.batch_size
-            for epoch in self.checkpoint_epochs
-        )
-
-    def total_images(self, data_set_size: int) -> int:
-        """Length of the run in images."""
-        if self.images is not None:
-            return self.images
-        assert self.epochs is not None  # the validator saw to it
-        return round(self.epochs * data_set_size)
+from sfumato.training.step import Objective, StepContext
 
 
 class Batches(Protocol):
@@ -184,7 +118,7 @@ class Run:
                 raise ConfigError(
                     f"{self.folder} was trained with the {name.replace('_', ' ')} '{recorded}', "
                     f"but '{value}' was loaded.",
-                    mend="Go on with what it was trained with, or choose another --out.",
+                    hint="Go on with what it was trained with, or choose another --out.",
                 )
 
 

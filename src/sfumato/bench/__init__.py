@@ -1,0 +1,1 @@
+"""Benchmarks: training, sampling and data loading against plain reference loops."""

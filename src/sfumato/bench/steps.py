@@ -1,0 +1,316 @@
+"""Speed: our training step and our sampling beside the same written plainly over diffusers."""
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sfumato import __version__
+from sfumato.base.environment import environment
+from sfumato.base.errors import InputError
+from sfumato.base.files import write_json
+from sfumato.base.images import to_float
+from sfumato.config.schema import DiffusionExperiment
+from sfumato.data.records import load_records
+from sfumato.data.survey import settle
+from sfumato.diffusion.solvers.schedulers import build_scheduler, sampler_of
+from sfumato.evaluation.metrics.intervals import Median, bootstrap_median
+from sfumato.generation.model import ImageGenerator, build_pipeline, resolve_device
+from sfumato.generation.pipeline import TextToImagePipeline, generators_from_seeds
+from sfumato.methods.diffusion import prepare_run, with_bank_rows
+from sfumato.models.unet import build_unet
+from sfumato.text.encoder import load_text_encoder
+from sfumato.text.prompts import NULL
+from sfumato.training.hooks import LogHook
+from sfumato.training.loop import Run, train
+from sfumato.training.objectives.diffusion import DiffusionObjective
+
+Clock = Callable[[], float]
+"""Seconds since some moment; `time.process_time` leaves out what else a busy CPU does."""
+
+LEAST_PAIRS = 7
+"""Pairs of timings below which the median has no interval worth its name."""
+TRAINING_BAR = 0.95
+GUIDED_BAR = 0.97
+ONE_CALL_BAR = 1.8
+"""At w = 0 and w = 1 we make one network call a step; the plain loop always makes two."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Pairs of timings, taken in turn; `ratio` is plain over ours: 2 means twice as fast."""
+
+    name: str
+    ours_seconds: list[float]
+    plain_seconds: list[float]
+    ratio: Median
+    bar: float
+    images: int
+    """Images that each timing trained on, or drew."""
+
+    @property
+    def reached(self) -> bool:
+        return self.ratio.value >= self.bar
+
+
+def compare(
+    name: str,
+    ours: Callable[[], object],
+    plain: Callable[[], object],
+    *,
+    pairs: int,
+    bar: float,
+    images: int,
+    device: torch.device,
+    clock: Clock,
+) -> Comparison:
+    """Time both in turn, `pairs` times, after one call of each to warm up.
+
+    The order changes from pair to pair, so that what drifts on the machine falls on both.
+    `InputError` for fewer than 7 pairs.
+    """
+    if pairs < LEAST_PAIRS:
+        raise InputError(f"{pairs} pairs of timings are too few.", hint=f"Give {LEAST_PAIRS}.")
+    contenders = {"ours": ours, "plain": plain}
+    seconds: dict[str, list[float]] = {key: [] for key in contenders}
+    for pair in range(-1, pairs):
+        for key in sorted(contenders, reverse=pair % 2 == 1):
+            taken = _seconds(contenders[key], device, clock)
+            if pair >= 0:
+                seconds[key].append(taken)
+    ratios = [b / a for a, b in zip(seconds["ours"], seconds["plain"], strict=True)]
+    return Comparison(
+        name=name,
+        ours_seconds=seconds["ours"],
+        plain_seconds=seconds["plain"],
+        ratio=bootstrap_median(ratios),
+        bar=bar,
+        images=images,
+    )
+
+
+def _seconds(work: Callable[[], object], device: torch.device, clock: Clock) -> float:
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    wait()
+    started = clock()
+    work()
+    wait()
+    return clock() - started
+
+
+def save_comparisons(comparisons: Sequence[Comparison], path: Path, **conditions: Any) -> None:
+    """Every timing as JSON, with the machine and the `conditions` they were taken under."""
+    record = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "sfumato": __version__,
+        "environment": environment(),
+        **conditions,
+        "comparisons": [asdict(comparison) for comparison in comparisons],
+    }
+    write_json(path, record)
+
+
+# Training -----------------------------------------------------------------------------------------
+
+
+def compare_training(
+    experiment: DiffusionExperiment,
+    *,
+    pairs: int,
+    steps: int,
+    device: str,
+    clock: Clock = time.perf_counter,
+) -> Comparison:
+    """`train()` with its log, `steps` steps at a time, against `plain_training`."""
+    if steps < 1:
+        raise InputError(f"{steps} steps are out of range.", hint="Give 1 or more.")
+    with TemporaryDirectory(prefix="sfumato-bench-") as folder:
+        run = prepare_run(experiment, Path(folder) / "run", device=device)
+        run.hooks = [hook for hook in run.hooks if isinstance(hook, LogHook)]
+        images = steps * run.batches.batch_size
+        plain_step = plain_training(experiment, run)
+
+        def ours() -> None:
+            run.total_images = run.images_seen + images
+            train(run)
+
+        def plain() -> None:
+            for _ in range(steps):
+                plain_step()
+
+        return compare(
+            "training step",
+            ours,
+            plain,
+            pairs=pairs,
+            bar=TRAINING_BAR,
+            images=images,
+            device=run.device,
+            clock=clock,
+        )
+
+
+def plain_training(experiment: DiffusionExperiment, run: Run) -> Callable[[], Tensor]:
+    """A training step as a person would write it over diffusers, on a copy of the run's network.
+
+    The same data, batch, network, arithmetic, optimizer, clipping and averaging; no log, no check
+    that the loss is finite, no order of samples, no micro-batches. Returns the step, which
+    returns its loss.
+    """
+    from diffusers.models.attention_processor import AttnProcessor2_0
+
+    assert isinstance(run.objective, DiffusionObjective)
+    training, optimizing = experiment.training, experiment.training.optimizer
+    batch, device = training.batch_size, run.device
+    bank = run.objective.bank
+    records = with_bank_rows(load_records(experiment.data, "train"), bank)
+    images = to_float(records.images[:], experiment.data.value_range).to(device)
+    prompts = records.prompts[:, 0].to(device)
+    tokens = bank.tokens(torch.arange(len(bank), device=device))
+    unet = copy.deepcopy(run.objective.unet)
+    unet.set_attn_processor(AttnProcessor2_0())  # diffusers' own, not ours of training
+    average = copy.deepcopy(unet).eval().requires_grad_(False)
+    scheduler = build_scheduler("DDPM", experiment.diffusion)
+    optimizer = torch.optim.AdamW(
+        unet.parameters(),
+        lr=optimizing.lr,
+        betas=optimizing.betas,
+        weight_decay=optimizing.weight_decay,
+        fused=True,
+    )
+    generator = torch.Generator(device).manual_seed(0)
+
+    def step() -> Tensor:
+        chosen = torch.randint(len(images), (batch,), generator=generator, device=device)
+        dropped = torch.rand(batch, generator=generator, device=device) < training.caption_dropout
+        x0 = images[chosen]
+        text = tokens[prompts[chosen].masked_fill(dropped, bank.NULL_INDEX)]
+        noise = torch.randn(x0.shape, generator=generator, device=device)
+        t = torch.randint(
+            scheduler.config.num_train_timesteps, (batch,), generator=generator, device=device
+        )
+        noisy = scheduler.add_noise(x0, noise, t)
+        targets = {"epsilon": noise, "sample": x0}
+        target = targets.get(experiment.diffusion.prediction_type)
+        if target is None:
+            target = scheduler.get_velocity(x0, noise, t)
+        with torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bfloat16"):
+            output = unet(noisy, t, text).sample
+        loss = F.mse_loss(output.float(), target)
+        loss.backward()
+        if optimizing.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(unet.parameters(), optimizing.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(unet.parameters()), 0.001)
+        return loss
+
+    return step
+
+
+# Sampling -----------------------------------------------------------------------------------------
+
+
+def untrained_generator(experiment: DiffusionExperiment, *, device: str) -> ImageGenerator:
+    """A generator whose network was never trained: as fast as a trained one."""
+    experiment = experiment.model_copy(update={"data": settle(experiment.data)})
+    data = experiment.data
+    unet = build_unet(
+        experiment.model, resolution=data.resolution, channels=data.channels, seed=experiment.seed
+    )
+    pipeline = build_pipeline(
+        unet,
+        load_text_encoder(experiment.text),
+        data=data,
+        diffusion=experiment.diffusion,
+        sampling=experiment.sampling,
+    )
+    return ImageGenerator(pipeline.to(resolve_device(device)), data=data)
+
+
+def compare_sampling(
+    generator: ImageGenerator,
+    *,
+    scales: Sequence[float],
+    batch: int,
+    pairs: int,
+    clock: Clock = time.perf_counter,
+) -> list[Comparison]:
+    """`pipeline.sample` in plain guidance against `plain_sampling`, one comparison a scale."""
+    if batch < 1:
+        raise InputError(f"A batch of {batch} is out of range.", hint="Give 1 or more.")
+    pipeline = generator.pipeline
+    known = [NULL] if generator.data is None else load_records(generator.data, "test").examples()[0]
+    prompts = [known[index % len(known)] for index in range(batch)]
+
+    def comparison(scale: float) -> Comparison:
+        def ours() -> Tensor:
+            return pipeline.sample(
+                prompts,
+                generators=generators_from_seeds(range(batch)),
+                guidance_scale=scale,
+                guidance="cfg",
+            ).x0
+
+        return compare(
+            f"sampling, w = {scale:g}",
+            ours,
+            plain_sampling(pipeline, prompts, scale=scale),
+            pairs=pairs,
+            bar=ONE_CALL_BAR if scale in (0, 1) else GUIDED_BAR,
+            images=batch,
+            device=pipeline.unet.device,
+            clock=clock,
+        )
+
+    return [comparison(scale) for scale in scales]
+
+
+def plain_sampling(
+    pipeline: TextToImagePipeline, prompts: Sequence[str], *, scale: float
+) -> Callable[[], Tensor]:
+    """The paper's sampling loop over the pipeline's network, scheduler and steps.
+
+    The batch is doubled at every guidance scale, and guidance acts on the network's output. The
+    prompts are encoded beforehand. Returns the loop, which returns its images (B, C, H, W).
+    """
+    unet, device = pipeline.unet.eval(), pipeline.unet.device
+    scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
+    _, sampler = sampler_of(scheduler)
+    shape = (len(prompts), unet.config["in_channels"], *[unet.config["sample_size"]] * 2)
+    ids = pipeline.tokenizer(
+        [NULL] * len(prompts) + list(prompts),
+        padding="max_length",
+        truncation=True,
+        max_length=pipeline.config["max_tokens"],
+        return_tensors="pt",
+    ).input_ids
+    with torch.no_grad():
+        tokens = pipeline.text_encoder(ids.to(device)).last_hidden_state
+
+    @torch.no_grad()
+    def draw() -> Tensor:
+        generator = torch.Generator("cpu").manual_seed(0)
+        noise = {"generator": generator} if sampler.draws_noise else {}
+        scheduler.set_timesteps(pipeline.config["num_inference_steps"])
+        x_t = torch.randn(shape, generator=generator).to(device) * scheduler.init_noise_sigma
+        for t in scheduler.timesteps:
+            doubled = scheduler.scale_model_input(torch.cat([x_t, x_t]), t)
+            uncond, cond = unet(doubled, t, tokens).sample.chunk(2)
+            output = uncond + scale * (cond - uncond)
+            x_t = scheduler.step(output, t, x_t, **noise).prev_sample
+        return x_t
+
+    return draw

@@ -1,0 +1,1 @@
+"""The configuration of a run: schema, presets, overrides and lint."""

@@ -1,0 +1,236 @@
+"""The experiments that can be trained: each is the whole configuration of a run."""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+import yaml
+from pydantic import Field, field_validator, model_validator
+
+from sfumato.base.errors import ConfigError, nearest
+from sfumato.base.section import Count, NotNegative, Positive, Section, Share
+from sfumato.config.overrides import build, read_values
+from sfumato.config.sections import (
+    AveragingConfig,
+    ClassifierConfig,
+    DataConfig,
+    EvaluationConfig,
+    OptimizerConfig,
+    SamplingConfig,
+    TextConfig,
+    TowersConfig,
+    TrainingConfig,
+    UNetConfig,
+)
+from sfumato.diffusion.schedule import DiffusionConfig
+
+CHANGEABLE_ON_RESUME = {
+    "about": "a description",
+    "data.workers": "speed",
+    "sampling": "used after training",
+    "evaluation": "used after training",
+    "training.images": "length",
+    "training.epochs": "length",
+    "training.log_every_images": "cadence",
+    "training.sample_every_images": "cadence",
+    "training.agreement_every_images": "cadence",
+    "training.checkpoint_every_images": "cadence",
+    "training.checkpoint_epochs": "cadence",
+    "training.keep_checkpoints": "output",
+}
+"""Settings that may differ when a run goes on; any other difference is another experiment."""
+
+
+class Experiment(Section):
+    """What `sfumato train` can train: `experiment.yaml` in the run folder holds it, resolved.
+
+    A method of training is a subclass and an entry in `methods.METHODS`.
+    """
+
+    changeable_on_resume: ClassVar[Mapping[str, str]]
+    """Settings that may differ when a run goes on; any other difference is another experiment."""
+
+    name: str
+    """The preset's name."""
+    about: str = ""
+    """One line for people."""
+    seed: int = Field(default=0, ge=0, le=2**63 - 1)
+    """Seed of weights, order, noise and dropped captions."""
+
+    def length(self, data_set_size: int) -> tuple[int, int]:
+        """Length of the run and of a batch, in images."""
+        raise NotImplementedError
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+class DiffusionExperiment(Experiment):
+    """Everything that a diffusion run depends on."""
+
+    example: ClassVar = "digits"
+    changeable_on_resume = CHANGEABLE_ON_RESUME
+
+    method: Literal["diffusion"] = "diffusion"
+    """What is trained."""
+    data: DataConfig
+    text: TextConfig = TextConfig()
+    model: UNetConfig
+    diffusion: DiffusionConfig = DiffusionConfig()
+    training: TrainingConfig
+    sampling: SamplingConfig = SamplingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _no_more_steps_than_levels(self) -> "DiffusionExperiment":
+        steps, levels = self.sampling.steps, self.diffusion.num_train_timesteps
+        if steps > levels:
+            raise ValueError(
+                f"sampling.steps is at most diffusion.num_train_timesteps, {levels} (got {steps})"
+            )
+        return self
+
+    def length(self, data_set_size: int) -> tuple[int, int]:
+        return self.training.total_images(data_set_size), self.training.batch_size
+
+
+class ClassSet(Section):
+    """Images that share their classes, and how those are spoken of."""
+
+    sources: tuple[str, ...]
+    """Data sources with the same classes: digits, a Hub name or a folder."""
+    mirrored: bool
+    """Whether an image keeps its meaning when it is mirrored: not so for digits."""
+    caption: tuple[str, ...]
+    """Caption templates that are trained on."""
+    held_out: tuple[str, ...]
+    """Templates that are never trained on and serve the zero-shot test."""
+
+    @field_validator("sources", "caption", "held_out")
+    @classmethod
+    def _some(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("give at least one")
+        return value
+
+
+class ClipTrainingConfig(Section):
+    """How long, in which batches, and what is kept."""
+
+    batch_size: Count
+    """Images of one optimizer step, over all ranks."""
+    images: Count
+    """Length of the run in images."""
+    captions_per_class: Count = 2
+    """Captions of every class that the images of a step meet."""
+    distractors: int = Field(default=3, ge=0)
+    """Up to so many unrelated words are put into half of the captions, so that words which no
+    caption has do not change what a caption is about."""
+    optimizer: OptimizerConfig
+    log_every_images: Count = 10_000
+    """Images between two lines of metrics.jsonl."""
+    checkpoint_every_images: Count = 50_000
+    """Images between two checkpoints."""
+    keep_checkpoints: Count = 2
+    """The newest checkpoints that are kept."""
+
+
+class ClipExperiment(Experiment):
+    """Everything that training a CLIP depends on."""
+
+    example: ClassVar = "clip"
+    changeable_on_resume: ClassVar = {
+        "about": "a description",
+        "training.log_every_images": "cadence",
+        "training.checkpoint_every_images": "cadence",
+        "training.keep_checkpoints": "output",
+    }
+
+    method: Literal["clip"]
+    """What is trained."""
+    towers: TowersConfig = TowersConfig()
+    vocabulary: int = 1280
+    """Most tokens of the tokenizer."""
+    datasets: dict[str, ClassSet]
+    """Sets of classes by name; captions are contrasted over all of them."""
+    training: ClipTrainingConfig
+
+    def length(self, data_set_size: int) -> tuple[int, int]:
+        return self.training.images, self.training.batch_size
+
+
+class ClassifierTrainingConfig(Section):
+    """How long, in which batches, with which changes of the images, and what is kept."""
+
+    batch_size: int = Field(default=64, ge=2)
+    """Images of one optimizer step, two or more for batch norm."""
+    epochs: Positive = 20
+    """Length of the run in passes over the data."""
+    affine: NotNegative = 0.1
+    """Size of random affine changes: 0.1 scales and shears by 10 %, shifts by 5 %; 0 for none.
+
+    It interpolates, which blurs small photos that are to be judged sharp: there `shift` is better.
+    """
+    shift: int = Field(default=0, ge=0)
+    """Images are shifted by up to this many whole pixels each way, their edges repeated."""
+    mirrored: bool = False
+    """Whether half of the images are mirrored: true suits photos, false anything with writing."""
+    label_smoothing: Share = 0.05
+    """Share of the target that is spread over all classes."""
+    optimizer: OptimizerConfig = OptimizerConfig(
+        lr=4e-3, weight_decay=0.05, warmup_images=1_000, decay="cosine"
+    )
+    averaging: AveragingConfig = AveragingConfig(halflife_images=5_000)
+    log_every_images: Count = 1_000
+    """Images between two lines of metrics.jsonl."""
+    checkpoint_every_images: Count = 50_000
+    """Images between two checkpoints."""
+    keep_checkpoints: Count = 2
+    """The newest checkpoints that are kept."""
+
+    def total_images(self, data_set_size: int) -> int:
+        """Length of the run in images."""
+        return round(self.epochs * data_set_size)
+
+
+class ClassifierExperiment(Experiment):
+    """Everything that training a judge depends on."""
+
+    example: ClassVar = "classifier"
+    changeable_on_resume: ClassVar = {
+        "about": "a description",
+        "training.log_every_images": "cadence",
+        "training.checkpoint_every_images": "cadence",
+        "training.keep_checkpoints": "output",
+    }
+
+    method: Literal["classifier"]
+    """What is trained."""
+    data: DataConfig
+    network: ClassifierConfig = ClassifierConfig()
+    training: ClassifierTrainingConfig = ClassifierTrainingConfig()
+
+    def length(self, data_set_size: int) -> tuple[int, int]:
+        return self.training.total_images(data_set_size), self.training.batch_size
+
+
+SCHEMAS: dict[str, type[Experiment]] = {
+    "diffusion": DiffusionExperiment,
+    "clip": ClipExperiment,
+    "classifier": ClassifierExperiment,
+}
+"""Experiments by their `method`."""
+
+
+def load_experiment(name: str, overrides: Sequence[str] = ()) -> Experiment:
+    """An experiment of any method from a preset's name or a YAML file, with overrides.
+
+    Raises `ConfigError` with the nearest match for whatever is not known.
+    """
+    values, source = read_values(name)
+    method = str(values.get("method", "diffusion"))
+    if method not in SCHEMAS:
+        raise ConfigError(
+            f"{source}: method: nothing named '{method}' can be trained.",
+            hint=nearest(method, sorted(SCHEMAS)),
+        )
+    return build(SCHEMAS[method], values, overrides, source=source)

@@ -1,0 +1,1 @@
+"""Streaming of large Parquet data sets in one reproducible order."""

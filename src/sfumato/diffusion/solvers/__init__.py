@@ -1,0 +1,1 @@
+"""Solvers: how sampling goes from one noise level to the next."""

@@ -1,0 +1,68 @@
+"""Does a model repeat its training images? Its nearest ones, beside those of real images."""
+
+from dataclasses import dataclass
+from math import ceil
+
+from torch import Tensor
+
+from sfumato.evaluation.metrics.distances import nearest_rows
+from sfumato.evaluation.metrics.intervals import Proportion, wilson
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memorisation:
+    """`share` of generated rows at least as close to the training set as `threshold`.
+
+    `threshold` is the distance that the closest `quantile` of real test rows keep. A model that
+    draws from the true distribution gives a share of about `quantile`; far above it, it copies.
+    `distances` (N,) and `indices` (N,) name each generated row's nearest training row, `order`
+    (N,) sorts generated rows from the closest on; `test_distances` (T,) and `test_indices` (T,) are
+    those of test rows.
+    """
+
+    share: Proportion
+    quantile: float
+    threshold: float
+    distances: Tensor
+    indices: Tensor
+    order: Tensor
+    test_distances: Tensor
+    test_indices: Tensor
+
+
+def memorisation(
+    generated: Tensor,
+    training: Tensor,
+    *,
+    test: Tensor,
+    quantile: float = 0.05,
+    confidence: float = 0.95,
+) -> Memorisation:
+    """Compare nearest distances to `training` (M, D): `generated` (N, D) and real `test` (T, D).
+
+    The reasoning of the three-sample test (Meehan et al. 2020), read at one quantile so that the
+    figure is a share of images. `ValueError` unless T x `quantile` >= 1 (the quantile would lie
+    below the closest test image), for unequal D, no rows, NaN.
+    """
+    if not 0 < quantile < 1:
+        raise ValueError(f"quantile must lie between 0 and 1, got {quantile}")
+    if len(test) * quantile < 1:
+        raise ValueError(
+            f"test has {len(test)} rows; the {quantile:g} quantile needs at least "
+            f"{ceil(1 / quantile)}"
+        )
+    real = nearest_rows(test, training, name="test")
+    near = nearest_rows(generated, training, name="generated")
+    threshold = float(real.distances.sort().values[int(len(test) * quantile + 1e-9) - 1])
+    return Memorisation(
+        share=wilson(
+            int((near.distances <= threshold).sum()), len(near.distances), confidence=confidence
+        ),
+        quantile=quantile,
+        threshold=threshold,
+        distances=near.distances,
+        indices=near.indices,
+        order=near.distances.argsort(stable=True),
+        test_distances=real.distances,
+        test_indices=real.indices,
+    )

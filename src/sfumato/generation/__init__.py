@@ -1,0 +1,1 @@
+"""A trained model: loading, sampling, the diffusers pipeline, export, bundles."""

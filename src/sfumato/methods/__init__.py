@@ -1,0 +1,1 @@
+"""What can be trained: a configuration, an objective and what follows the run."""

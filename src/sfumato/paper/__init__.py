@@ -1,0 +1,1 @@
+"""The figures, tables and findings of the paper."""

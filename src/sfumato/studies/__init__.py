@@ -1,0 +1,1 @@
+"""Loops over models and evaluations: tuning, ablation, guidance forms, training curves."""
