@@ -3,6 +3,7 @@
 Each room owns its section beside its class; `experiment.py` composes them.
 """
 
+from dataclasses import fields, is_dataclass
 from types import UnionType
 from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin
 
@@ -34,9 +35,6 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 """At least 0 and below 1."""
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
-ValueRange = tuple[float, float]
-"""Lowest and highest pixel value inside the network."""
-
 S = TypeVar("S", bound=Section)
 
 
@@ -55,25 +53,23 @@ def validate(section: type[S], values: Any, *, source: str) -> S:
         ) from error
 
 
-def section_at(section: type[Section], path: tuple[str, ...]) -> type[Section] | None:
-    """The nested section class at `path`, None where `path` leads to a plain value."""
-    for name in path:
-        field = section.model_fields.get(name)
-        inner = _section_in(field.annotation) if field else None
-        if inner is None:
-            return None
-        section = inner
-    return section
+def annotations_of(section: type) -> dict[str, Any]:
+    """The settings of a section, a pydantic model or a dataclass, with their types."""
+    if issubclass(section, BaseModel):
+        return {name: field.annotation for name, field in section.model_fields.items()}
+    return {field.name: field.type for field in fields(section)}
 
 
-def _section_in(annotation: Any) -> type[Section] | None:
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return annotation
+def sections_in(annotation: Any) -> list[type]:
+    """The section classes that a setting of this type can hold."""
+    if isinstance(annotation, type):
+        is_section = is_dataclass(annotation) or issubclass(annotation, Section)
+        return [annotation] if is_section else []
+    if get_origin(annotation) is Annotated:
+        return sections_in(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):
-        for option in get_args(annotation):
-            if (inner := _section_in(option)) is not None:
-                return inner
-    return None
+        return [inner for option in get_args(annotation) for inner in sections_in(option)]
+    return []
 
 
 _OUT_OF_RANGE = {
@@ -84,15 +80,32 @@ _OUT_OF_RANGE = {
 }
 
 
+def _without_tags(section: type, location: tuple[Any, ...]) -> tuple[list[Any], list[type]]:
+    """A location without the tags by which pydantic names the variant of a section, and the
+    sections that its last part can be a setting of."""
+    parts: list[Any] = []
+    here, parents = [section], [section]
+    for part in location:
+        if len(here) > 1:  # a tag: the default of the variant's own field
+            here = [variant for variant in here if part in vars(variant).values()]
+            continue
+        parts.append(part)
+        parents = here
+        here = [inner for one in here for inner in sections_in(annotations_of(one).get(part))]
+    return parts, parents
+
+
 def _explain(section: type[Section], problem: Any) -> str:
-    location = tuple(part for part in problem["loc"] if isinstance(part, str))
-    name = ".".join(str(part) for part in problem["loc"]) or "the file"
-    if problem["type"] == "extra_forbidden":
-        parent = section_at(section, location[:-1])
-        known = list(parent.model_fields) if parent else []
-        return f"{name}: no such setting. {nearest(location[-1], known)}"
+    parts, parents = _without_tags(section, problem["loc"])
+    name = ".".join(str(part) for part in parts) or "the file"
+    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        known = [key for parent in parents for key in annotations_of(parent)]
+        return f"{name}: no such setting. {nearest(str(parts[-1]), known)}"
     if problem["type"] == "missing":
         return f"{name}: this setting is required."
+    if problem["type"] == "union_tag_invalid":
+        known = problem["ctx"]["expected_tags"]
+        return f"{name}.process: '{problem['ctx']['tag']}' is not one of {known}."
     if problem["type"] in _OUT_OF_RANGE:
         (bound,) = problem["ctx"].values()
         bound = int(bound) if bound == int(bound) else bound  # 1000, not 1000.0

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import yaml
 
 from sfumato.base.errors import ConfigError, InputError, nearest
-from sfumato.base.section import Section, validate
+from sfumato.base.section import Section, annotations_of, sections_in, validate
 
 S = TypeVar("S", bound=Section)
 
@@ -117,6 +117,8 @@ def _apply(section: type[Section], values: dict[str, Any], override: str) -> Non
     *parents, last = path.split(".")
     for parent in parents:
         values = values.setdefault(parent, {})
+    if last == "process":  # the settings of one process are not those of another
+        values.clear()
     if last in ("images", "epochs") and parents == ["training"]:
         values.pop("epochs" if last == "images" else "images", None)
     values[last] = value
@@ -156,15 +158,14 @@ def _nearest_setting(path: str, known: list[str]) -> str:
     return f"Settings of {section[:-1]}: {', '.join(own)}." if own else ""
 
 
-def setting_names(section: type[Section], prefix: str = "") -> list[str]:
+def setting_names(section: type, prefix: str = "") -> list[str]:
     """Every setting's dotted name, sections included."""
     names = []
-    for name, field in section.model_fields.items():
+    for name, annotation in annotations_of(section).items():
         names.append(prefix + name)
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, Section):
-            names += setting_names(annotation, f"{prefix}{name}.")
-    return names
+        for inner in sections_in(annotation):
+            names += setting_names(inner, f"{prefix}{name}.")
+    return list(dict.fromkeys(names))
 
 
 def differences(a: Section, b: Section) -> dict[str, tuple[Any, Any]]:
