@@ -37,8 +37,6 @@ RUNTIME = (
     "generation.pipeline",
 )
 """What sampling needs, in the order of imports."""
-KEPT = "# kept in an export"
-"""Marks an import of sfumato that an export keeps, for what it does not do without sfumato."""
 
 HEADER = f'''\
 """`TextToImagePipeline` of sfumato {__version__} with all that it needs, for diffusers alone.
@@ -101,8 +99,7 @@ def standalone_source() -> str:
         source = (files("sfumato") / (name.replace(".", "/") + ".py")).read_text("utf-8")
         for found in _names_of(ast.parse(source)):
             assert defined.setdefault(found, name) == name, f"{found} in {defined[found]}, {name}"
-        kept = _IMPORT.sub(lambda found: found[0] if KEPT in found[0] else "", source)
-        parts.append(f"# From sfumato.{name}\n\n{_without_docstring(kept)}")
+        parts.append(f"# From sfumato.{name}\n\n{_without_docstring(_IMPORT.sub('', source))}")
     return "\n\n".join(parts)
 
 

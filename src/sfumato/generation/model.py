@@ -1,9 +1,13 @@
-"""A trained model: immutable, it samples images from prompts and seeds."""
+"""A trained model: immutable, it samples images from prompts and seeds.
+
+This module is part of every export: what needs the rest of sfumato is imported by its name.
+"""
 
 import io
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 from weakref import WeakKeyDictionary
@@ -143,9 +147,7 @@ class Model:
         if form is None or not sampling.form.needs_weak_network:
             return model
         if self.folder is not None:
-            from sfumato.generation.loading import with_weak_network  # kept in an export
-
-            return with_weak_network(model)
+            return import_module("sfumato.generation.loading").with_weak_network(model)
         images = int(dict(sampling.form.parameters)["images"])
         weak = self.provenance.get("weak")
         if weak is None or images not in (0, weak["images_seen"]):
@@ -297,15 +299,11 @@ class Model:
                 "This model does not say which captions it was trained on.",
                 hint="Give prompts after the model's folder.",
             )
-        from sfumato.data.records import load_records  # kept in an export
-
-        return load_records(self.data, "test").examples()
+        return import_module("sfumato.data.records").load_records(self.data, "test").examples()
 
     def export(self, folder: str | Path) -> None:
         """Write a diffusers folder that samples with or without sfumato."""
-        from sfumato.generation.export import export_model  # kept in an export
-
-        export_model(self, Path(folder))
+        import_module("sfumato.generation.export").export_model(self, Path(folder))
 
     def _network(self, module: torch.nn.Module) -> Network:
         """A network as the sampling loop calls it; on a CPU in equal rows."""

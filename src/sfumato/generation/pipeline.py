@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -100,16 +101,14 @@ class TextToImagePipeline(DiffusionPipeline):
         of_bundle = [(path / file).is_file() for file in ("bundle.json", "sha256.json")]
         if not str(path).startswith("bundled:") and not any(of_bundle):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        from sfumato.generation.bundles import open_bundle  # kept in an export
-        from sfumato.generation.export import pipeline_of  # kept in an export
-
         dtype = kwargs.pop("torch_dtype", None)
         if unknown := kwargs.keys() - {"low_cpu_mem_usage", "use_safetensors", "local_files_only"}:
             raise InputError(
                 f"{pretrained_model_name_or_path} is not opened with {min(unknown)}.",
                 hint="Change the pipeline once it is open, or `sfumato export` it first.",
             )
-        pipeline = pipeline_of(open_bundle(pretrained_model_name_or_path))
+        model = import_module("sfumato.generation.bundles").open_bundle(path)
+        pipeline = import_module("sfumato.generation.export").pipeline_of(model)
         return pipeline if dtype is None else pipeline.to(dtype)
 
     @property
