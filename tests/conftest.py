@@ -97,7 +97,7 @@ def sfumato():
 def small_run(together: Path) -> Path:
     """A run folder of a small model, trained far enough that captions matter."""
     from sfumato.config.schema import load_experiment
-    from sfumato.methods.diffusion import run_experiment
+    from sfumato.methods.registry import run_experiment
 
     folder = together / "small"
     with FileLock(together / "small.lock"):  # the first worker trains, the others wait for it

@@ -22,7 +22,7 @@ from sfumato.bench.steps import (
 )
 from sfumato.config.schema import load_experiment
 from sfumato.generation.pipeline import generators_from_seeds
-from sfumato.methods.diffusion import prepare_run
+from sfumato.methods.registry import prepare_run
 
 TINY = [
     "data.resolution=8",

@@ -240,7 +240,7 @@ def test_a_model_refuses_an_encoder_that_is_not_the_one_it_was_trained_with(
 
     from sfumato.config.schema import load_experiment
     from sfumato.generation.model import ImageGenerator
-    from sfumato.methods.diffusion import run_experiment
+    from sfumato.methods.registry import run_experiment
     from tests.conftest import SMALL
 
     encoder = tmp_path / "encoder"

@@ -14,7 +14,7 @@ import transformers
 
 from sfumato.base.files import TEMPORARY_PREFIX
 from sfumato.config.schema import load_experiment
-from sfumato.methods.diffusion import run_experiment
+from sfumato.methods.registry import run_experiment
 
 SETTINGS = [
     "data.resolution=8",

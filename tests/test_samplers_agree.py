@@ -7,7 +7,7 @@ from sfumato.config.schema import load_experiment
 from sfumato.diffusion.solvers.schedulers import SAMPLERS
 from sfumato.evaluation.classifier import load_judge
 from sfumato.generation.model import ImageGenerator
-from sfumato.methods.diffusion import run_experiment
+from sfumato.methods.registry import run_experiment
 from tests.conftest import SMALL
 
 COUNT = 200

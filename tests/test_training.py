@@ -11,7 +11,7 @@ from sfumato.base.images import to_float
 from sfumato.base.randomness import generator_for
 from sfumato.config.schema import load_experiment
 from sfumato.config.sections import OptimizerConfig
-from sfumato.methods.diffusion import prepare_run, run_experiment
+from sfumato.methods.registry import prepare_run, run_experiment
 from sfumato.training.checkpoint import Checkpoints, ResumeWarning
 from sfumato.training.hooks import BaseHook
 from sfumato.training.loop import train

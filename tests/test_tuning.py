@@ -12,7 +12,7 @@ from sfumato.config.schema import load_experiment
 from sfumato.diffusion.guidance import GuidanceConfig
 from sfumato.evaluation.card import Figure
 from sfumato.generation.model import TUNED, ImageGenerator
-from sfumato.methods.diffusion import run_experiment
+from sfumato.methods.registry import run_experiment
 from sfumato.studies.tuning import (
     Candidate,
     Score,

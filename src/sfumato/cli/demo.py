@@ -18,7 +18,7 @@ from sfumato.evaluation.run_page import write_report
 from sfumato.evaluation.target import model_target
 from sfumato.generation.grids import scale_grid
 from sfumato.generation.model import ImageGenerator
-from sfumato.methods.diffusion import run_experiment
+from sfumato.methods.registry import run_experiment
 from sfumato.training.lint import lint_experiment, tell
 from sfumato.training.loop import Hook, Run
 

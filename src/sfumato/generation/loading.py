@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sfumato import __version__
+from sfumato.base.device import resolve_device
 from sfumato.base.errors import ConfigError, InputError
 from sfumato.base.files import read_json
 from sfumato.base.section import Section, validate
@@ -246,16 +247,3 @@ def averaged_unet(
     file = checkpoint.verify(part)
     load_part(network, load_state(file), file=file)
     return network.eval().requires_grad_(False)
-
-
-def resolve_device(name: str) -> torch.device:
-    """`auto` is the accelerator if there is one, else the CPU."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"No device named '{name}'.", hint="Use auto, cpu or cuda.") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError("No CUDA device is available here.", hint="Use --device cpu.")
-    return device

@@ -27,10 +27,10 @@ from sfumato.config.overrides import read_named
 from sfumato.config.schema import DiffusionExperiment, load_experiment
 from sfumato.evaluation.classifier import load_judge
 from sfumato.evaluation.metrics.intervals import Proportion, wilson
-from sfumato.methods.diffusion import run_experiment
+from sfumato.methods.registry import run_experiment
 from sfumato.training.hooks import BaseHook
 from sfumato.training.loop import Hook, Run
-from sfumato.training.records import AGREEMENT, read_records
+from sfumato.training.records import ACCURACY, read_records
 
 
 class ArmConfig(Section):
@@ -129,12 +129,12 @@ class Curve:
 
 def read_curve(records: Sequence[Mapping[str, Any]], scale: str) -> Curve:
     """A curve from the lines of agreement.jsonl; `InputError` where there are none at `scale`."""
-    found = [record for record in records if scale in record["agreed"]]
+    found = [record for record in records if scale in record["correct"]]
     if not found:
         raise InputError(f"No quick evaluation at w = {scale}.")
     return Curve(
         images=[record["images"] for record in found],
-        agreed=[record["agreed"][scale] for record in found],
+        agreed=[record["correct"][scale] for record in found],
         count=found[0]["count"],
     )
 
@@ -158,7 +158,7 @@ class StopAtLevel(BaseHook):
 def is_reached(records: Sequence[Mapping[str, Any]], level: float) -> bool:
     """Whether the last of `records` is at or above `level` at every scale."""
     return bool(records) and all(
-        agreed >= level * records[-1]["count"] for agreed in records[-1]["agreed"].values()
+        agreed >= level * records[-1]["count"] for agreed in records[-1]["correct"].values()
     )
 
 
@@ -287,7 +287,7 @@ def run_ablation(
         for arm in only or ablation.arms:
             place = run_folder(folder, arm, seed)
             level = ablation.stop_at
-            if level is not None and is_reached(read_records(place / AGREEMENT), level):
+            if level is not None and is_reached(read_records(place / ACCURACY), level):
                 continue
             say(f"{arm}, seed {seed}")
             run = run_experiment(
@@ -296,10 +296,10 @@ def run_ablation(
                 device=device,
                 hooks=[
                     *([progress()] if progress else []),
-                    *([] if level is None else [StopAtLevel(place / AGREEMENT, level)]),
+                    *([] if level is None else [StopAtLevel(place / ACCURACY, level)]),
                 ],
             )
-            early = level is not None and is_reached(read_records(place / AGREEMENT), level)
+            early = level is not None and is_reached(read_records(place / ACCURACY), level)
             if not run.finished and not early:
                 return None
     scales = [f"{scale:g}" for scale in first.evaluation.quick_scales]
@@ -322,7 +322,7 @@ def _arms(ablation: Ablation, folder: Path, scale: str) -> list[Arm]:
     for name in ablation.arms:
         curves = {}
         for seed in ablation.seeds:
-            records = read_records(run_folder(folder, name, seed) / AGREEMENT)
+            records = read_records(run_folder(folder, name, seed) / ACCURACY)
             if records:
                 curves[seed] = read_curve(records, scale)
         if curves:
