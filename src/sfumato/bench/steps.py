@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sfumato import __version__
+from sfumato.base.device import resolve_device
 from sfumato.base.environment import environment
 from sfumato.base.errors import InputError
 from sfumato.base.files import write_json

@@ -75,7 +75,6 @@ def _build(experiment: DiffusionExperiment, folder: Path, device: torch.device) 
         batch_size=training.batch_size,
         device=device,
     )
-    captions, labels = records.examples(MOST_CAPTIONS)
     return DiffusionRun(
         folder=folder,
         objective=objective,
@@ -87,7 +86,7 @@ def _build(experiment: DiffusionExperiment, folder: Path, device: torch.device) 
         milestones=training.milestones(len(records)),
         provenance={"experiment": experiment.name, "text_encoder": encoder.identity},
         hooks=_hooks(experiment, averaged_model(experiment, objective, encoder), records, folder),
-        examples=captions,
+        examples=records.examples(MOST_CAPTIONS)[0],
     )
 
 
