@@ -51,13 +51,10 @@ class Sources:
     def rows(self, prompts: Sequence[Sequence[str]], *, scale: float) -> list[Samples]:
         """Samples of each row of prompts; every image has a seed of its own."""
         width = len(prompts[0])
+        firsts = range(self.seed, self.seed + width * len(prompts), width)
         return [
-            self.model.sample(
-                row,
-                range(self.seed + place * width, self.seed + (place + 1) * width),
-                guidance=scale,
-            )
-            for place, row in enumerate(prompts)
+            self.model.sample(row, range(first, first + width), guidance=scale)
+            for row, first in zip(prompts, firsts, strict=True)
         ]
 
 
@@ -226,7 +223,7 @@ def write_figures(
         )
     if model.folder is None or model.data is None:
         raise InputError(
-            "Figures are made from a run: an exported or bundled model has no record of its training.",
+            "Figures need a run: an exported or bundled model has no record of its training.",
             hint="Give the folder of the run that it came from, or use `sfumato grid`.",
         )
     training = load_records(model.data, "train")
