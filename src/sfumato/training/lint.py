@@ -111,8 +111,8 @@ def spacing_off_the_trained_range(plan: SamplingPlan) -> str | None:
         return None
     return (
         f"the first of {plan.sampling.steps} steps is at t = {int(first)} of {last}, where the "
-        f"network was trained on images that keep {100 * signal:.0f} % of their signal, but gets pure noise; "
-        "set sampling.timestep_spacing=trailing."
+        f"network was trained on images that keep {100 * signal:.0f} % of their signal, but gets "
+        "pure noise; set sampling.timestep_spacing=trailing."
     )
 
 
