@@ -1,13 +1,12 @@
 """The metric card: every figure of an evaluation, and everything that it depends on, as JSON."""
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
 from sfumato import __version__
-from sfumato.base.environment import hardware
+from sfumato.base.environment import hardware, now
 from sfumato.base.errors import DamagedDataError
 from sfumato.base.files import read_json, write_json
 from sfumato.base.section import Section
@@ -221,7 +220,7 @@ class MetricCard(Section):
     confidence: float = 0.95
     warnings: list[str] = Field(default_factory=list)
     sfumato: str = __version__
-    date: str = Field(default_factory=lambda: datetime.now(UTC).isoformat("T", "seconds"))
+    date: str = Field(default_factory=now)
     hardware: dict[str, Any] = Field(default_factory=hardware)
     command: str = ""
 

@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato import __version__
-from sfumato.base.environment import environment
+from sfumato.base.environment import environment, now
 from sfumato.base.errors import ConfigError, DamagedDataError, InputError
 from sfumato.base.files import (
     cache_folder,
@@ -238,7 +237,7 @@ def write_judge(run: Run, data: DataConfig, folder: Path) -> None:
             "sha256": sha256_of_file(file),
             "environment": environment(),
             "sfumato": __version__,
-            "date": datetime.now(UTC).date().isoformat(),
+            "date": now()[:10],
         }
         write_json(temporary / "judge.json", about)
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from sfumato import __version__
+from sfumato.base.environment import now
 from sfumato.base.errors import ConfigError, DamagedDataError, InputError
 from sfumato.base.section import Section
 from sfumato.evaluation.card import MetricCard, Row, read_card
@@ -80,7 +80,7 @@ class Comparison(Section):
     differences: list[Difference]
     reference: str
     sfumato: str = __version__
-    date: str = Field(default_factory=lambda: datetime.now(UTC).isoformat("T", "seconds"))
+    date: str = Field(default_factory=now)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,5 @@
 """An evaluation from beginning to end, to be read from top to bottom."""
 
-import shlex
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sfumato.base.environment import command
 from sfumato.base.errors import DamagedDataError, InputError, SfumatoError
 from sfumato.base.files import folder_for
 from sfumato.base.randomness import generator_for
@@ -218,7 +217,7 @@ def evaluate(
         floors=floors,
         yardsticks=yardsticks,
         warnings=_warnings(count, floors, infos, real, judge),
-        command=shlex.join(["sfumato", *sys.argv[1:]]),
+        command=command(),
     )
     card.save(folder)
     samples = {images.subject.title: images.first(100) for images in taken}

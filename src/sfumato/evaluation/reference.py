@@ -1,10 +1,7 @@
 """What drawn images are held against: real sets, a judge, and the captions that are asked for."""
 
-import shlex
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -13,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from sfumato import __version__
-from sfumato.base.environment import hardware
+from sfumato.base.environment import command, hardware, now
 from sfumato.base.errors import InputError
 from sfumato.base.files import write_json
 from sfumato.base.section import Section
@@ -48,7 +45,7 @@ class GroundCard(Section):
     convention: str = CONVENTION
     hardware: dict[str, Any] = Field(default_factory=hardware)
     sfumato: str = __version__
-    date: str = Field(default_factory=lambda: datetime.now(UTC).isoformat("T", "seconds"))
+    date: str = Field(default_factory=now)
     command: str = ""
 
 
@@ -174,7 +171,7 @@ class Ground:
             "timestep_spacing": pipeline.scheduler.config["timestep_spacing"],
             "steps": pipeline.config["num_inference_steps"],
             "model": dict(generator.provenance),
-            "command": shlex.join(["sfumato", *sys.argv[1:]]),
+            "command": command(),
         }
 
     def yardsticks(self) -> list[Yardstick]:

@@ -1,9 +1,8 @@
 """`report.html` of a run: pictures, curves, tables and how they were made."""
 
-import shlex
-import sys
 from pathlib import Path
 
+from sfumato.base.environment import command
 from sfumato.base.files import read_json, write_text
 from sfumato.config.schema import DiffusionExperiment
 from sfumato.data.records import load_records
@@ -48,7 +47,7 @@ def write_report(
         images_per_second=timing[-1]["images_per_second"] if timing else None,
         environment=checkpoint.state["environment"] if checkpoint else {},
         libraries=_library_versions(),
-        command=shlex.join(["sfumato", *sys.argv[1:]]),
+        command=command(),
         configuration=experiment.to_yaml(),
         card_json=read_json(evaluated.folder / FILE_NAME),
     )

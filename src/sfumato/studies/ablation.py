@@ -8,7 +8,6 @@ import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -19,7 +18,7 @@ from pydantic import field_validator, model_validator
 from torch import Tensor
 
 from sfumato import __version__
-from sfumato.base.environment import environment
+from sfumato.base.environment import environment, now
 from sfumato.base.errors import ConfigError, InputError, nearest
 from sfumato.base.files import write_bytes, write_json, write_text
 from sfumato.base.section import Section, validate
@@ -360,7 +359,7 @@ def _write(
             "count": base.evaluation.quick_count,
             "environment": environment(),
             "sfumato": __version__,
-            "date": datetime.now(UTC).isoformat("T", "seconds"),
+            "date": now(),
         },
     )
     write_text(folder / "ablation.md", "\n".join(markdown(one) for one in found))
