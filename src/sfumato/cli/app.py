@@ -509,7 +509,7 @@ def tune(
         bool, typer.Option("--averages", help="Try every average that the run has kept.")
     ] = False,
     budget: Annotated[int, typer.Option(help="Images to draw in all.")] = 4000,
-    judge: Annotated[str, typer.Option(help="Who reads the classes, as evaluation.judge.")] = "",
+    judge: Annotated[str, typer.Option(help="Who reads the classes, as evaluation.classifier.")] = "",
     data: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="Where the run's real images are now.")
     ] = None,

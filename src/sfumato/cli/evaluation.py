@@ -215,7 +215,7 @@ def overrides(
         "evaluation.count": count,
         "evaluation.guidance_scales": parse_scales(scales),
         "data.source": data,
-        "evaluation.judge": "untrained" if untrained else None,
+        "evaluation.classifier": "untrained" if untrained else None,
     }
     named = [f"{key}={json.dumps(value)}" for key, value in chosen.items() if value is not None]
     return [*named, *(settings or [])]

@@ -79,7 +79,7 @@ def tune_and_print(
         candidates,
         goal=chosen_goal,
         budget=budget,
-        judge=judge or measured.evaluation.judge,
+        judge=judge or measured.evaluation.classifier,
         least_agreement=at_least,
         say=say,
         on_images=lambda done, total: line("images", done, total),

@@ -1,7 +1,8 @@
 """The experiments that can be trained: each is the whole configuration of a run."""
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from pathlib import Path
+from typing import ClassVar, Literal, TypeVar, overload
 
 import yaml
 from pydantic import Field, field_validator, model_validator
@@ -32,7 +33,7 @@ CHANGEABLE_ON_RESUME = {
     "training.epochs": "length",
     "training.log_every_images": "cadence",
     "training.sample_every_images": "cadence",
-    "training.agreement_every_images": "cadence",
+    "training.accuracy_every_images": "cadence",
     "training.checkpoint_every_images": "cadence",
     "training.checkpoint_epochs": "cadence",
     "training.keep_checkpoints": "output",
@@ -213,6 +214,7 @@ class ClassifierExperiment(Experiment):
         return self.training.total_images(data_set_size), self.training.batch_size
 
 
+E = TypeVar("E", bound=Experiment)
 SCHEMAS: dict[str, type[Experiment]] = {
     "diffusion": DiffusionExperiment,
     "clip": ClipExperiment,
@@ -221,16 +223,29 @@ SCHEMAS: dict[str, type[Experiment]] = {
 """Experiments by their `method`."""
 
 
-def load_experiment(name: str, overrides: Sequence[str] = ()) -> Experiment:
-    """An experiment of any method from a preset's name or a YAML file, with overrides.
+@overload
+def load_experiment(name: str | Path, overrides: Sequence[str] = ()) -> Experiment: ...
+@overload
+def load_experiment(name: str | Path, overrides: Sequence[str] = (), *, schema: type[E]) -> E: ...
+def load_experiment(
+    name: str | Path, overrides: Sequence[str] = (), *, schema: type[Experiment] = Experiment
+) -> Experiment:
+    """An experiment from a preset's name or a YAML file, with overrides.
 
-    Raises `ConfigError` with the nearest match for whatever is not known.
+    `schema`: the kind of experiment that is expected. Raises `ConfigError` for another kind, and
+    with the nearest match for whatever is not known.
     """
-    values, source = read_values(name)
+    values, source = read_values(str(name))
     method = str(values.get("method", "diffusion"))
     if method not in SCHEMAS:
         raise ConfigError(
             f"{source}: method: nothing named '{method}' can be trained.",
             hint=nearest(method, sorted(SCHEMAS)),
+        )
+    if not issubclass(SCHEMAS[method], schema):
+        wanted = next(name for name, one in SCHEMAS.items() if one is schema)
+        raise ConfigError(
+            f"{source} is an experiment of the method '{method}'; '{wanted}' is needed here.",
+            hint="`sfumato presets list` shows the presets.",
         )
     return build(SCHEMAS[method], values, overrides, source=source)

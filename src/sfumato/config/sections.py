@@ -294,7 +294,7 @@ class TrainingConfig(Section):
     """Images between two lines of metrics.jsonl."""
     sample_every_images: Count = 10_000
     """Images between two grids of samples."""
-    agreement_every_images: Count | None = None
+    accuracy_every_images: Count | None = None
     """Images between two quick evaluations (`evaluation.quick_count`), lines of agreement.jsonl;
     null for none. A judge that is not in the cache is trained first."""
     checkpoint_every_images: Count = 10_000
@@ -352,7 +352,7 @@ class EvaluationConfig(Section):
     count: int = 100
     """Images drawn for each guidance scale."""
     quick_count: int = 200
-    """Images of a quick evaluation during training (`training.agreement_every_images`)."""
+    """Images of a quick evaluation during training (`training.accuracy_every_images`)."""
     quick_scales: tuple[GuidanceScale, ...] = (1,)
     """Guidance scales of a quick evaluation."""
     labels: Literal["balanced", "random"] = "balanced"

@@ -334,7 +334,7 @@ def _of_transformers(location: str, reference: Records, device: Device) -> Judge
             f"There is no judge in {location}: no such folder is here. As a name of the Hub: "
             f"{error.what}",
             hint="`sfumato train classifier DATASET --out FOLDER` makes one; without "
-            "evaluation.judge the data set's own is taken, or trained once.",
+            "evaluation.classifier the data set's own is taken, or trained once.",
         ) from error
     rows = match_classes(model.labels, reference.class_names, whose=location)
     description = f"image classifier of {len(model.labels):,} classes, by transformers"

@@ -119,7 +119,7 @@ def evaluate(
         )
     judge = None
     if len(real.reference.records.class_names) > 1:
-        judge = load_judge(target.data, config.judge, device=device, on_training=say)
+        judge = load_judge(target.data, config.classifier, device=device, on_training=say)
     opened = list(
         available_extractors(
             config.extractors,
@@ -165,7 +165,7 @@ def evaluate(
                 nearest[row.title] = panel
         rows.append(row)
     real_figures = _real_figures(real, extractors, against, judge, count)
-    if config.judge.partition(":")[0] == "untrained":
+    if config.classifier.partition(":")[0] == "untrained":
         rows = [
             row.model_copy(update={"untrained": _untrained(target, images)})
             for row, images in zip(rows, taken, strict=True)
@@ -180,7 +180,7 @@ def evaluate(
                 extractor,
                 against[key],
                 count,
-                config.floor_pairs,
+                config.baseline_pairs,
                 on_images_of(key),
                 balanced=target.subjects[0].balanced,
             )
@@ -242,7 +242,7 @@ def _request(
         "training": real.training.digest,
         "extractors": {key: extractor.name for key, extractor in extractors.items()},
         "asked_for": list(config.extractors),
-        "floor_pairs": config.floor_pairs,
+        "baseline_pairs": config.baseline_pairs,
     }
 
 

@@ -57,7 +57,7 @@ class FindingsConfig(Section):
     """Images of each arm and scale, classes in turn."""
     first_seed: int = 0
     judge: str = "auto"
-    """Who reads the classes, as in `evaluation.judge`."""
+    """Who reads the classes, as in `evaluation.classifier`."""
 
     @field_validator("guidance_scales", "clipped_scales")
     @classmethod

@@ -138,7 +138,7 @@ def measure_table1(
 ) -> Table1:
     """Both protocols of the images of an evaluation, written beside its card as table1.json."""
     card = evaluated.card
-    judge = load_judge(target.data, config.judge, on_training=say)
+    judge = load_judge(target.data, config.classifier, on_training=say)
     count = target.subjects[0].count
     real = RealSets.load(target.data)
     against = _Against.of(_of_each_class(real.reference, count)[0], tools, judge.extractor)

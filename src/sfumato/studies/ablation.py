@@ -74,11 +74,11 @@ class Ablation(Section):
         own = self.arms[arm]
         settings = [*self.settings, *own.settings, *overrides, f"seed={seed}"]
         experiment = load_experiment(own.preset, settings)
-        if experiment.training.agreement_every_images is None:
+        if experiment.training.accuracy_every_images is None:
             raise ConfigError(
                 f"ablation '{self.name}', arm '{arm}': without quick evaluations there is nothing "
                 "to compare.",
-                hint="Add training.agreement_every_images=N to its settings.",
+                hint="Add training.accuracy_every_images=N to its settings.",
             )
         return experiment
 
@@ -281,7 +281,7 @@ def run_ablation(
         for seed in ablation.seeds
     }  # all of them first: a mistake in the last arm is told before hours of training
     first = next(iter(experiments.values()))
-    judge = load_judge(first.data, first.evaluation.judge, on_training=say)
+    judge = load_judge(first.data, first.evaluation.classifier, on_training=say)
     for seed in seeds or ablation.seeds:  # seed by seed: early on all arms can be seen
         for arm in only or ablation.arms:
             place = run_folder(folder, arm, seed)
