@@ -38,7 +38,7 @@ CHANGEABLE_ON_RESUME = {
     "training.checkpoint_epochs": "cadence",
     "training.keep_checkpoints": "output",
 }
-"""Settings that may differ when a run goes on; any other difference is another experiment."""
+"""Settings that may differ when a run is resumed; any other difference is another experiment."""
 
 
 class Experiment(Section):
@@ -48,12 +48,12 @@ class Experiment(Section):
     """
 
     changeable_on_resume: ClassVar[Mapping[str, str]]
-    """Settings that may differ when a run goes on; any other difference is another experiment."""
+    """Settings that may differ when a run is resumed; any other difference is another experiment."""
 
     name: str
     """The preset's name."""
     about: str = ""
-    """One line for people."""
+    """One line of description."""
     seed: int = Field(default=0, ge=0, le=2**63 - 1)
     """Seed of weights, order, noise and dropped captions."""
 
@@ -95,7 +95,7 @@ class DiffusionExperiment(Experiment):
 
 
 class ClassSet(Section):
-    """Images that share their classes, and how those are spoken of."""
+    """Data sets that share their classes, with the captions of those."""
 
     sources: tuple[str, ...]
     """Data sources with the same classes: digits, a Hub name or a folder."""
@@ -115,7 +115,7 @@ class ClassSet(Section):
 
 
 class ClipTrainingConfig(Section):
-    """How long, in which batches, and what is kept."""
+    """Length, batches, optimizer, and what is logged and kept."""
 
     batch_size: Count
     """Images of one optimizer step, over all ranks."""
@@ -124,8 +124,8 @@ class ClipTrainingConfig(Section):
     captions_per_class: Count = 2
     """Captions of every class that the images of a step meet."""
     distractors: int = Field(default=3, ge=0)
-    """Up to so many unrelated words are put into half of the captions, so that words which no
-    caption has do not change what a caption is about."""
+    """Half of the captions get up to so many unrelated words, which teaches the towers to ignore
+    words that say nothing of the class."""
     optimizer: OptimizerConfig
     log_every_images: Count = 10_000
     """Images between two lines of metrics.jsonl."""
@@ -160,7 +160,7 @@ class ClipExperiment(Experiment):
 
 
 class ClassifierTrainingConfig(Section):
-    """How long, in which batches, with which changes of the images, and what is kept."""
+    """Length, batches, augmentation, optimizer, and what is logged and kept."""
 
     batch_size: int = Field(default=64, ge=2)
     """Images of one optimizer step, two or more for batch norm."""
@@ -169,7 +169,7 @@ class ClassifierTrainingConfig(Section):
     affine: NotNegative = 0.1
     """Size of random affine changes: 0.1 scales and shears by 10 %, shifts by 5 %; 0 for none.
 
-    It interpolates, which blurs small photos that are to be judged sharp: there `shift` is better.
+    It interpolates, which blurs small photos; `shift` does not.
     """
     shift: int = Field(default=0, ge=0)
     """Images are shifted by up to this many whole pixels each way, their edges repeated."""
@@ -194,7 +194,7 @@ class ClassifierTrainingConfig(Section):
 
 
 class ClassifierExperiment(Experiment):
-    """Everything that training a judge depends on."""
+    """Everything that training a classifier depends on."""
 
     example: ClassVar = "classifier"
     changeable_on_resume: ClassVar = {
