@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sfumato.base.errors import InputError
 from sfumato.base.section import ValueRange
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import PIL.Image
     import torch
 
@@ -89,3 +92,18 @@ def resize(array: np.ndarray, size_px: int) -> np.ndarray:
 
     image = Image.fromarray(array)
     return np.asarray(image.resize((size_px, size_px), Image.Resampling.BILINEAR))
+
+
+def settings_in_png(path: "Path") -> dict[str, str]:
+    """The settings of the image in a PNG; empty for other PNGs, `InputError` for non-images."""
+    from PIL import Image, UnidentifiedImageError
+
+    if not path.is_file():
+        raise InputError(f"{path} is not a file.", hint="Give a PNG that sfumato wrote.")
+    try:
+        with Image.open(path) as image:
+            image.load()
+            texts = dict(getattr(image, "text", {}))
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise InputError(f"{path} is not an image: {error}.") from error
+    return {k.removeprefix(TEXT_PREFIX): v for k, v in texts.items() if k.startswith(TEXT_PREFIX)}

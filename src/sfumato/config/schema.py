@@ -38,7 +38,7 @@ CHANGEABLE_ON_RESUME = {
     "training.checkpoint_epochs": "cadence",
     "training.keep_checkpoints": "output",
 }
-"""Settings that may differ when a run is resumed; any other difference is another experiment."""
+"""Settings that may differ when a run is resumed; others make another experiment."""
 
 
 class Experiment(Section):
@@ -48,7 +48,7 @@ class Experiment(Section):
     """
 
     changeable_on_resume: ClassVar[Mapping[str, str]]
-    """Settings that may differ when a run is resumed; any other difference is another experiment."""
+    """Settings that may differ when a run is resumed; others make another experiment."""
 
     name: str
     """The preset's name."""

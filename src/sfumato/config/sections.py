@@ -48,7 +48,7 @@ class DataConfig(Section):
     """Caption templates with {caption}, the image's own, {class_name}, {word} or {label}; a step
     picks one for each image. auto: {caption} where there are captions."""
     held_out: tuple[str, ...] = ()
-    """Caption templates that are never trained on; `sfumato evaluate --held-out` samples with them."""
+    """Caption templates that are never trained on, for `sfumato evaluate --held-out`."""
     value_range: ValueRange = (-1.0, 1.0)
     """Range of pixel values inside the network; sampled images are clamped to it."""
     split_seed: int = 0

@@ -24,17 +24,12 @@ def write_report(
     records = read_records(folder / "metrics.jsonl")
     timing = read_records(folder / "timing.jsonl")
     checkpoint = Checkpoints(folder / "checkpoints").latest()
-    assert experiment.data.resolution != "auto"
     assert experiment.data.channels != "auto"
     text = rendered(
         "page.html",
         experiment=experiment,
         card=evaluated.card,
-        parameters=parameter_count(
-            experiment.model,
-            resolution=experiment.data.resolution,
-            channels=experiment.data.channels,
-        ),
+        parameters=parameter_count(experiment.model, channels=experiment.data.channels),
         example_caption=load_records(experiment.data, "test").examples()[0][-1],
         grid=data_url(grid.read_bytes()),
         samples=[

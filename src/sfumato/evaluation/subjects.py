@@ -15,6 +15,7 @@ from torch import Tensor
 from sfumato.base.environment import environment
 from sfumato.base.errors import DamagedDataError, InputError
 from sfumato.base.files import sha256_of_file
+from sfumato.base.images import settings_in_png
 from sfumato.base.randomness import generator_for
 from sfumato.config.sections import FEWEST_IMAGES
 from sfumato.data.captions import captions_from_templates, in_words
@@ -23,7 +24,7 @@ from sfumato.diffusion.guidance import CONVENTION
 from sfumato.diffusion.solvers.schedulers import sampler_of
 from sfumato.evaluation.parts import Make
 from sfumato.evaluation.real import digest_of
-from sfumato.generation.model import ImageGenerator, settings_in_png
+from sfumato.generation.model import ImageGenerator
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 

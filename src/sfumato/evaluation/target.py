@@ -15,7 +15,6 @@ from sfumato.evaluation.subjects import (
     npz_subject,
     what_to_ask,
 )
-from sfumato.generation.bundle_names import is_bundle
 from sfumato.generation.model import ImageGenerator
 
 Kind = Literal["run", "pipeline", "folder", "npz"]
@@ -32,12 +31,6 @@ class Target:
     provenance: dict[str, object]
     captions: Sequence[str] = ()
     labels: Literal["balanced", "random", "as found"] = "as found"
-
-
-def is_model(path: Path) -> bool:
-    """Whether `path` is a run, a pipeline folder or a bundle, or names one (`bundled:NAME`)."""
-    files = (path / "experiment.yaml", path / "model_index.json")
-    return any(file.is_file() for file in files) or is_bundle(path)
 
 
 def model_target(

@@ -80,21 +80,6 @@ class Picture:
         return png_bytes(to_pil(self.image), text)
 
 
-def settings_in_png(path: Path) -> dict[str, str]:
-    """What `Picture.png` wrote into a file; empty for other PNGs, `InputError` for non-images."""
-    from PIL import Image, UnidentifiedImageError
-
-    if not path.is_file():
-        raise InputError(f"{path} is not a file.", hint="Give a PNG that sfumato drew.")
-    try:
-        with Image.open(path) as image:
-            image.load()
-            texts = dict(getattr(image, "text", {}))
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise InputError(f"{path} is not an image: {error}.") from error
-    return {k.removeprefix(TEXT_PREFIX): v for k, v in texts.items() if k.startswith(TEXT_PREFIX)}
-
-
 def build_pipeline(
     unet: "UNet2DConditionModel",
     encoder: ClipTextEncoder,

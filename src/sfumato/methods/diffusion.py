@@ -40,9 +40,8 @@ A = TypeVar("A", bound=Annotations)
 def network_line(experiment: DiffusionExperiment) -> str:
     """The network in a line: parameters, heads of attention; `experiment.data` has no auto."""
     data = experiment.data
-    assert data.resolution != "auto"
     assert data.channels != "auto"
-    count = parameter_count(experiment.model, resolution=data.resolution, channels=data.channels)
+    count = parameter_count(experiment.model, channels=data.channels)
     return f"U-Net of {count:,} parameters; attention: {experiment.model.heads_text}"
 
 

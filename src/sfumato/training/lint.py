@@ -30,7 +30,7 @@ class LintWarning(UserWarning):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawing:
+class SamplingPlan:
     """What the sampling rules look at; `caption_dropout` is None where it is not known."""
 
     diffusion: DiffusionConfig
@@ -41,7 +41,7 @@ class Drawing:
     caption_dropout: float | None
 
     @classmethod
-    def of_experiment(cls, experiment: "DiffusionExperiment") -> "Drawing":
+    def of_experiment(cls, experiment: "DiffusionExperiment") -> "SamplingPlan":
         sampling = experiment.sampling
         return cls(
             diffusion=experiment.diffusion,
@@ -57,26 +57,26 @@ class Drawing:
         )
 
     @classmethod
-    def of_generator(
-        cls, generator: Any, scales: Sequence[float], guidance: GuidanceConfig
-    ) -> "Drawing":
-        pipeline = generator.pipeline
+    def of_model(
+        cls, model: Any, scales: Sequence[float], guidance: GuidanceConfig
+    ) -> "SamplingPlan":
+        pipeline = model.pipeline
         return cls(
             diffusion=diffusion_of(pipeline.scheduler),
             scheduler=pipeline.scheduler,
             steps=pipeline.config["num_inference_steps"],
             guidance_scales=scales,
             guidance=guidance,
-            caption_dropout=generator.provenance.get("caption_dropout"),
+            caption_dropout=model.provenance.get("caption_dropout"),
         )
 
 
 # Rules on what draws ------------------------------------------------------------------------------
 
 
-def guidance_without_dropout(drawing: Drawing) -> str | None:
-    led_away = [scale for scale in drawing.guidance_scales if scale != 1]
-    if drawing.caption_dropout != 0 or not led_away or drawing.guidance.needs_weak_network:
+def guidance_without_dropout(plan: SamplingPlan) -> str | None:
+    led_away = [scale for scale in plan.guidance_scales if scale != 1]
+    if plan.caption_dropout != 0 or not led_away or plan.guidance.needs_weak_network:
         return None
     return (
         f"guidance scale {max(led_away, key=lambda scale: abs(scale - 1)):g} needs the prediction "
@@ -85,9 +85,9 @@ def guidance_without_dropout(drawing: Drawing) -> str | None:
     )
 
 
-def eps_at_near_zero_terminal_snr(drawing: Drawing) -> str | None:
-    terminal = _terminal_snr(drawing.diffusion)
-    if drawing.diffusion.prediction_type != "epsilon" or terminal >= NEAR_ZERO_SNR:
+def eps_at_near_zero_terminal_snr(plan: SamplingPlan) -> str | None:
+    terminal = _terminal_snr(plan.diffusion)
+    if plan.diffusion.prediction_type != "epsilon" or terminal >= NEAR_ZERO_SNR:
         return None
     error = f"multiplies its error by {terminal**-0.5:,.0f}" if terminal else "divides by zero"
     return (
@@ -97,33 +97,33 @@ def eps_at_near_zero_terminal_snr(drawing: Drawing) -> str | None:
     )
 
 
-def scheduler_that_clips(drawing: Drawing) -> str | None:
-    config = drawing.scheduler.config
+def scheduler_that_clips(plan: SamplingPlan) -> str | None:
+    config = plan.scheduler.config
     clipping = [flag for flag in ("clip_sample", "thresholding") if config.get(flag)]
     if not clipping:
         return None
     return (
-        f"{type(drawing.scheduler).__name__} is configured with {clipping[0]}=true: it clips x0 by "
+        f"{type(plan.scheduler).__name__} is configured with {clipping[0]}=true: it clips x0 by "
         "itself and may keep the eps of the unclipped one, which collapses under guidance. sfumato "
         "turns it off, plain diffusers would not; set it to false."
     )
 
 
-def spacing_off_the_trained_range(drawing: Drawing) -> str | None:
-    if drawing.steps < 1:
+def spacing_off_the_trained_range(plan: SamplingPlan) -> str | None:
+    if plan.steps < 1:
         return None  # an error where it is drawn
     try:
-        solver = build_solver(drawing.scheduler, steps=drawing.steps, generators=[])
+        solver = build_solver(plan.scheduler, steps=plan.steps, generators=[])
     except InputError:
         return None  # likewise
     first = int(solver.timesteps[0])
-    schedule = NoiseSchedule.from_config(drawing.diffusion)
+    schedule = NoiseSchedule.from_config(plan.diffusion)
     signal = float(schedule.alpha_bar[first].sqrt())
-    last = drawing.diffusion.num_train_timesteps - 1
+    last = plan.diffusion.num_train_timesteps - 1
     if first == last or signal < VISIBLE_SIGNAL:
         return None
     return (
-        f"the first of {drawing.steps} steps is at t = {first} of {last}, where the network was "
+        f"the first of {plan.steps} steps is at t = {first} of {last}, where the network was "
         f"trained on images that keep {100 * signal:.0f} % of their signal, but gets pure noise; "
         "set sampling.timestep_spacing=trailing."
     )
@@ -188,7 +188,7 @@ def weak_checkpoint_not_kept(experiment: "DiffusionExperiment") -> str | None:
     )
 
 
-SAMPLING_RULES: list[Callable[[Drawing], str | None]] = [
+SAMPLING_RULES: list[Callable[[SamplingPlan], str | None]] = [
     guidance_without_dropout,
     eps_at_near_zero_terminal_snr,
     scheduler_that_clips,
@@ -202,18 +202,18 @@ TRAINING_RULES: list[Callable[["DiffusionExperiment"], str | None]] = [
 ]
 
 
-def lint_drawing(drawing: Drawing) -> list[str]:
+def lint_sampling(plan: SamplingPlan) -> list[str]:
     """What the sampling rules find: a sentence each."""
-    return [found for rule in SAMPLING_RULES if (found := rule(drawing)) is not None]
+    return [found for rule in SAMPLING_RULES if (found := rule(plan)) is not None]
 
 
 def lint_experiment(experiment: "DiffusionExperiment") -> list[str]:
     """What all rules find in an experiment: a sentence each."""
     found = [sentence for rule in TRAINING_RULES if (sentence := rule(experiment)) is not None]
-    return found + lint_drawing(Drawing.of_experiment(experiment))
+    return found + lint_sampling(SamplingPlan.of_experiment(experiment))
 
 
-def tell(findings: Sequence[str], *, strict: bool = False) -> None:
+def warn(findings: Sequence[str], *, strict: bool = False) -> None:
     """A `LintWarning` for each finding, or one `ConfigError` with all of them."""
     if strict and findings:
         raise ConfigError(
