@@ -4,19 +4,18 @@ Images are uint8 [0, 255] at every boundary and float inside the network's value
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from sfumato.base.errors import InputError
-from sfumato.base.section import ValueRange
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    import numpy as np
     import PIL.Image
     import torch
 
+ValueRange = tuple[float, float]
+"""Lowest and highest pixel value inside the network."""
 TEXT_PREFIX = "sfumato:"
 """Prefix of the text chunks of PNGs that hold the settings of an image."""
 
@@ -86,16 +85,18 @@ def png_bytes(image: "PIL.Image.Image", text: dict[str, str] | None = None) -> b
     return buffer.getvalue()
 
 
-def resize(array: np.ndarray, size_px: int) -> np.ndarray:
+def resize(array: "np.ndarray", size_px: int) -> "np.ndarray":
     """uint8 (H, W) or (H, W, 3) squashed to (size, size) by Pillow's bilinear filter."""
+    import numpy as np
     from PIL import Image
 
     image = Image.fromarray(array)
     return np.asarray(image.resize((size_px, size_px), Image.Resampling.BILINEAR))
 
 
-def settings_in_png(path: "Path") -> dict[str, str]:
-    """The settings of the image in a PNG; empty for other PNGs, `InputError` for non-images."""
+def settings_in_png(path: Path) -> dict[str, str]:
+    """The settings that sfumato wrote into a PNG; empty for other PNGs, `InputError` for files that
+    are not images."""
     from PIL import Image, UnidentifiedImageError
 
     if not path.is_file():

@@ -32,9 +32,6 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 """At least 0 and below 1."""
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
-ValueRange = tuple[float, float]
-"""Lowest and highest pixel value inside the network."""
-
 S = TypeVar("S", bound=Section)
 JsonSchema = dict[str, Any]
 
@@ -85,9 +82,27 @@ _OUT_OF_RANGE = {
 }
 
 
+_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+
+
+def _name_of(section: type[Section], problem: Any) -> str:
+    """The dotted name of a setting, without the tags by which pydantic names a section's variants."""
+    settings, name = settings_of(section), ""
+    for place, part in enumerate(problem["loc"], start=1):
+        inner = f"{name}.{part}".lstrip(".")
+        has_settings = any(one.startswith(f"{name}.") for one in settings)
+        is_unknown = place == len(problem["loc"]) and problem["type"] in _UNKNOWN
+        if not has_settings or inner in settings or is_unknown:
+            name = inner
+    return name or "the file"
+
+
 def _explain(section: type[Section], problem: Any) -> str:
-    name = ".".join(str(part) for part in problem["loc"]) or "the file"
-    if problem["type"] == "extra_forbidden":
+    name = _name_of(section, problem)
+    if problem["type"] == "union_tag_invalid":
+        tag, known = problem["ctx"]["tag"], problem["ctx"]["expected_tags"]
+        return f"{name}.process: '{tag}' is not one of {known}."
+    if problem["type"] in _UNKNOWN:
         parent, _, key = f".{name}".rpartition(".")
         siblings = [one for one in settings_of(section) if f".{one}".rpartition(".")[0] == parent]
         return f"{name}: no such setting. {nearest(key, [s.rpartition('.')[2] for s in siblings])}"

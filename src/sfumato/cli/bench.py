@@ -45,7 +45,7 @@ def train(
     """Our training step against a bare loop on the same network, data and batch."""
     experiment = load_experiment(preset, settings or [], schema=DiffusionExperiment)
     from sfumato.bench.steps import compare_training
-    from sfumato.generation.model import resolve_device
+    from sfumato.generation.loading import resolve_device
 
     comparison = compare_training(experiment, pairs=pairs, steps=steps, device=device)
     conditions = {
@@ -72,21 +72,19 @@ def sample(
 ) -> None:
     """Our sampling against the paper's loop, with the same scheduler, steps and batch."""
     experiment = None if is_model(model) else load_experiment(model, schema=DiffusionExperiment)
-    from sfumato.bench.steps import compare_sampling, untrained_generator
-    from sfumato.diffusion.solvers.schedulers import sampler_of
+    from sfumato.bench.steps import compare_sampling, untrained_model
 
     if experiment is None:
         opened = open_model(model, device, **solver.changes())
     else:
-        opened = untrained_generator(experiment, device=device)
-        opened.use(scheduler=solver.sampler, steps=solver.steps)
+        opened = untrained_model(experiment, device=device).with_(**solver.changes())
     comparisons = compare_sampling(opened, scales=scales, batch=batch, pairs=pairs)
     conditions = {
         "model": model,
         "batch_size": batch,
-        "scheduler": sampler_of(opened.pipeline.scheduler)[0],
-        "steps": opened.pipeline.config["num_inference_steps"],
-        "device": str(opened.pipeline.unet.device),
+        "sampler": opened.sampling.sampler,
+        "steps": opened.sampling.steps,
+        "device": str(opened.device),
     }
     print_comparisons(comparisons, conditions, out)
 

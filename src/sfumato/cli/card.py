@@ -40,7 +40,7 @@ def print_card(card: "MetricCard") -> None:
     for title, found in worth.items():
         if found is not None:
             log_wrapped(
-                f"Untrained classifiers on {title}: right in {percent(found.mean)} on average of 20, "
+                f"Untrained classifiers on {title}: right in {percent(found.mean)} on average, "
                 f"from {percent(found.lowest)} to {percent(found.highest)}; chance is "
                 f"{percent(found.chance)}."
             )
@@ -63,7 +63,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
 
 
 def _first_table(card: "MetricCard") -> Table:
-    """Class accuracy, CLIP score, saturation, memorised share: metrics of the images by themselves."""
+    """Class accuracy, CLIP score, saturation, memorised share: images by themselves."""
     captions = list(card.real.clip_score)
     columns = ["", "accuracy", "95 % interval", *(f"CLIP ({key})" for key in captions)]
     columns += ["saturated", "memorised", "NFE"]
@@ -189,7 +189,7 @@ def _legend(card: "MetricCard") -> str:
             + " as they are and altered a little"
         )
     return (
-        f"{first.count:,} images a row{how}{captions}; against {card.reference.count:,} real images: "
+        f"{first.count:,} images a row{how}{captions}; against {card.reference.count:,} real: "
         f"{card.reference.description}. ± is half of a 95 % interval{real}. Precision, recall and "
         "coverage in per cent; memorised: as close to a training image as the closest twentieth of "
         "real test images."

@@ -12,7 +12,7 @@ from sfumato.cli.card import print_card
 from sfumato.cli.options import Data, Form, HeldOut, MeasureOptions, Scales, stoppable
 from sfumato.cli.show import log, log_wrapped, open_model, warn_of_sampling
 from sfumato.config.overrides import override
-from sfumato.config.sections import DataConfig, EvaluationConfig, SamplingConfig
+from sfumato.config.sections import DataConfig, EvaluationConfig
 from sfumato.generation.bundle_names import beside, check_model, is_model, model_folder
 
 if TYPE_CHECKING:

@@ -30,16 +30,16 @@ def grid(
     """Sample a grid: guidance as rows, prompts as columns, the same seed in a column."""
     with collection_paused(freeze=True):
         from sfumato.base.files import write_bytes
-        from sfumato.diffusion.guidance import GuidanceConfig
         from sfumato.generation.grids import scale_grid
 
         opened = open_model(model, device, **solver.changes())
     scales = scales or DEFAULT_SCALES
     for form in forms or [None]:
-        warn_of_sampling(opened, scales, form)
+        warn_of_sampling(opened.with_(form=form), scales)
     captions, labels = (prompts, prompts) if prompts else opened.examples()
-    parsed = [GuidanceConfig.parse(form) for form in forms or ()]
     path = unused(out)
-    picture = scale_grid(opened, captions, labels, scales=scales, forms=parsed, first_seed=seed)
+    picture = scale_grid(
+        opened, captions, labels, scales=scales, forms=forms or (), first_seed=seed
+    )
     write_bytes(path, picture)
     log(str(path))

@@ -27,10 +27,11 @@ def sample(
 
         opened = open_model(model, device, **sampling.changes())
     warn_of_sampling(opened)
-    wanted = [(prompt, seed + index) for prompt in prompts for index in range(count)]
-    for picture in opened.draw([p for p, _ in wanted], [s for _, s in wanted]):
-        path = unused(out / file_name(picture.settings))
-        write_bytes(path, picture.png())
+    repeated = [prompt for prompt in prompts for _ in range(count)]
+    images = opened.sample(repeated, [*range(seed, seed + count)] * len(prompts))
+    for index, settings in enumerate(images.settings):
+        path = unused(out / file_name(settings))
+        write_bytes(path, images.png(index))
         log(str(path))
 
 

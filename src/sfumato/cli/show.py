@@ -13,7 +13,7 @@ from rich.table import Table
 from sfumato.base.errors import InputError
 
 if TYPE_CHECKING:
-    from sfumato.generation.model import ImageGenerator
+    from sfumato.generation.model import Model
     from sfumato.studies.verdicts import Claim
 
 
@@ -73,33 +73,20 @@ def waiting(text: str) -> Iterator[None]:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
-def open_model(path: str, device: str, **changes: Any) -> "ImageGenerator":
+def open_model(path: str | Path, device: str, **changes: Any) -> "Model":
     """The model at `path` with `changes` of its sampling settings, where they are not None."""
     with waiting(f"Opening {path} ..."):
-        from sfumato.diffusion.guidance import GuidanceConfig
-        from sfumato.generation.model import ImageGenerator
+        from sfumato.generation.loading import load
 
-        model = ImageGenerator.open(path, device=device)
-    form = changes.pop("form", None)
-    model.use(
-        scheduler=changes.pop("sampler", None),
-        steps=changes.pop("steps", None),
-        guidance_scale=changes.pop("guidance", None),
-        guidance=None if form is None else GuidanceConfig.parse(form),
-    )
-    return model
+        return load(path, device=device).with_(**changes)
 
 
-def warn_of_sampling(
-    model: "ImageGenerator", scales: Sequence[float] = (), form: str | None = None
-) -> None:
+def warn_of_sampling(model: "Model", scales: Sequence[float] = ()) -> None:
     """Warn of what the sampling rules find; without `scales` at the model's own."""
-    from sfumato.diffusion.guidance import GuidanceConfig
     from sfumato.training.lint import SamplingPlan, lint_sampling, warn
 
-    guidance = model.guidance if form is None else GuidanceConfig.parse(form)
-    scales = scales or (model.pipeline.config["guidance_scale"],)
-    warn(lint_sampling(SamplingPlan.of_model(model, scales, guidance)))
+    plan = SamplingPlan.of_model(model, scales or (model.sampling.guidance_scale,))
+    warn(lint_sampling(plan))
 
 
 def unused(path: Path) -> Path:

@@ -42,7 +42,7 @@ def table1(
     The same images are measured by both. Interrupted and started again, it resumes.
     """
     overrides = measure.overrides(
-        sampling__scheduler=solver.sampler,
+        sampling__sampler=solver.sampler,
         sampling__steps=solver.steps,
         evaluation__count=measure.count or COUNT,
         evaluation__guidance_scales=scales,

@@ -118,6 +118,8 @@ def _apply(section: type[Section], values: dict[str, Any], override: str) -> str
     for parent in parents:
         inner = values.get(parent)
         values[parent] = values = inner if isinstance(inner, dict) else {}
+    if last == "process":  # the settings of one process are not those of another
+        values.clear()
     if last in ("images", "epochs") and parents == ["training"]:
         values.pop("epochs" if last == "images" else "images", None)
     values[last] = value

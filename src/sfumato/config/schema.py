@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal, TypeVar, overload
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, overload
 
 import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from sfumato.base.errors import ConfigError, nearest
+from sfumato.base.errors import ConfigError, InputError, nearest
 from sfumato.base.section import Count, NotNegative, Positive, Section, Share
 from sfumato.config.overrides import build, read_values
 from sfumato.config.sections import (
@@ -16,13 +16,13 @@ from sfumato.config.sections import (
     DataConfig,
     EvaluationConfig,
     OptimizerConfig,
-    SamplingConfig,
     TextConfig,
     TowersConfig,
     TrainingConfig,
     UNetConfig,
 )
-from sfumato.diffusion.schedule import DiffusionConfig
+from sfumato.diffusion.process import PROCESSES, VariancePreserving
+from sfumato.diffusion.solvers.registry import Sampling, sampler_name
 
 CHANGEABLE_ON_RESUME = {
     "about": "a description",
@@ -65,6 +65,19 @@ class Experiment(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def _process_name(values: Any) -> str:
+    if isinstance(values, Mapping):
+        return str(values.get("process", "variance_preserving"))
+    return str(getattr(values, "process", values))
+
+
+DiffusionSection = Annotated[
+    Union[tuple(Annotated[process, Tag(name)] for name, process in PROCESSES.items())],  # noqa: UP007
+    Discriminator(_process_name),
+]
+"""The `diffusion` section: one of the processes, by its `process`."""
+
+
 class DiffusionExperiment(Experiment):
     """Everything that a diffusion run depends on."""
 
@@ -76,15 +89,19 @@ class DiffusionExperiment(Experiment):
     data: DataConfig
     text: TextConfig = TextConfig()
     model: UNetConfig
-    diffusion: DiffusionConfig = DiffusionConfig()
+    diffusion: DiffusionSection = VariancePreserving()
     training: TrainingConfig
-    sampling: SamplingConfig = SamplingConfig()
+    sampling: Sampling = Sampling()
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="after")
-    def _no_more_steps_than_levels(self) -> "DiffusionExperiment":
-        steps, levels = self.sampling.steps, self.diffusion.num_train_timesteps
-        if steps > levels:
+    def _sampling_fits(self) -> "DiffusionExperiment":
+        try:
+            sampler_name(self.sampling.sampler, self.diffusion)
+        except InputError as error:
+            raise ValueError(f"sampling.sampler: {error}") from error
+        steps, levels = self.sampling.steps, getattr(self.diffusion, "num_train_timesteps", None)
+        if levels is not None and steps > levels:
             raise ValueError(
                 f"sampling.steps is at most diffusion.num_train_timesteps, {levels} (got {steps})"
             )

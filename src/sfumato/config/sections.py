@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from sfumato.base.images import ValueRange
 from sfumato.base.section import (
     Count,
     GuidanceScale,
@@ -15,11 +16,8 @@ from sfumato.base.section import (
     Positive,
     Section,
     Share,
-    ValueRange,
 )
-from sfumato.diffusion.guidance import GuidanceConfig
-from sfumato.diffusion.spacing import TimestepSpacing
-from sfumato.diffusion.targets import LossWeight
+from sfumato.diffusion.process import LossWeight
 
 Auto = Literal["auto"]
 Fit = Literal["crop", "squash"]
@@ -232,21 +230,6 @@ class TowersConfig(Section):
     """Channels of the image tower at 32, 16, 8 and 4 pixels."""
     embedding: Count = 128
     """Width of the space that both towers map into."""
-
-
-class SamplingConfig(Section):
-    """How a trained model samples, unless a command says otherwise."""
-
-    scheduler: str = "DPMSolver++"
-    """Sampler: DDPM, DDIM, DPMSolver++, UniPC, Euler, EulerAncestral or Heun."""
-    steps: Count = 20
-    """Denoising steps. A guided step costs two network evaluations, with Heun nearly four."""
-    guidance_scale: GuidanceScale = 3.0
-    """w of Eq. 1: 0 is unconditional, 1 conditional without guidance."""
-    guidance: GuidanceConfig = GuidanceConfig()
-    """Form of guidance, short (`apg:eta=0`) or as a section."""
-    timestep_spacing: TimestepSpacing = "trailing"
-    """Which timesteps are visited: `trailing` starts at the noisiest that the sampler takes."""
 
 
 class OptimizerConfig(Section):

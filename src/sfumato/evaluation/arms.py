@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from sfumato.base.environment import environment
-from sfumato.base.images import to_uint8
-from sfumato.base.section import Section, ValueRange
+from sfumato.base.images import ValueRange, to_uint8
+from sfumato.base.section import Section
 from sfumato.diffusion.guidance import CONVENTION, GuidanceConfig
 from sfumato.diffusion.schedule import NoiseSchedule
 from sfumato.diffusion.solvers.schedulers import build_solver, diffusion_of, sampler_of

@@ -18,7 +18,7 @@ from sfumato.data.captions import captions_from_templates
 from sfumato.data.loading import DeviceBatches
 from sfumato.data.records import Records, Split, load_records
 from sfumato.evaluation.metrics.intervals import Proportion, wilson
-from sfumato.generation.model import resolve_device
+from sfumato.generation.loading import resolve_device
 from sfumato.text.bundled import load_towers, save_towers
 from sfumato.text.tokenizer import train_tokenizer, vocabulary_corpus
 from sfumato.text.towers import IMAGE_PX, ClipTowers, build_towers, tokenize
