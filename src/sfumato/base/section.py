@@ -86,7 +86,7 @@ _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 
 
 def _name_of(section: type[Section], problem: Any) -> str:
-    """The dotted name of a setting, without the tags by which pydantic names a section's variants."""
+    """The dotted name of a setting, without the tags that pydantic adds for variants."""
     settings, name = settings_of(section), ""
     for place, part in enumerate(problem["loc"], start=1):
         inner = f"{name}.{part}".lstrip(".")

@@ -8,7 +8,7 @@ import typer
 from sfumato.base.errors import InputError
 from sfumato.cli.evaluate import checked_settings, evaluate_model
 from sfumato.cli.options import Guidance, HeldOut, MeasureOptions, stoppable
-from sfumato.cli.show import log, log_wrapped, new_table, percent, print_table, unused
+from sfumato.cli.show import log, log_wrapped, new_table, open_model, percent, print_table, unused
 from sfumato.generation.bundle_names import is_model, model_folder
 
 if TYPE_CHECKING:
@@ -84,9 +84,7 @@ def _check(path: Path) -> None:
 
 
 def _own_scale(path: Path) -> float:
-    from sfumato.generation.model import ImageGenerator
-
-    return ImageGenerator.open(path, device="cpu").pipeline.config["guidance_scale"]
+    return open_model(path, "cpu").sampling.guidance_scale
 
 
 def _row_title(folder: Path, scale: float | None) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sfumato.base.progress import Progress
-from sfumato.cli.evaluate import use_data
+from sfumato.cli.evaluate import with_data
 from sfumato.cli.options import Data, ModelPath, SamplingOptions, StudyOptions, stoppable
 from sfumato.cli.show import (
     log,
@@ -34,7 +34,7 @@ def curve(
 
     config = study.config(CurveConfig)
     model = open_model(run, study.device, **sampling.changes())
-    use_data(model, Path(run), data)
+    model = with_data(model, Path(run), data)
     base = study.out or Path(run) / "curve"
     with stoppable():
         found = measure_curve(

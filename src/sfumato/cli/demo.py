@@ -78,9 +78,9 @@ def _sample_and_measure(
     from sfumato.evaluation.run_page import write_report
     from sfumato.evaluation.target import model_target
     from sfumato.generation.grids import scale_grid
-    from sfumato.generation.model import ImageGenerator
+    from sfumato.generation.loading import load
 
-    model = ImageGenerator.open(folder, device=device)
+    model = load(folder, device=device)
     log("Sampling every digit at every guidance scale ...")
     captions, labels = load_records(experiment.data, "test").examples()
     write_bytes(grid, scale_grid(model, captions, labels, scales=DEFAULT_SCALES))

@@ -1,6 +1,8 @@
 """`sfumato evaluate`, and what the commands that measure share."""
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,14 +15,15 @@ from sfumato.cli.options import Data, Form, HeldOut, MeasureOptions, Scales, sto
 from sfumato.cli.show import log, log_wrapped, open_model, warn_of_sampling
 from sfumato.config.overrides import override
 from sfumato.config.sections import DataConfig, EvaluationConfig
-from sfumato.generation.bundle_names import beside, check_model, is_model, model_folder
+from sfumato.diffusion.solvers.registry import Sampling
+from sfumato.generation.bundle_names import beside, check_model, is_model
 
 if TYPE_CHECKING:
     import torch
 
     from sfumato.evaluation.measure import Evaluated
     from sfumato.evaluation.target import Target
-    from sfumato.generation.model import ImageGenerator
+    from sfumato.generation.model import Model
 
 
 def evaluate(
@@ -71,11 +74,7 @@ def evaluate(
 
 def checked_settings(overrides: Sequence[str]) -> dict[str, Any]:
     """The default sections with `overrides`; mistakes are reported before a model is opened."""
-    sections = {
-        "data": DataConfig(),
-        "sampling": SamplingConfig(),
-        "evaluation": EvaluationConfig(),
-    }
+    sections = {"data": DataConfig(), "sampling": Sampling(), "evaluation": EvaluationConfig()}
     return override(sections, overrides)
 
 
@@ -144,58 +143,43 @@ def model_to_measure(
     """What will be sampled, how it is measured, and where; at `scale` alone where it is given."""
     from sfumato.evaluation.target import model_target
 
-    model = open_model(str(path), measure.device, form=form)
+    model = open_model(path, measure.device, form=form)
     settings = model_settings(model, path, overrides)
-    model.data = settings["data"] if model.data is not None else None
-    sampling = settings["sampling"]
-    model.use(
-        scheduler=sampling.scheduler,
-        timestep_spacing=sampling.timestep_spacing,
-        steps=sampling.steps,
-        guidance=sampling.guidance,
-    )
     config = settings["evaluation"]
     if scale is not None:
         config = config.model_copy(update={"guidance_scales": (scale,)})
+    model = replace(model, sampling=settings["sampling"])
     warn_of_sampling(model, config.guidance_scales)
     target = model_target(model, path, config, first_seed=measure.seed, held_out=held_out)
-    return target, config, model.pipeline.device
+    return target, config, model.device
 
 
-def model_settings(model: "ImageGenerator", path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+def model_settings(model: "Model", path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """The model's own data, sampling and evaluation settings with `overrides`.
 
     Real images of another source than the model names are reported: nothing else would show it.
     """
-    from sfumato.config.schema import DiffusionExperiment, load_experiment
-    from sfumato.diffusion.solvers.schedulers import sampler_of
+    from sfumato.generation.loading import experiment_of_run
 
-    config, scheduler = model.pipeline.config, model.pipeline.scheduler
-    file = model_folder(path) / "experiment.yaml"
-    evaluation = EvaluationConfig()
-    if file.exists():
-        evaluation = load_experiment(file, schema=DiffusionExperiment).evaluation
+    run = model.folder
     sections = {
         "data": model.data or DataConfig(),
-        "sampling": SamplingConfig(
-            scheduler=sampler_of(scheduler)[0],
-            timestep_spacing=scheduler.config["timestep_spacing"],
-            steps=config["num_inference_steps"],
-            guidance_scale=config["guidance_scale"],
-            guidance=config["guidance"],
-        ),
-        "evaluation": evaluation,
+        "sampling": model.sampling,
+        "evaluation": EvaluationConfig() if run is None else experiment_of_run(run).evaluation,
     }
     settings = override(sections, overrides)
-    if model.data is not None and settings["data"].source != model.data.source:
+    source = settings["data"].source
+    if model.data is not None and source != model.data.source:
         log_wrapped(
-            f"Real images of {settings['data'].source}; the model was trained on "
-            f"{model.data.source}. Metrics hold only if that is the same data set."
+            f"Real images of {source}; the model was trained on {model.data.source}. Metrics hold "
+            "only if that is the same data set."
         )
     return settings
 
 
-def use_data(model: "ImageGenerator", path: Path, data: str | None) -> None:
-    """Compare `model` with the real images of the source `data`, where it is given."""
-    if data is not None:
-        model.data = model_settings(model, path, [f"data.source={data}"])["data"]
+def with_data(model: "Model", path: Path, data: str | None) -> "Model":
+    """`model`, compared with the real images of the source `data` where it is given."""
+    if data is None:
+        return model
+    settings = model_settings(model, path, [f"data.source={json.dumps(data)}"])
+    return replace(model, data=settings["data"])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sfumato.base.progress import Progress
-from sfumato.cli.evaluate import use_data
+from sfumato.cli.evaluate import with_data
 from sfumato.cli.options import (
     Data,
     Forms,
@@ -60,7 +60,7 @@ def guidance(
 
     config = study.config(FormsConfig, forms=forms or None, guidance_scales=scales)
     model = open_model(run, study.device, **solver.changes())
-    use_data(model, Path(run), data)
+    model = with_data(model, Path(run), data)
     base = study.out or Path(run) / "guidance"
     with stoppable():
         found = compare_forms(

@@ -69,12 +69,11 @@ def build(
     return validate(section, values, source=source, problems=problems)
 
 
-def override(sections: Mapping[str, Section], overrides: Sequence[str]) -> dict[str, Any]:
+def override(sections: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Sections by name with `section.key=value` overrides; `ConfigError` as `build`."""
     fields: dict[str, Any] = {name: (type(one), one) for name, one in sections.items()}
     schema = create_model("Settings", __base__=Section, **fields)
-    values = {name: one.model_dump(mode="json") for name, one in sections.items()}
-    found = build(schema, values, overrides, source="The command")
+    found = build(schema, schema().model_dump(mode="json"), overrides, source="The command")
     return {name: getattr(found, name) for name in sections}
 
 

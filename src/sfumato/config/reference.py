@@ -41,11 +41,15 @@ def _lines(values: dict[str, Any], documented: dict[str, JsonSchema], prefix: st
 
 
 def _item(key: str, value: Any, width: int) -> str:
-    """`key: value` in one line where it fits, else as a block."""
-    line = yaml.safe_dump({key: value}, default_flow_style=None, width=10**6, allow_unicode=True)
-    if len(line) <= width:
-        return line
-    return yaml.safe_dump({key: value}, sort_keys=False, allow_unicode=True, width=width)
+    """`key: value`, lists in one line where they fit."""
+    options: dict[str, Any] = {"sort_keys": False, "allow_unicode": True, "width": width}
+    if isinstance(value, list):
+        line = f"{key}: " + yaml.safe_dump(
+            value, default_flow_style=True, allow_unicode=True, width=10**6
+        )
+        if len(line) <= width:
+            return line
+    return yaml.safe_dump({key: value}, **options)
 
 
 # The reference ------------------------------------------------------------------------------------

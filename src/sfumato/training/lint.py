@@ -9,8 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from sfumato.base.errors import ConfigError, SfumatoError
 from sfumato.diffusion.process import Process, VariancePreserving
 from sfumato.diffusion.solvers.registry import Sampling, build_solver
@@ -60,7 +58,7 @@ class SamplingPlan:
         )
 
 
-# Rules on sampling ---------------------------------------------------------------------------------
+# Rules on sampling --------------------------------------------------------------------------------
 
 
 def guidance_without_dropout(plan: SamplingPlan) -> str | None:
@@ -217,4 +215,6 @@ def _terminal_snr(process: Process) -> float:
     """Signal-to-noise ratio of the noisiest level."""
     if not isinstance(process, VariancePreserving):
         return 0.0
+    import torch
+
     return float(process.snr(torch.tensor(process.num_train_timesteps - 1)))
