@@ -479,3 +479,162 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError("No CUDA device is available here.", hint="Use --device cpu.")
     return device
+
+
+# The model API ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """`tensor` uint8 (N, C, H, W), `x0` float, `settings` of each image, `nfe` an image."""
+
+    tensor: Tensor
+    x0: Tensor
+    settings: list[dict[str, Any]]
+    nfe: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSampling:
+    sampler: str
+    steps: int
+    guidance_scale: float
+    guidance: str
+    timestep_spacing: TimestepSpacing
+
+    @property
+    def form(self) -> GuidanceConfig:
+        return GuidanceConfig.parse(self.guidance)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Model:
+    """Stand-in for the immutable model over `ImageGenerator`."""
+
+    generator: ImageGenerator
+    sampling: ModelSampling
+    provenance: dict[str, Any]
+    data: DataConfig | None
+    folder: Path | None
+
+    @classmethod
+    def of(cls, generator: ImageGenerator) -> "Model":
+        pipeline = generator.pipeline
+        form = generator.with_weak_network(generator.guidance)
+        return cls(
+            generator=generator,
+            sampling=ModelSampling(
+                sampler=sampler_of(pipeline.scheduler)[0],
+                steps=pipeline.config["num_inference_steps"],
+                guidance_scale=pipeline.config["guidance_scale"],
+                guidance=str(form),
+                timestep_spacing=pipeline.scheduler.config["timestep_spacing"],
+            ),
+            provenance={
+                name: value
+                for name, value in generator.provenance.items()
+                if name != "weak" or form.needs_weak_network
+            },
+            data=generator.data,
+            folder=generator.run_folder,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self.generator.pipeline.device
+
+    @property
+    def codec(self) -> Any:
+        from types import SimpleNamespace
+
+        low, high = self.generator.pipeline.config["value_range"]
+        return SimpleNamespace(x0_range=(low, high))
+
+    def with_(self, **changes: Any) -> "Model":
+        from dataclasses import replace
+
+        names = {"guidance": "guidance_scale", "form": "guidance"}
+        given = {names.get(k, k): v for k, v in changes.items() if v is not None}
+        provenance = self.provenance
+        if "guidance" in given:
+            form = self.generator.with_weak_network(GuidanceConfig.parse(str(given["guidance"])))
+            given["guidance"] = str(form)
+            if form.needs_weak_network:
+                provenance = {**provenance, "weak": self.generator.provenance["weak"]}
+        if "sampler" in given:
+            from sfumato.diffusion.solvers.schedulers import sampler_name
+
+            given["sampler"] = sampler_name(given["sampler"])
+        check_sampling_arguments(
+            [NULL],
+            guidance_scale=given.get("guidance_scale", self.sampling.guidance_scale),
+            steps=given.get("steps", self.sampling.steps),
+        )
+        return replace(self, sampling=replace(self.sampling, **given), provenance=provenance)
+
+    def _ready(self) -> "TextToImagePipeline":
+        self.generator.use(
+            scheduler=self.sampling.sampler, timestep_spacing=self.sampling.timestep_spacing
+        )
+        return self.generator.pipeline
+
+    def nfe(self) -> int:
+        from sfumato.diffusion.sampling import network_calls
+        from sfumato.diffusion.schedule import NoiseSchedule
+        from sfumato.diffusion.solvers.schedulers import build_solver
+
+        scheduler = self._ready().scheduler
+        solver = build_solver(scheduler, steps=self.sampling.steps, generators=[])
+        return network_calls(
+            solver.timesteps,
+            NoiseSchedule.from_config(diffusion_of(scheduler)),
+            self.sampling.form.build(scale=self.sampling.guidance_scale),
+        )
+
+    def sample(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        x0_range: Any = None,
+        **changes: Any,
+    ) -> Samples:
+        if changes:
+            return self.with_(**changes).sample(prompts, seeds, x0_range=x0_range)
+        pipeline = self._ready()
+        x0, calls, first = [], 0, 0
+        for start in range(0, len(prompts), 64):
+            sampled = pipeline.sample(
+                prompts[start : start + 64],
+                generators=generators_from_seeds(seeds[start : start + 64]),
+                guidance_scale=self.sampling.guidance_scale,
+                guidance=self.sampling.guidance,
+                num_inference_steps=self.sampling.steps,
+                x0_range=x0_range,
+            )
+            x0.append(sampled.x0)
+            calls, first = sampled.calls, sampled.first_timestep
+        joined = torch.cat(x0)
+        common = {**self.settings(), "first_t": first, "nfe": calls}
+        return Samples(
+            tensor=to_uint8(joined, self.codec.x0_range).cpu(),
+            x0=joined,
+            settings=[
+                {"prompt": p, "seed": s, **common} for p, s in zip(prompts, seeds, strict=True)
+            ],
+            nfe=calls,
+        )
+
+    def settings(self, **more: Any) -> dict[str, Any]:
+        sampling = self.sampling
+        return {
+            "guidance_scale": float(sampling.guidance_scale),
+            "guidance": sampling.guidance,
+            "guidance_convention": CONVENTION,
+            "sampler": sampling.sampler,
+            "timestep_spacing": sampling.timestep_spacing,
+            "steps": sampling.steps,
+            **more,
+            "weights_sha256": self.provenance.get("weights_sha256", ""),
+            "sfumato": __version__,
+        }
