@@ -32,7 +32,7 @@ CHANGEABLE_ON_RESUME = {
     "training.epochs": "length",
     "training.log_every_images": "cadence",
     "training.sample_every_images": "cadence",
-    "training.agreement_every_images": "cadence",
+    "training.accuracy_every_images": "cadence",
     "training.checkpoint_every_images": "cadence",
     "training.checkpoint_epochs": "cadence",
     "training.keep_checkpoints": "output",

@@ -294,7 +294,7 @@ class TrainingConfig(Section):
     """Images between two lines of metrics.jsonl."""
     sample_every_images: Count = 10_000
     """Images between two grids of samples."""
-    agreement_every_images: Count | None = None
+    accuracy_every_images: Count | None = None
     """Images between two quick evaluations (`evaluation.quick_count`), lines of agreement.jsonl;
     null for none. A judge that is not in the cache is trained first."""
     checkpoint_every_images: Count = 10_000
@@ -352,21 +352,25 @@ class EvaluationConfig(Section):
     count: int = 100
     """Images drawn for each guidance scale."""
     quick_count: int = 200
-    """Images of a quick evaluation during training (`training.agreement_every_images`)."""
+    """Images of a quick evaluation during training (`training.accuracy_every_images`)."""
     quick_scales: tuple[GuidanceScale, ...] = (1,)
     """Guidance scales of a quick evaluation."""
     labels: Literal["balanced", "random"] = "balanced"
     """Classes asked for: in turn, as many of each, or drawn by lot."""
-    judge: str = "auto"
+    classifier: str = "auto"
     """Who reads the classes: auto (trained once and kept), a run of `sfumato train classifier`, an
     image classifier of transformers (a folder or Hub name), untrained or untrained:SEED."""
-    extractors: tuple[str, ...] = ("inception", "clip", "dinov2", "small-clip", "judge")
+    extractors: tuple[str, ...] = ("inception", "clip", "dinov2", "small-clip", "classifier")
     """Networks whose features are measured; those whose weights are not at hand say so."""
     features: FeaturesConfig = FeaturesConfig()
     """Where the weights of the extractors come from."""
     reference_count: int | None = None
     """Real images on the other side: the first so many of the reference split; null for all."""
-    floor_pairs: int = Field(default=10, ge=2)
+    first_seed: int = Field(default=0, ge=0)
+    """Seed of the first image of each row; the next ones count up."""
+    held_out: bool = False
+    """Whether the prompts are the captions of data.held_out, which are never trained on."""
+    baseline_pairs: int = Field(default=10, ge=2)
     """Real sets that are measured like a generated one, for the floor."""
 
     @field_validator("count", "quick_count")

@@ -175,9 +175,9 @@ def sample_grid(
 def quick_evaluation(
     experiment: DiffusionExperiment, generator: ImageGenerator, records: Annotations, folder: Path
 ) -> list[AgreementHook]:
-    """The hook of `training.agreement_every_images`, where that is set: every class in turn by its
+    """The hook of `training.accuracy_every_images`, where that is set: every class in turn by its
     first caption, image i with the seed i. `InputError` for a data set without classes."""
-    every_images = experiment.training.agreement_every_images
+    every_images = experiment.training.accuracy_every_images
     if every_images is None:
         return []
     evaluation = experiment.evaluation

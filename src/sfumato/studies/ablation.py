@@ -75,11 +75,11 @@ class Ablation(Section):
         own = self.arms[arm]
         settings = [*self.settings, *own.settings, *overrides, f"seed={seed}"]
         experiment = load_experiment(own.preset, settings)
-        if experiment.training.agreement_every_images is None:
+        if experiment.training.accuracy_every_images is None:
             raise ConfigError(
                 f"ablation '{self.name}', arm '{arm}': without quick evaluations there is nothing "
                 "to compare.",
-                hint="Add training.agreement_every_images=N to its settings.",
+                hint="Add training.accuracy_every_images=N to its settings.",
             )
         return experiment
 

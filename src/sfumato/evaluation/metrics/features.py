@@ -55,10 +55,10 @@ class ImageFeatures:
             self._memo[key] = make()
         return self._memo[key]
 
-    def select(self, rows: Tensor) -> "ImageFeatures":
+    def select(self, rows: Tensor, *, balanced: bool = False) -> "ImageFeatures":
         """The features of some of the images, by number."""
         labels = None if self.labels is None else self.labels[rows]
-        return ImageFeatures(all_rows=self.all_rows[rows], labels=labels, head=self.head)
+        return ImageFeatures(all_rows=self.all_rows[rows], labels=labels, balanced=balanced)
 
     @cached_property
     def training(self) -> "ImageFeatures":
