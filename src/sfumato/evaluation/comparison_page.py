@@ -8,7 +8,7 @@ from sfumato.base.files import write_bytes, write_json, write_text
 from sfumato.evaluation.compare import Comparison, Side
 from sfumato.evaluation.metrics.registry import all_metrics, metric_of
 from sfumato.evaluation.pictures import image_rows
-from sfumato.evaluation.tables import Table, format_table, wrapped
+from sfumato.evaluation.tables import Table, format_table, sentence, wrapped
 from sfumato.report.page import data_url, rendered
 from sfumato.report.samples import font, shortened
 
@@ -45,7 +45,7 @@ def comparison_notes(comparison: Comparison) -> str:
     text = (
         f"{comparison.count:,} pairs of the same seed and caption. Class accuracy by McNemar's "
         "exact test over the images that only one got right, the rest by a paired bootstrap, in "
-        f"brackets 95 % intervals. Difference: first less second. {'; '.join(about).capitalize()}."
+        f"brackets 95 % intervals. Difference: first less second. {sentence(about)}"
     )
     return text + (f" Read beside real images: {', '.join(beside)}." if beside else "")
 

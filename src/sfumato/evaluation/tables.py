@@ -159,8 +159,14 @@ def _legend(card: Card) -> str:
     return (
         f"{first.count:,} images a row{how}{captions}; against {card.reference.count:,} real "
         f"images: {card.reference.description}. ± is half of a 95 % interval; the row 'real' is of "
-        f"real images{_baseline_text(card)}. {'; '.join(about).capitalize()}."
+        f"real images{_baseline_text(card)}. {sentence(about)}"
     )
+
+
+def sentence(parts: Sequence[str]) -> str:
+    """Clauses as one sentence."""
+    text = "; ".join(parts)
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
 
 
 def _baseline_text(card: Card) -> str:

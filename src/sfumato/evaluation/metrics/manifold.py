@@ -137,7 +137,7 @@ def _entry(name: str, order: int, *, interval: bool) -> Metric:
         interval=interval,
         baseline=True,
         order=order,
-        about="" if name == "density" else f"{name} in per cent",
+        about="precision, recall and coverage in per cent" if name == "precision" else "",
     )
 
 

@@ -100,12 +100,13 @@ class Metric:
 
     def cell(self, value: float, half: float | None) -> str:
         """The cell of a table: `0.123 ± 0.004` in the metric's factor."""
-        factor = 100 * self.factor if self.percent else self.factor
-        digits = significant_digits(factor * value, self.digits)
-        text = f"{factor * value:.{digits}f}"
+        if self.percent:
+            return self.format(value)
+        digits = significant_digits(self.factor * value, self.digits)
+        text = f"{self.factor * value:.{digits}f}"
         if not self.interval or half is None:
             return text
-        return f"{text} ± {factor * half:.{digits}f}"
+        return f"{text} ± {self.factor * half:.{digits}f}"
 
 
 def significant_digits(value: float, most: int) -> int:
