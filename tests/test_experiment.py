@@ -7,7 +7,8 @@ import yaml
 
 from sfumato.base.errors import ConfigError, InputError
 from sfumato.base.files import TEMPORARY_PREFIX, write_json
-from sfumato.config.overrides import differences, preset_names, setting_names
+from sfumato.base.section import settings_of
+from sfumato.config.overrides import differences, preset_names
 from sfumato.config.schema import (
     CHANGEABLE_ON_RESUME,
     ClassSet,
@@ -187,7 +188,7 @@ def test_every_setting_out_of_range_is_told_also_within_one_section() -> None:
         "text.max_tokens=0": "text.max_tokens: must be 1 or more (got 0)",
         "sampling.guidance_scale=1001": "sampling.guidance_scale: must be 1000 or less",
         "evaluation.quick_scales=[1,-1]": "quick_scales.1: must be 0 or more (got -1)",
-        "evaluation.floor_pairs=1": "evaluation.floor_pairs: must be 2 or more (got 1)",
+        "evaluation.baseline_pairs=1": "evaluation.baseline_pairs: must be 2 or more (got 1)",
     }
     with pytest.raises(ConfigError, match="14 problems") as caught:
         load_experiment("digits", list(out_of_range))
@@ -261,7 +262,7 @@ def test_settings_that_may_change_on_resume_do(tmp_path: Path) -> None:
 
 
 def test_the_table_of_changeable_settings_names_real_ones() -> None:
-    assert set(CHANGEABLE_ON_RESUME) <= set(setting_names(DiffusionExperiment))
+    assert set(CHANGEABLE_ON_RESUME) <= set(settings_of(DiffusionExperiment))
 
 
 def test_the_documentation_lists_exactly_the_changeable_settings() -> None:

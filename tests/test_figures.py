@@ -16,7 +16,7 @@ from sfumato.data.records import Records
 from sfumato.generation.model import ImageGenerator, Picture
 from sfumato.paper.figures import CIFAR10, MNIST, SEED, Sources, experiment_of
 from sfumato.report.grids import labelled_grid
-from sfumato.text.prompts import NULL
+from sfumato.text.encoder import NULL
 from tests.conftest import CommandResult
 
 Sfumato = Callable[..., CommandResult]

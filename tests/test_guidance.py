@@ -24,7 +24,8 @@ from sfumato.diffusion.guidance import (
 from sfumato.diffusion.sampling import Network, Sampled, initial_noise, sample
 from sfumato.diffusion.schedule import DiffusionConfig, NoiseSchedule
 from sfumato.diffusion.solvers.schedulers import build_scheduler, build_solver
-from sfumato.generation.model import ImageGenerator, settings_in_png
+from sfumato.base.images import settings_in_png
+from sfumato.generation.model import ImageGenerator
 from sfumato.generation.pipeline import generators_from_seeds
 from tests.conftest import IdealDenoiser
 

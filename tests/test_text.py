@@ -15,7 +15,8 @@ from sfumato.base.hub import LOOKUP_SECONDS
 from sfumato.config.schema import load_experiment
 from sfumato.config.sections import TextConfig
 from sfumato.data.captions import captions_from_templates
-from sfumato.text.encoder import TextCondition, load_text_encoder
+from sfumato.text.encoder import TextCondition
+from sfumato.text.opening import load_text_encoder
 from sfumato.text.prompts import PromptBank, TruncatedPromptWarning, warn_of_cut_prompts
 from tests.memory import run_alone
 
@@ -325,7 +326,8 @@ def test_100000_captions_of_77_tokens_within_a_gigabyte() -> None:
     lines, peak_bytes = run_alone("""
 import json, time
 import torch
-from sfumato.text.encoder import TextConfig, load_text_encoder
+from sfumato.text.encoder import TextConfig
+from sfumato.text.opening import load_text_encoder
 from sfumato.text.prompts import PromptBank
 
 encoder = load_text_encoder(TextConfig(encoder="bundled", max_tokens=77))

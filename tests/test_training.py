@@ -303,7 +303,7 @@ def test_state_survives_the_file_bit_for_bit(tmp_path) -> None:
 def test_a_caption_matters(small_run, digits8) -> None:
     """Shuffled captions raise the loss: paired t-test over 400 images, same noise and time."""
     from sfumato.generation.model import averaged_unet, run_sections
-    from sfumato.text.encoder import load_text_encoder
+    from sfumato.text.opening import load_text_encoder
     from sfumato.text.prompts import PromptBank
     from sfumato.training.checkpoint import Checkpoints
 

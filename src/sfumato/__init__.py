@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "DiffusionExperiment": "sfumato.config.schema",
-    "ImageGenerator": "sfumato.generation.model",
+    "Model": "sfumato.generation.model",
     "SfumatoError": "sfumato.base.errors",
     "TextToImagePipeline": "sfumato.generation.pipeline",
     "load_experiment": "sfumato.config.schema",
@@ -19,7 +19,7 @@ _EXPORTS = {
 
 __all__ = [
     "DiffusionExperiment",
-    "ImageGenerator",
+    "Model",
     "SfumatoError",
     "TextToImagePipeline",
     "load_experiment",
@@ -28,7 +28,7 @@ __all__ = [
 if TYPE_CHECKING:
     from sfumato.base.errors import SfumatoError
     from sfumato.config.schema import DiffusionExperiment, load_experiment
-    from sfumato.generation.model import ImageGenerator
+    from sfumato.generation.model import Model
     from sfumato.generation.pipeline import TextToImagePipeline
 
 

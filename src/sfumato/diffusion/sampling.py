@@ -12,10 +12,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sfumato.base.section import ValueRange
+from sfumato.base.images import ValueRange
 from sfumato.diffusion.guidance import Branch, Guidance
-from sfumato.diffusion.schedule import NoiseSchedule, PredictionType
-from sfumato.diffusion.targets import predicted_x0
+from sfumato.diffusion.process import Process
 
 
 class Network(Protocol):
@@ -27,12 +26,12 @@ class Network(Protocol):
 class Solver(Protocol):
     """How a sampler goes from one noise level to the next, set up for one batch.
 
-    x_t is variance-preserving throughout, as the network was trained on it: at timestep t it is
-    sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) eps. Solvers that think in sigma rescale inside.
+    x_t is a(t) x0 + s(t) eps of the process throughout, as the network was trained on it; solvers
+    that work in sigma rescale inside.
     """
 
-    timesteps: Tensor
-    """(K,) integer: the noise level of each network evaluation, noisiest first.
+    times: Tensor
+    """(K,) times of the process: the noise level of each network evaluation, noisiest first.
 
     A solver of second order names a level twice where it evaluates the network twice.
     """
@@ -47,25 +46,25 @@ class Solver(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What `on_step` is told: evaluation `index` of `count`, x_t after it, the guided x0."""
+    """What `on_step` gets: evaluation `index` of `count`, x_t after it, the guided x0."""
 
     index: int
     count: int
-    t: int
+    t: float
     x_t: Tensor
     x0: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampled:
-    """`x0`: (B, C, H, W) float in the value range; `calls`: network evaluations an image.
+    """`x0`: (B, C, H, W) float in the value range; `nfe`: network evaluations an image.
 
-    `first_timestep`: the noise level at which sampling started.
+    `first_t`: the time at which sampling started.
     """
 
     x0: Tensor
-    calls: int
-    first_timestep: int
+    nfe: int
+    first_t: float
 
 
 def initial_noise(shape: tuple[int, int, int], generators: Sequence[torch.Generator]) -> Tensor:
@@ -152,62 +151,55 @@ def branch_outputs(
     return outputs
 
 
-def network_calls(timesteps: Tensor, schedule: NoiseSchedule, guidance: Guidance) -> int:
-    """Network evaluations an image of sampling over the levels `timesteps` (K,)."""
-    return sum(len(guidance.branches(sigma)) for sigma in schedule.sigma[timesteps].tolist())
+def nfe_of(times: Tensor, process: Process, guidance: Guidance) -> int:
+    """Network evaluations an image of sampling over `times` (K,)."""
+    return sum(len(guidance.branches(level)) for level in process.noise_level(times).tolist())
 
 
 def sample(
     network: Network,
     solver: Solver,
     *,
-    schedule: NoiseSchedule,
-    prediction_type: PredictionType,
+    process: Process,
     noise: Tensor,
     tokens: dict[Branch, Tensor],
     guidance: Guidance,
     weak_network: Network | None = None,
-    value_range: ValueRange | None,
+    x0_range: ValueRange | None,
     on_step: Callable[[Step], None] | None = None,
 ) -> Sampled:
     """Turn noise into images.
 
     `noise`: (B, C, H, W) standard normal, its dtype is that of all arithmetic outside the network;
     `tokens`: (B, L, D) for each branch the guidance needs; `weak_network`: of a guidance with the
-    branch `weak`; `value_range`: x0 is clamped to it at every evaluation, None for no clamping.
+    branch `weak`; `x0_range`: x0 is clamped to it at every evaluation, None for no clamping.
     """
     x_t = noise
     memory: dict[str, Tensor] = {}
+    networks: dict[Branch, Network | None] = {
+        "cond": network,
+        "uncond": network,
+        "weak": weak_network,
+    }
     joined_tokens = cache(lambda branches: torch.cat([tokens[branch] for branch in branches]))
-    sigmas = schedule.sigma[solver.timesteps].tolist()
-    calls = 0
-    for index, t in enumerate(solver.timesteps):
+    levels = process.noise_level(solver.times).tolist()
+    nfe = 0
+    for index, t in enumerate(solver.times):
         times = t.to(x_t.device).expand(len(x_t))
-        branches = guidance.branches(sigmas[index])
+        branches = guidance.branches(levels[index])
         outputs = branch_outputs(
-            {"cond": network, "uncond": network, "weak": weak_network},
-            x_t,
-            times,
-            branches,
-            joined_tokens,
+            networks, x_t, process.network_time(times), branches, joined_tokens
         )
-        x0 = guidance.combine(
-            {
-                branch: predicted_x0(
-                    output, x_t, times, schedule=schedule, prediction_type=prediction_type
-                )
-                for branch, output in outputs.items()
-            },
-            memory,
-        )
-        if value_range is not None:
-            x0 = x0.clamp(*value_range)
+        predicted = {branch: process.x0(out, x_t, times) for branch, out in outputs.items()}
+        x0 = guidance.combine(predicted, memory)
+        if x0_range is not None:
+            x0 = x0.clamp(*x0_range)
         x_t = solver.step(x0, x_t, index=index)
-        calls += len(branches)
+        nfe += len(branches)
         if on_step is not None:
-            on_step(Step(index=index, count=len(solver.timesteps), t=int(t), x_t=x_t, x0=x0))
+            on_step(Step(index=index, count=len(levels), t=t.item(), x_t=x_t, x0=x0))
     return Sampled(
-        x0=x_t if value_range is None else x_t.clamp(*value_range),
-        calls=calls,
-        first_timestep=int(solver.timesteps[0]),
+        x0=x_t if x0_range is None else x_t.clamp(*x0_range),
+        nfe=nfe,
+        first_t=solver.times[0].item(),
     )

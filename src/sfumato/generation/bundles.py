@@ -2,7 +2,6 @@
 
     bundle.json                         how it draws, where it comes from, how it was trained
     unet/config.json, model.safetensors the averaged weights, rounded to float16
-    scheduler/scheduler_config.json     the sampler
     figures.json, README.md             what was measured; the model card
     sha256.json                         of each of these, and of the text encoder's files
 
@@ -11,49 +10,62 @@
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfumato.base.errors import DamagedDataError, SfumatoError
 from sfumato.base.files import read_json, sha256_of_file, write_json
-from sfumato.diffusion.solvers.schedulers import SAMPLERS, sampler_name
-from sfumato.generation.bundle_names import HASHES, INDEX, is_in_package
+from sfumato.diffusion.process import process_from_dict
+from sfumato.diffusion.solvers.registry import Sampling
+from sfumato.generation.bundle_names import HASHES, INDEX, is_in_package, model_folder
+from sfumato.generation.model import Model
+from sfumato.models.codec import codec_from_dict
 from sfumato.text.bundled import bundled_clip, bundled_folder
+from sfumato.text.encoder import ClipTextEncoder
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
-    from sfumato.generation.pipeline import TextToImagePipeline
 
 UNET_CONFIG, UNET_WEIGHTS = "unet/config.json", "unet/model.safetensors"
-SCHEDULER = "scheduler/scheduler_config.json"
 FIGURES, CARD = "figures.json", "README.md"
-NEEDED = (INDEX, UNET_CONFIG, UNET_WEIGHTS, SCHEDULER)
+NEEDED = (INDEX, UNET_CONFIG, UNET_WEIGHTS)
 TEXT_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 """The files of the bundled CLIP that an encoding depends on."""
 REINSTALL = "Reinstall sfumato: pip install --force-reinstall --no-deps sfumato"
 
 
-def open_bundle(folder: Path) -> "TextToImagePipeline":
-    """The pipeline of a bundle, with the text encoder that comes with sfumato, in float32.
+def open_bundle(model: str | Path) -> Model:
+    """The model of a bundle, by its name or folder, with the text encoder that comes with
+    sfumato, in float32.
 
     `DamagedDataError` that names the file which is missing or not the one that was written.
     """
-    import diffusers
-
-    from sfumato.generation.pipeline import TextToImagePipeline
-
-    content = verified(folder)
-    scheduler = json.loads(content[SCHEDULER])
-    scheduler_class = SAMPLERS[sampler_name(scheduler["_class_name"])].scheduler_class
+    content = verified(model_folder(model))
+    values = json.loads(content[INDEX])["model"]
     text_encoder, tokenizer = bundled_clip()
-    return TextToImagePipeline(
-        unet=_unet(json.loads(content[UNET_CONFIG]), content[UNET_WEIGHTS]),
-        scheduler=getattr(diffusers, scheduler_class).from_config(scheduler),
-        text_encoder=text_encoder.eval().requires_grad_(False),
-        tokenizer=tokenizer,
-        **json.loads(content[INDEX])["pipeline"],
+    return Model(
+        network=_unet(json.loads(content[UNET_CONFIG]), content[UNET_WEIGHTS]),
+        process=process_from_dict(values["process"]),
+        codec=codec_from_dict(values["codec"]),
+        text_encoder=ClipTextEncoder(
+            text_encoder, tokenizer, name="bundled", max_tokens=values["max_tokens"]
+        ),
+        sampling=Sampling(**values["sampling"]),
+        provenance=values["provenance"],
     )
+
+
+def model_values(model: Model) -> dict[str, Any]:
+    """What `open_bundle` needs to know of a model beside its network, as JSON."""
+    return {
+        "process": model.process.to_dict(),
+        "codec": model.codec.to_dict(),
+        "max_tokens": model.text_encoder.max_tokens,
+        "sampling": asdict(model.sampling),
+        "provenance": dict(model.provenance),
+    }
 
 
 def verified(folder: Path) -> dict[str, bytes]:

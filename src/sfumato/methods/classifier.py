@@ -7,7 +7,7 @@ from sfumato.base.files import read_json
 from sfumato.config.schema import ClassifierExperiment
 from sfumato.data.survey import settle
 from sfumato.evaluation.classifier import RESULT, judge_run, write_judge
-from sfumato.generation.model import resolve_device
+from sfumato.generation.loading import resolve_device
 from sfumato.training.folder import claim_folder
 from sfumato.training.hooks import CheckpointHook, LogHook, cut_back_records, stopping_on_signals
 from sfumato.training.loop import Hook, Run, train

@@ -13,13 +13,14 @@ from sfumato.config.schema import DiffusionExperiment
 from sfumato.data.loaders import open_training, resolve_loading, training_batches
 from sfumato.data.records import Annotations
 from sfumato.data.survey import settle
-from sfumato.diffusion.guidance import GuidanceConfig
 from sfumato.evaluation.classifier import load_judge
-from sfumato.generation.model import ImageGenerator, build_pipeline, resolve_device
+from sfumato.generation.grids import scale_grid
+from sfumato.generation.loading import load, model_of, resolve_device
+from sfumato.generation.model import Model
+from sfumato.models.codec import PixelCodec
 from sfumato.models.unet import build_unet, parameter_count
-from sfumato.report.grids import labelled_grid
-from sfumato.text.encoder import ClipTextEncoder, load_text_encoder
-from sfumato.text.opening import check_is_there
+from sfumato.text.encoder import ClipTextEncoder
+from sfumato.text.opening import check_is_there, load_text_encoder
 from sfumato.text.prompts import PromptBank
 from sfumato.training.folder import claim_folder
 from sfumato.training.hooks import (
@@ -40,9 +41,8 @@ A = TypeVar("A", bound=Annotations)
 def network_line(experiment: DiffusionExperiment) -> str:
     """The network in a line: parameters, heads of attention; `experiment.data` has no auto."""
     data = experiment.data
-    assert data.resolution != "auto"
     assert data.channels != "auto"
-    count = parameter_count(experiment.model, resolution=data.resolution, channels=data.channels)
+    count = parameter_count(experiment.model, channels=data.channels)
     return f"U-Net of {count:,} parameters; attention: {experiment.model.heads_text}"
 
 
@@ -71,27 +71,21 @@ def prepare_run(
     encoder.model.to(where)
     bank = PromptBank(encoder, records.captions, device=where)
     encoder.model.to("cpu")
-    unet = build_unet(
+    network = build_unet(
         experiment.model,
         resolution=experiment.data.resolution,
         channels=experiment.data.channels,
         seed=experiment.seed,
     ).to(where)
     objective = DiffusionObjective(
-        unet,
+        network,
+        experiment.diffusion,
+        PixelCodec(experiment.data.value_range),
         bank,
-        diffusion=experiment.diffusion,
-        optimizer=experiment.training.optimizer,
-        averaging=experiment.training.averaging,
-        value_range=experiment.data.value_range,
-        caption_dropout=experiment.training.caption_dropout,
-        mirrored=experiment.training.mirrored,
-        loss_weight=experiment.training.loss_weight,
-        min_snr_gamma=experiment.training.min_snr_gamma,
-        precision=experiment.training.precision,
+        experiment.training,
     )
     training = experiment.training
-    generator = averaged_generator(experiment, objective, encoder)
+    model = averaged_model(experiment, objective, encoder)
     run = Run(
         folder=folder,
         objective=objective,
@@ -116,9 +110,9 @@ def prepare_run(
         SampleHook(
             folder / "samples",
             every_images=training.sample_every_images,
-            draw=sample_grid(generator, records),
+            draw=sample_grid(model, records),
         ),
-        *quick_evaluation(experiment, generator, records, folder),
+        *quick_evaluation(experiment, model, records, folder),
         CheckpointHook(every_images=training.checkpoint_every_images),
     ]
     run.resume()
@@ -132,48 +126,30 @@ def with_bank_rows(records: A, bank: PromptBank) -> A:
     return replace(records, prompts=rows[records.prompts])
 
 
-def averaged_generator(
+def averaged_model(
     experiment: DiffusionExperiment, objective: DiffusionObjective, encoder: ClipTextEncoder
-) -> ImageGenerator:
-    """Draws with the averaged network in the middle of training.
+) -> Model:
+    """The averaged network in the middle of training.
 
-    Autoguidance needs an earlier checkpoint, so that plain guidance stands in for it here.
+    Autoguidance needs an earlier checkpoint, so plain guidance stands in for it here.
     """
     sampling = experiment.sampling
-    if sampling.guidance.needs_weak_network:
-        sampling = sampling.model_copy(update={"guidance": GuidanceConfig()})
-    pipeline = build_pipeline(
-        objective.average.module,
-        encoder,
-        data=experiment.data,
-        diffusion=experiment.diffusion,
-        sampling=sampling,
-    )
-    return ImageGenerator(pipeline, data=experiment.data)
+    if sampling.form.needs_weak_network:
+        sampling = replace(sampling, guidance="cfg")
+    return model_of(objective.average.module, encoder, experiment, sampling=sampling)
 
 
 def sample_grid(
-    generator: ImageGenerator, records: Annotations, *, most_captions: int = 16
+    model: Model, records: Annotations, *, most_captions: int = 16
 ) -> Callable[[], bytes]:
-    """A function that draws a picture of samples: captions by guidance scale."""
+    """A function that makes a grid of samples: captions by guidance scale."""
     captions, labels = records.examples(most_captions)
-    scales = [1.0, generator.pipeline.config["guidance_scale"]]
-
-    def draw() -> bytes:
-        return labelled_grid(
-            [
-                list(generator.draw(captions, range(len(captions)), guidance_scale=scale))
-                for scale in scales
-            ],
-            row_labels=[f"w = {scale:g}" for scale in scales],
-            column_labels=labels,
-        )
-
-    return draw
+    scales = [1.0, model.sampling.guidance_scale]
+    return lambda: scale_grid(model, captions, labels, scales=scales)
 
 
 def quick_evaluation(
-    experiment: DiffusionExperiment, generator: ImageGenerator, records: Annotations, folder: Path
+    experiment: DiffusionExperiment, model: Model, records: Annotations, folder: Path
 ) -> list[AgreementHook]:
     """The hook of `training.accuracy_every_images`, where that is set: every class in turn by its
     first caption, image i with the seed i. `InputError` for a data set without classes."""
@@ -181,15 +157,15 @@ def quick_evaluation(
     if every_images is None:
         return []
     evaluation = experiment.evaluation
-    judge = load_judge(experiment.data, evaluation.judge)
+    judge = load_judge(experiment.data, evaluation.classifier)
     asked = torch.arange(evaluation.quick_count) % len(records.class_names)
     prompts = [records.class_captions[label] for label in asked.tolist()]
 
     def measure() -> dict[str, Any]:
         agreed = {}
         for scale in evaluation.quick_scales:
-            drawn = generator.draw(prompts, range(len(prompts)), guidance_scale=scale)
-            seen, _ = judge(torch.stack([picture.image for picture in drawn]))
+            images = model.sample(prompts, range(len(prompts)), guidance=scale).tensor
+            seen, _ = judge(images)
             agreed[f"{scale:g}"] = int((seen == asked).sum())
         return {"count": len(prompts), "agreed": agreed}
 
@@ -214,11 +190,11 @@ def run_experiment(
         with stopping_on_signals(run):
             train(run)
     if run.finished and exported_images(folder) != run.images_seen:
-        ImageGenerator.open(folder, device="cpu").export(folder / "pipeline")
+        load(folder, device="cpu").export(folder / "model")
     return run
 
 
 def exported_images(folder: Path) -> int | None:
-    """After how many images the weights in a run's `pipeline/` were taken; None without one."""
-    index = folder / "pipeline" / "model_index.json"
+    """After how many images the weights in a run's `model/` were taken; None without one."""
+    index = folder / "model" / "model_index.json"
     return read_json(index)["provenance"].get("images_seen") if index.exists() else None

@@ -18,7 +18,7 @@ from sfumato.generation.pipeline import generators_from_seeds
 from sfumato.report.grids import labelled_grid
 from sfumato.report.page import data_url, loss_curve, rendered
 from sfumato.report.samples import class_grid
-from sfumato.text.prompts import NULL
+from sfumato.text.encoder import NULL
 from sfumato.training.records import read_records
 
 if TYPE_CHECKING:
