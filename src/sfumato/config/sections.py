@@ -343,12 +343,16 @@ class EvaluationConfig(Section):
     """Classifier of the class accuracy: auto (trained once and kept), a run of `sfumato train
     classifier`, an image classifier of transformers (a folder or Hub name), untrained or
     untrained:SEED."""
-    extractors: tuple[str, ...] = ("inception", "clip", "dinov2", "small-clip", "judge")
+    extractors: tuple[str, ...] = ("inception", "clip", "dinov2", "small-clip", "classifier")
     """Networks whose features are measured; those without weights on this machine are skipped."""
     features: FeaturesConfig = FeaturesConfig()
     """Where the weights of the extractors come from."""
     reference_count: int | None = None
     """Real images on the other side: the first so many of the reference split; null for all."""
+    first_seed: int = Field(default=0, ge=0)
+    """Seed of the first image of each row; the next ones count up."""
+    held_out: bool = False
+    """Whether the prompts are the captions of data.held_out, which are never trained on."""
     baseline_pairs: int = Field(default=10, ge=2)
     """Sets of real images that are measured like generated ones: the real-vs-real baseline."""
 

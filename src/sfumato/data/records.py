@@ -25,7 +25,7 @@ from sfumato.data.sources.local import local_folder
 from sfumato.data.sources.parquet import Columns, read_parquet
 from sfumato.data.table import Damage, Part, RawImages, list_damage
 
-Split = Literal["train", "judge", "test", "tuning", "reference"]
+Split = Literal["train", "classifier", "test", "tuning", "reference"]
 """`tuning` and `reference` are the two parts of `test`, by `tuning_share`."""
 _SHOWN_DAMAGE = 10
 _KEPT_RECORDS = 3
@@ -215,7 +215,7 @@ def rows_of(
     """
     if split in ("tuning", "reference"):
         return _rows_of_test(raw, config, split)
-    name = split if split != "judge" or "judge" in raw.parts else "train"
+    name = split if split != "classifier" or "classifier" in raw.parts else "train"
     if name in raw.parts:
         return raw.parts[name], None, name
     part = raw.parts["all"]
@@ -322,7 +322,7 @@ def _describe(raw: RawImages, decoded: Decoded, config: DataConfig, split: str, 
         ):  # the others keep their pixels
             text += f", {decoded.resized:,} of them"
         text += f" {'brought' if square else how} to {side}x{side} (bilinear, antialiased)"
-    if "test" not in raw.parts or "judge" in raw.parts or split in ("tuning", "reference"):
+    if "test" not in raw.parts or "classifier" in raw.parts or split in ("tuning", "reference"):
         text += f", split seed {config.split_seed}"
     if decoded.damage:
         text += f", {len(decoded.damage):,} damaged rows skipped"
