@@ -8,8 +8,10 @@ import torch
 from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer, normalized_guidance
 from diffusers.guiders.guider_utils import rescale_noise_cfg
 from PIL import Image
+from sfumato.diffusion.schedule import DiffusionConfig, NoiseSchedule
 
 from sfumato.base.errors import ConfigError, InputError
+from sfumato.base.images import settings_in_png
 from sfumato.config.schema import DiffusionExperiment, load_experiment
 from sfumato.diffusion.guidance import (
     GUIDANCE_FORMS,
@@ -22,9 +24,8 @@ from sfumato.diffusion.guidance import (
     RescaledGuidance,
 )
 from sfumato.diffusion.sampling import Network, Sampled, initial_noise, sample
-from sfumato.diffusion.schedule import DiffusionConfig, NoiseSchedule
 from sfumato.diffusion.solvers.schedulers import build_scheduler, build_solver
-from sfumato.generation.model import ImageGenerator, settings_in_png
+from sfumato.generation.model import ImageGenerator
 from sfumato.generation.pipeline import generators_from_seeds
 from tests.conftest import IdealDenoiser
 

@@ -4,7 +4,6 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,7 +14,7 @@ from torch.nn import functional as F
 
 from sfumato import __version__
 from sfumato.base.device import resolve_device
-from sfumato.base.environment import environment
+from sfumato.base.environment import environment, now
 from sfumato.base.errors import InputError
 from sfumato.base.files import write_json
 from sfumato.base.images import to_float
@@ -115,7 +114,7 @@ def _seconds(work: Callable[[], object], device: torch.device, clock: Clock) -> 
 def save_comparisons(comparisons: Sequence[Comparison], path: Path, **conditions: Any) -> None:
     """Every timing as JSON, with the machine and the `conditions` they were taken under."""
     record = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "date": now(),
         "sfumato": __version__,
         "environment": environment(),
         **conditions,

@@ -46,6 +46,24 @@ def model_folder(model: str | Path) -> Path:
     return _package() / name
 
 
+def is_model(model: str | Path) -> bool:
+    """Whether `model` is a run, a pipeline folder or a bundle, or names one (`bundled:NAME`)."""
+    files = (Path(model) / "experiment.yaml", Path(model) / "model_index.json")
+    return any(file.is_file() for file in files) or is_bundle(model)
+
+
+def check_model(model: str | Path) -> None:
+    """`InputError` for what is no model, before anything is loaded."""
+    folder = model_folder(model)
+    if not is_model(model):
+        raise InputError(
+            f"{folder} is neither a run nor a pipeline."
+            if folder.exists()
+            else f"{folder} does not exist.",
+            hint="Give a folder made by `sfumato train` or `sfumato demo`, or bundled:mnist.",
+        )
+
+
 def beside(model: str | Path, what: str) -> Path:
     """Where `what` is made of a model lies by default: in a run or a pipeline folder.
 

@@ -8,11 +8,10 @@ import torch
 from sfumato.base.files import read_json
 from sfumato.config.schema import ClassifierExperiment
 from sfumato.data.survey import settle
-from sfumato.evaluation.classifier import RESULT, judge_run, write_judge
+from sfumato.evaluation.classifier import FILE_NAME, RESULT
+from sfumato.evaluation.classifier_training import classifier_run, write_classifier
 from sfumato.training.loop import Run
 from sfumato.training.run import Method
-
-FILE_NAME = "judge.json"
 
 
 def _resolve(experiment: ClassifierExperiment) -> ClassifierExperiment:
@@ -21,7 +20,7 @@ def _resolve(experiment: ClassifierExperiment) -> ClassifierExperiment:
 
 def _build(experiment: ClassifierExperiment, folder: Path, device: torch.device) -> Run:
     """`InputError` for a data set without two classes."""
-    run = judge_run(
+    run = classifier_run(
         experiment.data,
         folder,
         network=experiment.network,
@@ -36,7 +35,7 @@ def _build(experiment: ClassifierExperiment, folder: Path, device: torch.device)
 def _finish(experiment: ClassifierExperiment, run: Run) -> None:
     """Choose weights and temperature, measure, and write the result."""
     if not (run.folder / RESULT / FILE_NAME).exists():
-        write_judge(run, experiment.data, run.folder / RESULT)
+        write_classifier(run, experiment.data, run.folder / RESULT)
 
 
 def _describe(experiment: ClassifierExperiment, run: Run) -> Sequence[str]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sfumato import __version__
-from sfumato.base.environment import environment
+from sfumato.base.environment import environment, now
 from sfumato.base.errors import ConfigError
 from sfumato.base.files import read_json, sha256_of_file, whole_folder, write_json, write_text
 from sfumato.config.schema import ClassSet, ClipExperiment
@@ -155,7 +154,7 @@ def _finish(experiment: ClipExperiment, run: ClipRun) -> None:
             "sha256": {name: sha256_of_file(temporary / name) for name in weights},
             "environment": environment(),
             "sfumato": __version__,
-            "date": datetime.now(UTC).date().isoformat(),
+            "date": now()[:10],
         }
         write_json(temporary / FILE_NAME, about)
         write_text(temporary / "README.md", model_card(experiment, about))

@@ -13,7 +13,7 @@ from sfumato.config.schema import DiffusionExperiment
 from sfumato.data.loaders import open_training, resolve_loading, training_batches
 from sfumato.data.records import Annotations
 from sfumato.data.survey import settle
-from sfumato.evaluation.classifier import load_judge
+from sfumato.evaluation.classifier import load_classifier
 from sfumato.generation.grids import scale_grid
 from sfumato.generation.loading import load, model_of
 from sfumato.generation.model import Model
@@ -44,9 +44,8 @@ class DiffusionRun(Run):
 def network_line(experiment: DiffusionExperiment) -> str:
     """The network in a line: parameters, heads of attention; `experiment.data` has no auto."""
     data = experiment.data
-    assert data.resolution != "auto"
     assert data.channels != "auto"
-    count = parameter_count(experiment.model, resolution=data.resolution, channels=data.channels)
+    count = parameter_count(experiment.model, channels=data.channels)
     return f"U-Net of {count:,} parameters; attention: {experiment.model.heads_text}"
 
 
@@ -135,7 +134,7 @@ def _hooks(
             sample=lambda: scale_grid(model, captions, labels, scales=scales),
         )
     ]
-    if training.agreement_every_images is not None:
+    if training.accuracy_every_images is not None:
         hooks.append(_accuracy_hook(experiment, model, records, folder))
     return hooks
 
@@ -146,9 +145,9 @@ def _accuracy_hook(
     """Class accuracy of samples of every class in turn, by its first caption; image i has seed i.
 
     `InputError` for a data set without classes."""
-    evaluation, every_images = experiment.evaluation, experiment.training.agreement_every_images
+    evaluation, every_images = experiment.evaluation, experiment.training.accuracy_every_images
     assert every_images is not None
-    classifier = load_judge(experiment.data, evaluation.judge)
+    classifier = load_classifier(experiment.data, evaluation.classifier)
     classes = torch.arange(evaluation.quick_count) % len(records.class_names)
     prompts = [records.class_captions[label] for label in classes.tolist()]
 
@@ -156,7 +155,7 @@ def _accuracy_hook(
         correct = {}
         for scale in evaluation.quick_scales:
             images = model.sample(prompts, range(len(prompts)), guidance=scale).tensor
-            correct[f"{scale:g}"] = int((classifier(images)[0] == classes).sum())
+            correct[f"{scale:g}"] = int((classifier.predict(images) == classes).sum())
         return {"count": len(prompts), "correct": correct}
 
     return AccuracyHook(folder / ACCURACY, every_images=every_images, measure=measure)

@@ -5,11 +5,8 @@ pytorch-fid, accuracy by an ImageNet ResNet-18 whose first and last layers were 
 other: a trained judge, all reference images, intervals, and what real images score.
 """
 
-import shlex
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 
 import torch
@@ -17,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from sfumato import __version__
+from sfumato.base.environment import command, now
 from sfumato.base.errors import InputError
 from sfumato.base.files import write_json
 from sfumato.base.section import Section
@@ -93,7 +91,7 @@ class Table1(Section):
     drawn: str = ""
     """By which form of guidance, sampler and steps."""
     sfumato: str = __version__
-    date: str = Field(default_factory=lambda: datetime.now(UTC).isoformat("T", "seconds"))
+    date: str = Field(default_factory=now)
     command: str = ""
 
 
@@ -140,7 +138,7 @@ def measure_table1(
 ) -> Table1:
     """Both protocols of the images of an evaluation, written beside its card as table1.json."""
     card = evaluated.card
-    judge = load_judge(target.data, config.judge, on_training=say)
+    judge = load_judge(target.data, config.classifier, on_training=say)
     count = target.subjects[0].count
     real = RealSets.load(target.data)
     against = _Against.of(_of_each_class(real.reference, count)[0], tools, judge.extractor)
@@ -186,7 +184,7 @@ def measure_table1(
         judge=judge.identity,
         card=evaluated.folder.name,
         drawn="{guidance}, {scheduler} in {steps} steps".format_map(card.rows[0].settings),
-        command=shlex.join(["sfumato", *sys.argv[1:]]),
+        command=command(),
     )
     write_json(evaluated.folder / FILE_NAME, table.model_dump(mode="json"))
     return table

@@ -9,7 +9,6 @@ import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sfumato import __version__
-from sfumato.base.environment import environment
+from sfumato.base.environment import environment, now
 from sfumato.base.errors import InputError
 from sfumato.base.files import write_bytes, write_json
 from sfumato.base.section import Section
@@ -384,7 +383,7 @@ def _write(tuning: Tuning, run: Path, generator: ImageGenerator) -> None:
         scores=[_as_values(score) for score in tuning.scores],
         model=dict(generator.provenance),
         environment=environment(),
-        date=datetime.now(UTC).isoformat("T", "seconds"),
+        date=now(),
     )
     write_json(folder / "tuning.json", record.model_dump(mode="json"))
     write_bytes(folder / "front.png", front_chart(tuning))
