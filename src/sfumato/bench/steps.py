@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sfumato import __version__
-from sfumato.base.device import resolve_device
 from sfumato.base.environment import environment, now
 from sfumato.base.errors import InputError
 from sfumato.base.files import write_json
@@ -23,9 +22,10 @@ from sfumato.data.records import load_records
 from sfumato.data.survey import settle
 from sfumato.diffusion.solvers.registry import sampler_of
 from sfumato.diffusion.solvers.schedulers import build_scheduler
-from sfumato.evaluation.metrics.intervals import Median, bootstrap_median
-from sfumato.generation.loading import model_of
+from sfumato.evaluation.metrics.intervals import Estimate, bootstrap_median
+from sfumato.generation.loading import resolve_device
 from sfumato.generation.model import Model, generators_from_seeds
+from sfumato.generation.runs import model_of
 from sfumato.methods.diffusion import with_bank_rows
 from sfumato.methods.registry import prepare_run
 from sfumato.models.unet import build_unet
@@ -53,7 +53,7 @@ class Comparison:
     name: str
     ours_seconds: list[float]
     plain_seconds: list[float]
-    ratio: Median
+    ratio: Estimate
     bar: float
     images: int
     """Images that each timing trained on, or drew."""

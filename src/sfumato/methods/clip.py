@@ -18,9 +18,15 @@ from sfumato.data.captions import captions_from_templates
 from sfumato.data.loading import DeviceBatches
 from sfumato.data.records import Records, Split, load_records
 from sfumato.evaluation.metrics.intervals import wilson
-from sfumato.text.bundled import load_towers, save_towers
 from sfumato.text.tokenizer import train_tokenizer, vocabulary_corpus
-from sfumato.text.towers import IMAGE_PX, ClipTowers, build_towers, tokenize
+from sfumato.text.towers import (
+    IMAGE_PX,
+    ClipTowers,
+    build_towers,
+    load_towers,
+    save_towers,
+    tokenize,
+)
 from sfumato.training.loop import Run
 from sfumato.training.objectives.clip import ClassTexts, ClipObjective
 from sfumato.training.run import Method

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sfumato.config.schema import Experiment
+from sfumato.generation.loading import resolve_device
 from sfumato.methods.classifier import CLASSIFIER
 from sfumato.methods.clip import CLIP
 from sfumato.methods.diffusion import DIFFUSION
@@ -22,7 +23,8 @@ def prepare_run(
     experiment: Experiment, folder: Path, *, device: str = "auto", hooks: Sequence[Hook] = ()
 ) -> Run:
     """The run of an experiment in `folder`, resumed where it has a checkpoint."""
-    return prepare(method_of(experiment), experiment, folder, device=device, hooks=hooks)
+    where = resolve_device(device)
+    return prepare(method_of(experiment), experiment, folder, device=where, hooks=hooks)
 
 
 def run_experiment(
@@ -35,5 +37,10 @@ def run_experiment(
 ) -> Run:
     """Train an experiment to its end, or to a request to stop, and write the result."""
     return run_to_end(
-        method_of(experiment), experiment, folder, device=device, hooks=hooks, on_start=on_start
+        method_of(experiment),
+        experiment,
+        folder,
+        device=resolve_device(device),
+        hooks=hooks,
+        on_start=on_start,
     )

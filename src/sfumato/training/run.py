@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from sfumato.base.device import resolve_device
 from sfumato.config.schema import Experiment
 from sfumato.training.folder import check_folder, claim_folder
 from sfumato.training.hooks import CheckpointHook, LogHook, cut_back_records, stopping_on_signals
@@ -37,17 +36,16 @@ def prepare(
     experiment: Any,
     folder: Path,
     *,
-    device: str = "auto",
+    device: torch.device,
     hooks: Sequence[Hook] = (),
 ) -> Run:
     """The run of an experiment in `folder`, resumed where it has a checkpoint.
 
     An experiment that is refused leaves no folder behind.
     """
-    where = resolve_device(device)
     experiment = method.resolve(experiment)
     check_folder(experiment, folder)  # before images are decoded
-    run = method.build(experiment, folder, where)
+    run = method.build(experiment, folder, device)
     claim_folder(experiment, folder)
     training = experiment.training
     run.keep_checkpoints = training.keep_checkpoints
@@ -67,7 +65,7 @@ def run_to_end(
     experiment: Any,
     folder: Path,
     *,
-    device: str = "auto",
+    device: torch.device,
     hooks: Sequence[Hook] = (),
     on_start: Callable[[Run], None] = lambda run: None,
 ) -> Run:
