@@ -1,5 +1,7 @@
 """Errors meant for users: what is wrong, and a hint on what to do."""
 
+from collections.abc import Sequence
+
 
 class SfumatoError(Exception):
     """A problem that the user can solve.
@@ -33,7 +35,7 @@ class TrainingError(SfumatoError):
     """Training cannot go on (a loss that is no longer finite, for example)."""
 
 
-def nearest(name: str, known: list[str]) -> str:
+def nearest(name: str, known: Sequence[str]) -> str:
     """A sentence that names the nearest of `known`, or lists them when none is near."""
     from difflib import get_close_matches
 

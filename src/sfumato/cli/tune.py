@@ -46,9 +46,10 @@ class Space:
     ] = False
 
 
-def tune(
-    run: ModelPath,
-    *,
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """What is searched for, and with how many images."""
+
     goal: Annotated[
         Literal["agreement", "frechet", "front"],
         typer.Option(
@@ -56,18 +57,19 @@ def tune(
             help="agreement (class accuracy), frechet, or front: the least distance among those "
             "whose accuracy is high enough.",
         ),
-    ] = "front",
+    ] = "front"
     at_least: Annotated[
         float | None,
         typer.Option(min=0, max=1, help="Accuracy of a `front` choice; else 0.01 below the best."),
-    ] = None,
-    space: Space,
-    budget: Annotated[int, typer.Option(min=1, help="Images to sample in all.")] = 4000,
+    ] = None
+    budget: Annotated[int, typer.Option(min=1, help="Images to sample in all.")] = 4000
     classifier: Annotated[
         str, typer.Option(help="Classifier of the class accuracy, as evaluation.classifier.")
-    ] = "",
-    data: Data = None,
-    device: Device = "auto",
+    ] = ""
+
+
+def tune(
+    run: ModelPath, *, search: Search, space: Space, data: Data = None, device: Device = "auto"
 ) -> None:
     """Find the guidance to sample with, and write it into the run."""
     folder = Path(run)
@@ -77,21 +79,21 @@ def tune(
             hint="Give the folder of the run that it came from.",
         )
     from sfumato.generation.model import TUNED
-    from sfumato.studies.tuning import tune as search
+    from sfumato.studies.tuning import tune as find
 
     model = open_model(run, device)
     settings = model_settings(model, folder, [] if data is None else [f"data.source={data}"])
     model.data = settings["data"]
     candidates = _candidates(model, space)
-    log(f"{len(candidates)} candidates, {budget:,} images in all.")
-    found = search(
+    log(f"{len(candidates)} candidates, {search.budget:,} images in all.")
+    found = find(
         folder,
         model,
         candidates,
-        goal=goal,
-        budget=budget,
-        judge=classifier or settings["evaluation"].classifier,
-        least_agreement=at_least,
+        goal=search.goal,
+        budget=search.budget,
+        judge=search.classifier or settings["evaluation"].classifier,
+        least_agreement=search.at_least,
         say=log,
         on_images=Progress().of("images"),
     )
