@@ -84,8 +84,8 @@ def show(
     # Damage is shown here; it is an error only where no image is left.
     config = config.model_copy(update={"max_damaged": 1.0})
     names: list[Split] = ["train", "test"]
-    if "judge" in open_images(config).parts:
-        names.insert(1, "judge")
+    if "classifier" in open_images(config).parts:
+        names.insert(1, "classifier")
     started = time.monotonic()
     on_rows = rows_progress("images read")
     splits = {name: load_records(config, name, on_rows=on_rows) for name in names}
@@ -154,7 +154,7 @@ def resolve_data(experiment: WithData) -> WithData:
     log(found.sentence())
     data, on_rows = settle(experiment.data, found), rows_progress("images read")
     if isinstance(experiment, ClassifierExperiment):
-        records: Annotations = load_records(data, "judge", on_rows=on_rows)
+        records: Annotations = load_records(data, "classifier", on_rows=on_rows)
         log(f"Training on {len(records):,} of them at {_format_of(data)}.")
     else:
         data = resolve_loading(data)

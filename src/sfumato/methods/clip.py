@@ -17,7 +17,7 @@ from sfumato.config.sections import DataConfig
 from sfumato.data.captions import captions_from_templates
 from sfumato.data.loading import DeviceBatches
 from sfumato.data.records import Records, Split, load_records
-from sfumato.evaluation.metrics.intervals import Proportion, wilson
+from sfumato.evaluation.metrics.intervals import Estimate, wilson
 from sfumato.generation.loading import resolve_device
 from sfumato.text.bundled import load_towers, save_towers
 from sfumato.text.tokenizer import train_tokenizer, vocabulary_corpus
@@ -264,7 +264,7 @@ def model_card(experiment: ClipExperiment, about: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def finished_figures(folder: Path) -> dict[str, Proportion]:
+def finished_figures(folder: Path) -> dict[str, Estimate]:
     """The zero-shot figures of a finished run, by set of classes."""
     figures = read_json(folder / RESULT / "figures.json")["figures"]
     return {
