@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
+from sfumato.diffusion.schedule import NoiseSchedule, PredictionType
+from sfumato.diffusion.targets import PREDICTIONS
 
 from sfumato.base.images import to_float
 from sfumato.base.memory import keep_freed_memory
 from sfumato.config.sections import DataConfig
 from sfumato.data.records import Records, load_records
-from sfumato.diffusion.schedule import NoiseSchedule, PredictionType
-from sfumato.diffusion.targets import PREDICTIONS
 
 keep_freed_memory()
 torch.set_num_threads(1)  # tests run side by side, and their networks are too small for two

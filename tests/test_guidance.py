@@ -8,6 +8,7 @@ import torch
 from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer, normalized_guidance
 from diffusers.guiders.guider_utils import rescale_noise_cfg
 from PIL import Image
+from sfumato.diffusion.schedule import DiffusionConfig, NoiseSchedule
 
 from sfumato.base.errors import ConfigError, InputError
 from sfumato.config.schema import DiffusionExperiment, load_experiment
@@ -22,7 +23,6 @@ from sfumato.diffusion.guidance import (
     RescaledGuidance,
 )
 from sfumato.diffusion.sampling import Network, Sampled, initial_noise, sample
-from sfumato.diffusion.schedule import DiffusionConfig, NoiseSchedule
 from sfumato.diffusion.solvers.schedulers import build_scheduler, build_solver
 from sfumato.base.images import settings_in_png
 from sfumato.generation.model import ImageGenerator

@@ -2,13 +2,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
-
-from sfumato.base.randomness import generator_for
-from sfumato.config.schema import load_experiment
-from sfumato.config.sections import AveragingConfig, UNetConfig
-from sfumato.models import attention
 from sfumato.models.attention import (
     MOST_BATCHES,
     CpuAttention,
@@ -17,6 +10,13 @@ from sfumato.models.attention import (
     speed_up_on_cpu,
     text_projected_once,
 )
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from sfumato.base.randomness import generator_for
+from sfumato.config.schema import load_experiment
+from sfumato.config.sections import AveragingConfig, UNetConfig
+from sfumato.models import attention
 from sfumato.models.ema import AveragedModel, averaging_decay
 from sfumato.models.unet import build_unet, parameter_count
 

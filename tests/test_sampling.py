@@ -2,20 +2,20 @@ import math
 
 import pytest
 import torch
+from sfumato.diffusion.schedule import BETA_SCHEDULES, DiffusionConfig, NoiseSchedule
+from sfumato.diffusion.spacing import SPACINGS, spaced_timesteps
+from sfumato.diffusion.targets import PREDICTIONS
 
 from sfumato.base.errors import InputError
 from sfumato.base.images import to_uint8
 from sfumato.diffusion.guidance import ClassifierFreeGuidance
 from sfumato.diffusion.sampling import in_equal_rows, in_fixed_rows, initial_noise, sample
-from sfumato.diffusion.schedule import BETA_SCHEDULES, DiffusionConfig, NoiseSchedule
 from sfumato.diffusion.solvers.schedulers import (
     SAMPLERS,
     SchedulerSolver,
     build_scheduler,
     build_solver,
 )
-from sfumato.diffusion.spacing import SPACINGS, spaced_timesteps
-from sfumato.diffusion.targets import PREDICTIONS
 from sfumato.generation.pipeline import generators_from_seeds
 from tests.conftest import IdealDenoiser
 

@@ -1,11 +1,12 @@
 import diffusers
 import pytest
 import torch
+from sfumato.diffusion.schedule import BETA_SCHEDULES, DiffusionConfig, NoiseSchedule
+from sfumato.diffusion.targets import LOSS_WEIGHTS, eps_from_x0, predicted_x0, training_target
 
 from sfumato.base.errors import ConfigError
 from sfumato.diffusion.guidance import ClassifierFreeGuidance
 from sfumato.diffusion.sampling import initial_noise, sample
-from sfumato.diffusion.schedule import BETA_SCHEDULES, DiffusionConfig, NoiseSchedule
 from sfumato.diffusion.solvers.schedulers import (
     SAMPLERS,
     Sampler,
@@ -13,7 +14,6 @@ from sfumato.diffusion.solvers.schedulers import (
     build_solver,
     diffusion_of,
 )
-from sfumato.diffusion.targets import LOSS_WEIGHTS, eps_from_x0, predicted_x0, training_target
 from sfumato.generation.pipeline import generators_from_seeds
 from tests.conftest import IdealDenoiser
 

@@ -19,9 +19,15 @@ from sfumato.data.loading import DeviceBatches
 from sfumato.data.records import Records, Split, load_records
 from sfumato.evaluation.metrics.intervals import Estimate, wilson
 from sfumato.generation.loading import resolve_device
-from sfumato.text.bundled import load_towers, save_towers
 from sfumato.text.tokenizer import train_tokenizer, vocabulary_corpus
-from sfumato.text.towers import IMAGE_PX, ClipTowers, build_towers, tokenize
+from sfumato.text.towers import (
+    IMAGE_PX,
+    ClipTowers,
+    build_towers,
+    load_towers,
+    save_towers,
+    tokenize,
+)
 from sfumato.training.folder import claim_folder
 from sfumato.training.hooks import CheckpointHook, LogHook, cut_back_records, stopping_on_signals
 from sfumato.training.loop import Hook, Run, train

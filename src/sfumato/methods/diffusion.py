@@ -15,8 +15,9 @@ from sfumato.data.records import Annotations
 from sfumato.data.survey import settle
 from sfumato.evaluation.classifier import load_classifier
 from sfumato.generation.grids import scale_grid
-from sfumato.generation.loading import load, model_of, resolve_device
+from sfumato.generation.loading import load, resolve_device
 from sfumato.generation.model import Model
+from sfumato.generation.runs import model_of
 from sfumato.models.codec import PixelCodec
 from sfumato.models.unet import build_unet, parameter_count
 from sfumato.text.encoder import ClipTextEncoder
