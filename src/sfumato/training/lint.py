@@ -166,7 +166,7 @@ def norms_that_hide_the_time(experiment: "DiffusionExperiment") -> str | None:
 
 
 def weak_checkpoint_not_kept(experiment: "DiffusionExperiment") -> str | None:
-    training, guidance = experiment.training, experiment.sampling.guidance
+    training, guidance = experiment.training, experiment.sampling.form
     if not guidance.needs_weak_network or training.keep_checkpoints > 1:
         return None
     return (
