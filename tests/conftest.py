@@ -11,13 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
-from sfumato.diffusion.schedule import NoiseSchedule, PredictionType
-from sfumato.diffusion.targets import PREDICTIONS
 
 from sfumato.base.images import to_float
 from sfumato.base.memory import keep_freed_memory
 from sfumato.config.sections import DataConfig
 from sfumato.data.records import Records, load_records
+from sfumato.diffusion.process import PREDICTIONS, VariancePreserving
 
 keep_freed_memory()
 torch.set_num_threads(1)  # tests run side by side, and their networks are too small for two
@@ -106,10 +105,10 @@ def small_run(together: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_generator(small_run: Path):
-    from sfumato.generation.model import ImageGenerator
+def small_model(small_run: Path):
+    from sfumato.generation.loading import load
 
-    return ImageGenerator.open(small_run, device="cpu")
+    return load(small_run, device="cpu")
 
 
 @pytest.fixture(scope="session")
@@ -127,9 +126,9 @@ class IdealDenoiser:
     def __init__(
         self,
         records: Records,
-        schedule: NoiseSchedule,
+        schedule: VariancePreserving,
         *,
-        prediction_type: PredictionType = "v_prediction",
+        prediction_type: str = "v_prediction",
     ) -> None:
         self.prediction = PREDICTIONS[prediction_type]
         self.images = to_float(records.images, (-1.0, 1.0)).flatten(1).double()
@@ -138,7 +137,7 @@ class IdealDenoiser:
 
     def x0(self, x_t: torch.Tensor, t: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         rows = x_t.double().flatten(1)
-        a, s = self.schedule.signal_and_noise_scale(t, rows)
+        a, s = self.schedule.signal_and_noise(t, rows)
         # |x_t - a image|^2 for every row and every image of the data set
         cross = rows @ self.images.T
         distance = rows.square().sum(1, True) - 2 * a * cross + a**2 * self.images.square().sum(1)
@@ -149,7 +148,7 @@ class IdealDenoiser:
 
     def __call__(self, x_t: torch.Tensor, t: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         x0 = self.x0(x_t, t, tokens[:, 0, 0].long())
-        a, s = self.schedule.signal_and_noise_scale(t, x_t.double())
+        a, s = self.schedule.signal_and_noise(t, x_t.double())
         eps = (x_t.double() - a * x0) / s
         return self.prediction.target(x0, eps, a, s).float()
 

@@ -7,15 +7,12 @@ from pathlib import Path
 import pytest
 
 from sfumato.base.errors import ConfigError, InputError
+from sfumato.config.ablation import Ablation, ArmConfig, ablation_names, load_ablation
 from sfumato.studies.ablation import (
     Ablated,
-    Ablation,
     Arm,
-    ArmConfig,
     Curve,
-    ablation_names,
     is_reached,
-    load_ablation,
     ratio_text,
     run_ablation,
     run_folder,

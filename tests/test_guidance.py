@@ -11,6 +11,7 @@ from PIL import Image
 from sfumato.diffusion.schedule import DiffusionConfig, NoiseSchedule
 
 from sfumato.base.errors import ConfigError, InputError
+from sfumato.base.images import settings_in_png
 from sfumato.config.schema import DiffusionExperiment, load_experiment
 from sfumato.diffusion.guidance import (
     GUIDANCE_FORMS,
@@ -24,7 +25,6 @@ from sfumato.diffusion.guidance import (
 )
 from sfumato.diffusion.sampling import Network, Sampled, initial_noise, sample
 from sfumato.diffusion.solvers.schedulers import build_scheduler, build_solver
-from sfumato.base.images import settings_in_png
 from sfumato.generation.model import ImageGenerator
 from sfumato.generation.pipeline import generators_from_seeds
 from tests.conftest import IdealDenoiser

@@ -58,9 +58,19 @@ def validate(section: type[S], values: Any, *, source: str, problems: Sequence[s
 
 @cache
 def settings_of(section: type[Section]) -> dict[str, JsonSchema]:
-    """Every setting's dotted name with its JSON schema, nested sections before their settings."""
+    """Every setting's dotted name with its JSON schema, nested sections before their settings.
+
+    A setting that variants of a section share is described by the first, with the choices of all.
+    """
     schema = section.model_json_schema()
-    return dict(_walk(schema, schema.get("$defs", {}), ""))
+    found: dict[str, JsonSchema] = {}
+    for name, setting in _walk(schema, schema.get("$defs", {}), ""):
+        if name not in found:
+            found[name] = setting
+        elif "const" in setting:
+            first = found[name]
+            first["enum"] = [*first.get("enum", [first.get("const")]), setting["const"]]
+    return found
 
 
 def _walk(
@@ -69,7 +79,8 @@ def _walk(
     for name, setting in node.get("properties", {}).items():
         options = [setting, *setting.get("anyOf", ()), *setting.get("oneOf", ())]
         options = [definitions.get(one.get("$ref", "").rpartition("/")[2], one) for one in options]
-        yield prefix + name, {"description": options[0].get("description", ""), **setting}
+        about = next((one["description"] for one in options if "description" in one), "")
+        yield prefix + name, {"description": about, **setting}
         for option in options:
             yield from _walk(option, definitions, f"{prefix}{name}.")
 
@@ -94,7 +105,7 @@ def _name_of(section: type[Section], problem: Any) -> str:
         is_unknown = place == len(problem["loc"]) and problem["type"] in _UNKNOWN
         if not has_settings or inner in settings or is_unknown:
             name = inner
-    return name or "the file"
+    return name
 
 
 def _explain(section: type[Section], problem: Any) -> str:
@@ -113,7 +124,8 @@ def _explain(section: type[Section], problem: Any) -> str:
         bound = int(bound) if bound == int(bound) else bound  # 1000, not 1000.0
         must_be = _OUT_OF_RANGE[problem["type"]].format(bound)
         return f"{name}: must be {must_be} (got {problem['input']!r})."
-    message = problem["msg"].removeprefix("Value error, ")
+    message = problem["msg"].removeprefix("Value error, ").rstrip(".")
     # A rule over a whole section names the setting itself; the section's values would bury it.
     got = "" if isinstance(problem["input"], dict) else f" (got {problem['input']!r})"
-    return f"{name}: {message[0].lower()}{message[1:].rstrip('.')}{got}."
+    text = f"{name}: " * bool(name) + f"{message[0].lower()}{message[1:]}{got}"
+    return text if text.endswith("?") else f"{text}."

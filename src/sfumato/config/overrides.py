@@ -133,7 +133,7 @@ def names_in(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from names_in(value, f"{prefix}{key}.")
 
 
-_ALSO_KNOWN_AS = {"learning_rate": "lr"}
+_ALSO_KNOWN_AS = {"learning_rate": "lr", "scheduler": "sampler"}
 
 
 def _nearest_setting(path: str, known: list[str]) -> str:

@@ -166,8 +166,8 @@ def norms_that_hide_the_time(experiment: "DiffusionExperiment") -> str | None:
 
 
 def weak_checkpoint_not_kept(experiment: "DiffusionExperiment") -> str | None:
-    training, guidance = experiment.training, experiment.sampling.form
-    if not guidance.needs_weak_network or training.keep_checkpoints > 1:
+    needs_weak_network = experiment.sampling.form.needs_weak_network
+    if not needs_weak_network or experiment.training.keep_checkpoints > 1:
         return None
     return (
         "autoguidance needs an earlier checkpoint, but training.keep_checkpoints=1 keeps the last "
