@@ -13,10 +13,10 @@ from sfumato.config.schema import ClipExperiment, load_experiment
 from sfumato.config.sections import DataConfig, TextConfig, TowersConfig
 from sfumato.data.records import load_records
 from sfumato.methods.clip import RESULT, load_class_data, run_clip
-from sfumato.text.bundled import bundled_folder, load_towers
+from sfumato.text.bundled import bundled_folder
 from sfumato.text.opening import load_text_encoder
 from sfumato.text.tokenizer import train_tokenizer, vocabulary_corpus
-from sfumato.text.towers import build_towers, contrastive_loss, tokenize
+from sfumato.text.towers import build_towers, contrastive_loss, load_towers, tokenize
 from sfumato.training.objectives.clip import with_distractors
 
 TINY = {

@@ -55,9 +55,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     )
 
     from sfumato.config.sections import TowersConfig
-    from sfumato.text.bundled import save_towers
     from sfumato.text.tokenizer import train_tokenizer
-    from sfumato.text.towers import build_towers
+    from sfumato.text.towers import build_towers, save_towers
 
     root = tmp_path_factory.mktemp("models")
     found = {name: root / name for name in ("clip", "half", "dinov2", "small", "inception.pth")}
@@ -316,7 +315,7 @@ def test_the_small_clip_reads_captions(folders: dict[str, Path]) -> None:
 
 
 def test_the_small_clip_gives_its_unit_vectors(folders: dict[str, Path]) -> None:
-    from sfumato.text.bundled import load_towers
+    from sfumato.text.towers import load_towers
 
     images = pictures(4, 40, 40)
     towers, _ = load_towers(folders["small"])

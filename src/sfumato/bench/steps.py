@@ -4,6 +4,7 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sfumato import __version__
-from sfumato.base.environment import environment, now
+from sfumato.base.environment import environment
 from sfumato.base.errors import InputError
 from sfumato.base.files import write_json
 from sfumato.base.images import to_float
@@ -22,9 +23,10 @@ from sfumato.data.records import load_records
 from sfumato.data.survey import settle
 from sfumato.diffusion.solvers.registry import sampler_of
 from sfumato.diffusion.solvers.schedulers import build_scheduler
-from sfumato.evaluation.metrics.intervals import Median, bootstrap_median
-from sfumato.generation.loading import model_of, resolve_device
+from sfumato.evaluation.metrics.intervals import Estimate, bootstrap_median
+from sfumato.generation.loading import resolve_device
 from sfumato.generation.model import Model, generators_from_seeds
+from sfumato.generation.runs import model_of
 from sfumato.methods.diffusion import prepare_run, with_bank_rows
 from sfumato.models.unet import build_unet
 from sfumato.text.encoder import NULL
@@ -51,7 +53,7 @@ class Comparison:
     name: str
     ours_seconds: list[float]
     plain_seconds: list[float]
-    ratio: Median
+    ratio: Estimate
     bar: float
     images: int
     """Images that each timing trained on, or drew."""
@@ -112,7 +114,7 @@ def _seconds(work: Callable[[], object], device: torch.device, clock: Clock) -> 
 def save_comparisons(comparisons: Sequence[Comparison], path: Path, **conditions: Any) -> None:
     """Every timing as JSON, with the machine and the `conditions` they were taken under."""
     record = {
-        "date": now(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "sfumato": __version__,
         "environment": environment(),
         **conditions,

@@ -13,10 +13,11 @@ from sfumato.config.schema import DiffusionExperiment
 from sfumato.data.loaders import open_training, resolve_loading, training_batches
 from sfumato.data.records import Annotations
 from sfumato.data.survey import settle
-from sfumato.evaluation.classifier import load_judge
+from sfumato.evaluation.classifier import load_classifier
 from sfumato.generation.grids import scale_grid
-from sfumato.generation.loading import load, model_of, resolve_device
+from sfumato.generation.loading import load, resolve_device
 from sfumato.generation.model import Model
+from sfumato.generation.runs import model_of
 from sfumato.models.codec import PixelCodec
 from sfumato.models.unet import build_unet, parameter_count
 from sfumato.text.encoder import ClipTextEncoder
@@ -157,7 +158,7 @@ def quick_evaluation(
     if every_images is None:
         return []
     evaluation = experiment.evaluation
-    judge = load_judge(experiment.data, evaluation.classifier)
+    classifier = load_classifier(experiment.data, evaluation.classifier)
     asked = torch.arange(evaluation.quick_count) % len(records.class_names)
     prompts = [records.class_captions[label] for label in asked.tolist()]
 
@@ -165,7 +166,7 @@ def quick_evaluation(
         agreed = {}
         for scale in evaluation.quick_scales:
             images = model.sample(prompts, range(len(prompts)), guidance=scale).tensor
-            seen, _ = judge(images)
+            seen = classifier.predict(images)
             agreed[f"{scale:g}"] = int((seen == asked).sum())
         return {"count": len(prompts), "agreed": agreed}
 

@@ -52,8 +52,8 @@ def load_small_clip(folder: Path | None = None, *, device: Device = "cpu") -> Sm
 
     Features are unit vectors. `WeightsNotAtHandError` where the folder has no towers.
     """
-    from sfumato.text.bundled import TOWERS_FILE, bundled_folder, load_towers
-    from sfumato.text.towers import IMAGE_PX
+    from sfumato.text.bundled import bundled_folder
+    from sfumato.text.towers import IMAGE_PX, TOWERS_FILE, load_towers
 
     which = "bundled" if folder is None else folder.resolve().name
     folder = bundled_folder() if folder is None else folder
