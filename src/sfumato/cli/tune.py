@@ -102,7 +102,7 @@ def tune(
 
 
 def _candidates(model: "Model", space: Space) -> "list[Candidate]":
-    from sfumato.generation.loading import AVERAGE, averages_in, chosen_checkpoint
+    from sfumato.generation.runs import AVERAGE, averages_in, chosen_checkpoint
     from sfumato.studies.tuning import candidates_of
 
     assert model.folder is not None
