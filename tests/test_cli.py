@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
+from sfumato.base.environment import command
 from sfumato.base.errors import ConfigError
 from sfumato.cli.options import INTERRUPTED, RESUMES
 from sfumato.cli.show import waiting
@@ -435,3 +436,13 @@ def test_a_wait_is_shown_on_a_terminal_and_leaves_no_trace(terminal, monkeypatch
     assert (during, capsys.readouterr().err) == (
         ("Opening x ...", "\r\033[K") if terminal else ("", "")
     )
+
+
+def test_the_command_of_a_result_is_the_command_line(sfumato) -> None:
+    """Outside of the command line, as in a notebook, there is none."""
+    code = "from sfumato.base.environment import command; assert command() == ''"
+    subprocess.run([sys.executable, "-c", code, "some", "words"], check=True)
+    sfumato("presets", "list")
+    assert command() == "sfumato presets list"
+    sfumato("train", "my preset.yaml")
+    assert command() == "sfumato train 'my preset.yaml'"

@@ -39,7 +39,7 @@ def nearest(name: str, known: Sequence[str]) -> str:
     """A sentence that names the nearest of `known`, or lists them when none is near."""
     from difflib import get_close_matches
 
-    near = get_close_matches(name, known, n=1, cutoff=0.5)
-    if near:
-        return f"Did you mean '{near[0]}'?"
+    by_lower = {one.lower(): one for one in known}
+    if near := get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5):
+        return f"Did you mean '{by_lower[near[0]]}'?"
     return f"Known: {', '.join(known)}." if known else ""
