@@ -4,6 +4,7 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sfumato import __version__
-from sfumato.base.environment import environment, now
+from sfumato.base.environment import environment
 from sfumato.base.errors import InputError
 from sfumato.base.files import write_json
 from sfumato.base.images import to_float
@@ -114,7 +115,7 @@ def _seconds(work: Callable[[], object], device: torch.device, clock: Clock) -> 
 def save_comparisons(comparisons: Sequence[Comparison], path: Path, **conditions: Any) -> None:
     """Every timing as JSON, with the machine and the `conditions` they were taken under."""
     record = {
-        "date": now(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "sfumato": __version__,
         "environment": environment(),
         **conditions,

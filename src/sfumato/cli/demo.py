@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sfumato.base.progress import Progress
-from sfumato.cli.card import print_card
+from sfumato.cli.evaluate import print_card
 from sfumato.cli.grid import DEFAULT_SCALES
 from sfumato.cli.options import INTERRUPTED, RESUMES, Device, Settings
 from sfumato.cli.show import log
@@ -15,7 +15,7 @@ from sfumato.cli.train import log_start, new_folder
 
 if TYPE_CHECKING:
     from sfumato.config.schema import DiffusionExperiment
-    from sfumato.evaluation.card import MetricCard
+    from sfumato.evaluation.card import Card
 
 
 def demo(
@@ -52,7 +52,7 @@ def demo(
     log(f"\nGrid    {grid}\nReport  {report}")
 
 
-def _card_after(images_seen: int, folder: Path) -> "MetricCard | None":
+def _card_after(images_seen: int, folder: Path) -> "Card | None":
     """The run's metric card of its weights after `images_seen` images."""
     from sfumato.base.errors import DamagedDataError
     from sfumato.evaluation.card import FILE_NAME, read_card
@@ -69,14 +69,12 @@ def _card_after(images_seen: int, folder: Path) -> "MetricCard | None":
 
 def _sample_and_measure(
     experiment: "DiffusionExperiment", folder: Path, device: str, *, grid: Path
-) -> "MetricCard":
+) -> "Card":
     """The grid, the preset's own evaluation, kept in the run folder, and the report."""
     from sfumato.base.files import write_bytes
     from sfumato.data.records import load_records
-    from sfumato.evaluation.measure import evaluate
-    from sfumato.evaluation.pictures import write_pictures
+    from sfumato.evaluation.evaluate import evaluate
     from sfumato.evaluation.run_page import write_report
-    from sfumato.evaluation.target import model_target
     from sfumato.generation.grids import scale_grid
     from sfumato.generation.loading import load
 
@@ -87,8 +85,6 @@ def _sample_and_measure(
     config = experiment.evaluation
     scales = ", ".join(f"{scale:g}" for scale in config.guidance_scales)
     log(f"Measuring {config.count} images for each of w = {scales} ...")
-    target = model_target(model, folder, config)
-    evaluated = evaluate(target, config, base=folder / "evaluation", say=log, on_images=Progress())
-    write_pictures(evaluated)
-    write_report(folder, experiment=experiment, evaluated=evaluated, grid=grid)
-    return evaluated.card
+    card = evaluate(model, log=log, on_images=Progress())
+    write_report(folder, experiment=experiment, card=card, grid=grid)
+    return card

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,19 +9,15 @@ import typer
 
 from sfumato.base.errors import InputError
 from sfumato.base.progress import Progress
-from sfumato.cli.card import print_card
 from sfumato.cli.options import Data, Form, HeldOut, MeasureOptions, Scales, stoppable
-from sfumato.cli.show import log, log_wrapped, open_model, warn_of_sampling
+from sfumato.cli.show import log, log_wrapped, print_wide
 from sfumato.config.overrides import override
 from sfumato.config.sections import DataConfig, EvaluationConfig
 from sfumato.diffusion.solvers.registry import Sampling
-from sfumato.generation.bundle_names import beside, check_model, is_model
+from sfumato.generation.bundle_names import check_model, is_model
 
 if TYPE_CHECKING:
-    import torch
-
-    from sfumato.evaluation.measure import Evaluated
-    from sfumato.evaluation.target import Target
+    from sfumato.evaluation.card import Card
     from sfumato.generation.model import Model
 
 
@@ -52,24 +47,42 @@ def evaluate(
     """
     overrides = measure.overrides(
         evaluation__guidance_scales=scales,
+        evaluation__held_out=held_out or None,
         data__source=data,
         evaluation__classifier="untrained" if untrained else None,
     )
+    if form is not None:
+        overrides.append(f"sampling.guidance={json.dumps(form)}")
     settings = checked_settings(overrides)
+    if not is_model(what):
+        _check_images(what, settings["data"])
+    from sfumato.evaluation.evaluate import evaluate as evaluate_images
+
     with stoppable():
-        if is_model(what):
-            evaluated = evaluate_model(
-                what, measure, overrides, form=form, held_out=held_out, out=out
-            )
-        else:
-            evaluated = _evaluate_images(what, settings, out)
-    if evaluated.found:
-        log(f"From the cache, measured {evaluated.card.date}; --out FOLDER measures again.")
-    print_card(evaluated.card)
+        card = evaluate_images(
+            what,
+            overrides=overrides,
+            out=out,
+            device=measure.device,
+            log=log_wrapped,
+            on_images=Progress(),
+        )
+    print_card(card)
+
+
+def print_card(card: "Card") -> None:
+    """The tables of an evaluation, and where its files are."""
+    from sfumato.evaluation.tables import format_card
+
+    if card.from_cache:
+        log(f"From the cache, measured {card.date}; --out FOLDER measures again.")
+    print_wide(lambda width: format_card(card, width=width))
+    if card.folder is None:
+        return
     for pictures in ("samples", "nearest"):
-        if any(evaluated.folder.glob(f"{pictures}-*.png")):
-            log(f"{pictures.capitalize():<8}{evaluated.folder / f'{pictures}-*.png'}")
-    log(f"Card    {evaluated.folder / 'card.json'}")
+        if any(card.folder.glob(f"{pictures}-*.png")):
+            log(f"{pictures.capitalize():<8}{card.folder / f'{pictures}-*.png'}")
+    log(f"Card    {card.folder / 'card.json'}")
 
 
 def checked_settings(overrides: Sequence[str]) -> dict[str, Any]:
@@ -78,108 +91,19 @@ def checked_settings(overrides: Sequence[str]) -> dict[str, Any]:
     return override(sections, overrides)
 
 
-def _evaluate_images(what: Path, settings: dict[str, Any], out: Path | None) -> "Evaluated":
-    """Measure a folder or an .npz file."""
+def _check_images(what: Path, data: DataConfig) -> None:
     if not what.exists():
         check_model(what)
-    if not settings["data"].source:
+    if not data.source:
         raise InputError(
             f"{what} does not say which real images it is to be compared with.",
             hint="Name them: --data FOLDER, --data OWNER/NAME or --data digits.",
         )
-    from sfumato.evaluation.measure import evaluate as measure_images
-    from sfumato.evaluation.pictures import write_pictures
-    from sfumato.evaluation.target import files_target
-
-    evaluated = measure_images(
-        files_target(what, settings["data"]),
-        settings["evaluation"],
-        base=out or what.with_name(f"{what.stem}-evaluation"),
-        say=log,
-        on_images=Progress(),
-    )
-    write_pictures(evaluated)
-    return evaluated
 
 
-def evaluate_model(
-    path: Path,
-    measure: MeasureOptions,
-    overrides: Sequence[str],
-    *,
-    form: str | None = None,
-    held_out: bool = False,
-    out: Path | None = None,
-    scale: float | None = None,
-) -> "Evaluated":
-    """Sample and measure; at `scale` alone where it is given."""
-    from sfumato.evaluation.measure import evaluate as measure_images
-    from sfumato.evaluation.pictures import write_pictures
-
-    target, config, device = model_to_measure(
-        path, measure, overrides, form=form, held_out=held_out, scale=scale
-    )
-    evaluated = measure_images(
-        target,
-        config,
-        base=out or beside(path, "evaluation-held-out" if held_out else "evaluation"),
-        device=device,
-        say=log,
-        on_images=Progress(),
-    )
-    write_pictures(evaluated)
-    return evaluated
-
-
-def model_to_measure(
-    path: Path,
-    measure: MeasureOptions,
-    overrides: Sequence[str],
-    *,
-    form: str | None = None,
-    held_out: bool = False,
-    scale: float | None = None,
-) -> "tuple[Target, EvaluationConfig, torch.device]":
-    """What will be sampled, how it is measured, and where; at `scale` alone where it is given."""
-    from sfumato.evaluation.target import model_target
-
-    model = open_model(path, measure.device, form=form)
-    settings = model_settings(model, path, overrides)
-    config = settings["evaluation"]
-    if scale is not None:
-        config = config.model_copy(update={"guidance_scales": (scale,)})
-    model = replace(model, sampling=settings["sampling"])
-    warn_of_sampling(model, config.guidance_scales)
-    target = model_target(model, path, config, first_seed=measure.seed, held_out=held_out)
-    return target, config, model.device
-
-
-def model_settings(model: "Model", path: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """The model's own data, sampling and evaluation settings with `overrides`.
-
-    Real images of another source than the model names are reported: nothing else would show it.
-    """
-    from sfumato.generation.loading import experiment_of_run
-
-    run = model.folder
-    sections = {
-        "data": model.data or DataConfig(),
-        "sampling": model.sampling,
-        "evaluation": EvaluationConfig() if run is None else experiment_of_run(run).evaluation,
-    }
-    settings = override(sections, overrides)
-    source = settings["data"].source
-    if model.data is not None and source != model.data.source:
-        log_wrapped(
-            f"Real images of {source}; the model was trained on {model.data.source}. Metrics hold "
-            "only if that is the same data set."
-        )
-    return settings
-
-
-def with_data(model: "Model", path: Path, data: str | None) -> "Model":
+def with_data(model: "Model", data: str | None) -> "Model":
     """`model`, compared with the real images of the source `data` where it is given."""
-    if data is None:
-        return model
-    settings = model_settings(model, path, [f"data.source={json.dumps(data)}"])
-    return replace(model, data=settings["data"])
+    from sfumato.evaluation.evaluate import with_overrides
+
+    overrides = [] if data is None else [f"data.source={json.dumps(data)}"]
+    return with_overrides(model, overrides, log=log_wrapped)[0]

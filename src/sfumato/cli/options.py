@@ -205,7 +205,11 @@ class MeasureOptions:
         was given by --set."""
         from json import dumps
 
-        named = {"evaluation__count": self.count, **more}
+        named = {
+            "evaluation__count": self.count,
+            "evaluation__first_seed": self.seed or None,
+            **more,
+        }
         short = [
             f"{name.replace('__', '.')}={dumps(value)}"
             for name, value in named.items()
@@ -234,7 +238,12 @@ class StudyOptions:
         """The study's configuration; what is None is left at its default."""
         from sfumato.config.overrides import build
 
-        given = {"count": self.count, "judge": self.classifier, "first_seed": self.seed, **more}
+        given = {
+            "count": self.count,
+            "classifier": self.classifier,
+            "first_seed": self.seed,
+            **more,
+        }
         values = {name: value for name, value in given.items() if value is not None}
         return build(schema, values, source="The command")
 
@@ -245,7 +254,7 @@ Command = Callable[..., Any]
 def grouped(command: Command) -> Command:
     """`command` with each field of its dataclass parameters as an option: Typer has no groups."""
     signature = inspect.signature(command)
-    groups: dict[str, type] = {}
+    groups: dict[str, Any] = {}
     flat: list[inspect.Parameter] = []
     for name, parameter in signature.parameters.items():
         if not is_dataclass(parameter.annotation):

@@ -2,7 +2,7 @@
 
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +43,11 @@ def print_table(table: Table) -> None:
     """Every figure whole: a narrow terminal breaks lines, not numbers."""
     whole = Console(width=1000).measure(table).maximum
     Console(width=max(Console().width, whole)).print(table)
+
+
+def print_wide(text: Callable[[int], str]) -> None:
+    """A text that is made for a width, for that of the terminal."""
+    log(text(Console().width))
 
 
 def print_claims(claims: "Sequence[Claim]") -> None:

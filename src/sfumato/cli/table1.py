@@ -1,13 +1,14 @@
 """`sfumato table1`."""
 
 import textwrap
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sfumato.base.progress import Progress
-from sfumato.cli.evaluate import checked_settings, model_to_measure
+from sfumato.cli.evaluate import checked_settings
 from sfumato.cli.options import (
     Data,
     Form,
@@ -17,7 +18,7 @@ from sfumato.cli.options import (
     SolverOptions,
     stoppable,
 )
-from sfumato.cli.show import log, log_wrapped, new_table, print_table
+from sfumato.cli.show import log, log_wrapped, new_table, open_model, print_table
 
 if TYPE_CHECKING:
     from sfumato.paper.table1 import Table1
@@ -48,30 +49,26 @@ def table1(
         evaluation__guidance_scales=scales,
         data__source=data,
     )
+    if form is not None:
+        overrides.append(f"sampling.guidance={dumps(form)}")
     checked_settings(overrides)
     from sfumato.base.files import write_text
-    from sfumato.evaluation.measure import evaluate
-    from sfumato.evaluation.pictures import write_pictures
     from sfumato.generation.bundle_names import beside
-    from sfumato.paper.table1 import Tools, measure_table1
+    from sfumato.paper.table1 import measure_table1
     from sfumato.paper.table1_page import markdown
 
     with stoppable():
-        target, config, device = model_to_measure(Path(model), measure, overrides, form=form)
-        tools = Tools.open(target, config)
-        evaluated = evaluate(
-            target,
-            config,
-            base=out or beside(model, "evaluation"),
-            device=device,
-            say=log,
+        found = measure_table1(
+            open_model(model, measure.device),
+            overrides=overrides,
+            out=out or beside(model, "evaluation"),
+            log=log,
             on_images=Progress(),
         )
-        write_pictures(evaluated)
-        found = measure_table1(target, config, evaluated, tools, say=log)
     print_table1(found)
-    write_text(evaluated.folder / "table1.md", markdown(found))
-    log(f"Table   {evaluated.folder / 'table1.md'}")
+    assert found.folder is not None
+    write_text(found.folder / "table1.md", markdown(found))
+    log(f"Table   {found.folder / 'table1.md'}")
 
 
 def print_table1(found: "Table1") -> None:

@@ -8,7 +8,7 @@ import typer
 
 from sfumato.base.errors import InputError
 from sfumato.base.progress import Progress
-from sfumato.cli.evaluate import model_settings
+from sfumato.cli.evaluate import with_data
 from sfumato.cli.options import (
     SAMPLER_HELP,
     Data,
@@ -21,7 +21,7 @@ from sfumato.cli.options import (
 from sfumato.cli.show import log, new_table, open_model, percent, print_table
 
 if TYPE_CHECKING:
-    from sfumato.generation.model import ImageGenerator
+    from sfumato.generation.model import Model
     from sfumato.studies.tuning import Candidate, Score, Tuning
 
 
@@ -46,28 +46,30 @@ class Space:
     ] = False
 
 
-def tune(
-    run: ModelPath,
-    *,
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """What is searched for, and with how many images."""
+
     goal: Annotated[
-        Literal["agreement", "frechet", "front"],
+        Literal["accuracy", "frechet", "front"],
         typer.Option(
             "--for",
-            help="agreement (class accuracy), frechet, or front: the least distance among those "
+            help="accuracy (of the classes), frechet, or front: the least distance among those "
             "whose accuracy is high enough.",
         ),
-    ] = "front",
+    ] = "front"
     at_least: Annotated[
         float | None,
         typer.Option(min=0, max=1, help="Accuracy of a `front` choice; else 0.01 below the best."),
-    ] = None,
-    space: Space,
-    budget: Annotated[int, typer.Option(min=1, help="Images to sample in all.")] = 4000,
+    ] = None
+    budget: Annotated[int, typer.Option(min=1, help="Images to sample in all.")] = 4000
     classifier: Annotated[
         str, typer.Option(help="Classifier of the class accuracy, as evaluation.classifier.")
-    ] = "",
-    data: Data = None,
-    device: Device = "auto",
+    ] = ""
+
+
+def tune(
+    run: ModelPath, *, search: Search, space: Space, data: Data = None, device: Device = "auto"
 ) -> None:
     """Find the guidance to sample with, and write it into the run."""
     folder = Path(run)
@@ -76,24 +78,22 @@ def tune(
             f"{run} is a pipeline; a choice is written into a run.",
             hint="Give the folder of the run that it came from.",
         )
-    from sfumato.generation.model import TUNED
-    from sfumato.studies.tuning import tune as search
+    from sfumato.generation.runs import TUNED, experiment_of_run
+    from sfumato.studies.tuning import tune as find
 
-    model = open_model(run, device)
-    settings = model_settings(model, folder, [] if data is None else [f"data.source={data}"])
-    model.data = settings["data"]
+    model = with_data(open_model(run, device), data)
     candidates = _candidates(model, space)
-    log(f"{len(candidates)} candidates, {budget:,} images in all.")
-    found = search(
+    log(f"{len(candidates)} candidates, {search.budget:,} images in all.")
+    found = find(
         folder,
         model,
         candidates,
-        goal=goal,
-        budget=budget,
-        judge=classifier or settings["evaluation"].classifier,
-        least_agreement=at_least,
-        say=log,
-        on_images=Progress().of("images"),
+        goal=search.goal,
+        budget=search.budget,
+        classifier=search.classifier or experiment_of_run(folder).evaluation.classifier,
+        least_accuracy=search.at_least,
+        log=log,
+        on_images=Progress(),
     )
     print_tuning(found)
     log(f"Front   {folder / 'tuning' / 'front.png'}")
@@ -101,30 +101,19 @@ def tune(
     log(f"Chosen  {found.choice.candidate.title}: written to {folder / TUNED}, used from now on.")
 
 
-def _candidates(model: "ImageGenerator", space: Space) -> "list[Candidate]":
-    from sfumato.diffusion.guidance import GuidanceConfig
-    from sfumato.diffusion.sampling import network_calls
-    from sfumato.diffusion.schedule import NoiseSchedule
-    from sfumato.diffusion.solvers.schedulers import build_solver, diffusion_of, sampler_of
-    from sfumato.generation.model import AVERAGE, averages_in
+def _candidates(model: "Model", space: Space) -> "list[Candidate]":
+    from sfumato.generation.runs import AVERAGE, averages_in, chosen_checkpoint
     from sfumato.studies.tuning import candidates_of
-    from sfumato.training.checkpoint import Checkpoints
 
-    scheduler = model.pipeline.scheduler
-    steps = model.pipeline.config["num_inference_steps"]
-    solver = build_solver(scheduler, steps=steps, generators=[])
-    schedule = NoiseSchedule.from_config(diffusion_of(scheduler))
-    own_nfe = network_calls(solver.timesteps, schedule, model.guidance.build(scale=2))
-    assert model.run_folder is not None
-    checkpoint = Checkpoints(model.run_folder / "checkpoints").latest()
-    assert checkpoint is not None  # the model was opened from it
+    assert model.folder is not None
+    averages = averages_in(chosen_checkpoint(model.folder, None)) if space.averages else (AVERAGE,)
     return candidates_of(
         model,
         scales=space.scales,
-        forms=[GuidanceConfig.parse(form) for form in space.forms or ()] or (model.guidance,),
-        schedulers=space.samplers or [sampler_of(scheduler)[0]],
-        calls=own_nfe if space.nfe is None else space.nfe,
-        averages=averages_in(checkpoint) if space.averages else (AVERAGE,),
+        forms=space.forms or (model.sampling.guidance,),
+        samplers=space.samplers or [model.sampling.sampler],
+        nfe=model.with_(guidance=2).nfe() if space.nfe is None else space.nfe,
+        averages=averages,
     )
 
 
@@ -138,15 +127,13 @@ def print_tuning(found: "Tuning") -> None:
 
 
 def _row(score: "Score") -> list[str]:
-    accuracy, distance = score.agreement, score.frechet
-    assert accuracy.low is not None
-    assert accuracy.high is not None
-    assert distance.high is not None
+    accuracy, distance = score.class_accuracy, score.frechet
+    low, high = accuracy.interval
     return [
         score.candidate.title,
         f"{score.count:,}",
         percent(accuracy.value),
-        f"{percent(accuracy.low)} - {percent(accuracy.high)}",
-        f"{distance.value:.3f} ± {distance.high - distance.value:.3f}",
-        str(score.candidate.calls),
+        f"{percent(low)} - {percent(high)}",
+        f"{distance.value:.3f} ± {distance.interval[1] - distance.value:.3f}",
+        str(score.candidate.nfe),
     ]

@@ -13,13 +13,11 @@ from sfumato import __version__
 from sfumato.base.environment import now
 from sfumato.base.errors import ConfigError, DamagedDataError, InputError
 from sfumato.base.section import Section
-from sfumato.config.sections import DataConfig
 from sfumato.evaluation.card import FILE_NAME, Card, Row, read_card
-from sfumato.evaluation.evaluate import Evaluated, evaluate, is_model, values_file
-from sfumato.evaluation.image_set import ImageSet, OnImages
+from sfumato.evaluation.evaluate import Evaluated, evaluate, values_file
 from sfumato.evaluation.metrics.paired import mcnemar, paired_bootstrap, share_difference
 from sfumato.evaluation.metrics.registry import all_metrics, metric_of
-from sfumato.generation.bundle_names import model_folder
+from sfumato.generation.bundle_names import is_model, model_folder
 from sfumato.generation.loading import load
 from sfumato.generation.model import Model
 
@@ -134,38 +132,44 @@ class Side:
             range(*(int(part) for part in path.stem.split("-")[:2])): path
             for path in (self.card.folder / self.row.images).glob("*.safetensors")
         }
-        found = []
-        for number in numbers:
-            part = next(part for part in files if number in part)
-            found.append(load_file(files[part])["images"][number - part.start])
-        return found
+        loaded = {
+            part: load_file(file)["images"]
+            for part, file in files.items()
+            if any(number in part for number in numbers)
+        }
+        return [
+            images[number - part.start]
+            for number in numbers
+            for part, images in loaded.items()
+            if number in part
+        ]
 
 
 def compare(
     first: Evaluated | Card,
     second: Evaluated | Card,
     *,
-    data: DataConfig | str | None = None,
+    guidance: float | None = None,
     out: Path | str | None = None,
     device: str = "auto",
     log: Callable[[str], None] = lambda text: None,
-    on_images: OnImages = lambda what, done, total: None,
-    **settings: Any,
+    **options: Any,
 ) -> Comparison:
     """Evaluate both with the same settings, and test everything that both measured pair by pair.
 
     Args:
         first, second: as for `evaluate`; also a card, or the folder of one. `PATH@3` is a path at
-            the guidance scale 3; a model is compared at its own guidance scale.
+            the guidance scale 3.
+        guidance: the scale of paths and cards that name none; else a model's own.
         out: a folder for the page with both sets side by side.
-        settings: as for `evaluate`.
+        options: as for `evaluate`, such as `count=200`.
 
     `ConfigError` where the two are unlike, or one and the same.
     """
-    options = {"data": data, "device": device, "log": log, "on_images": on_images, **settings}
     for one in (first, second):  # a wrong name is reported before anything is sampled
         _check_exists(one)
-    sides = [_side(one, options, log) for one in (first, second)]
+    options |= {"device": device, "log": log}
+    sides = [_side(one, guidance, options) for one in (first, second)]
     found = compare_sides(*sides)
     if out is None:
         return found
@@ -187,36 +191,25 @@ def _check_exists(subject: Evaluated | Card) -> None:
         )
 
 
-def _side(subject: Evaluated | Card, options: dict[str, Any], log: Callable[[str], None]) -> Side:
+def _side(subject: Evaluated | Card, scale: float | None, options: dict[str, Any]) -> Side:
     """Evaluated, or read from its card."""
-    scale, name = None, "images"
+    name = ""
     if isinstance(subject, str | Path):
-        path, scale = path_and_scale(str(subject))
-        name = short_name(Path(path))
-        if (Path(path) / FILE_NAME).is_file():
-            subject = read_card(Path(path))
-        elif is_model(path):
-            subject = load(path, device=options["device"])
-            if scale is None:
-                scale = subject.sampling.guidance_scale
-            log(f"{path}, w = {scale:g}:")
-            return _evaluated(path, name, {**options, "guidance_scales": (scale,)})
+        subject, own = path_and_scale(str(subject))
+        scale = own if own is not None else scale
+        name = short_name(Path(subject))
+        if (Path(subject) / FILE_NAME).is_file():
+            subject = read_card(Path(subject))
     if isinstance(subject, Card):
-        name = subject.subject.name if name == "images" else name
-        return Side.of(subject, _row_title(subject, scale), name=name)
-    if isinstance(subject, Model):
-        if name == "images":
-            name = subject.folder.resolve().name if subject.folder else "model"
-        scales = (subject.sampling.guidance_scale,)
-        return _evaluated(subject, name, {**options, "guidance_scales": scales})
-    if isinstance(subject, ImageSet):
-        name = subject.title
-    return _evaluated(subject, name, options)
-
-
-def _evaluated(subject: Evaluated, name: str, options: dict[str, Any]) -> Side:
+        return Side.of(subject, _row_title(subject, scale), name=name or subject.subject.name)
+    if isinstance(subject, Model) or (isinstance(subject, str) and is_model(subject)):
+        if scale is None:
+            model = load(subject, device="cpu") if isinstance(subject, str) else subject
+            scale = model.sampling.guidance_scale
+        options = {**options, "guidance_scales": (scale,)}
+        options["log"](f"{name or 'model'}, w = {scale:g}:")
     card = evaluate(subject, **options)
-    return Side.of(card, card.rows[0].title, name=name)
+    return Side.of(card, card.rows[0].title, name=name or card.subject.name)
 
 
 def path_and_scale(name: str) -> tuple[str, float | None]:

@@ -1,15 +1,15 @@
 """`evaluate`: every metric of a model's samples, or of any images, against real ones."""
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sfumato.base.environment import command
 from sfumato.base.errors import DamagedDataError, InputError
 from sfumato.base.files import cache_folder, folder_for
-from sfumato.base.section import validate
-from sfumato.config.schema import load_experiment
+from sfumato.config.overrides import override
 from sfumato.config.sections import DataConfig, EvaluationConfig
 from sfumato.data.records import load_records
 from sfumato.evaluation.baselines import FORMAT, perturbation_baselines, real_baseline
@@ -36,8 +36,8 @@ from sfumato.evaluation.metrics.registry import all_metrics
 from sfumato.evaluation.pictures import write_pictures
 from sfumato.evaluation.prompt_set import PromptSet
 from sfumato.evaluation.reference import Reference, Scores
-from sfumato.generation.bundle_names import beside, is_bundle
-from sfumato.generation.loading import load
+from sfumato.generation.bundle_names import beside, is_model
+from sfumato.generation.loading import experiment_of_run, load, resolve_device
 from sfumato.generation.model import Model
 
 CUSTOMARY_COUNT = 5_000
@@ -62,9 +62,9 @@ def evaluate(
     subject: Evaluated,
     *,
     data: DataConfig | str | None = None,
-    config: EvaluationConfig | None = None,
     out: Path | str | None = None,
     device: str = "auto",
+    overrides: Sequence[str] = (),
     log: Callable[[str], None] = lambda text: None,
     on_images: OnImages = lambda what, done, total: None,
     **settings: Any,
@@ -75,20 +75,22 @@ def evaluate(
         subject: a model, an `ImageSet` or several, or a path: a run, an exported folder, a bundle,
             a folder of images, an .npz file.
         data: the real images, where `subject` does not name them, or others than it names.
-        config: settings; else those of the model's run.
         out: the folder. It gets a number where it holds another evaluation. Without it the folder
             lies in the run, or beside the images.
-        settings: single settings of `config`, such as `count=500, guidance_scales=[1, 3]`.
+        overrides: `section.key=value` of the sections data, sampling and evaluation.
+        settings: settings of the section evaluation, such as `count=500, guidance_scales=[1, 3]`;
+            those not given are the run's own.
 
     Killed and called again with the same arguments it goes on: images and features that are there
     are not made again. Raises what opening the model, the data, the classifier and the extractors
     raises.
     """
-    task = _open(subject, data, config, settings, device)
-    base = task.base if out is None else Path(out)
+    named = [f"evaluation.{name}={json.dumps(value)}" for name, value in settings.items()]
+    task = _open(subject, data, [*overrides, *named], device, log)
     reference = Reference.load(
         task.data, task.config, device=task.device, log=log, on_images=on_images
     )
+    base = task.base if out is None else Path(out)
     folder = folder_for(base, _request(task, reference), say=log)
     if (card := _finished_card(folder)) is not None:
         return card
@@ -102,70 +104,52 @@ def evaluate(
 # What is evaluated --------------------------------------------------------------------------------
 
 
-def is_model(path: str | Path) -> bool:
-    """Whether `path` is a run, a pipeline folder or a bundle, or names one (`bundled:NAME`)."""
-    files = (Path(path) / "experiment.yaml", Path(path) / "model_index.json")
-    return is_bundle(path) or any(file.is_file() for file in files)
-
-
 def _open(
     subject: Evaluated,
     data: DataConfig | str | None,
-    config: EvaluationConfig | None,
-    settings: dict[str, Any],
+    overrides: Sequence[str],
     device: str,
+    log: Callable[[str], None],
 ) -> _Task:
-    if isinstance(subject, str | Path) and is_model(subject):
-        model = load(subject, device=device)
-        return _model_task(model, data, config, settings, path=subject)
+    if isinstance(data, str):
+        overrides = [f"data.source={json.dumps(data)}", *overrides]
+    own = data if isinstance(data, DataConfig) else None
     if isinstance(subject, Model):
-        return _model_task(subject, data, config, settings, path=subject.folder)
-    return _images_task(subject, data, config, settings, device)
+        return _model_task(subject, own, overrides, subject.folder, log)
+    if isinstance(subject, str | Path) and is_model(subject):
+        return _model_task(load(subject, device=device), own, overrides, subject, log)
+    return _images_task(subject, own, overrides, device)
 
 
 def _model_task(
     model: Model,
-    data: DataConfig | str | None,
-    config: EvaluationConfig | None,
-    settings: dict[str, Any],
-    *,
+    data: DataConfig | None,
+    overrides: Sequence[str],
     path: str | Path | None,
+    log: Callable[[str], None],
 ) -> _Task:
-    source = data_of(model.data, data)
-    if source is None:
-        raise InputError(
-            "This model does not say which data set it was trained on.",
-            hint="Evaluate the run folder it came from, or name the images with data.",
-        )
-    config = _config_of(config or run_config(model), settings)
-    if config.held_out and not source.held_out:
+    given = model if data is None else replace(model, data=data)
+    model, config = with_overrides(given, overrides, log=log)
+    data = model.data
+    assert data is not None
+    if config.held_out and not data.held_out:
         raise InputError(
             "This model's data set names no held-out captions (data.held_out).",
             hint="Evaluate without --held-out.",
         )
-    prompts = PromptSet.of(
-        load_records(source, "reference"),
-        config.count,
-        labels=config.labels,
-        templates=source.held_out if config.held_out else (),
-        seed=config.first_seed,
-    )
-    seeds = range(config.first_seed, config.first_seed + config.count)
     what = "evaluation-held-out" if config.held_out else "evaluation"
     name = Path(path).resolve().name if path is not None else model.provenance["experiment"]
+    prompts = prompts_of(data, config)
     has_classes = prompts.labels is not None
     return _Task(
-        sets=[
-            ImageSet.sampled(model, prompts, seeds, guidance=scale)
-            for scale in config.guidance_scales
-        ],
-        data=source,
+        sets=sampled_sets(model, prompts, config),
+        data=data,
         config=config,
         subject=Subject(
             kind="run" if model.folder is not None else "pipeline",
             name=name,
             provenance=dict(model.provenance),
-            captions=list(prompts.templates or (source.caption[:1] if has_classes else ())),
+            captions=list(prompts.templates or (data.caption[:1] if has_classes else ())),
             labels=config.labels if has_classes else "random",
         ),
         base=Path(f"{name}-{what}") if path is None else beside(path, what),
@@ -173,26 +157,78 @@ def _model_task(
     )
 
 
+def prompts_of(data: DataConfig, config: EvaluationConfig) -> PromptSet:
+    """What an evaluation asks a model for."""
+    return PromptSet.of(
+        load_records(data, "reference"),
+        config.count,
+        labels=config.labels,
+        templates=data.held_out if config.held_out else (),
+        seed=config.first_seed,
+    )
+
+
+def sampled_sets(model: Model, prompts: PromptSet, config: EvaluationConfig) -> list[ImageSet]:
+    """One set for each guidance scale, of the same prompts and seeds."""
+    seeds = range(config.first_seed, config.first_seed + len(prompts))
+    return [
+        ImageSet.sampled(model, prompts, seeds, guidance=scale) for scale in config.guidance_scales
+    ]
+
+
+def with_overrides(
+    model: Model, overrides: Sequence[str], *, log: Callable[[str], None] = lambda text: None
+) -> tuple[Model, EvaluationConfig]:
+    """The model with `section.key=value` changes of its data and sampling sections, and the
+    evaluation section of its run with such changes.
+
+    Real images of another source than the model names are logged: nothing else would show it.
+    """
+    run = model.folder
+    sections = {
+        "data": model.data or DataConfig(),
+        "sampling": model.sampling,
+        "evaluation": EvaluationConfig() if run is None else experiment_of_run(run).evaluation,
+    }
+    settings = override(sections, overrides) if overrides else sections
+    data, sampling = settings["data"], settings["sampling"]
+    if not data.source:
+        raise InputError(
+            "This model does not say which data set it was trained on.",
+            hint="Evaluate the run folder it came from, or name the images with data.",
+        )
+    if model.data is not None and data.source != model.data.source:
+        log(
+            f"Real images of {data.source}; the model was trained on {model.data.source}. Metrics "
+            "hold only if that is the same data set."
+        )
+    scheduler = model.scheduler if sampling == model.sampling else None
+    changed = replace(model, data=data, sampling=sampling, scheduler=scheduler)
+    if sampling.guidance != model.sampling.guidance:  # autoguidance loads its weaker network
+        changed = changed.with_(form=sampling.guidance)
+    return changed, settings["evaluation"]
+
+
 def _images_task(
     subject: str | Path | ImageSet | Sequence[ImageSet],
-    data: DataConfig | str | None,
-    config: EvaluationConfig | None,
-    settings: dict[str, Any],
+    data: DataConfig | None,
+    overrides: Sequence[str],
     device: str,
 ) -> _Task:
     from sfumato.evaluation.image_files import read_images, sized
-    from sfumato.generation.model import resolve_device
 
-    given = data_of(DataConfig() if isinstance(data, str) else None, data)
+    sections = {"data": data or DataConfig(), "evaluation": EvaluationConfig()}
+    settings = override(sections, [one for one in overrides if not one.startswith("sampling.")])
+    given: DataConfig = settings["data"]
     if isinstance(subject, str | Path):
         path = Path(subject)
-        sets = [read_images(path, given)]
+        sets = [read_images(path, given if given.source else None)]
         base, name = path.with_name(f"{path.stem}-evaluation"), path.resolve().name
     else:
         sets = [subject] if isinstance(subject, ImageSet) else list(subject)
         name = sets[0].title
         base = cache_folder() / "evaluations" / digest_of([one.key for one in sets])
-    if given is None or not given.source:
+    if not given.source:
         raise InputError(
             f"{name} does not say which real images it is to be measured against.",
             hint="Name them: --data FOLDER, --data OWNER/NAME or --data digits.",
@@ -200,33 +236,11 @@ def _images_task(
     return _Task(
         sets=sets,
         data=sized(given, sets[0].images([0]).shape[1:], name),
-        config=_config_of(config or EvaluationConfig(), settings),
+        config=settings["evaluation"],
         subject=Subject(kind="images", name=name, provenance={"images": [s.key for s in sets]}),
         base=base,
         device=resolve_device(device),
     )
-
-
-def data_of(own: DataConfig | None, given: DataConfig | str | None) -> DataConfig | None:
-    """The given data, or the own with another source."""
-    if not isinstance(given, str):
-        return given or own
-    return (own or DataConfig()).model_copy(update={"source": given})
-
-
-def run_config(model: Model) -> EvaluationConfig:
-    """The evaluation section of the run that a model was loaded from."""
-    file = None if model.folder is None else model.folder / "experiment.yaml"
-    if file is None or not file.exists():
-        return EvaluationConfig()
-    return load_experiment(str(file)).evaluation  # pyright: ignore
-
-
-def _config_of(config: EvaluationConfig, settings: dict[str, Any]) -> EvaluationConfig:
-    if not settings:
-        return config
-    values = {**config.model_dump(mode="json"), **settings}
-    return validate(EvaluationConfig, values, source="evaluate")
 
 
 # The card -----------------------------------------------------------------------------------------

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from sfumato.base.errors import DamagedDataError, InputError
 from sfumato.base.files import cache_folder, sha256_of_file
+from sfumato.base.images import settings_in_png
 from sfumato.config.sections import FEWEST_IMAGES, DataConfig
 from sfumato.data.captions import in_words
 from sfumato.data.records import Records, load_records
 from sfumato.evaluation.image_set import ImageSet
-from sfumato.generation.model import settings_in_png
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 

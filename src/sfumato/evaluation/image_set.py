@@ -28,9 +28,8 @@ from torch import Tensor
 
 from sfumato.base.environment import environment
 from sfumato.base.files import cache_folder, write_bytes
-from sfumato.base.images import to_uint8
+from sfumato.base.images import ValueRange, to_uint8
 from sfumato.base.randomness import generator_for
-from sfumato.base.section import ValueRange
 from sfumato.config.sections import DataConfig
 from sfumato.data.records import Split, load_records, source_identity
 from sfumato.evaluation.extractors.extractor import (
@@ -407,15 +406,15 @@ class ImageSet:
 def complete(sets: Sequence[ImageSet], on_images: OnImages, *, what: str = "images") -> None:
     """Sample the parts of all `sets` that are not there yet.
 
-    `on_images` counts images, or network evaluations where `what` is "network calls".
+    `on_images` counts images, or network evaluations where `what` is "network evaluations".
     """
-    weights = [(one.nfe or 1) if what == "network calls" else 1 for one in sets]
+    weights = [(one.nfe or 1) if what == "network evaluations" else 1 for one in sets]
     total = sum(weight * one.count for weight, one in zip(weights, sets, strict=True))
     missing = [one.missing() for one in sets]
     left = sum(
         weight * sum(map(len, parts)) for weight, parts in zip(weights, missing, strict=True)
     )
-    if what == "network calls":
+    if what == "network evaluations":
         on_images(what, total - left, total)
     for weight, one, parts in zip(weights, sets, missing, strict=True):
         for part in parts:

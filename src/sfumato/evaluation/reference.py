@@ -81,7 +81,12 @@ class Reference:
         for one in available_extractors(
             config.extractors, config.features, device=device, classifier=classifier
         ):
-            about: dict[str, object] = {"key": one.key, "title": one.title, "missing": one.reason, "hint": one.hint}
+            about: dict[str, object] = {
+                "key": one.key,
+                "title": one.title,
+                "missing": one.reason,
+                "hint": one.hint,
+            }
             if one.extractor is not None:
                 extractors[one.key] = one.extractor
                 about = {"name": one.extractor.name, "dim": one.extractor.dim}
