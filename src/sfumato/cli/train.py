@@ -111,9 +111,6 @@ def new_folder(base: Path) -> Path:
 
 def log_start(run: "Run") -> None:
     """One line before the first step: new, resumed, or finished."""
-    if run.finished:
-        log(f"Already trained: {run.images_seen:,} images.")
-    elif run.images_seen:
-        log(f"Resuming from the checkpoint at {run.images_seen:,} images, on {run.device}.")
-    else:
-        log(f"Training on {run.device}.")
+    from sfumato.training.progress import start_line
+
+    log(start_line(run))

@@ -24,9 +24,17 @@ Item = dict[str, Any]
 """An image as Pillow has it, with a `caption` (str), a `label` (str or int), or both."""
 
 
-def write_images(data: Any, folder: Path) -> Item:
-    """Write `data` as `folder/images-HASH.parquet`, with the hash of its content, unless that file
-    is there; returns the first item.
+def stored_columns(folder: Path) -> list[str]:
+    """The columns of the images that `write_images` left in `folder`; none where there are none."""
+    import pyarrow.parquet as pq
+
+    files = sorted(folder.glob("images-*.parquet"))
+    return pq.read_schema(files[0]).names if files else []
+
+
+def write_images(data: Any, folder: Path) -> None:
+    """Write `data` as `folder/images-HASH.parquet`, with a hash of its content: the same images
+    have the same file.
 
     `data`: `(images, captions)` with uint8 images (N, H, W), (N, H, W, C) or (N, C, H, W), or a
     list of Pillow images; or a torch Dataset (any sequence or iterable) of `(image, caption)`,
@@ -52,7 +60,6 @@ def write_images(data: Any, folder: Path) -> Item:
         os.replace(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)
-    return first
 
 
 def _write(items: Iterable[Item], columns: Sequence[str], file: Path) -> str:

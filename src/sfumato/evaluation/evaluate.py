@@ -37,8 +37,9 @@ from sfumato.evaluation.pictures import write_pictures
 from sfumato.evaluation.prompt_set import PromptSet
 from sfumato.evaluation.reference import Reference, Scores
 from sfumato.generation.bundle_names import beside, is_model
-from sfumato.generation.loading import experiment_of_run, load, resolve_device
+from sfumato.generation.loading import load, resolve_device
 from sfumato.generation.model import Model
+from sfumato.generation.runs import experiment_of_run
 
 CUSTOMARY_COUNT = 5_000
 """Below so many images a Frechet distance says more of their number than of the model."""

@@ -17,7 +17,7 @@ def claim_folder(experiment: Experiment, folder: Path) -> None:
     """Make `folder` this experiment's; raises as `check_folder`."""
     check_folder(experiment, folder)
     make_folder(folder)
-    for place in (folder, folder / "samples", folder / "checkpoints"):
+    for place in (folder, *(folder / name for name in ("samples", "checkpoints", DATA))):
         remove_incomplete(place)
     file, text = folder / "experiment.yaml", experiment.to_yaml()
     if not file.exists() or file.read_text("utf-8") != text:
@@ -30,17 +30,24 @@ def check_folder(experiment: Experiment, folder: Path) -> None:
     `ConfigError` for a run of another experiment, or one that has trained for longer;
     `InputError` for a file.
     """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file.", hint="Give --out a new folder.")
+    check_is_run(folder)
     file = folder / "experiment.yaml"
     if file.exists():
         _check_same_experiment(experiment, file)
-    elif folder.exists() and not all(map(_may_come_first, folder.iterdir())):
+    _check_length(experiment, folder)
+
+
+def check_is_run(folder: Path) -> None:
+    """`ConfigError` or `InputError` for what is neither new, nor empty, nor a run folder."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file.", hint="Give --out a new folder.")
+    if not folder.exists() or (folder / "experiment.yaml").exists():
+        return
+    if not all(map(_may_come_first, folder.iterdir())):
         raise ConfigError(
             f"{folder} exists and is not a run of sfumato.",
             hint="Choose a new or empty folder with --out; nothing there was touched.",
         )
-    _check_length(experiment, folder)
 
 
 def _may_come_first(path: Path) -> bool:
