@@ -390,20 +390,20 @@ def test_an_out_path_through_a_file(sfumato, tmp_path: Path) -> None:
 
 
 def test_ctrl_c_is_reported_and_has_the_code_of_the_shell(
-    sfumato, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sfumato, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stopped(*arguments, **options) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sfumato.bench.loading.compare_loading", stopped)
-    monkeypatch.setattr("sfumato.studies.training_curve.measure_curve", stopped)
+    monkeypatch.setattr("sfumato.evaluation.evaluate.evaluate", stopped)
     monkeypatch.setattr("sfumato.methods.registry.method_of", lambda experiment: STOPPED)
     of_rounds = sfumato("bench", "data", "digits")
     assert (of_rounds.code, of_rounds.out.strip()) == (
         INTERRUPTED,
         "Stopped before the last round: nothing is kept.",
     )
-    resumes = sfumato("curve", str(small_run))
+    resumes = sfumato("evaluate", "bundled:mnist")
     assert (resumes.code, resumes.out.strip()) == (INTERRUPTED, RESUMES)
     STOPPED.run = stopped
     training = sfumato("train", "digits", "--out", str(tmp_path / "run"))
