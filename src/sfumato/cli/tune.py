@@ -8,7 +8,7 @@ import typer
 
 from sfumato.base.errors import InputError
 from sfumato.base.progress import Progress
-from sfumato.cli.evaluate import with_data
+from sfumato.cli.evaluate import data_of
 from sfumato.cli.options import (
     SAMPLER_HELP,
     Data,
@@ -76,20 +76,24 @@ def tune(
             f"{run} is a pipeline; a choice is written into a run.",
             hint="Give the folder of the run that it came from.",
         )
-    from sfumato.generation.loading import TUNED, experiment_of_run
-    from sfumato.studies.tuning import tune as search
+    from sfumato.generation.runs import TUNED, experiment_of_run
+    from sfumato.studies.tuning import Search
+    from sfumato.studies.tuning import tune as find_setting
 
-    model = with_data(open_model(run, device), data)
+    model = open_model(run, device)
     candidates = _candidates(model, space)
     log(f"{len(candidates)} candidates, {budget:,} images in all.")
-    found = search(
+    found = find_setting(
         folder,
         model,
         candidates,
-        goal=goal,
-        budget=budget,
-        classifier=classifier or experiment_of_run(folder).evaluation.classifier,
-        least_accuracy=at_least,
+        Search(
+            goal=goal,
+            budget=budget,
+            classifier=classifier or experiment_of_run(folder).evaluation.classifier,
+            least_accuracy=at_least,
+        ),
+        data=data_of(model, data),
         log=log,
         on_images=Progress(),
     )
@@ -100,7 +104,7 @@ def tune(
 
 
 def _candidates(model: "Model", space: Space) -> "list[Candidate]":
-    from sfumato.generation.loading import AVERAGE, averages_in, chosen_checkpoint
+    from sfumato.generation.runs import AVERAGE, averages_in, chosen_checkpoint
     from sfumato.studies.tuning import candidates_of
 
     assert model.folder is not None
