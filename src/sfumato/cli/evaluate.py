@@ -9,7 +9,16 @@ import typer
 
 from sfumato.base.errors import InputError
 from sfumato.base.progress import Progress
-from sfumato.cli.options import Data, Form, HeldOut, MeasureOptions, Scales, stoppable
+from sfumato.cli.options import (
+    CardFolder,
+    Data,
+    Form,
+    HeldOut,
+    MeasureOptions,
+    Scales,
+    Untrained,
+    stoppable,
+)
 from sfumato.cli.show import log, log_wrapped, print_wide
 from sfumato.config.overrides import override
 from sfumato.config.sections import DataConfig, EvaluationConfig
@@ -32,13 +41,8 @@ def evaluate(
     form: Form = None,
     held_out: HeldOut = False,
     data: Data = None,
-    untrained: Annotated[
-        bool,
-        typer.Option("--untrained", help="Use an untrained classifier: the paper's protocol."),
-    ] = False,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for card.json and pictures; else with the model.")
-    ] = None,
+    untrained: Untrained = False,
+    out: CardFolder = None,
 ) -> None:
     """Measure images against real ones: every metric with its interval, baseline and provenance.
 

@@ -2,14 +2,12 @@
 
 import textwrap
 from json import dumps
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from sfumato.base.progress import Progress
 from sfumato.cli.evaluate import checked_settings
 from sfumato.cli.options import (
+    CardFolder,
     Data,
     Form,
     MeasureOptions,
@@ -34,9 +32,7 @@ def table1(
     form: Form = None,
     solver: SolverOptions,
     data: Data = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the card and the table; else with the model.")
-    ] = None,
+    out: CardFolder = None,
 ) -> None:
     """The paper's Table 1 by its own protocol, and by one with intervals and a trained classifier.
 
