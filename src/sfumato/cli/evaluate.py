@@ -29,12 +29,13 @@ if TYPE_CHECKING:
     from sfumato.evaluation.card import Card
     from sfumato.generation.model import Model
 
+What = Annotated[
+    Path, typer.Argument(help="A run, a pipeline, bundled:mnist, a folder of images or an .npz.")
+]
+
 
 def evaluate(
-    what: Annotated[
-        Path,
-        typer.Argument(help="A run, a pipeline, bundled:mnist, a folder of images or an .npz."),
-    ],
+    what: What,
     *,
     measure: MeasureOptions,
     scales: Scales = None,
@@ -52,11 +53,10 @@ def evaluate(
     overrides = measure.overrides(
         evaluation__guidance_scales=scales,
         evaluation__held_out=held_out or None,
+        sampling__guidance=form,
         data__source=data,
         evaluation__classifier="untrained" if untrained else None,
     )
-    if form is not None:
-        overrides.append(f"sampling.guidance={json.dumps(form)}")
     settings = checked_settings(overrides)
     if not is_model(what):
         _check_images(what, settings["data"])

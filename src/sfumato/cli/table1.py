@@ -1,7 +1,6 @@
 """`sfumato table1`."""
 
 import textwrap
-from json import dumps
 from typing import TYPE_CHECKING
 
 from sfumato.base.progress import Progress
@@ -43,10 +42,9 @@ def table1(
         sampling__steps=solver.steps,
         evaluation__count=measure.count or COUNT,
         evaluation__guidance_scales=scales,
+        sampling__guidance=form,
         data__source=data,
     )
-    if form is not None:
-        overrides.append(f"sampling.guidance={dumps(form)}")
     checked_settings(overrides)
     from sfumato.base.files import write_text
     from sfumato.generation.bundle_names import beside
