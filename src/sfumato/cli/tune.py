@@ -8,7 +8,7 @@ import typer
 
 from sfumato.base.errors import InputError
 from sfumato.base.progress import Progress
-from sfumato.cli.evaluate import with_data
+from sfumato.cli.evaluate import data_of
 from sfumato.cli.options import (
     SAMPLER_HELP,
     Data,
@@ -47,7 +47,7 @@ class Space:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Search:
+class SearchOptions:
     """What is searched for, and with how many images."""
 
     goal: Annotated[
@@ -69,7 +69,12 @@ class Search:
 
 
 def tune(
-    run: ModelPath, *, search: Search, space: Space, data: Data = None, device: Device = "auto"
+    run: ModelPath,
+    *,
+    search: SearchOptions,
+    space: Space,
+    data: Data = None,
+    device: Device = "auto",
 ) -> None:
     """Find the guidance to sample with, and write it into the run."""
     folder = Path(run)
@@ -79,19 +84,23 @@ def tune(
             hint="Give the folder of the run that it came from.",
         )
     from sfumato.generation.runs import TUNED, experiment_of_run
-    from sfumato.studies.tuning import tune as find
+    from sfumato.studies.tuning import Search
+    from sfumato.studies.tuning import tune as find_setting
 
-    model = with_data(open_model(run, device), data)
+    model = open_model(run, device)
     candidates = _candidates(model, space)
     log(f"{len(candidates)} candidates, {search.budget:,} images in all.")
-    found = find(
+    found = find_setting(
         folder,
         model,
         candidates,
-        goal=search.goal,
-        budget=search.budget,
-        classifier=search.classifier or experiment_of_run(folder).evaluation.classifier,
-        least_accuracy=search.at_least,
+        Search(
+            goal=search.goal,
+            budget=search.budget,
+            classifier=search.classifier or experiment_of_run(folder).evaluation.classifier,
+            least_accuracy=search.at_least,
+        ),
+        data=data_of(model, data),
         log=log,
         on_images=Progress(),
     )

@@ -129,10 +129,7 @@ def _model_task(
     path: str | Path | None,
     log: Callable[[str], None],
 ) -> _Task:
-    given = model if data is None else replace(model, data=data)
-    model, config = with_overrides(given, overrides, log=log)
-    data = model.data
-    assert data is not None
+    model, data, config = with_overrides(model, overrides, data=data, log=log)
     if config.held_out and not data.held_out:
         raise InputError(
             "This model's data set names no held-out captions (data.held_out).",
@@ -178,16 +175,20 @@ def sampled_sets(model: Model, prompts: PromptSet, config: EvaluationConfig) -> 
 
 
 def with_overrides(
-    model: Model, overrides: Sequence[str], *, log: Callable[[str], None] = lambda text: None
-) -> tuple[Model, EvaluationConfig]:
-    """The model with `section.key=value` changes of its data and sampling sections, and the
-    evaluation section of its run with such changes.
+    model: Model,
+    overrides: Sequence[str],
+    *,
+    data: DataConfig | None = None,
+    log: Callable[[str], None] = lambda text: None,
+) -> tuple[Model, DataConfig, EvaluationConfig]:
+    """The model with `section.key=value` changes of its sampling section; the data, its own unless
+    given, and the evaluation section of its run with such changes.
 
     Real images of another source than the model names are logged: nothing else would show it.
     """
     run = model.folder
     sections = {
-        "data": model.data or DataConfig(),
+        "data": data or model.data or DataConfig(),
         "sampling": model.sampling,
         "evaluation": EvaluationConfig() if run is None else experiment_of_run(run).evaluation,
     }
@@ -204,10 +205,10 @@ def with_overrides(
             "hold only if that is the same data set."
         )
     scheduler = model.scheduler if sampling == model.sampling else None
-    changed = replace(model, data=data, sampling=sampling, scheduler=scheduler)
+    changed = replace(model, sampling=sampling, scheduler=scheduler)
     if sampling.guidance != model.sampling.guidance:  # autoguidance loads its weaker network
         changed = changed.with_(form=sampling.guidance)
-    return changed, settings["evaluation"]
+    return changed, data, settings["evaluation"]
 
 
 def _images_task(

@@ -63,6 +63,29 @@ def check_model(model: str | Path) -> None:
         )
 
 
+def path_and_scale(name: str) -> tuple[str, float | None]:
+    """`PATH@3` is the path and w = 3."""
+    path, at, scale = name.rpartition("@")
+    if not at or Path(name).exists():
+        return name, None
+    try:
+        return path, float(scale)
+    except ValueError as error:
+        raise InputError(
+            f"{name}: '{scale}' is no guidance scale.", hint="For example: runs/demo@3"
+        ) from error
+
+
+def check_comparable(name: str) -> None:
+    """`InputError` for what `sfumato compare` cannot compare, before anything is loaded."""
+    path, _ = path_and_scale(name)
+    if not model_folder(path).exists():
+        raise InputError(
+            f"{path} does not exist.",
+            hint="Give runs, pipelines or folders with a card.json; PATH@3 names w = 3.",
+        )
+
+
 def beside(model: str | Path, what: str) -> Path:
     """Where `what` is made of a model lies by default: in a run or a pipeline folder.
 

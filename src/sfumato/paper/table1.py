@@ -156,14 +156,13 @@ def measure_table1(
     on_images: OnImages = lambda what, done, total: None,
 ) -> Table1:
     """Both protocols of the images of an evaluation, written beside its card as table1.json."""
-    own, config = with_overrides(model, overrides)
-    assert own.data is not None
-    tools = Tools.open(own.data, config)
+    own, data, config = with_overrides(model, overrides)
+    tools = Tools.open(data, config)
     card = evaluate(model, overrides=overrides, out=out, log=log, on_images=on_images)
     assert card.folder is not None
-    classifier = load_classifier(own.data, config.classifier, log=log)
+    classifier = load_classifier(data, config.classifier, log=log)
     rows = []
-    sets = sampled_sets(own, prompts_of(own.data, config), config)
+    sets = sampled_sets(own, prompts_of(data, config), config)
     for images, row in zip(sets, card.rows, strict=True):
         assert images.labels is not None  # the data have classes
         log(f"Measuring {row.title} by the paper's protocol ...")
@@ -178,7 +177,7 @@ def measure_table1(
         )
     log("Measuring real images by the paper's protocol ...")
     assert tools.others.labels is not None
-    title = "other real test images" if own.data.tuning_share else "real training images"
+    title = "other real test images" if data.tuning_share else "real training images"
     paper = tools.measure(tools.others.images(), tools.others.labels, classifier)
     rows.append(Table1Row(title=title, paper=paper, frechet=None, class_accuracy=None))
     table = _table(card, rows, classifier, tools)
