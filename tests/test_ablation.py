@@ -43,8 +43,9 @@ TINY = Ablation(
 )
 
 
-def curve(*agreed: int) -> Curve:
-    return Curve(images=[100 * (i + 1) for i in range(len(agreed))], agreed=list(agreed), count=10)
+def curve(*correct: int) -> Curve:
+    images = [100 * (i + 1) for i in range(len(correct))]
+    return Curve(images=images, correct=list(correct), count=10)
 
 
 def arm(name: str, *curves: Curve) -> Arm:

@@ -12,7 +12,8 @@ from sfumato.base.files import sha256_of_file
 from sfumato.config.schema import ClipExperiment, load_experiment
 from sfumato.config.sections import DataConfig, TextConfig, TowersConfig
 from sfumato.data.records import load_records
-from sfumato.methods.clip import RESULT, load_class_data, run_clip
+from sfumato.methods.clip import RESULT, load_class_data
+from sfumato.methods.registry import run_experiment
 from sfumato.text.bundled import bundled_folder
 from sfumato.text.opening import load_text_encoder
 from sfumato.text.tokenizer import train_tokenizer, vocabulary_corpus
@@ -156,7 +157,7 @@ def test_the_pooled_state_is_read_at_the_end_token(tokenizer) -> None:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clip") / "run"
-    run_clip(tiny(), folder)
+    run_experiment(tiny(), folder)
     return folder
 
 
@@ -200,8 +201,8 @@ def test_stopped_and_started_again_equals_unbroken(finished, tmp_path) -> None:
         def after_step(self, run, metrics) -> None:
             run.stop_requested = run.images_seen == 2560
 
-    run_clip(tiny(), tmp_path / "run", hooks=[Stop()])
-    assert run_clip(tiny(), tmp_path / "run").finished
+    run_experiment(tiny(), tmp_path / "run", hooks=[Stop()])
+    assert run_experiment(tiny(), tmp_path / "run").finished
     ours = Checkpoints(tmp_path / "run" / "checkpoints").latest()
     theirs = Checkpoints(finished / "checkpoints").latest()
     assert ours.images_seen == theirs.images_seen == 8960
@@ -240,7 +241,6 @@ def test_a_model_refuses_an_encoder_that_is_not_the_one_it_was_trained_with(
 
     from sfumato.config.schema import load_experiment
     from sfumato.generation.model import ImageGenerator
-    from sfumato.methods.registry import run_experiment
     from tests.conftest import SMALL
 
     encoder = tmp_path / "encoder"
