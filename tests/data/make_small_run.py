@@ -21,7 +21,7 @@ SETTINGS = [
     "model.norm_num_groups=4",
     "training.images=64000",
     "training.optimizer.lr=0.003",
-    "training.sample_every_images=32000",
+    "training.sample_every_images=64000",
     "training.checkpoint_every_images=32000",
     "sampling.steps=6",
 ]
