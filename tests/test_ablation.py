@@ -7,15 +7,12 @@ from pathlib import Path
 import pytest
 
 from sfumato.base.errors import ConfigError, InputError
+from sfumato.config.ablation import Ablation, ArmConfig, ablation_names, load_ablation
 from sfumato.studies.ablation import (
     Ablated,
-    Ablation,
     Arm,
-    ArmConfig,
     Curve,
-    ablation_names,
     is_reached,
-    load_ablation,
     ratio_text,
     run_ablation,
     run_folder,
@@ -32,7 +29,7 @@ TINY = Ablation(
         "model.block_out_channels=[8,16]",
         "model.levels=[plain,attention]",
         "training.images=32",
-        "training.agreement_every_images=16",
+        "training.accuracy_every_images=16",
         "evaluation.quick_count=10",
         "evaluation.quick_scales=[0,1]",
         "sampling.steps=2",
@@ -111,7 +108,7 @@ def test_mistakes_are_named_before_anything_is_trained(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="batch_size"):
         run_ablation(wrong, tmp_path / "runs")
     blind = TINY.model_copy(update={"settings": TINY.settings[:4]})
-    with pytest.raises(ConfigError, match="agreement_every_images"):
+    with pytest.raises(ConfigError, match="accuracy_every_images"):
         run_ablation(blind, tmp_path / "runs")
     with pytest.raises(InputError, match="No arm is named 'two'"):
         run_ablation(TINY, tmp_path / "runs", only=["two"])

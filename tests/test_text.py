@@ -326,7 +326,7 @@ def test_100000_captions_of_77_tokens_within_a_gigabyte() -> None:
     lines, peak_bytes = run_alone("""
 import json, time
 import torch
-from sfumato.text.encoder import TextConfig
+from sfumato.config.sections import TextConfig
 from sfumato.text.opening import load_text_encoder
 from sfumato.text.prompts import PromptBank
 
@@ -365,7 +365,7 @@ def test_a_missing_encoder_is_told_before_images_are_read(
         raise AssertionError("images were read")
 
     monkeypatch.setattr("sfumato.text.opening._from_hub", absent)
-    monkeypatch.setattr("sfumato.cli.data.look_at_data", read)
+    monkeypatch.setattr("sfumato.cli.data.resolve_data", read)
     found = sfumato("train", "mnist", "--out", str(tmp_path / "run"))
     assert found.code == 2
     assert "could not be fetched" in found.err

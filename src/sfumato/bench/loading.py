@@ -17,7 +17,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -32,7 +31,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import sfumato
 from sfumato import __version__
-from sfumato.base.environment import environment
+from sfumato.base.environment import environment, now
 from sfumato.base.errors import InputError, SfumatoError
 from sfumato.base.files import write_json
 from sfumato.config.sections import DataConfig
@@ -615,7 +614,7 @@ def save_loading(loading: Loading, path: Path, **conditions: Any) -> None:
         for row in loading.rows
     ]
     record: Mapping[str, Any] = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "date": now(),
         "sfumato": __version__,
         "environment": environment(),
         **conditions,

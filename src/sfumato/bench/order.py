@@ -7,7 +7,6 @@ differs. The loss is that of held-out images at fixed noise.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import stdev
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sfumato import __version__
-from sfumato.base.environment import environment
+from sfumato.base.environment import environment, now
 from sfumato.base.errors import InputError
 from sfumato.base.files import write_json
 from sfumato.base.randomness import derived_seed, generator_for
@@ -201,7 +200,7 @@ def _write(found: Sequence[Ordered], folder: Path, experiment: DiffusionExperime
             },
             "environment": environment(),
             "sfumato": __version__,
-            "date": datetime.now(UTC).isoformat("T", "seconds"),
+            "date": now(),
         },
     )
 

@@ -23,9 +23,10 @@ from sfumato.data.records import load_records
 from sfumato.data.survey import settle
 from sfumato.diffusion.solvers.registry import sampler_of
 from sfumato.diffusion.solvers.schedulers import build_scheduler
-from sfumato.evaluation.metrics.intervals import Median, bootstrap_median
-from sfumato.generation.loading import model_of, resolve_device
+from sfumato.evaluation.metrics.intervals import Estimate, bootstrap_median
+from sfumato.generation.loading import resolve_device
 from sfumato.generation.model import Model, generators_from_seeds
+from sfumato.generation.runs import model_of
 from sfumato.methods.diffusion import prepare_run, with_bank_rows
 from sfumato.models.unet import build_unet
 from sfumato.text.encoder import NULL
@@ -52,7 +53,7 @@ class Comparison:
     name: str
     ours_seconds: list[float]
     plain_seconds: list[float]
-    ratio: Median
+    ratio: Estimate
     bar: float
     images: int
     """Images that each timing trained on, or drew."""

@@ -1,67 +1,64 @@
-"""What `sfumato curve` prints: a row for each kept checkpoint."""
+"""`sfumato curve`."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.table import Table
+from sfumato.base.progress import Progress
+from sfumato.cli.evaluate import with_data
+from sfumato.cli.options import Data, ModelPath, SamplingOptions, StudyOptions, stoppable
+from sfumato.cli.show import (
+    log,
+    log_where_from,
+    log_wrapped,
+    new_table,
+    open_model,
+    print_table,
+)
 
-from sfumato.cli.evaluation import CallsLine, use_data
-from sfumato.cli.show import open_generator, print_table, say, say_wrapped
-from sfumato.config.overrides import build
-from sfumato.studies.scale_charts import figure_told, real_rows, value_told
-from sfumato.studies.training_curve import CurveCard, CurveConfig, measure_curve
-from sfumato.studies.training_curve_page import write_curve
+if TYPE_CHECKING:
+    from sfumato.studies.training_curve import CurveCard
 
-SHOWN = {"agreement": "agreement", "frechet": "Frechet", "diversity": "diversity"}
-"""Columns of the table: figures by their key."""
+SHOWN = {"agreement": "accuracy", "frechet": "Fréchet", "diversity": "diversity"}
+"""Columns of the table: metrics by their key."""
 
 
-def curve_and_print(
-    run: str,
-    *,
-    guidance: float | None,
-    form: str | None,
-    count: int,
-    judge: str,
-    seed: int,
-    sampler: str | None,
-    steps: int | None,
-    data: str | None,
-    out: Path | None,
-    device: str,
+def curve(
+    run: ModelPath, *, sampling: SamplingOptions, study: StudyOptions, data: Data = None
 ) -> None:
-    """Draw with every checkpoint, measure, write pictures, print the table."""
-    chosen: dict[str, object] = {"count": count, "first_seed": seed, "judge": judge}
-    config = build(CurveConfig, chosen, [], source="sfumato curve")
-    generator = open_generator(
-        run, device=device, scheduler=sampler, guidance=guidance, form=form, steps=steps
-    )
-    use_data(generator, Path(run), data)
-    found = measure_curve(
-        generator, config, base=out or Path(run) / "curve", say=say, on_calls=CallsLine()
-    )
-    if found.before:
-        say(f"Found before, {found.card.date}; --out FOLDER measures again.")
-    else:
+    """Quality over training: class accuracy, distance and diversity of every kept checkpoint.
+
+    All sample the same seeds and captions. Interrupted and started again, it resumes.
+    """
+    from sfumato.studies.training_curve import CurveConfig, measure_curve
+    from sfumato.studies.training_curve_page import write_curve
+
+    config = study.config(CurveConfig)
+    model = open_model(run, study.device, **sampling.changes())
+    model = with_data(model, Path(run), data)
+    base = study.out or Path(run) / "curve"
+    with stoppable():
+        found = measure_curve(
+            model, config, base=base, say=log, on_calls=Progress().of("network evaluations")
+        )
+    log_where_from(found.before, found.card.date)
+    if not found.before:
         write_curve(found)
     print_curve(found.card)
-    say(f"\nCurve   {found.folder}")
+    log(f"\nCurve   {found.folder}")
 
 
-def print_curve(card: CurveCard) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("images seen", justify="right", no_wrap=True)
-    for name in SHOWN.values():
-        table.add_column(name, justify="right", no_wrap=True)
+def print_curve(card: "CurveCard") -> None:
+    from sfumato.studies.scale_charts import figure_told, real_rows, value_told
+
+    table = new_table(["images seen", *SHOWN.values()], left=(), padding=(0, 2, 0, 0))
     for point in card.points:
-        table.add_row(
-            f"{point.images_seen:,}",
-            *(figure_told(name, point.figures.get(name)).replace(" (", "\n(") for name in SHOWN),
-        )
+        cells = [figure_told(name, point.figures.get(name)) for name in SHOWN]
+        table.add_row(f"{point.images_seen:,}", *(cell.replace(" (", "\n(") for cell in cells))
     for row in real_rows(card, list(SHOWN), told=value_told):
         table.add_row(*row)
     print_table(table)
-    say("")
-    say_wrapped(
+    log("")
+    log_wrapped(
         f"{card.config.count:,} images of each checkpoint, the same seeds and captions, "
         f"{card.guidance} at w = {card.guidance_scale:g}, {card.scheduler} in {card.steps} steps; "
         "in brackets 95 % intervals. Kept are the newest (training.keep_checkpoints) and those of "

@@ -12,19 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato.base.errors import ConfigError, DamagedDataError, InputError, nearest
+from sfumato.base.errors import DamagedDataError, InputError
 from sfumato.config.sections import DataConfig
 from sfumato.data.captions import OWN, caption_images, class_captions, fields
 from sfumato.data.decode import NO_CAPTION, Decoded, Target, decode_rows
 from sfumato.data.prepared import MappedImages, read_prepared
 from sfumato.data.sources.digits import read_digits
 from sfumato.data.sources.folder import read_folder
-from sfumato.data.sources.hub import hub_folder, is_hub_name
+from sfumato.data.sources.hub import hub_folder
 from sfumato.data.sources.idx import read_idx
+from sfumato.data.sources.local import local_folder
 from sfumato.data.sources.parquet import Columns, read_parquet
 from sfumato.data.table import Damage, Part, RawImages, list_damage
 
-Split = Literal["train", "judge", "test", "tuning", "reference"]
+Split = Literal["train", "classifier", "test", "tuning", "reference"]
 """`tuning` and `reference` are the two parts of `test`, by `tuning_share`."""
 _SHOWN_DAMAGE = 10
 _KEPT_RECORDS = 3
@@ -113,32 +114,8 @@ def open_images(config: DataConfig) -> RawImages:
 
 
 def source_folder(source: str) -> Path:
-    """The local folder of a source that is not bundled."""
-    if not source:
-        raise ConfigError(
-            "No images are named.",
-            hint="Add --data FOLDER (your own images), --data OWNER/NAME (from the Hub) or "
-            "--data digits.",
-        )
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.is_file():
-        raise InputError(f"{folder} is a file.", hint="Give the folder that it lies in.")
-    if is_hub_name(source):
-        if folder.parent.is_dir():
-            raise InputError(
-                f"There is no folder '{folder.name}' in {folder.parent}.",
-                hint="Check the spelling. A data set of the Hub by this name is fetched from any "
-                f"place that has no folder '{folder.parts[0]}'.",
-            )
-        return hub_folder(source)
-    if "/" in source or source.startswith(("~", ".")):
-        raise InputError(f"{folder} does not exist.", hint="Give a folder of images.")
-    raise ConfigError(
-        f"data.source: no source named '{source}'.",
-        hint=f"{nearest(source, sorted(BUNDLED))} A folder or a Hub name OWNER/NAME will do too.",
-    )
+    """The local folder of a source that is not bundled, downloaded where it is a Hub name."""
+    return local_folder(source) or hub_folder(source)
 
 
 def source_name(config: DataConfig) -> str:
@@ -238,7 +215,7 @@ def rows_of(
     """
     if split in ("tuning", "reference"):
         return _rows_of_test(raw, config, split)
-    name = split if split != "judge" or "judge" in raw.parts else "train"
+    name = split if split != "classifier" or "classifier" in raw.parts else "train"
     if name in raw.parts:
         return raw.parts[name], None, name
     part = raw.parts["all"]
@@ -345,7 +322,7 @@ def _describe(raw: RawImages, decoded: Decoded, config: DataConfig, split: str, 
         ):  # the others keep their pixels
             text += f", {decoded.resized:,} of them"
         text += f" {'brought' if square else how} to {side}x{side} (bilinear, antialiased)"
-    if "test" not in raw.parts or "judge" in raw.parts or split in ("tuning", "reference"):
+    if "test" not in raw.parts or "classifier" in raw.parts or split in ("tuning", "reference"):
         text += f", split seed {config.split_seed}"
     if decoded.damage:
         text += f", {len(decoded.damage):,} damaged rows skipped"

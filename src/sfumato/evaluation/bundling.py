@@ -7,12 +7,12 @@ weights, `sfumato evaluate` measures the bundle, and `add_cards` puts the figure
 import json
 import shlex
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from sfumato.base.environment import now
 from sfumato.base.errors import ConfigError, InputError
 from sfumato.base.files import read_json, sha256_of_file, whole_folder, write_json, write_text
 from sfumato.config.overrides import differences, preset_names
@@ -93,7 +93,7 @@ def write_bundle(
                 "images_per_second": _median_speed(run),
                 "environment": checkpoint.state["environment"],
                 "libraries": {name: version(name) for name in ("diffusers", "transformers")},
-                "date": datetime.now(UTC).date().isoformat(),
+                "date": now()[:10],
             },
         }
         write_json(temporary / INDEX, index)
@@ -142,10 +142,10 @@ def training_command(experiment: DiffusionExperiment) -> str:
     words = ["sfumato", "train", experiment.name]
     if experiment.data.source != preset.data.source:
         words += ["--data", experiment.data.source]
-    for name, (before, now) in differences(preset, experiment).items():
+    for name, (before, after) in differences(preset, experiment).items():
         by_itself = before in ("auto", ["auto"]) or name in ("data.source", "about")
         if not by_itself and not name.startswith("evaluation."):
-            words += ["--set", f"{name}={json.dumps(now)}"]
+            words += ["--set", f"{name}={json.dumps(after)}"]
     return shlex.join(words)
 
 

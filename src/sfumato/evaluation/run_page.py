@@ -1,9 +1,8 @@
 """`report.html` of a run: pictures, curves, tables and how they were made."""
 
-import shlex
-import sys
 from pathlib import Path
 
+from sfumato.base.environment import command
 from sfumato.base.files import read_json, write_text
 from sfumato.config.schema import DiffusionExperiment
 from sfumato.data.records import load_records
@@ -25,17 +24,12 @@ def write_report(
     records = read_records(folder / "metrics.jsonl")
     timing = read_records(folder / "timing.jsonl")
     checkpoint = Checkpoints(folder / "checkpoints").latest()
-    assert experiment.data.resolution != "auto"
     assert experiment.data.channels != "auto"
     text = rendered(
         "page.html",
         experiment=experiment,
         card=evaluated.card,
-        parameters=parameter_count(
-            experiment.model,
-            resolution=experiment.data.resolution,
-            channels=experiment.data.channels,
-        ),
+        parameters=parameter_count(experiment.model, channels=experiment.data.channels),
         example_caption=load_records(experiment.data, "test").examples()[0][-1],
         grid=data_url(grid.read_bytes()),
         samples=[
@@ -48,7 +42,7 @@ def write_report(
         images_per_second=timing[-1]["images_per_second"] if timing else None,
         environment=checkpoint.state["environment"] if checkpoint else {},
         libraries=_library_versions(),
-        command=shlex.join(["sfumato", *sys.argv[1:]]),
+        command=command(),
         configuration=experiment.to_yaml(),
         card_json=read_json(evaluated.folder / FILE_NAME),
     )

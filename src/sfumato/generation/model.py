@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -90,8 +91,8 @@ class Model:
     """Network, forward process, codec and text encoder, and how they sample unless told otherwise.
 
     `provenance`: where the weights come from; `weak_network`: that of autoguidance; `scheduler`: a
-    diffusers scheduler to sample with instead of our settings of it; `data`: the data set it was
-    trained on, where that is known; `folder`: the run it was loaded from.
+    diffusers scheduler to sample with instead of our settings of it; `folder`: the run it was
+    loaded from.
     """
 
     network: torch.nn.Module
@@ -102,8 +103,15 @@ class Model:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     weak_network: torch.nn.Module | None = None
     scheduler: Any = None
-    data: "DataConfig | None" = None
     folder: Path | None = None
+
+    @cached_property
+    def data(self) -> "DataConfig | None":
+        """The data set that it was trained on, where the provenance names it."""
+        known = self.provenance.get("data")
+        if known is None:
+            return None
+        return import_module("sfumato.config.sections").DataConfig.model_validate(known)
 
     @property
     def device(self) -> torch.device:
@@ -147,7 +155,7 @@ class Model:
         if form is None or not sampling.form.needs_weak_network:
             return model
         if self.folder is not None:
-            return import_module("sfumato.generation.loading").with_weak_network(model)
+            return import_module("sfumato.generation.runs").with_weak_network(model)
         images = int(dict(sampling.form.parameters)["images"])
         weak = self.provenance.get("weak")
         if weak is None or images not in (0, weak["images_seen"]):

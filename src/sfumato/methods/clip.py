@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sfumato import __version__
-from sfumato.base.environment import environment
+from sfumato.base.environment import environment, now
 from sfumato.base.errors import ConfigError
 from sfumato.base.files import read_json, sha256_of_file, whole_folder, write_json, write_text
 from sfumato.config.schema import ClassSet, ClipExperiment
@@ -18,11 +17,17 @@ from sfumato.config.sections import DataConfig
 from sfumato.data.captions import captions_from_templates
 from sfumato.data.loading import DeviceBatches
 from sfumato.data.records import Records, Split, load_records
-from sfumato.evaluation.metrics.intervals import Proportion, wilson
+from sfumato.evaluation.metrics.intervals import Estimate, wilson
 from sfumato.generation.loading import resolve_device
-from sfumato.text.bundled import load_towers, save_towers
 from sfumato.text.tokenizer import train_tokenizer, vocabulary_corpus
-from sfumato.text.towers import IMAGE_PX, ClipTowers, build_towers, tokenize
+from sfumato.text.towers import (
+    IMAGE_PX,
+    ClipTowers,
+    build_towers,
+    load_towers,
+    save_towers,
+    tokenize,
+)
 from sfumato.training.folder import claim_folder
 from sfumato.training.hooks import CheckpointHook, LogHook, cut_back_records, stopping_on_signals
 from sfumato.training.loop import Hook, Run, train
@@ -191,7 +196,7 @@ def _write_result(experiment: ClipExperiment, prepared: PreparedClip) -> None:
             "sha256": {name: sha256_of_file(temporary / name) for name in weights},
             "environment": environment(),
             "sfumato": __version__,
-            "date": datetime.now(UTC).date().isoformat(),
+            "date": now()[:10],
         }
         write_json(temporary / "figures.json", about)
         write_text(temporary / "README.md", model_card(experiment, about))
@@ -265,7 +270,7 @@ def model_card(experiment: ClipExperiment, about: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def finished_figures(folder: Path) -> dict[str, Proportion]:
+def finished_figures(folder: Path) -> dict[str, Estimate]:
     """The zero-shot figures of a finished run, by set of classes."""
     figures = read_json(folder / RESULT / "figures.json")["figures"]
     return {

@@ -13,10 +13,11 @@ from sfumato.config.schema import DiffusionExperiment
 from sfumato.data.loaders import open_training, resolve_loading, training_batches
 from sfumato.data.records import Annotations
 from sfumato.data.survey import settle
-from sfumato.evaluation.classifier import load_judge
+from sfumato.evaluation.classifier import load_classifier
 from sfumato.generation.grids import scale_grid
-from sfumato.generation.loading import load, model_of, resolve_device
+from sfumato.generation.loading import load, resolve_device
 from sfumato.generation.model import Model
+from sfumato.generation.runs import model_of
 from sfumato.models.codec import PixelCodec
 from sfumato.models.unet import build_unet, parameter_count
 from sfumato.text.encoder import ClipTextEncoder
@@ -41,9 +42,8 @@ A = TypeVar("A", bound=Annotations)
 def network_line(experiment: DiffusionExperiment) -> str:
     """The network in a line: parameters, heads of attention; `experiment.data` has no auto."""
     data = experiment.data
-    assert data.resolution != "auto"
     assert data.channels != "auto"
-    count = parameter_count(experiment.model, resolution=data.resolution, channels=data.channels)
+    count = parameter_count(experiment.model, channels=data.channels)
     return f"U-Net of {count:,} parameters; attention: {experiment.model.heads_text}"
 
 
@@ -152,13 +152,13 @@ def sample_grid(
 def quick_evaluation(
     experiment: DiffusionExperiment, model: Model, records: Annotations, folder: Path
 ) -> list[AgreementHook]:
-    """The hook of `training.agreement_every_images`, where that is set: every class in turn by its
+    """The hook of `training.accuracy_every_images`, where that is set: every class in turn by its
     first caption, image i with the seed i. `InputError` for a data set without classes."""
-    every_images = experiment.training.agreement_every_images
+    every_images = experiment.training.accuracy_every_images
     if every_images is None:
         return []
     evaluation = experiment.evaluation
-    judge = load_judge(experiment.data, evaluation.judge)
+    classifier = load_classifier(experiment.data, evaluation.classifier)
     asked = torch.arange(evaluation.quick_count) % len(records.class_names)
     prompts = [records.class_captions[label] for label in asked.tolist()]
 
@@ -166,7 +166,7 @@ def quick_evaluation(
         agreed = {}
         for scale in evaluation.quick_scales:
             images = model.sample(prompts, range(len(prompts)), guidance=scale).tensor
-            seen, _ = judge(images)
+            seen = classifier.predict(images)
             agreed[f"{scale:g}"] = int((seen == asked).sum())
         return {"count": len(prompts), "agreed": agreed}
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato.base.section import ValueRange
+from sfumato.base.images import ValueRange
 from sfumato.evaluation.arms import MEASURES, PIXELS, Measured
 from sfumato.evaluation.card import Figure
 from sfumato.evaluation.metrics.curves import Plateau, plateau

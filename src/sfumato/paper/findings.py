@@ -4,11 +4,8 @@ Arms are models and ways from their samples to pixels; each claim is decided fro
 differences of two (arm, scale) on the same seeds and captions.
 """
 
-import shlex
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from sfumato import __version__
-from sfumato.base.environment import hardware
+from sfumato.base.environment import command, hardware, now
 from sfumato.base.errors import InputError
 from sfumato.base.files import folder_for, read_json, sibling, write_json
 from sfumato.base.section import Section, validate
@@ -60,7 +57,7 @@ class FindingsConfig(Section):
     """Images of each arm and scale, classes in turn."""
     first_seed: int = 0
     judge: str = "auto"
-    """Who reads the classes, as in `evaluation.judge`."""
+    """Who reads the classes, as in `evaluation.classifier`."""
 
     @field_validator("guidance_scales", "clipped_scales")
     @classmethod
@@ -90,7 +87,7 @@ class Findings(Section):
     confidence: float = 0.95
     hardware: dict[str, Any] = Field(default_factory=hardware)
     sfumato: str = __version__
-    date: str = Field(default_factory=lambda: datetime.now(UTC).isoformat("T", "seconds"))
+    date: str = Field(default_factory=now)
     command: str = ""
 
 
@@ -214,7 +211,7 @@ def measure_findings(
         captions=list(real.records.class_captions),
         also_differ=also_differ,
         notes=_notes(of_real, data),
-        command=shlex.join(["sfumato", *sys.argv[1:]]),
+        command=command(),
     )
     return Found(findings=findings, folder=folder, rows=_shown(arms, measured, of_real, classes))
 

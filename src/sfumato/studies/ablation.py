@@ -8,101 +8,25 @@ import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from pydantic import field_validator, model_validator
 from torch import Tensor
 
 from sfumato import __version__
-from sfumato.base.environment import environment
-from sfumato.base.errors import ConfigError, InputError, nearest
+from sfumato.base.environment import environment, now
+from sfumato.base.errors import InputError, nearest
 from sfumato.base.files import write_bytes, write_json, write_text
-from sfumato.base.section import Section, validate
-from sfumato.config.overrides import read_named
-from sfumato.config.schema import DiffusionExperiment, load_experiment
+from sfumato.config.ablation import Ablation
+from sfumato.config.schema import DiffusionExperiment
 from sfumato.evaluation.classifier import load_judge
 from sfumato.evaluation.metrics.intervals import Proportion, wilson
 from sfumato.methods.diffusion import run_experiment
 from sfumato.training.hooks import BaseHook
 from sfumato.training.loop import Hook, Run
 from sfumato.training.records import AGREEMENT, read_records
-
-
-class ArmConfig(Section):
-    """A preset with the `section.key=value` in which the arm differs from it."""
-
-    preset: str
-    settings: tuple[str, ...] = ()
-
-
-class Ablation(Section):
-    """What is compared: arms by name."""
-
-    name: str
-    about: str = ""
-    settings: tuple[str, ...] = ()
-    """`section.key=value` of every arm."""
-    arms: dict[str, ArmConfig]
-    base: str
-    """The arm that the others are held against."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    levels: tuple[float, ...] = (0.95, 0.98)
-    """Agreements of which is told after how many images they were reached."""
-    stop_at: float | None = None
-    """A run ends once every quick evaluation's scale reaches this; null for equal images."""
-
-    @field_validator("levels")
-    @classmethod
-    def _shares(cls, values: tuple[float, ...]) -> tuple[float, ...]:
-        if any(not 0 < value <= 1 for value in values):
-            raise ValueError("a level is a share above 0, up to 1")
-        return values
-
-    @model_validator(mode="after")
-    def _has_base(self) -> "Ablation":
-        if self.base not in self.arms:
-            raise ValueError(f"base '{self.base}' is none of the arms: {', '.join(self.arms)}")
-        return self
-
-    def experiment(self, arm: str, seed: int, overrides: Sequence[str] = ()) -> DiffusionExperiment:
-        """The run of one arm and seed. `ConfigError` as `load_experiment`, or without quick
-        evaluations."""
-        own = self.arms[arm]
-        settings = [*self.settings, *own.settings, *overrides, f"seed={seed}"]
-        experiment = load_experiment(own.preset, settings)
-        if experiment.training.agreement_every_images is None:
-            raise ConfigError(
-                f"ablation '{self.name}', arm '{arm}': without quick evaluations there is nothing "
-                "to compare.",
-                hint="Add training.agreement_every_images=N to its settings.",
-            )
-        return experiment
-
-
-def ablation_names() -> list[str]:
-    """The ablations that come with sfumato."""
-    folder = files("sfumato.config.presets") / "ablations"
-    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir())
-
-
-def load_ablation(name: str) -> Ablation:
-    """An ablation by name or from a YAML file. `ConfigError` with the nearest match."""
-    values, source = read_named(
-        name,
-        kind="ablation",
-        folder=files("sfumato.config.presets") / "ablations",
-        names=ablation_names(),
-        hint="One of your own is given by its YAML file.",
-    )
-    return validate(Ablation, values, source=source)
-
-
-# What was found -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,7 +206,7 @@ def run_ablation(
         for seed in ablation.seeds
     }  # all of them first: a mistake in the last arm is told before hours of training
     first = next(iter(experiments.values()))
-    judge = load_judge(first.data, first.evaluation.judge, on_training=say)
+    judge = load_judge(first.data, first.evaluation.classifier, on_training=say)
     for seed in seeds or ablation.seeds:  # seed by seed: early on all arms can be seen
         for arm in only or ablation.arms:
             place = run_folder(folder, arm, seed)
@@ -360,7 +284,7 @@ def _write(
             "count": base.evaluation.quick_count,
             "environment": environment(),
             "sfumato": __version__,
-            "date": datetime.now(UTC).isoformat("T", "seconds"),
+            "date": now(),
         },
     )
     write_text(folder / "ablation.md", "\n".join(markdown(one) for one in found))

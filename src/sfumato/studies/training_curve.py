@@ -29,7 +29,7 @@ class CurveConfig(Section):
     """Images of each checkpoint, classes in turn."""
     first_seed: int = Field(default=0, ge=0)
     judge: str = "auto"
-    """Who reads the classes, as in `evaluation.judge`."""
+    """Who reads the classes, as in `evaluation.classifier`."""
     floor_pairs: int = Field(default=10, ge=2)
     """Real sets that are measured like a drawn one, for the floor."""
 

@@ -3,7 +3,6 @@
 import json
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
@@ -30,18 +29,6 @@ class TruncatedPromptWarning(UserWarning):
     """A prompt was cut to the encoder's token length."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TextCondition:
-    """`tokens`: (B, L, D) float16, last hidden state after the final norm; `mask`: (B, L) bool.
-
-    The mask marks the prompt's own tokens. The U-Net gets the tokens alone, as in the paper and in
-    Stable Diffusion.
-    """
-
-    tokens: Tensor
-    mask: Tensor
-
-
 class TextEncoder(Protocol):
     """A frozen text encoder: `dim` is D, `max_tokens` is L, `identity` says which weights."""
 
@@ -51,7 +38,7 @@ class TextEncoder(Protocol):
 
     @property
     def identity(self) -> str: ...
-    def encode(self, prompts: Sequence[str]) -> TextCondition: ...
+    def encode(self, prompts: Sequence[str]) -> Tensor: ...
     def cut(self, prompts: Sequence[str]) -> dict[str, str]: ...
 
 
@@ -80,9 +67,12 @@ class ClipTextEncoder:
         return f"{self.name} sha256:{fingerprint(self.model, self.tokenizer)[:16]}"
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> TextCondition:
-        """Encode prompts on the model's device, rounded to float16 as `PromptBank` keeps them."""
-        tokens, masks = [], []
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """(B, L, D) float16 on the model's device: the last hidden state after the final norm.
+
+        The U-Net gets all tokens without a mask, as in the paper and in Stable Diffusion.
+        """
+        tokens = []
         for start in range(0, len(prompts), ENCODE_ROWS):
             part = list(prompts[start : start + ENCODE_ROWS])
             filled = part + [""] * (ENCODE_ROWS - len(part))
@@ -98,8 +88,7 @@ class ClipTextEncoder:
             ids = batch.input_ids.to(self.model.device)
             hidden = self.model(input_ids=ids).last_hidden_state
             tokens.append(hidden[: len(part)].half())
-            masks.append(batch.attention_mask[: len(part)].bool())
-        return TextCondition(tokens=torch.cat(tokens), mask=torch.cat(masks))
+        return torch.cat(tokens)
 
     def tokens(self, prompts: Sequence[str]) -> Tensor:
         """(B, L, D) float32 on the CPU; a prompt is encoded once and remembered."""
@@ -110,7 +99,7 @@ class ClipTextEncoder:
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._encoded]
         if new:
             warn_of_cut_prompts(self.cut(new), self.max_tokens)
-            self._encoded.update(zip(new, self.encode(new).tokens.float().cpu(), strict=True))
+            self._encoded.update(zip(new, self.encode(new).float().cpu(), strict=True))
         return torch.stack([self._encoded[prompt] for prompt in prompts])
 
     def cut(self, prompts: Sequence[str]) -> dict[str, str]:

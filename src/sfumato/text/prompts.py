@@ -44,7 +44,7 @@ class PromptBank:
         for start in range(0, len(distinct), _CHUNK_PROMPTS):
             part = distinct[start : start + _CHUNK_PROMPTS]
             cut.update(encoder.cut(part))
-            store.put(start, encoder.encode(part).tokens)
+            store.put(start, encoder.encode(part))
         warn_of_cut_prompts(cut, encoder.max_tokens)
         self._store = store
 

@@ -17,7 +17,7 @@ def claim_folder(experiment: Experiment, folder: Path) -> None:
     file = folder / "experiment.yaml"
     if file.exists():
         values = parse_yaml(read_text(file), str(file))
-        written = names_in(values)
+        written = set(names_in(values))
         there = build(type(experiment), values, source=str(file))
         other = {
             name: values

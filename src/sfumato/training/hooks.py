@@ -69,7 +69,7 @@ class SampleHook(BaseHook):
 
 
 class AgreementHook(BaseHook):
-    """What a judge says of images drawn with the averaged network: a line of agreement.jsonl."""
+    """Class accuracy of images sampled with the averaged network: a line of agreement.jsonl."""
 
     def __init__(
         self, path: Path, *, every_images: int, measure: Callable[[], Mapping[str, Any]]

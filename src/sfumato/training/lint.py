@@ -9,8 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from sfumato.base.errors import ConfigError, SfumatoError
 from sfumato.diffusion.process import Process, VariancePreserving
 from sfumato.diffusion.solvers.registry import Sampling, build_solver
@@ -60,7 +58,7 @@ class SamplingPlan:
         )
 
 
-# Rules on what draws ------------------------------------------------------------------------------
+# Rules on sampling --------------------------------------------------------------------------------
 
 
 def guidance_without_dropout(plan: SamplingPlan) -> str | None:
@@ -70,7 +68,7 @@ def guidance_without_dropout(plan: SamplingPlan) -> str | None:
     return (
         f"guidance scale {max(led_away, key=lambda scale: abs(scale - 1)):g} needs the prediction "
         "for the null prompt, which a model trained with training.caption_dropout=0 never saw; "
-        "train with 0.1, or draw with w = 1 or autoguidance."
+        "train with 0.1, or sample with w = 1 or autoguidance."
     )
 
 
@@ -111,8 +109,8 @@ def spacing_off_the_trained_range(plan: SamplingPlan) -> str | None:
         return None
     return (
         f"the first of {plan.sampling.steps} steps is at t = {int(first)} of {last}, where the "
-        f"network was trained on images that keep {100 * signal:.0f} % of their signal, but gets pure noise; "
-        "set sampling.timestep_spacing=trailing."
+        f"network was trained on images that keep {100 * signal:.0f} % of their signal, but gets "
+        "pure noise; set sampling.timestep_spacing=trailing."
     )
 
 
@@ -125,7 +123,7 @@ def averaging_longer_than_the_run(experiment: "DiffusionExperiment") -> str | No
     training = experiment.training
     averaging = training.averaging
     if averaging.halflife_images == 0:
-        return None  # without a look at the data, which may not be at hand yet
+        return None  # without opening the data
     total = training.images or training.total_images(len(open_training(experiment.data)))
     if averaging.halflife_images <= total:
         return None
@@ -161,15 +159,15 @@ def norms_that_hide_the_time(experiment: "DiffusionExperiment") -> str | None:
         return None
     return (
         f"model.norm_num_groups={model.norm_num_groups} on {blind[0]} channels is an instance "
-        "norm: it subtracts the shift by which a ResNet block is told the time, and such blocks "
+        "norm: it subtracts the shift that carries the time into a ResNet block, and such blocks "
         f"learn nothing of the noise level; model.norm_num_groups={max(1, blind[0] // 4)} has as "
         "many parameters."
     )
 
 
 def weak_checkpoint_not_kept(experiment: "DiffusionExperiment") -> str | None:
-    training, guidance = experiment.training, experiment.sampling.guidance
-    if not guidance.needs_weak_network or training.keep_checkpoints > 1:
+    needs_weak_network = experiment.sampling.form.needs_weak_network
+    if not needs_weak_network or experiment.training.keep_checkpoints > 1:
         return None
     return (
         "autoguidance needs an earlier checkpoint, but training.keep_checkpoints=1 keeps the last "
@@ -202,7 +200,7 @@ def lint_experiment(experiment: "DiffusionExperiment") -> list[str]:
     return found + lint_sampling(SamplingPlan.of_experiment(experiment))
 
 
-def tell(findings: Sequence[str], *, strict: bool = False) -> None:
+def warn(findings: Sequence[str], *, strict: bool = False) -> None:
     """A `LintWarning` for each finding, or one `ConfigError` with all of them."""
     if strict and findings:
         raise ConfigError(
@@ -217,4 +215,6 @@ def _terminal_snr(process: Process) -> float:
     """Signal-to-noise ratio of the noisiest level."""
     if not isinstance(process, VariancePreserving):
         return 0.0
+    import torch
+
     return float(process.snr(torch.tensor(process.num_train_timesteps - 1)))

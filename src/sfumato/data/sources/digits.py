@@ -7,7 +7,7 @@ import numpy as np
 from sfumato.config.sections import DataConfig
 from sfumato.data.table import Part, RawImages, Row
 
-SPLIT = {"train": (0, 897), "judge": (897, 1497), "test": (1497, 1797)}
+SPLIT = {"train": (0, 897), "classifier": (897, 1497), "test": (1497, 1797)}
 
 
 def read_digits(config: DataConfig) -> RawImages:

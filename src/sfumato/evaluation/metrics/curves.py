@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sfumato.evaluation.metrics.checks import checked_values
+from sfumato.evaluation.metrics.features import checked_values
 from sfumato.evaluation.metrics.intervals import Estimate, percentile_interval, resampled
 
 FEWEST_IN_QUARTER = 5
@@ -55,7 +55,6 @@ def plateau(
             low=low,
             high=high,
             count=len(values),
-            confidence=confidence,
         ),
         first_tenth=float(values[: max(1, len(values) // 10)].mean()),
         third_quarter=float(third.mean()),

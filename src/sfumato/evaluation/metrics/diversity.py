@@ -7,13 +7,14 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-from sfumato.evaluation.metrics.checks import checked_features
 from sfumato.evaluation.metrics.distances import distance_tiles
+from sfumato.evaluation.metrics.features import ImageFeatures, checked_features
 from sfumato.evaluation.metrics.intervals import Estimate
+from sfumato.evaluation.metrics.registry import Metric, Score
 
 
 @dataclass(frozen=True, kw_only=True)
-class Diversity:
+class Diversity(Estimate):
     """`value`: the mean over classes of `classes[label]`, the mean distance of two of its rows.
 
     In the features' own units, 0 for a class that is one image: it is read beside the same figure
@@ -21,10 +22,6 @@ class Diversity:
     row's mean distance to its class mates.
     """
 
-    value: float
-    low: float
-    high: float
-    confidence: float
     classes: dict[int, float]
     counts: dict[int, int]
     rows: Tensor
@@ -62,7 +59,7 @@ def diversity_within_classes(
         value=value,
         low=max(0.0, value - half),
         high=value + half,
-        confidence=confidence,
+        count=len(features),
         classes=classes,
         counts=counts,
         rows=to_mates,
@@ -97,7 +94,6 @@ def diversity_difference(
         low=value - half,
         high=value + half,
         count=len(apart),
-        confidence=confidence,
     )
 
 
@@ -107,3 +103,26 @@ def _mean_distances(rows: Tensor) -> Tensor:
     for tile, squared in distance_tiles(rows, rows):
         sums[tile.rows] += squared.sqrt().sum(dim=1)
     return sums / (len(rows) - 1)
+
+
+def diversity_score(generated: ImageFeatures, reference: ImageFeatures) -> Score | None:
+    """None without classes of two images each."""
+    labels = generated.row_labels
+    if labels is None or int(labels.unique(return_counts=True)[1].min()) < 2:
+        return None
+    found = generated.once("diversity", lambda: diversity_within_classes(generated.rows, labels))
+    moves = 2 * (found.rows - found.rows.mean())
+    estimate = Estimate(value=found.value, low=found.low, high=found.high, count=found.count)
+    return Score(estimate=estimate, values=found.value + moves)
+
+
+DIVERSITY = Metric(
+    name="diversity",
+    title="diversity",
+    needs="features",
+    compute=diversity_score,
+    shown=("compare",),
+    real=True,
+    order=260,
+    about="diversity: the distance of two images of a class",
+)

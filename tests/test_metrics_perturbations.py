@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sfumato.evaluation.metrics.alterations import ALTERATIONS, blurred, shifted, with_noise
+from sfumato.evaluation.metrics.pixels import PERTURBATIONS, blurred, shifted, with_noise
 
 IMAGES = torch.randint(0, 256, (4, 2, 12, 12), generator=torch.Generator().manual_seed(0)).to(
     torch.uint8
@@ -36,8 +36,8 @@ def test_a_blurred_point_is_a_gaussian() -> None:
     assert torch.equal(blurred(flat), flat)
 
 
-def test_every_alteration_keeps_form_and_type() -> None:
-    for alteration in ALTERATIONS.values():
-        altered = alteration.alter(IMAGES)
+def test_every_perturbation_keeps_form_and_type() -> None:
+    for perturbation in PERTURBATIONS.values():
+        altered = perturbation.apply(IMAGES)
         assert altered.shape == IMAGES.shape
         assert altered.dtype == torch.uint8
