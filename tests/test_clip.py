@@ -188,7 +188,7 @@ WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 def test_its_folder_serves_as_text_encoder(finished) -> None:
     encoder = load_text_encoder(TextConfig(encoder=str(finished / RESULT), max_tokens=8))
     assert encoder.dim == 64
-    tokens = encoder.encode(["A handwritten digit 3", "the number three"]).tokens
+    tokens = encoder.encode(["A handwritten digit 3", "the number three"])
     assert tokens.shape == (2, 8, 64)
 
 

@@ -251,11 +251,11 @@ def test_export_sets_what_the_folder_samples_with(sfumato, exported: Path, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["MODEL", "--out", "filled"], ["filled is there already", "new folder"]),
-        (["MODEL", "--out", "filled/file"], ["is there already"]),
+        (["MODEL", "--out", "filled"], ["filled exists", "new folder"]),
+        (["MODEL", "--out", "filled/file"], ["filled/file exists"]),
         (["filled", "--out", "new"], ["neither a run nor a pipeline", "sfumato train"]),
         (["no-such-run", "--out", "new"], ["does not exist"]),
-        (["MODEL", "--out", "new", "--steps", "0"], ["0 steps"]),
+        (["MODEL", "--out", "new", "--steps", "0"], ["--steps"]),
         (["MODEL", "--out", "new", "--sampler", "dim"], ["No sampler named 'dim'"]),
         (["MODEL"], ["Missing option"]),
     ],

@@ -32,15 +32,13 @@ from sfumato.models.unet import build_unet, parameter_count
     ],
 )
 def test_networks_have_their_parameter_counts(preset: str, count: int) -> None:
+    """By arithmetic and of the network itself."""
     experiment = load_experiment(preset)
-    assert (
-        parameter_count(
-            experiment.model,
-            resolution=experiment.data.resolution,
-            channels=experiment.data.channels,
-        )
-        == count
-    )
+    resolution, channels = experiment.data.resolution, experiment.data.channels
+    assert parameter_count(experiment.model, channels=channels) == count
+    with torch.device("meta"):
+        unet = build_unet(experiment.model, resolution=resolution, channels=channels, seed=0)
+    assert sum(parameter.numel() for parameter in unet.parameters()) == count
 
 
 def test_heads_are_counted_by_diffusers_keyword_or_by_their_channels() -> None:
