@@ -324,7 +324,9 @@ def test_the_small_clip_gives_its_unit_vectors(folders: dict[str, Path]) -> None
     torch.testing.assert_close(features.norm(dim=1), torch.ones(4))
 
 
-def test_the_classifier_takes_images_of_its_own_size_and_channels(classifier: BatchedExtractor) -> None:
+def test_the_classifier_takes_images_of_its_own_size_and_channels(
+    classifier: BatchedExtractor,
+) -> None:
     with pytest.raises(InputError, match="takes 32 x 32 pixels, not 28 x 28"):
         classifier(pictures(1, 28, 28))
     grey = classifier_features(Classifier(channels=1, classes=4), identity="mnist", image_px=28)
@@ -373,7 +375,10 @@ def test_a_download_is_tried_only_for_what_is_not_here(
 
 
 def test_weights_that_are_not_at_hand_become_a_reason(
-    config: FeaturesConfig, classifier: BatchedExtractor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    config: FeaturesConfig,
+    classifier: BatchedExtractor,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     monkeypatch.setenv("SFUMATO_CACHE", str(tmp_path))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))

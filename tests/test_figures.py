@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sfumato.cli.app import figures
+from sfumato.cli.figures import figures
 from sfumato.data.records import Records
 from sfumato.generation.model import ImageGenerator, Picture
 from sfumato.paper.figures import CIFAR10, MNIST, SEED, Sources, experiment_of
@@ -37,7 +37,7 @@ def test_every_figure_and_one_page(sfumato: Sfumato, small_run: Path, tmp_path: 
     other = sfumato("figures", str(small_run), "--out", str(out), "--steps", "2")
     assert other.code == 0, other.err
     assert (tmp_path / "figures-2" / "figures.html").exists()
-    pipeline = sfumato("figures", str(small_run / "pipeline"))
+    pipeline = sfumato("figures", str(small_run / "model"))
     assert pipeline.code == 2
     assert "Figures are drawn from a run" in pipeline.err
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 from sfumato.cli.evaluation import model_settings
-
 from sfumato.evaluation.arms import Measured
+
 from sfumato.evaluation.card import Figure
 from sfumato.evaluation.metrics.diversity import diversity_within_classes
 from sfumato.generation.model import ImageGenerator

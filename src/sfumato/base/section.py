@@ -77,8 +77,9 @@ def _walk(
     node: JsonSchema, definitions: dict[str, JsonSchema], prefix: str
 ) -> Iterator[tuple[str, JsonSchema]]:
     for name, setting in node.get("properties", {}).items():
-        options = [setting, *setting.get("anyOf", ()), *setting.get("oneOf", ())]
-        options = [definitions.get(one.get("$ref", "").rpartition("/")[2], one) for one in options]
+        named = [setting, *setting.get("anyOf", ()), *setting.get("oneOf", ())]
+        references = [str(one.get("$ref", "")).rpartition("/")[2] for one in named]
+        options = [definitions.get(ref) or one for ref, one in zip(references, named, strict=True)]
         about = next((one["description"] for one in options if "description" in one), "")
         yield prefix + name, {"description": about, **setting}
         for option in options:

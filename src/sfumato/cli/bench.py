@@ -172,12 +172,7 @@ def order(
     if found is None:
         log(f"\n{RESUMES}")
         raise typer.Exit(INTERRUPTED)
-    header, *rows = told(found)
-    table = new_table(header, padding=(0, 2, 0, 0))
-    for row in rows:
-        table.add_row(*row)
-    log("")
-    print_table(table)
+    print_rows(told(found))
     log(
         f"{len(found[0].losses):,} held-out images at the same noise, mean of {seeds} seeds after "
         f"{images:,} images each; the interval is over images, the spread over seeds."
@@ -231,6 +226,15 @@ register(
 
 
 # What is printed ----------------------------------------------------------------------------------
+
+
+def print_rows(rows: Sequence[Sequence[str]]) -> None:
+    """A table, the header first."""
+    table = new_table(rows[0], padding=(0, 2, 0, 0))
+    for row in rows[1:]:
+        table.add_row(*row)
+    log("")
+    print_table(table)
 
 
 def print_comparisons(

@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -14,6 +14,7 @@ from sfumato.cli.show import log, new_table, print_table, unused
 from sfumato.config.schema import (
     ClassifierExperiment,
     DiffusionExperiment,
+    Experiment,
     load_experiment,
 )
 from sfumato.config.sections import DataConfig
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from sfumato.data.survey import Survey
 
 _MOST_CLASSES = 40
-WithData = TypeVar("WithData", DiffusionExperiment, ClassifierExperiment)
 
 
 def data_config(
@@ -144,7 +144,7 @@ def rows_progress(what: str) -> Callable[[int, int], None]:
     return Progress(after_seconds=2.0).of(what)
 
 
-def resolve_data(experiment: WithData) -> WithData:
+def resolve_data(experiment: DiffusionExperiment | ClassifierExperiment) -> Experiment:
     """The experiment with every `auto` of its data replaced, and a report of what was found."""
     from sfumato.data.loaders import open_training, resolve_loading
     from sfumato.data.records import load_records
@@ -206,7 +206,7 @@ def _print_damage(title: str, damage: Sequence, *, most: int | None = None) -> N
 
 
 def _print_facts(
-    config: DataConfig, found: "Survey", splits: "Mapping[Split, Records]", seconds: float
+    config: DataConfig, found: "Survey", splits: "Mapping[str, Records]", seconds: float
 ) -> None:
     from sfumato.data.records import source_name
 
@@ -228,7 +228,7 @@ def _print_facts(
     log("\n".join(f"{name:<10} {text}" for name, text in facts.items()))
 
 
-def _print_classes(splits: "Mapping[Split, Records]") -> None:
+def _print_classes(splits: "Mapping[str, Records]") -> None:
     names = splits["train"].class_names
     if not names:
         return

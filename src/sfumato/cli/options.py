@@ -254,7 +254,7 @@ Command = Callable[..., Any]
 def grouped(command: Command) -> Command:
     """`command` with each field of its dataclass parameters as an option: Typer has no groups."""
     signature = inspect.signature(command)
-    groups: dict[str, type] = {}
+    groups: dict[str, Any] = {}
     flat: list[inspect.Parameter] = []
     for name, parameter in signature.parameters.items():
         if not is_dataclass(parameter.annotation):

@@ -1,6 +1,7 @@
 """`sfumato train`."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +17,13 @@ from sfumato.cli.options import (
     checked_source,
     stoppable,
 )
-from sfumato.cli.show import log
+from sfumato.cli.show import log, unused
+from sfumato.config.schema import (
+    ClassifierExperiment,
+    DiffusionExperiment,
+    Experiment,
+    load_experiment,
+)
 
 if TYPE_CHECKING:
     from sfumato.training.loop import Run
@@ -38,32 +45,13 @@ def train(
     device: Device = "auto",
 ) -> None:
     """Train a preset. Interrupted and started again with the same --out, it resumes exactly."""
-    from sfumato.config.schema import ClipExperiment, DiffusionExperiment, load_experiment
-
-    source = _one_source(dataset, data)
-    chosen = [] if source is None else [f"data.source={json.dumps(source)}"]
-    experiment = load_experiment(preset, [*chosen, *(settings or [])])
-    if not isinstance(experiment, ClipExperiment):
-        checked_source(experiment.data.source)
-    if isinstance(experiment, DiffusionExperiment):
-        from sfumato.text.opening import fetch
-
-        fetch(experiment.text.encoder)
-
-    from sfumato.cli.data import resolve_data
-    from sfumato.methods.diffusion import network_line
+    experiment = _checked(preset, _one_source(dataset, data), settings or [])
     from sfumato.methods.registry import method_of
-    from sfumato.training.lint import warn
     from sfumato.training.progress import TrainingProgress
 
-    if not isinstance(experiment, ClipExperiment):
-        experiment = resolve_data(experiment)
+    experiment = _prepared(experiment, strict=strict)
     method = method_of(experiment)
-    warn(method.lint(experiment), strict=strict)
     folder = out or new_folder(Path("runs") / experiment.name)
-    log(f"{experiment.name}: {experiment.about}")
-    if isinstance(experiment, DiffusionExperiment):
-        log(network_line(experiment))
     log(f"Run folder {folder}")
     resumes = f"The same command with --out {folder} resumes from here."
     with stoppable(f"Stopped. {resumes}"):
@@ -78,6 +66,35 @@ def train(
         log(line)
 
 
+def _checked(preset: str, source: str | None, settings: Sequence[str]) -> Experiment:
+    """The experiment; what is mistyped or missing is reported before torch is imported."""
+    chosen = [] if source is None else [f"data.source={json.dumps(source)}"]
+    experiment = load_experiment(preset, [*chosen, *settings])
+    if isinstance(experiment, DiffusionExperiment | ClassifierExperiment):
+        checked_source(experiment.data.source)
+    if isinstance(experiment, DiffusionExperiment):
+        from sfumato.text.opening import fetch
+
+        fetch(experiment.text.encoder)
+    return experiment
+
+
+def _prepared(experiment: Experiment, *, strict: bool) -> Experiment:
+    """The experiment with its data resolved, linted; a report of what will be trained."""
+    from sfumato.cli.data import resolve_data
+    from sfumato.methods.diffusion import network_line
+    from sfumato.methods.registry import method_of
+    from sfumato.training.lint import warn
+
+    if isinstance(experiment, DiffusionExperiment | ClassifierExperiment):
+        experiment = resolve_data(experiment)
+    warn(method_of(experiment).lint(experiment), strict=strict)
+    log(f"{experiment.name}: {experiment.about}")
+    if isinstance(experiment, DiffusionExperiment):
+        log(network_line(experiment))
+    return experiment
+
+
 def _one_source(argument: str | None, option: str | None) -> str | None:
     if argument is not None and option is not None:
         raise InputError(
@@ -89,8 +106,6 @@ def _one_source(argument: str | None, option: str | None) -> str | None:
 
 def new_folder(base: Path) -> Path:
     """A folder beside others of the same kind, named by the time; never one that exists."""
-    from sfumato.cli.show import unused
-
     digits = "".join(filter(str.isdigit, now()[:19]))
     return unused(base.with_name(f"{base.name}-{digits[:8]}-{digits[8:]}"))
 

@@ -137,8 +137,8 @@ _ALSO_KNOWN_AS = {"learning_rate": "lr", "scheduler": "sampler"}
 
 
 def _nearest_setting(path: str, known: list[str]) -> str:
-    """The nearest setting, judged by its last part, since sections are often left out; else the
-    settings of the section; empty where there is no such section."""
+    """The nearest setting by its last part, since sections are often left out; else the settings of
+    the section; empty where there is no such section."""
     settings = [name for name in known if not any(one.startswith(f"{name}.") for one in known)]
     last = path.rsplit(".", 1)[-1]
     last = _ALSO_KNOWN_AS.get(last, last)

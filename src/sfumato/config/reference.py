@@ -126,4 +126,4 @@ def _type(setting: JsonSchema) -> str:
         return "mapping"
     bounds = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
     ranges = [f"{sign} {setting[key]:g}" for key, sign in bounds.items() if key in setting]
-    return " ".join([_NAMES.get(kind, kind), ", ".join(ranges)]).strip()
+    return f"{_NAMES.get(kind, kind)} {', '.join(ranges)}".strip()

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, overload
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, Union, overload
 
 import yaml
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
@@ -21,7 +21,7 @@ from sfumato.config.sections import (
     TrainingConfig,
     UNetConfig,
 )
-from sfumato.diffusion.process import PROCESSES, VariancePreserving
+from sfumato.diffusion.process import PROCESSES, Process, VariancePreserving
 from sfumato.diffusion.solvers.registry import Sampling, sampler_name
 
 CHANGEABLE_ON_RESUME = {
@@ -71,11 +71,14 @@ def _process_name(values: Any) -> str:
     return str(getattr(values, "process", values))
 
 
-DiffusionSection = Annotated[
-    Union[tuple(Annotated[process, Tag(name)] for name, process in PROCESSES.items())],  # noqa: UP007
-    Discriminator(_process_name),
-]
-"""The `diffusion` section: one of the processes, by its `process`."""
+if TYPE_CHECKING:
+    DiffusionSection = Process
+else:
+    DiffusionSection = Annotated[
+        Union[tuple(Annotated[process, Tag(name)] for name, process in PROCESSES.items())],  # noqa: UP007
+        Discriminator(_process_name),
+    ]
+    """The `diffusion` section: one of the processes, by its `process`."""
 
 
 class DiffusionExperiment(Experiment):

@@ -50,7 +50,7 @@ class DataConfig(Section):
     value_range: ValueRange = (-1.0, 1.0)
     """Range of pixel values inside the network; sampled images are clamped to it."""
     split_seed: int = 0
-    """Seed of the split into train, judge and test, where a source has none of its own."""
+    """Seed of the split into train, classifier and test, where a source has none of its own."""
     test_share: Share = 0.1
     """Share of the images held out for test, where a source has no test part of its own."""
     tuning_share: Share = 0.0
@@ -177,7 +177,7 @@ class UNetConfig(Section):
 
 
 class AveragingConfig(Section):
-    """Exponential moving average of the weights, timed in images so that batch size is free."""
+    """Exponential moving average of the weights, timed in images, whatever the batch size."""
 
     halflife_images: NotNegative = 500_000
     """Images after which a weight's share in the average has halved; 0: no averaging."""
@@ -217,7 +217,7 @@ class TowersConfig(Section):
     """Sizes of the two towers."""
 
     text_width: Count = 512
-    """Width of the text tokens: 512, so that U-Nets keep the paper's cross-attention."""
+    """Width of the text tokens; 512 is that of the paper's cross-attention."""
     text_layers: Count = 2
     """Transformer layers of the text tower."""
     text_heads: Count = 8

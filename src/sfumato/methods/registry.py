@@ -34,7 +34,7 @@ def _finished_diffusion(experiment: DiffusionExperiment, folder: Path) -> Sequen
     prompt = captions[min(7, len(captions) - 1)]
     return (
         f"Samples in {folder / 'samples'}.",
-        f'Draw with: sfumato sample {folder} "{prompt}"',
+        f'Sample with: sfumato sample {folder} "{prompt}"',
     )
 
 

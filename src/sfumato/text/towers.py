@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ from sfumato.base.files import read_json, write_json
 from sfumato.base.images import to_float
 from sfumato.base.randomness import derived_seed
 from sfumato.config.sections import TowersConfig
-from sfumato.text.bundled import bundled_folder, load_text_tower
+from sfumato.text.bundled import load_text_tower
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
@@ -211,9 +210,3 @@ def load_towers(folder: Path) -> tuple[ClipTowers, "CLIPTokenizer"]:
     if unexpected or any(not name.startswith("text.") for name in missing):
         raise DamagedDataError(f"{folder / IMAGE_FILE} does not belong to {folder / TOWERS_FILE}.")
     return towers.eval().requires_grad_(False), tokenizer
-
-
-@lru_cache(maxsize=1)
-def bundled_towers() -> tuple[ClipTowers, "CLIPTokenizer"]:
-    """Both bundled towers and the tokenizer: what CLIP scores are measured with."""
-    return load_towers(bundled_folder())

@@ -159,7 +159,7 @@ def norms_that_hide_the_time(experiment: "DiffusionExperiment") -> str | None:
         return None
     return (
         f"model.norm_num_groups={model.norm_num_groups} on {blind[0]} channels is an instance "
-        "norm: it subtracts the shift by which a ResNet block is told the time, and such blocks "
+        "norm: it subtracts the shift that carries the time into a ResNet block, and such blocks "
         f"learn nothing of the noise level; model.norm_num_groups={max(1, blind[0] // 4)} has as "
         "many parameters."
     )
