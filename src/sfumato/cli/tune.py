@@ -46,9 +46,10 @@ class Space:
     ] = False
 
 
-def tune(
-    run: ModelPath,
-    *,
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """What is searched for, and with how many images."""
+
     goal: Annotated[
         Literal["accuracy", "frechet", "front"],
         typer.Option(
@@ -56,18 +57,19 @@ def tune(
             help="accuracy (of the classes), frechet, or front: the least distance among those "
             "whose accuracy is high enough.",
         ),
-    ] = "front",
+    ] = "front"
     at_least: Annotated[
         float | None,
         typer.Option(min=0, max=1, help="Accuracy of a `front` choice; else 0.01 below the best."),
-    ] = None,
-    space: Space,
-    budget: Annotated[int, typer.Option(min=1, help="Images to sample in all.")] = 4000,
+    ] = None
+    budget: Annotated[int, typer.Option(min=1, help="Images to sample in all.")] = 4000
     classifier: Annotated[
         str, typer.Option(help="Classifier of the class accuracy, as evaluation.classifier.")
-    ] = "",
-    data: Data = None,
-    device: Device = "auto",
+    ] = ""
+
+
+def tune(
+    run: ModelPath, *, search: Search, space: Space, data: Data = None, device: Device = "auto"
 ) -> None:
     """Find the guidance to sample with, and write it into the run."""
     folder = Path(run)
@@ -77,21 +79,20 @@ def tune(
             hint="Give the folder of the run that it came from.",
         )
     from sfumato.generation.runs import TUNED, experiment_of_run
-    from sfumato.studies.tuning import Search
-    from sfumato.studies.tuning import tune as find_setting
+    from sfumato.studies import tuning
 
     model = open_model(run, device)
     candidates = _candidates(model, space)
-    log(f"{len(candidates)} candidates, {budget:,} images in all.")
-    found = find_setting(
+    log(f"{len(candidates)} candidates, {search.budget:,} images in all.")
+    found = tuning.tune(
         folder,
         model,
         candidates,
-        Search(
-            goal=goal,
-            budget=budget,
-            classifier=classifier or experiment_of_run(folder).evaluation.classifier,
-            least_accuracy=at_least,
+        tuning.Search(
+            goal=search.goal,
+            budget=search.budget,
+            classifier=search.classifier or experiment_of_run(folder).evaluation.classifier,
+            least_accuracy=search.at_least,
         ),
         data=data_of(model, data),
         log=log,
@@ -120,7 +121,7 @@ def _candidates(model: "Model", space: Space) -> "list[Candidate]":
 
 
 def print_tuning(found: "Tuning") -> None:
-    names = ["candidate", "images", "accuracy", "95 % interval", "Fréchet", "NFE", ""]
+    names = ["candidate", "images", "accuracy", "95 % interval", "Frechet", "NFE", ""]
     table = new_table(names, left=(0, 6))
     for score in found.scores:
         notes = ["front"] * (score in found.front) + ["chosen"] * (score is found.choice)
