@@ -5,7 +5,7 @@ import torch
 
 from sfumato.config.schema import load_experiment
 from sfumato.diffusion.solvers.registry import SAMPLERS
-from sfumato.evaluation.classifier import load_judge
+from sfumato.evaluation.classifier import ImageClassifier, load_classifier
 from sfumato.generation.loading import load
 from sfumato.generation.model import Model
 from sfumato.methods.diffusion import run_experiment
@@ -16,13 +16,12 @@ SCHEDULES = ("linear", "squaredcos_cap_v2")
 PREDICTIONS = ("epsilon", "v_prediction")
 
 
-def class_accuracy(model: Model, classifier, *, sampler: str, steps: int) -> float:
-    """Percent of `COUNT` digits at w = 1 that the classifier reads as their caption says."""
+def class_accuracy(model: Model, classifier: ImageClassifier, *, sampler: str, steps: int) -> float:
+    """Percent of `COUNT` digits at w = 1 whose class is that of the caption."""
     labels = torch.arange(COUNT) % 10
     prompts = [f"A handwritten digit {n}" for n in labels]
-    samples = model.sample(prompts, range(COUNT), guidance=1, sampler=sampler, steps=steps)
-    predicted, _ = classifier(samples.tensor)
-    return 100 * float((predicted == labels).double().mean())
+    images = model.sample(prompts, range(COUNT), guidance=1.0, sampler=sampler, steps=steps).tensor
+    return 100 * float((classifier.predict(images) == labels).double().mean())
 
 
 @pytest.mark.soak
@@ -37,7 +36,8 @@ def test_samplers_agree_with_ddpm_at_1000_steps(schedule: str, prediction: str, 
     ]
     run_experiment(load_experiment("digits", settings), tmp_path / "run")
     model = load(tmp_path / "run", device="cpu")
-    classifier = load_judge(model.data)
+    assert model.data is not None
+    classifier = load_classifier(model.data)
     reference = class_accuracy(model, classifier, sampler="DDPM", steps=1000)
     found = {
         name: class_accuracy(model, classifier, sampler=name, steps=50)

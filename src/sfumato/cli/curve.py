@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sfumato.base.progress import Progress
-from sfumato.cli.evaluate import with_data
+from sfumato.cli.evaluate import data_of
 from sfumato.cli.options import Data, ModelPath, SamplingOptions, StudyOptions, stoppable
 from sfumato.cli.show import (
     log,
@@ -18,7 +18,11 @@ from sfumato.cli.show import (
 if TYPE_CHECKING:
     from sfumato.studies.training_curve import CurveCard
 
-SHOWN = {"agreement": "accuracy", "frechet": "Fréchet", "diversity": "diversity"}
+SHOWN = {
+    "class_accuracy": "accuracy",
+    "frechet.classifier": "Frechet",
+    "diversity.classifier": "diversity",
+}
 """Columns of the table: metrics by their key."""
 
 
@@ -30,37 +34,37 @@ def curve(
     All sample the same seeds and captions. Interrupted and started again, it resumes.
     """
     from sfumato.studies.training_curve import CurveConfig, measure_curve
-    from sfumato.studies.training_curve_page import write_curve
 
     config = study.config(CurveConfig)
     model = open_model(run, study.device, **sampling.changes())
-    model = with_data(model, Path(run), data)
-    base = study.out or Path(run) / "curve"
     with stoppable():
-        found = measure_curve(
-            model, config, base=base, say=log, on_calls=Progress().of("network evaluations")
+        card = measure_curve(
+            model,
+            config,
+            base=study.out or Path(run) / "curve",
+            data=data_of(model, data),
+            log=log,
+            on_images=Progress(),
         )
-    log_where_from(found.before, found.card.date)
-    if not found.before:
-        write_curve(found)
-    print_curve(found.card)
-    log(f"\nCurve   {found.folder}")
+    log_where_from(card.from_cache, card.date)
+    print_curve(card)
+    log(f"\nCurve   {card.folder}")
 
 
 def print_curve(card: "CurveCard") -> None:
-    from sfumato.studies.scale_charts import figure_told, real_rows, value_told
+    from sfumato.studies.scale_charts import format_estimate, format_value, real_rows
 
     table = new_table(["images seen", *SHOWN.values()], left=(), padding=(0, 2, 0, 0))
     for point in card.points:
-        cells = [figure_told(name, point.figures.get(name)) for name in SHOWN]
+        cells = [format_estimate(key, point.metrics.get(key)) for key in SHOWN]
         table.add_row(f"{point.images_seen:,}", *(cell.replace(" (", "\n(") for cell in cells))
-    for row in real_rows(card, list(SHOWN), told=value_told):
+    for row in real_rows(card, list(SHOWN), format_of=format_value):
         table.add_row(*row)
     print_table(table)
     log("")
     log_wrapped(
         f"{card.config.count:,} images of each checkpoint, the same seeds and captions, "
-        f"{card.guidance} at w = {card.guidance_scale:g}, {card.scheduler} in {card.steps} steps; "
+        f"{card.guidance} at w = {card.guidance_scale:g}, {card.sampler} in {card.steps} steps; "
         "in brackets 95 % intervals. Kept are the newest (training.keep_checkpoints) and those of "
         "training.checkpoint_epochs."
     )

@@ -101,9 +101,9 @@ def _check_images(what: Path, data: DataConfig) -> None:
         )
 
 
-def with_data(model: "Model", data: str | None) -> "Model":
-    """`model`, compared with the real images of the source `data` where it is given."""
+def data_of(model: "Model", source: str | None) -> DataConfig:
+    """The model's data, or those of the source that is given."""
     from sfumato.evaluation.evaluate import with_overrides
 
-    overrides = [] if data is None else [f"data.source={json.dumps(data)}"]
-    return with_overrides(model, overrides, log=log_wrapped)[0]
+    overrides = [] if source is None else [f"data.source={json.dumps(source)}"]
+    return with_overrides(model, overrides, log=log_wrapped)[1]

@@ -32,9 +32,9 @@ SHOWN = {
     "edge_rms": "outer 2 px",
     "high_frequency": "above N/2",
     "saturated": "saturated",
-    "agreement": "accuracy",
-    "agreement_4_5": "of 4 and 5",
-    "diversity": "diversity",
+    "class_accuracy": "accuracy",
+    "class_accuracy.4 and 5": "of 4 and 5",
+    "diversity.classifier": "diversity",
 }
 """Columns of the table: metrics by their key."""
 
@@ -59,36 +59,37 @@ def findings(
     own.
     """
     from sfumato.paper.findings import FindingsConfig, measure_findings
-    from sfumato.paper.findings_page import write_findings
 
     config = study.config(FindingsConfig, guidance_scales=scales)
     first = open_model(without, study.device, **solver.changes())
     second = (
         None if with_dropout is None else open_model(with_dropout, study.device, **solver.changes())
     )
-    base = study.out or Path(without) / "findings"
     with stoppable():
         found = measure_findings(
-            first, second, config, base=base, say=log, on_calls=Progress().of("network evaluations")
+            first,
+            second,
+            config,
+            base=study.out or Path(without) / "findings",
+            log=log,
+            on_images=Progress(),
         )
-    log_where_from(found.before, found.findings.date)
-    if not found.before:
-        write_findings(found, Path(without))
-    print_findings(found.findings)
+    log_where_from(found.from_cache, found.date)
+    print_findings(found)
     log(f"\nFindings {found.folder}")
 
 
 def print_findings(found: "Findings") -> None:
     """Metrics of every arm and scale, then each claim with its verdict."""
-    from sfumato.evaluation.arms import MEASURES
+    from sfumato.studies.scale_charts import format_value
 
     names = [name for name in SHOWN if name in found.real]
     table = new_table(["", "w", *(SHOWN[name] for name in names)], padding=(0, 2, 0, 0))
     for arm in found.arms:
         for place, one in enumerate(arm.scales):
-            cells = [MEASURES[name].told(one.figures[name].value) for name in names]
+            cells = [format_value(key, one.metrics[key]) for key in names]
             table.add_row("" if place else arm.title, f"{one.guidance_scale:g}", *cells)
-    table.add_row("real", "", *(MEASURES[name].told(found.real[name].value) for name in names))
+    table.add_row("real", "", *(format_value(key, found.real[key]) for key in names))
     print_table(table)
     log("")
     print_claims(found.claims)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sfumato.base.progress import Progress
-from sfumato.cli.evaluate import with_data
+from sfumato.cli.evaluate import data_of
 from sfumato.cli.options import (
     Data,
     Forms,
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from sfumato.studies.guidance_forms import FormsCard
 
 SHOWN = {
-    "agreement": "accuracy",
-    "frechet": "Fréchet",
-    "diversity": "diversity",
+    "class_accuracy": "accuracy",
+    "frechet.classifier": "Frechet",
+    "diversity.classifier": "diversity",
     "saturated": "saturated",
     "brightness": "bright",
 }
@@ -56,45 +56,44 @@ def guidance(
     Interrupted and started again, it resumes.
     """
     from sfumato.studies.guidance_forms import FormsConfig, compare_forms
-    from sfumato.studies.guidance_forms_page import write_forms
 
     config = study.config(FormsConfig, forms=forms or None, guidance_scales=scales)
     model = open_model(run, study.device, **solver.changes())
-    model = with_data(model, Path(run), data)
-    base = study.out or Path(run) / "guidance"
     with stoppable():
-        found = compare_forms(
-            model, config, base=base, say=log, on_calls=Progress().of("network evaluations")
+        card = compare_forms(
+            model,
+            config,
+            base=study.out or Path(run) / "guidance",
+            data=data_of(model, data),
+            log=log,
+            on_images=Progress(),
         )
-    log_where_from(found.before, found.card.date)
-    if not found.before:
-        write_forms(found)
-    print_table(_table(found.card))
+    log_where_from(card.from_cache, card.date)
+    print_table(_table(card))
     log("")
-    _print_choice(found.card)
-    _print_claims(found.card)
-    log(f"\nGuidance {found.folder}")
+    _print_choice(card)
+    _print_claims(card)
+    log(f"\nGuidance {card.folder}")
 
 
 def _table(card: "FormsCard"):
     """A row for each form and scale, then real images."""
-    from sfumato.evaluation.arms import MEASURES
-    from sfumato.studies.scale_charts import real_rows, value_told
+    from sfumato.studies.scale_charts import format_value, real_rows
 
     table = new_table(["", "w", "NFE", *SHOWN.values(), "burnt"], padding=(0, 1, 0, 0))
     for label, rows in groupby(card.rows, key=lambda row: row.label):
         cells_of_rows = [
             (
                 f"{row.guidance_scale:g}",
-                str(row.calls),
-                *(MEASURES[name].told(row.figures[name].value) for name in SHOWN),
+                str(row.nfe),
+                *(format_value(key, row.metrics[key]) for key in SHOWN),
                 "" if row.burnt is None else f"{row.burnt.value:.2f}",
             )
             for row in rows
         ]
         for line, cells in zip_longest(_lines(label), cells_of_rows, fillvalue=""):
             table.add_row(line, *cells)
-    for title, *cells in real_rows(card, list(SHOWN), told=value_told, before=2, after=1):
+    for title, *cells in real_rows(card, list(SHOWN), format_of=format_value, before=2, after=1):
         table.add_row("\n".join(_lines(title)), *cells)
     return table
 
@@ -111,7 +110,7 @@ def _print_choice(card: "FormsCard") -> None:
         f"Recommended: {chosen.label} at w = {chosen.guidance_scale:g}. Of the settings whose "
         "class accuracy is within 0.01 of the best, or of real images' where that is lower, it has "
         f"{why}. Sample with --guidance {chosen.guidance_scale:g} --guidance-form {chosen.label} "
-        f"--sampler {card.scheduler} --steps {card.steps}; `sfumato tune` writes a choice into the "
+        f"--sampler {card.sampler} --steps {card.steps}; `sfumato tune` writes a choice into the "
         "run."
     )
 
@@ -127,7 +126,7 @@ def _print_claims(card: "FormsCard") -> None:
     log("")
     log_wrapped(
         f"{card.config.count:,} images of each form and scale, the same seeds and captions; "
-        f"{card.scheduler} in {card.steps} steps. burnt: excess of saturated values over real "
+        f"{card.sampler} in {card.steps} steps. burnt: excess of saturated values over real "
         "images, as a multiple of plain guidance's at the same w; empty where that has none, "
         "negative below real images. guidance.md has every interval and the baselines."
     )

@@ -52,11 +52,11 @@ def print_wide(text: Callable[[int], str]) -> None:
 
 def print_claims(claims: "Sequence[Claim]") -> None:
     """Each claim with its verdict, the reason and the effects that were tested."""
-    from sfumato.studies.scale_charts import effect_told
+    from sfumato.studies.scale_charts import format_effect
 
     for claim in claims:
         log_wrapped(f"{claim.verdict.upper()}: {claim.claim}.")
-        for sentence in (claim.sentence, *map(effect_told, claim.effects)):
+        for sentence in (claim.sentence, *map(format_effect, claim.effects)):
             log_wrapped(sentence, indent=4)
 
 

@@ -8,7 +8,7 @@ import typer
 
 from sfumato.base.errors import InputError
 from sfumato.base.progress import Progress
-from sfumato.cli.evaluate import with_data
+from sfumato.cli.evaluate import data_of
 from sfumato.cli.options import (
     SAMPLER_HELP,
     Data,
@@ -79,19 +79,22 @@ def tune(
             hint="Give the folder of the run that it came from.",
         )
     from sfumato.generation.runs import TUNED, experiment_of_run
-    from sfumato.studies.tuning import tune as find
+    from sfumato.studies import tuning
 
-    model = with_data(open_model(run, device), data)
+    model = open_model(run, device)
     candidates = _candidates(model, space)
     log(f"{len(candidates)} candidates, {search.budget:,} images in all.")
-    found = find(
+    found = tuning.tune(
         folder,
         model,
         candidates,
-        goal=search.goal,
-        budget=search.budget,
-        classifier=search.classifier or experiment_of_run(folder).evaluation.classifier,
-        least_accuracy=search.at_least,
+        tuning.Search(
+            goal=search.goal,
+            budget=search.budget,
+            classifier=search.classifier or experiment_of_run(folder).evaluation.classifier,
+            least_accuracy=search.at_least,
+        ),
+        data=data_of(model, data),
         log=log,
         on_images=Progress(),
     )
@@ -118,7 +121,7 @@ def _candidates(model: "Model", space: Space) -> "list[Candidate]":
 
 
 def print_tuning(found: "Tuning") -> None:
-    names = ["candidate", "images", "accuracy", "95 % interval", "Fréchet", "NFE", ""]
+    names = ["candidate", "images", "accuracy", "95 % interval", "Frechet", "NFE", ""]
     table = new_table(names, left=(0, 6))
     for score in found.scores:
         notes = ["front"] * (score in found.front) + ["chosen"] * (score is found.choice)

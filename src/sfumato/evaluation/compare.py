@@ -16,7 +16,7 @@ from sfumato.base.section import Section
 from sfumato.evaluation.card import FILE_NAME, Card, Row, read_card
 from sfumato.evaluation.evaluate import Evaluated, evaluate, values_file
 from sfumato.evaluation.metrics.paired import mcnemar, paired_bootstrap, share_difference
-from sfumato.evaluation.metrics.registry import all_metrics, metric_of
+from sfumato.evaluation.metrics.registry import all_metrics, metric_of, title_of
 from sfumato.generation.bundle_names import is_model, model_folder
 from sfumato.generation.loading import load
 from sfumato.generation.model import Model
@@ -42,8 +42,7 @@ class Difference(Section):
 
     @property
     def title(self) -> str:
-        name, _, extractor = self.key.partition(".")
-        return metric_of(name).title + (f" ({extractor})" if extractor else "")
+        return title_of(self.key)
 
     @property
     def better(self) -> str:

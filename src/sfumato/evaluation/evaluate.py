@@ -37,8 +37,9 @@ from sfumato.evaluation.pictures import write_pictures
 from sfumato.evaluation.prompt_set import PromptSet
 from sfumato.evaluation.reference import Reference, Scores
 from sfumato.generation.bundle_names import beside, is_model
-from sfumato.generation.loading import experiment_of_run, load, resolve_device
+from sfumato.generation.loading import load, resolve_device
 from sfumato.generation.model import Model
+from sfumato.generation.runs import experiment_of_run
 
 CUSTOMARY_COUNT = 5_000
 """Below so many images a Frechet distance says more of their number than of the model."""
@@ -128,10 +129,7 @@ def _model_task(
     path: str | Path | None,
     log: Callable[[str], None],
 ) -> _Task:
-    given = model if data is None else replace(model, data=data)
-    model, config = with_overrides(given, overrides, log=log)
-    data = model.data
-    assert data is not None
+    model, data, config = with_overrides(model, overrides, data=data, log=log)
     if config.held_out and not data.held_out:
         raise InputError(
             "This model's data set names no held-out captions (data.held_out).",
@@ -177,16 +175,20 @@ def sampled_sets(model: Model, prompts: PromptSet, config: EvaluationConfig) -> 
 
 
 def with_overrides(
-    model: Model, overrides: Sequence[str], *, log: Callable[[str], None] = lambda text: None
-) -> tuple[Model, EvaluationConfig]:
-    """The model with `section.key=value` changes of its data and sampling sections, and the
-    evaluation section of its run with such changes.
+    model: Model,
+    overrides: Sequence[str],
+    *,
+    data: DataConfig | None = None,
+    log: Callable[[str], None] = lambda text: None,
+) -> tuple[Model, DataConfig, EvaluationConfig]:
+    """The model with `section.key=value` changes of its sampling section; the data, its own unless
+    given, and the evaluation section of its run with such changes.
 
     Real images of another source than the model names are logged: nothing else would show it.
     """
     run = model.folder
     sections = {
-        "data": model.data or DataConfig(),
+        "data": data or model.data or DataConfig(),
         "sampling": model.sampling,
         "evaluation": EvaluationConfig() if run is None else experiment_of_run(run).evaluation,
     }
@@ -203,10 +205,10 @@ def with_overrides(
             "hold only if that is the same data set."
         )
     scheduler = model.scheduler if sampling == model.sampling else None
-    changed = replace(model, data=data, sampling=sampling, scheduler=scheduler)
+    changed = replace(model, sampling=sampling, scheduler=scheduler)
     if sampling.guidance != model.sampling.guidance:  # autoguidance loads its weaker network
         changed = changed.with_(form=sampling.guidance)
-    return changed, settings["evaluation"]
+    return changed, data, settings["evaluation"]
 
 
 def _images_task(
@@ -314,10 +316,11 @@ def _with_untrained(reference: Reference, images: ImageSet, scores: Scores) -> d
         return scores.metrics
     if not classifier.identity.startswith("untrained:"):
         return scores.metrics
-    from sfumato.evaluation.untrained import untrained_accuracy
+    from sfumato.evaluation.untrained import over_seeds, untrained_accuracies
 
-    found = untrained_accuracy(reference.data, images.images(), images.labels)
-    return {**scores.metrics, "untrained_accuracy": found}
+    found = untrained_accuracies(reference.data, images.images(), images.labels)
+    summary = over_seeds(found, classes=len(classifier.class_names))
+    return {**scores.metrics, "untrained_accuracy": summary}
 
 
 def _real_row(reference: Reference, count: int) -> Row:

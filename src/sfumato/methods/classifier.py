@@ -74,8 +74,9 @@ def finished_lines(folder: Path) -> tuple[str, ...]:
     )
     tuned = f", temperature {about['temperature']:.2f}" if about["tuning"] else ""
     return (
-        f"Classifier in {folder / RESULT}: {100 * accuracy['value']:.2f} % of {accuracy['count']:,} "
-        f"real images right ({100 * accuracy['low']:.2f} - {100 * accuracy['high']:.2f}; the "
+        f"Classifier in {folder / RESULT}: {100 * accuracy['value']:.2f} % of "
+        f"{accuracy['count']:,} real images right ({100 * accuracy['low']:.2f} - "
+        f"{100 * accuracy['high']:.2f}; the "
         f"{about['weights']} weights{tuned}).",
         f"Measured on {about['test_images']}.",
         *doubt,

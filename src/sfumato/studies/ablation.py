@@ -1,4 +1,4 @@
-"""Ablations: arms that differ in a few settings, several seeds each, equal images, one judge.
+"""Ablations: arms that differ in a few settings, several seeds each, equal images, one classifier.
 
 An ablation is a YAML file (`presets/ablations/`, or one of your own). Every arm and seed is an
 ordinary run with quick evaluations, so that it can be drawn from, and goes on after a kill.
@@ -21,8 +21,8 @@ from sfumato.base.errors import InputError, nearest
 from sfumato.base.files import write_bytes, write_json, write_text
 from sfumato.config.ablation import Ablation
 from sfumato.config.schema import DiffusionExperiment
-from sfumato.evaluation.classifier import load_judge
-from sfumato.evaluation.metrics.intervals import Proportion, wilson
+from sfumato.evaluation.classifier import load_classifier
+from sfumato.evaluation.metrics.intervals import Estimate, wilson
 from sfumato.methods.diffusion import run_experiment
 from sfumato.training.hooks import BaseHook
 from sfumato.training.loop import Hook, Run
@@ -47,7 +47,7 @@ class Curve:
         return math.inf
 
     @property
-    def final(self) -> Proportion:
+    def final(self) -> Estimate:
         return wilson(self.agreed[-1], self.count)
 
 
@@ -103,8 +103,8 @@ class Arm:
         )
 
     @cached_property
-    def final(self) -> Proportion:
-        """Agreement at the end, all seeds together."""
+    def final(self) -> Estimate:
+        """Class accuracy at the end, all seeds together."""
         agreed = sum(curve.agreed[-1] for curve in self.curves.values())
         return wilson(agreed, sum(curve.count for curve in self.curves.values()))
 
@@ -130,11 +130,11 @@ class Ablated:
 
     ablation: Ablation
     scale: str
-    judge: str
+    classifier: str
     arms: Sequence[Arm]
 
     def table(self) -> list[list[str]]:
-        """Header and rows: arm, seeds, agreement at the end, images to each level, fewer images
+        """Header and rows: arm, seeds, accuracy at the end, images to each level, fewer images
         than the base by the last level that it is told of."""
         base = next((arm for arm in self.arms if arm.name == self.ablation.base), None)
         levels = self.ablation.levels
@@ -142,7 +142,7 @@ class Ablated:
             [
                 "arm",
                 "seeds",
-                "agreement at the end",
+                "accuracy at the end",
                 "lowest - highest seed",
                 *(f"images to {100 * level:g} %" for level in levels),
                 *([] if base is None else [f"fewer, to {100 * level:g} %" for level in levels]),
@@ -206,7 +206,7 @@ def run_ablation(
         for seed in ablation.seeds
     }  # all of them first: a mistake in the last arm is told before hours of training
     first = next(iter(experiments.values()))
-    judge = load_judge(first.data, first.evaluation.classifier, on_training=say)
+    classifier = load_classifier(first.data, first.evaluation.classifier, log=say)
     for seed in seeds or ablation.seeds:  # seed by seed: early on all arms can be seen
         for arm in only or ablation.arms:
             place = run_folder(folder, arm, seed)
@@ -231,7 +231,7 @@ def run_ablation(
         Ablated(
             ablation=ablation,
             scale=scale,
-            judge=judge.identity,
+            classifier=classifier.identity,
             arms=_arms(ablation, folder, scale),
         )
         for scale in scales
@@ -268,7 +268,7 @@ def _write(
         {
             "ablation": ablation.model_dump(mode="json"),
             "overrides": list(overrides),
-            "judge": found[0].judge,
+            "classifier": found[0].classifier,
             "samplers": {arm: one.sampling.model_dump(mode="json") for arm, one in arms.items()},
             "data": base.data.source,
             "curves": {
@@ -301,8 +301,9 @@ def markdown(found: Ablated) -> str:
     ]
     curve = next(iter(found.arms[0].curves.values()))
     how = (
-        f"w = {found.scale}; {curve.count} images at each evaluation; judge {found.judge}. Images "
-        "to a level: median over the seeds of the first evaluation at or above it; > : the median "
+        f"w = {found.scale}; {curve.count} images at each evaluation; classifier "
+        f"{found.classifier}. Images to a level: median over the seeds of the first evaluation at "
+        "or above it; > : the median "
         f"run had not reached it at its end. Fewer: the images of '{found.ablation.base}' over "
         "those of the arm."
     )
@@ -310,8 +311,8 @@ def markdown(found: Ablated) -> str:
 
 
 def chart(found: Sequence[Ablated]) -> bytes:
-    """PNG: agreement over images seen, a panel for each guidance scale, a line for each arm (mean
-    over the seeds, as far as all have come) with the seeds as a band and as thin lines."""
+    """PNG: class accuracy over images seen, a panel for each guidance scale, a line for each arm
+    (mean over the seeds, as far as all have come) with the seeds as a band and as thin lines."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import StrMethodFormatter
 
@@ -343,7 +344,7 @@ def chart(found: Sequence[Ablated]) -> bytes:
                 alpha=0.12,
                 lw=0,
             )
-        axes.set(xlabel="images seen", ylabel="agreement, %", ylim=(0, 101))
+        axes.set(xlabel="images seen", ylabel="class accuracy, %", ylim=(0, 101))
         axes.set_title(f"w = {one.scale}", fontsize=10)
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axes.grid(alpha=0.25)

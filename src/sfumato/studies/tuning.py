@@ -17,6 +17,7 @@ from sfumato.base.environment import environment, now
 from sfumato.base.errors import InputError
 from sfumato.base.files import write_bytes, write_json
 from sfumato.base.section import Section
+from sfumato.config.sections import DataConfig
 from sfumato.data.records import load_records
 from sfumato.diffusion.solvers.registry import Sampling
 from sfumato.evaluation.classifier import ImageClassifier, load_classifier
@@ -26,8 +27,9 @@ from sfumato.evaluation.metrics.features import ImageFeatures
 from sfumato.evaluation.metrics.frechet import frechet_score
 from sfumato.evaluation.metrics.intervals import Estimate
 from sfumato.evaluation.prompt_set import PromptSet
-from sfumato.generation.loading import AVERAGE, TUNED, Tuned, load
+from sfumato.generation.loading import load
 from sfumato.generation.model import Model
+from sfumato.generation.runs import AVERAGE, TUNED, Tuned
 
 Goal = Literal["accuracy", "frechet", "front"]
 FIRST_SEED = 20_000
@@ -55,6 +57,17 @@ class Candidate:
         average = "" if self.average == AVERAGE else f", {self.average}"
         scale = f"w = {sampling.guidance_scale:g}"
         return f"{scale}{form}, {sampling.sampler} {sampling.steps}{average}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """What is looked for. `budget`: images to sample in all; `least_accuracy`: of the goal `front`,
+    the share that the choice must reach; else 0.01 below the best."""
+
+    goal: Goal
+    budget: int
+    classifier: str = "auto"
+    least_accuracy: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,25 +216,20 @@ def tune(
     run: Path,
     model: Model,
     candidates: Sequence[Candidate],
+    search: Search,
     *,
-    goal: Goal,
-    budget: int,
-    classifier: str = "auto",
-    least_accuracy: float | None = None,
+    data: DataConfig,
     log: Callable[[str], None] = lambda text: None,
     on_images: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Tuning:
     """Find the setting to sample with, and write it into the run, which uses it from then on.
 
     `run`/tuning/ holds images and features (a killed search goes on), tuning.json and front.png.
-    The distance is on the classifier's features. `least_accuracy`: of the goal `front`, the share
-    that the choice must reach; else 0.01 below the best. Raises what opening the data and the
-    classifier raises.
+    The distance is on the classifier's features. Raises what opening the data and the classifier
+    raises.
     """
-    data = model.data
-    assert data is not None
-    opened = load_classifier(data, classifier, log=log)
-    rounds = rounds_of(len(candidates), budget, least=_FEWEST)
+    opened = load_classifier(data, search.classifier, log=log)
+    rounds = rounds_of(len(candidates), search.budget, least=_FEWEST)
     most = rounds[-1][1]
     # Not what evaluations measure against, where the test images have another part.
     reference = ImageSet.real(data, "tuning" if data.tuning_share else "reference")
@@ -233,18 +241,18 @@ def tune(
         prompts=PromptSet.of(records, most, seed=FIRST_SEED),
         reference=reference.features(opened),
     )
-    scores, total = _run_rounds(setting, candidates, rounds, goal, log, on_images)
+    scores, total = _run_rounds(setting, candidates, rounds, search.goal, log, on_images)
     last = max(score.survived for score in scores)
     finalists = [score for score in scores if score.survived == last]
     tuning = Tuning(
         scores=sorted(scores, key=lambda score: (-score.survived, score.frechet.value)),
-        choice=choice_of(finalists, goal, least_accuracy=least_accuracy),
-        goal=goal,
+        choice=choice_of(finalists, search.goal, least_accuracy=search.least_accuracy),
+        goal=search.goal,
         classifier=opened.identity,
         images=total,
         reference=records.description,
         seeds=(FIRST_SEED, FIRST_SEED + most - 1),
-        least_accuracy=least_accuracy,
+        least_accuracy=search.least_accuracy,
         front=nondominated(scores),
     )
     _write(tuning, run, setting.model(tuning.choice.candidate.average))

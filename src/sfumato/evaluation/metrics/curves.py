@@ -7,6 +7,7 @@ import torch
 
 from sfumato.evaluation.metrics.features import checked_values
 from sfumato.evaluation.metrics.intervals import Estimate, percentile_interval, resampled
+from sfumato.evaluation.metrics.registry import Metric
 
 FEWEST_IN_QUARTER = 5
 
@@ -60,3 +61,6 @@ def plateau(
         third_quarter=float(third.mean()),
         last_quarter=float(last.mean()),
     )
+
+
+LOSS = Metric(name="loss", title="training loss", needs="nothing", percent=True, default=False)

@@ -21,7 +21,7 @@ from torch import Tensor
 from sfumato.evaluation.metrics.features import ImageFeatures
 from sfumato.evaluation.metrics.intervals import Estimate, bootstrap_mean
 
-Needs = Literal["pixels", "features", "classifier", "text", "logits", "training"]
+Needs = Literal["pixels", "features", "classifier", "text", "logits", "training", "nothing"]
 Place = Literal["table", "compare"]
 
 
@@ -49,6 +49,8 @@ class Metric:
     - needs="training": with those of one extractor; `reference.training` are the training images'.
 
     needs="pixels": `per_image` maps uint8 images (N, C, H, W) to (N,), and the mean is taken.
+
+    needs="nothing": it is not computed of images.
 
     A key in a card is the name, with ".EXTRACTOR" for metrics of features.
     """
@@ -125,6 +127,12 @@ def all_metrics() -> dict[str, Metric]:
         entries = vars(import_module(f"{package.__name__}.{module.name}")).values()
         found |= {entry.name: entry for entry in entries if isinstance(entry, Metric)}
     return {one.name: one for one in sorted(found.values(), key=lambda one: one.order)}
+
+
+def title_of(key: str) -> str:
+    """The title of a key: `Frechet (classifier)`."""
+    name, _, extractor = key.partition(".")
+    return all_metrics()[name].title + (f" ({extractor})" if extractor else "")
 
 
 def metric_of(key: str) -> Metric:
