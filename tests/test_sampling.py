@@ -440,9 +440,10 @@ def test_fixed_rows_change_nothing_but_the_call_size() -> None:
 
 def class_accuracy(model: Model, scale: float, *, own_loop_of_diffusers: bool) -> float:
     """Share of 100 images in which a classifier reads the caption's digit; 20 DDIM steps."""
-    from sfumato.evaluation.classifier import load_judge
+    from sfumato.evaluation.classifier import load_classifier
 
-    classifier = load_judge(model.data)
+    assert model.data is not None
+    classifier = load_classifier(model.data)
     labels = torch.arange(100) % 10
     prompts = [f"A handwritten digit {label}" for label in labels]
     if not own_loop_of_diffusers:
@@ -466,8 +467,7 @@ def class_accuracy(model: Model, scale: float, *, own_loop_of_diffusers: bool) -
             guided = uncond + scale * (cond - uncond)
             x_t = scheduler.step(guided, t, x_t, return_dict=False)[0]
         images = to_uint8(x_t, (-1.0, 1.0))
-    predicted, _ = classifier(images)
-    return float((predicted == labels).double().mean())
+    return float((classifier.predict(images) == labels).double().mean())
 
 
 def test_clipping_x0_but_not_eps_collapses_under_guidance(small_model: Model) -> None:
