@@ -47,7 +47,7 @@ class Space:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchOptions:
+class Search:
     """What is searched for, and with how many images."""
 
     goal: Annotated[
@@ -69,12 +69,7 @@ class SearchOptions:
 
 
 def tune(
-    run: ModelPath,
-    *,
-    search: SearchOptions,
-    space: Space,
-    data: Data = None,
-    device: Device = "auto",
+    run: ModelPath, *, search: Search, space: Space, data: Data = None, device: Device = "auto"
 ) -> None:
     """Find the guidance to sample with, and write it into the run."""
     folder = Path(run)
@@ -84,17 +79,16 @@ def tune(
             hint="Give the folder of the run that it came from.",
         )
     from sfumato.generation.runs import TUNED, experiment_of_run
-    from sfumato.studies.tuning import Search
-    from sfumato.studies.tuning import tune as find_setting
+    from sfumato.studies import tuning
 
     model = open_model(run, device)
     candidates = _candidates(model, space)
     log(f"{len(candidates)} candidates, {search.budget:,} images in all.")
-    found = find_setting(
+    found = tuning.tune(
         folder,
         model,
         candidates,
-        Search(
+        tuning.Search(
             goal=search.goal,
             budget=search.budget,
             classifier=search.classifier or experiment_of_run(folder).evaluation.classifier,
@@ -127,7 +121,7 @@ def _candidates(model: "Model", space: Space) -> "list[Candidate]":
 
 
 def print_tuning(found: "Tuning") -> None:
-    names = ["candidate", "images", "accuracy", "95 % interval", "Fréchet", "NFE", ""]
+    names = ["candidate", "images", "accuracy", "95 % interval", "Frechet", "NFE", ""]
     table = new_table(names, left=(0, 6))
     for score in found.scores:
         notes = ["front"] * (score in found.front) + ["chosen"] * (score is found.choice)
