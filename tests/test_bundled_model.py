@@ -22,7 +22,7 @@ from sfumato.generation.bundle_names import HASHES, INDEX, beside, model_folder
 from sfumato.generation.bundles import FIGURES, TEXT_FILES, UNET_WEIGHTS, open_bundle
 from sfumato.generation.model import ImageGenerator
 from sfumato.generation.pipeline import TextToImagePipeline
-from sfumato.text.bundled import bundled_folder
+from sfumato.text.bundled import BUNDLED_FOLDER
 
 PROMPTS, SEEDS = ["A handwritten digit 7", "the digit 2"], [0, 1]
 LARGEST_BYTES = 7_000_000
@@ -187,7 +187,7 @@ def test_what_bundle_refuses(
 def test_other_text_encoders_and_autoguidance_are_refused(small_run: Path, tmp_path: Path) -> None:
     text = (small_run / "experiment.yaml").read_text("utf-8")
     for before, after, words in (
-        ("encoder: bundled", f"encoder: {bundled_folder()}", "text encoder"),
+        ("encoder: bundled", f"encoder: {BUNDLED_FOLDER}", "text encoder"),
         ("form: cfg", "form: autoguidance", "autoguidance"),
     ):
         run = tmp_path / words.replace(" ", "-")
@@ -317,8 +317,8 @@ def test_a_byte_that_was_altered(name: str, place: int, copied: Path) -> None:
 
 @pytest.mark.parametrize("name", TEXT_FILES)
 def test_another_text_encoder(name: str, bundle: Path, tmp_path: Path, monkeypatch) -> None:
-    clip = Path(shutil.copytree(bundled_folder(), tmp_path / "clip"))
-    monkeypatch.setattr(bundle_format, "bundled_folder", lambda: clip)
+    clip = Path(shutil.copytree(BUNDLED_FOLDER, tmp_path / "clip"))
+    monkeypatch.setattr(bundle_format, "BUNDLED_FOLDER", lambda: clip)
     open_bundle(bundle)
     alter(clip / name, 100)
     with pytest.raises(DamagedDataError, match=f"{name} is not the text encoder") as caught:

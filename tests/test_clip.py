@@ -13,7 +13,7 @@ from sfumato.config.schema import ClipExperiment, load_experiment
 from sfumato.config.sections import DataConfig, TextConfig, TowersConfig
 from sfumato.data.records import load_records
 from sfumato.methods.clip import RESULT, load_class_data, run_clip
-from sfumato.text.bundled import bundled_folder
+from sfumato.text.bundled import BUNDLED_FOLDER
 from sfumato.text.opening import load_text_encoder
 from sfumato.text.tokenizer import train_tokenizer, vocabulary_corpus
 from sfumato.text.towers import build_towers, contrastive_loss, load_towers, tokenize
@@ -262,7 +262,7 @@ def test_a_model_refuses_an_encoder_that_is_not_the_one_it_was_trained_with(
 
 def test_the_bundled_clip_is_within_its_bounds() -> None:
     """12 MB, float16, and the accuracy that its card states: by real test images elsewhere."""
-    folder = bundled_folder()
+    folder = BUNDLED_FOLDER
     assert sum(file.stat().st_size for file in folder.iterdir()) <= 12_000_000
     about = json.loads((folder / "figures.json").read_text())
     assert about["figures"]["mnist"]["accuracy"] >= 0.97
@@ -279,7 +279,7 @@ def test_the_bundled_clip_names_real_test_images(name: str, shared_data) -> None
     """The first 1,000 test images by captions that were never trained on."""
     experiment = load_experiment("clip")
     group = experiment.datasets[name]
-    towers, tokenizer = load_towers(bundled_folder())
+    towers, tokenizer = load_towers(BUNDLED_FOLDER)
     config = DataConfig(
         source=str(shared_data / name), resolution=32, channels=3, caption=group.held_out[:1]
     )
@@ -287,5 +287,5 @@ def test_the_bundled_clip_names_real_test_images(name: str, shared_data) -> None
     ids = tokenize(tokenizer, test.class_captions, positions=77)
     right = towers.classify(towers.embed_uint8(test.images[:1000]), ids) == test.labels[:1000]
     accuracy = float(right.double().mean())
-    stated = json.loads((bundled_folder() / "figures.json").read_text())["figures"][name]
+    stated = json.loads((BUNDLED_FOLDER / "figures.json").read_text())["figures"][name]
     assert accuracy == pytest.approx(stated["by_template"][group.held_out[0]], abs=0.05)

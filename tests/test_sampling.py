@@ -9,7 +9,7 @@ from sfumato.diffusion.targets import PREDICTIONS
 from sfumato.base.errors import InputError
 from sfumato.base.images import to_uint8
 from sfumato.diffusion.guidance import ClassifierFreeGuidance
-from sfumato.diffusion.sampling import in_equal_rows, in_fixed_rows, initial_noise, sample
+from sfumato.diffusion.sampling import in_equal_rows, initial_noise, sample
 from sfumato.diffusion.solvers.schedulers import (
     SAMPLERS,
     SchedulerSolver,
@@ -355,7 +355,7 @@ def test_fixed_rows_change_nothing_but_the_call_size() -> None:
     x_t, t, tokens = torch.randn(5, 1, 2, 2), torch.arange(5), torch.randn(5, 3, 4)
     expected = network(x_t, t, tokens)
     sizes.clear()
-    torch.testing.assert_close(in_fixed_rows(network, 4)(x_t, t, tokens), expected)
+    torch.testing.assert_close(in_equal_rows(network, 4)(x_t, t, tokens), expected)
     assert sizes == [4, 4]
 
 
@@ -414,7 +414,7 @@ def test_larger_calls_are_used_where_they_give_the_same_bits(depends: bool) -> N
     inputs = torch.randn(23, 1, 2, 2), torch.zeros(23), torch.zeros(23, 3, 4)
     checked: dict = {}
     call = in_equal_rows(network, 4, larger=(8, 16), checked=checked)
-    expected = in_fixed_rows(network, 4)(*inputs)
+    expected = in_equal_rows(network, 4)(*inputs)
     assert torch.equal(call(*inputs), expected)
     assert list(checked.values()) == [not depends]
     sizes.clear()

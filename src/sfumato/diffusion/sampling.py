@@ -16,11 +16,8 @@ from sfumato.base.images import ValueRange
 from sfumato.diffusion.guidance import Branch, Guidance
 from sfumato.diffusion.process import Process
 
-
-class Network(Protocol):
-    """(x_t (B, C, H, W), t (B,), tokens (B, L, D)) -> output (B, C, H, W)."""
-
-    def __call__(self, x_t: Tensor, t: Tensor, tokens: Tensor, /) -> Tensor: ...
+Network = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(x_t (B, C, H, W), t (B,), tokens (B, L, D)) -> output (B, C, H, W)."""
 
 
 class Solver(Protocol):
@@ -75,56 +72,50 @@ def initial_noise(shape: tuple[int, int, int], generators: Sequence[torch.Genera
     return torch.cat([torch.randn(1, *shape, generator=generator) for generator in generators])
 
 
-def in_fixed_rows(network: Network, rows: int) -> Network:
-    """The same network, evaluated in calls of exactly `rows` images.
+def in_equal_rows(
+    network: Network,
+    rows: int,
+    *,
+    larger: Sequence[int] = (),
+    checked: dict[Hashable, bool] | None = None,
+) -> Network:
+    """The same network, evaluated in calls of `rows` images, or more where that gives equal bits.
 
     On a CPU the last bits of a matrix product depend on the number of its rows. With calls of one
     size (the last one filled up by repeating its last row) an image has the same bits whatever
-    else is in the batch. Measured, not assumed: see tests/test_sampling.py.
+    else is in the batch. Fewer and larger calls are faster: whether a size of `larger` gives the
+    same bits is found on its first use, by evaluating those inputs both ways. `checked` remembers
+    the outcome for the network's shapes and the number of threads, and belongs to one network in
+    one dtype. Measured, not assumed: see tests/test_sampling.py.
     """
+    checked = {} if checked is None else checked
 
-    def call(x_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+    def in_parts(inputs: Sequence[Tensor]) -> Tensor:
         outputs = []
-        for start in range(0, len(x_t), rows):
-            parts = [part[start : start + rows] for part in (x_t, t, tokens)]
+        for start in range(0, len(inputs[0]), rows):
+            parts = [part[start : start + rows] for part in inputs]
             count = len(parts[0])
             if count < rows:
                 parts = [torch.cat([p, p[-1:].expand(rows - count, *p.shape[1:])]) for p in parts]
             outputs.append(network(*parts)[:count])
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
-    return call
-
-
-def in_equal_rows(
-    network: Network, rows: int, *, larger: Sequence[int], checked: dict[Hashable, bool]
-) -> Network:
-    """`in_fixed_rows`, with calls of a larger size wherever that gives the same bits.
-
-    Fewer and larger calls are faster. Whether a size of `larger` may be used is found on its first
-    use, by evaluating those inputs both ways; `checked` remembers the outcome for the network's
-    shapes and the number of threads, and belongs to one network in one dtype.
-    """
-    in_parts = in_fixed_rows(network, rows)
-
-    def part(size: int, inputs: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        x_t, _, tokens = inputs
-        key = (size, x_t.shape[1:], tokens.shape[1:], torch.get_num_threads())
-        if key not in checked:
-            outputs = in_parts(*inputs)
-            checked[key] = torch.equal(outputs, network(*inputs))
-            return outputs
-        return network(*inputs) if checked[key] else in_parts(*inputs)
-
     def call(x_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
-        outputs = []
-        start = 0
+        outputs, start = [], 0
         while start < len(x_t):
             size = max((size for size in larger if size <= len(x_t) - start), default=rows)
-            stop = start + size
-            inputs = (x_t[start:stop], t[start:stop], tokens[start:stop])
-            outputs.append(part(size, inputs) if size > rows else in_parts(*inputs))
-            start = stop
+            inputs = [part[start : start + size] for part in (x_t, t, tokens)]
+            key = (size, x_t.shape[1:], tokens.shape[1:], torch.get_num_threads())
+            if size > rows and checked.get(key, True):
+                output = network(*inputs)
+                if key not in checked:
+                    exact = in_parts(inputs)
+                    checked[key] = torch.equal(output, exact)
+                    output = exact
+            else:
+                output = in_parts(inputs)
+            outputs.append(output)
+            start += size
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     return call

@@ -54,7 +54,7 @@ def is_model(model: str | Path) -> bool:
 def check_model(model: str | Path) -> None:
     """`InputError` for what is no model, before anything is loaded."""
     folder = model_folder(model)
-    if not is_model(model):
+    if not str(model).startswith(PREFIX) and not is_model(model):
         raise InputError(
             f"{folder} is neither a run nor a pipeline."
             if folder.exists()

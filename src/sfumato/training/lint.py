@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sfumato.base.errors import ConfigError, SfumatoError
+from sfumato.base.errors import ConfigError, LintWarning, SfumatoError
 from sfumato.diffusion.process import Process, VariancePreserving
 from sfumato.diffusion.solvers.registry import Sampling, build_solver
 
@@ -20,10 +20,6 @@ NEAR_ZERO_SNR = 1e-6
 """Below it x0 from eps multiplies the network's error by more than 1,000."""
 VISIBLE_SIGNAL = 0.05
 """Share sqrt(alpha_bar) of the image at the first step from which its absence is noticed."""
-
-
-class LintWarning(UserWarning):
-    """A configuration that will not do what it seems to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +69,10 @@ def guidance_without_dropout(plan: SamplingPlan) -> str | None:
 
 
 def eps_at_near_zero_terminal_snr(plan: SamplingPlan) -> str | None:
+    if plan.process.prediction_type != "epsilon":
+        return None
     terminal = _terminal_snr(plan.process)
-    if plan.process.prediction_type != "epsilon" or terminal >= NEAR_ZERO_SNR:
+    if terminal >= NEAR_ZERO_SNR:
         return None
     error = f"multiplies its error by {terminal**-0.5:,.0f}" if terminal else "divides by zero"
     return (
