@@ -15,7 +15,8 @@ from sfumato.base.errors import ConfigError, DamagedDataError, InputError
 from sfumato.base.files import read_json, sha256_of_file, write_json
 from sfumato.config.schema import load_experiment
 from sfumato.evaluation.bundling import add_cards, public_source, training_command, write_bundle
-from sfumato.evaluation.card import FeatureFigures, Figure, MetricCard, read_card
+from sfumato.evaluation.card import Card, read_card
+from sfumato.evaluation.metrics.intervals import Estimate
 from sfumato.generation import bundle_names as names
 from sfumato.generation import bundles as bundle_format
 from sfumato.generation.bundle_names import HASHES, INDEX, beside, model_folder
@@ -197,15 +198,15 @@ def test_other_text_encoders_and_autoguidance_are_refused(small_run: Path, tmp_p
             write_bundle(run, tmp_path / "out")
 
 
-# Figures ------------------------------------------------------------------------------------------
+# Metrics ------------------------------------------------------------------------------------------
 
 
-def evaluation(folder: Path, weights_sha256: str) -> MetricCard:
-    """A card with one row of invented figures, written into `folder`."""
+def evaluation(folder: Path, weights_sha256: str) -> Card:
+    """A card with one row of invented metrics, written into `folder`."""
     settings = {
         "guidance_scale": 3.0,
-        "guidance": "cfg:",
-        "scheduler": "DDIM",
+        "guidance": "cfg",
+        "sampler": "DDIM",
         "timestep_spacing": "trailing",
         "steps": 10,
         "seeds": [0, 999],
@@ -214,8 +215,9 @@ def evaluation(folder: Path, weights_sha256: str) -> MetricCard:
         "weights_sha256": weights_sha256,
         "data": {"held_out": ["{label} written by hand"]},
     }
-    agreement = Figure(value=0.987, low=0.978, high=0.993)
-    card = MetricCard.model_validate(
+    accuracy = Estimate(value=0.987, low=0.978, high=0.993, percent=True)
+    real = Estimate(value=0.99, low=0.98, high=0.995, percent=True)
+    card = Card.model_validate(
         {
             "subject": {
                 "kind": "pipeline",
@@ -230,36 +232,36 @@ def evaluation(folder: Path, weights_sha256: str) -> MetricCard:
                 "count": 300,
                 "training_description": "others",
             },
-            "judge": {"identity": "sha256:j", "description": "a ResNet", "test_count": 300},
-            "extractors": [{"key": "judge", "title": "Frechet"}],
+            "classifier": {"identity": "sha256:j", "description": "a ResNet", "test_count": 300},
+            "extractors": [{"key": "classifier", "title": "Frechet"}],
             "rows": [
                 {
                     "title": "w = 3",
                     "count": 1000,
                     "settings": settings,
-                    "calls": 20,
-                    "agreement": agreement,
-                    "saturated": 0.2,
-                    "features": {"judge": FeatureFigures(frechet=Figure(value=1.23))},
+                    "nfe": 20,
+                    "metrics": {
+                        "class_accuracy": accuracy,
+                        "frechet.classifier": Estimate(value=1.23),
+                    },
                 }
             ],
-            "real": {"saturated": 0.2, "agreement": Figure(value=0.99, low=0.98, high=0.995)},
-            "floors": {
-                "judge": {
+            "real": {"title": "real", "count": 300, "metrics": {"class_accuracy": real}},
+            "baselines": {
+                "classifier": {
                     "count": 1000,
                     "reference_count": 300,
                     "pairs": 10,
                     "disjoint": "both",
-                    "frechet": {"mean": 0.61, "std": 0.052},
+                    "metrics": {"frechet": {"mean": 0.61, "std": 0.052}},
                 }
             },
         }
     )
-    card.save(folder)
-    return card
+    return card.save(folder)
 
 
-def test_figures_are_of_the_weights_that_are_shipped(
+def test_metrics_are_of_the_weights_that_are_shipped(
     copied: Path, small_run: Path, sfumato, tmp_path: Path
 ) -> None:
     other, own = tmp_path / "other", tmp_path / "own"
@@ -284,10 +286,10 @@ def test_figures_are_of_the_weights_that_are_shipped(
     assert row in (tmp_path / "copied-2" / "README.md").read_text("utf-8")
 
 
-def test_from_a_run_to_measured_figures(copied: Path, sfumato) -> None:
+def test_from_a_run_to_measured_metrics(copied: Path, sfumato) -> None:
     """The three commands; what is measured lies beside the bundle, not in it."""
     beside = copied.with_name("copied-evaluation")
-    options = ["--count", "20", "--scales", "3", "--set", "evaluation.extractors=[judge]"]
+    options = ["--count", "20", "--scales", "3", "--set", "evaluation.extractors=[classifier]"]
     done = sfumato("evaluate", str(copied), *options, "--set", "sampling.steps=2")
     assert done.code == 0, done.err
     assert read_card(beside).subject.kind == "pipeline"
@@ -394,7 +396,7 @@ def test_it_is_drawn_with_wherever_a_model_is_taken(
     images = pipe(PROMPTS, seeds=SEEDS, num_inference_steps=2, output_type="uint8").images
     assert torch.equal(images, expected)
 
-    few = ["--count", "20", "--set", "evaluation.extractors=[judge]", "--set", "sampling.steps=2"]
+    few = ["--count", "20", "--set", "evaluation.extractors=[classifier]", "--set", "sampling.steps=2"]
     for command in (
         ["sample", packaged, "A handwritten digit 7", "--steps", "2"],
         ["grid", packaged, "--steps", "2", "--scales", "1"],

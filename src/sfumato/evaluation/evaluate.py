@@ -316,10 +316,11 @@ def _with_untrained(reference: Reference, images: ImageSet, scores: Scores) -> d
         return scores.metrics
     if not classifier.identity.startswith("untrained:"):
         return scores.metrics
-    from sfumato.evaluation.untrained import untrained_accuracy
+    from sfumato.evaluation.untrained import over_seeds, untrained_accuracies
 
-    found = untrained_accuracy(reference.data, images.images(), images.labels)
-    return {**scores.metrics, "untrained_accuracy": found}
+    found = untrained_accuracies(reference.data, images.images(), images.labels)
+    summary = over_seeds(found, classes=len(classifier.class_names))
+    return {**scores.metrics, "untrained_accuracy": summary}
 
 
 def _real_row(reference: Reference, count: int) -> Row:

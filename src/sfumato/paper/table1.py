@@ -29,7 +29,7 @@ from sfumato.evaluation.metrics.features import ImageFeatures
 from sfumato.evaluation.metrics.frechet import frechet_score
 from sfumato.evaluation.metrics.intervals import Estimate
 from sfumato.evaluation.reference import balanced_images
-from sfumato.evaluation.untrained import accuracy_over_seeds, untrained_accuracy
+from sfumato.evaluation.untrained import accuracies_by_seed, over_seeds, untrained_accuracies
 from sfumato.generation.model import Model
 
 FILE_NAME = "table1.json"
@@ -129,17 +129,16 @@ class Tools:
         classes = len(classifier.class_names)
         body, heads = self.body, None
         if body is not None:
-            heads = accuracy_over_seeds(
-                lambda seed: body.logits(images, classes=classes, seed=seed),
-                labels,
-                classes=classes,
+            heads = accuracies_by_seed(
+                lambda seed: body.logits(images, classes=classes, seed=seed), labels
             )
+        networks = untrained_accuracies(self.data, images, labels)
         return Paper(
             fid=None if self.inception is None else self._distance(images, self.inception),
             frechet=self._distance(images, classifier),
-            first_head=None if heads is None else _first_of(heads),
-            heads=heads,
-            random_networks=untrained_accuracy(self.data, images, labels),
+            first_head=None if heads is None else heads[0],
+            heads=None if heads is None else over_seeds(heads, classes=classes),
+            random_networks=over_seeds(networks, classes=classes),
         )
 
     def _distance(self, images: Tensor, extractor: FeatureExtractor) -> Estimate:
@@ -207,18 +206,6 @@ def _table(card: Card, rows: list[Table1Row], classifier: ImageClassifier, tools
         sampled="{guidance}, {sampler} in {steps} steps".format_map(card.rows[0].settings),
         command=command(),
         folder=card.folder,
-    )
-
-
-def _first_of(heads: Estimate) -> Estimate:
-    """Of the first of several classifiers, with Wilson's interval."""
-    first = heads.details
-    return Estimate(
-        value=first["first"],
-        low=first["first_low"],
-        high=first["first_high"],
-        count=heads.count,
-        percent=True,
     )
 
 

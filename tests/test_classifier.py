@@ -1,4 +1,4 @@
-"""Judges: their splits, their training, those of others, and those that were never trained."""
+"""Classifiers of class accuracy: splits, training, those of others, untrained ones."""
 
 import json
 import math
@@ -20,15 +20,16 @@ from sfumato.config.sections import ClassifierConfig, DataConfig
 from sfumato.data.loading import Batch
 from sfumato.data.records import load_records
 from sfumato.evaluation.classifier import (
+    FILE_NAME,
     RESULT,
-    Judge,
-    judge_run,
-    load_judge,
+    ImageClassifier,
+    load_classifier,
     match_classes,
-    untrained_heads,
 )
+from sfumato.evaluation.classifier_training import classifier_run
 from sfumato.evaluation.extractors.registry import available_extractors
 from sfumato.evaluation.metrics.calibration import fit_temperature, negative_log_likelihood
+from sfumato.evaluation.untrained import over_seeds, untrained_accuracies
 from sfumato.methods.classifier import run_classifier
 from sfumato.models.classifier import Classifier, build_classifier
 from sfumato.training.checkpoint import Checkpoints
@@ -63,7 +64,7 @@ def test_without_a_share_the_reference_is_the_test_split_and_nothing_else_change
     assert load_records(digits(), "reference") is load_records(digits(), "test")
     with pytest.raises(InputError, match="No test image of digits is set apart for tuning"):
         load_records(digits(), "tuning")
-    for split in ("train", "judge", "test"):
+    for split in ("train", "classifier", "test"):
         before = load_records(digits(), split).images
         assert torch.equal(load_records(digits(tuning_share=0.5), split).images, before)
     with pytest.raises(ValidationError, match="less than 1"):
@@ -168,7 +169,7 @@ def test_images_are_shifted_by_whole_pixels() -> None:
 
 def test_images_are_not_shifted_out_of_sight(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="moves images of 8 pixels out of sight"):
-        judge_run(
+        classifier_run(
             digits(),
             tmp_path,
             network=ClassifierConfig(),
@@ -215,14 +216,14 @@ def tiny() -> ClassifierExperiment:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("judge") / "run"
+    folder = tmp_path_factory.mktemp("classifier") / "run"
     assert run_classifier(tiny(), folder, device="cpu").finished
     return folder
 
 
 def test_a_result_says_what_it_is_worth(finished: Path) -> None:
-    """Everything in judge.json is computed again from the weights."""
-    about = json.loads((finished / RESULT / "judge.json").read_text())
+    """Everything in classifier.json is computed again from the weights."""
+    about = json.loads((finished / RESULT / FILE_NAME).read_text())
     tuning = about["tuning"]["weights"]
     best = min(tuning, key=lambda name: tuning[name]["negative_log_likelihood"])
     assert about["weights"] == best
@@ -242,10 +243,10 @@ def test_a_result_says_what_it_is_worth(finished: Path) -> None:
     assert about["confusion"] == confusion.tolist()
     assert about["test_accuracy"]["value"] == int(confusion.diagonal().sum()) / 150 > 0.9
     assert about["test_accuracy"]["low"] < about["test_accuracy"]["value"]
-    judge = load_judge(tiny().data, str(finished))
-    assert judge.test_accuracy.successes == about["test_accuracy"]["successes"]
+    classifier = load_classifier(tiny().data, str(finished))
+    assert classifier.test_accuracy.value == about["test_accuracy"]["value"]
     torch.testing.assert_close(
-        judge.probabilities(reference.images), (logits / about["temperature"]).softmax(1)
+        classifier.probabilities(reference.images), (logits / about["temperature"]).softmax(1)
     )
 
 
@@ -257,10 +258,10 @@ def test_stopped_and_started_again_equals_unbroken(finished: Path, tmp_path: Pat
     run = run_classifier(tiny(), tmp_path / "run", hooks=[Stop()])
     assert not run.finished
     assert not (tmp_path / "run" / RESULT).exists()
-    with pytest.raises(InputError, match="holds no finished judge"):
-        load_judge(tiny().data, str(tmp_path / "run"))
+    with pytest.raises(InputError, match="holds no finished classifier"):
+        load_classifier(tiny().data, str(tmp_path / "run"))
     assert run_classifier(tiny(), tmp_path / "run").finished
-    for name in ("metrics.jsonl", f"{RESULT}/judge.json", f"{RESULT}/classifier.safetensors"):
+    for name in ("metrics.jsonl", f"{RESULT}/{FILE_NAME}", f"{RESULT}/classifier.safetensors"):
         assert (tmp_path / "run" / name).read_bytes() == (finished / name).read_bytes()
     ours, theirs = (
         Checkpoints(folder / "checkpoints").latest() for folder in (tmp_path / "run", finished)
@@ -273,40 +274,40 @@ def test_a_finished_run_without_its_result_makes_it_again(finished: Path, tmp_pa
     shutil.copytree(finished, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / RESULT)
     run_classifier(tiny(), tmp_path / "run")
-    again = (tmp_path / "run" / RESULT / "judge.json").read_bytes()
-    assert again == (finished / RESULT / "judge.json").read_bytes()
+    again = (tmp_path / "run" / RESULT / FILE_NAME).read_bytes()
+    assert again == (finished / RESULT / FILE_NAME).read_bytes()
 
 
-def test_a_judge_is_measured_on_what_it_was_not_tuned_on(finished: Path) -> None:
+def test_a_classifier_is_measured_on_what_it_was_not_tuned_on(finished: Path) -> None:
     """Of the same images its own split counts, whatever the model's data section says."""
-    own = load_judge(tiny().data, str(finished))
-    asked = load_judge(digits(), str(finished / RESULT))
+    own = load_classifier(tiny().data, str(finished))
+    asked = load_classifier(digits(), str(finished / RESULT))
     assert asked.test_accuracy == own.test_accuracy
     assert asked.identity == own.identity
     assert own.identity.startswith("run sha256:")
     assert asked.test_accuracy.count == 150
 
 
-def test_a_judge_of_other_images_is_refused(finished: Path, shades: Path) -> None:
+def test_a_classifier_of_other_images_is_refused(finished: Path, shades: Path) -> None:
     with pytest.raises(InputError, match=r"trained on 8x8 grey images, .* are 16x16 grey"):
-        load_judge(digits(resolution=16), str(finished))
+        load_classifier(digits(resolution=16), str(finished))
     with pytest.raises(InputError, match=r"8x8 grey images, .* are 8x8 RGB"):
-        load_judge(digits(channels=3), str(finished))
+        load_classifier(digits(channels=3), str(finished))
     with pytest.raises(InputError, match="does not know 'dark', 'light'"):
-        load_judge(DataConfig(source=str(shades), resolution=8), str(finished))
+        load_classifier(DataConfig(source=str(shades), resolution=8), str(finished))
 
 
-def test_a_damaged_judge_is_named(finished: Path, tmp_path: Path) -> None:
-    shutil.copytree(finished / RESULT, tmp_path / "judge")
-    file = tmp_path / "judge" / "classifier.safetensors"
+def test_a_damaged_classifier_is_named(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / RESULT, tmp_path / "copied")
+    file = tmp_path / "copied" / "classifier.safetensors"
     weights = load_file(file)
     weights["head.bias"] += 1
     save_file(weights, file)
     with pytest.raises(DamagedDataError, match="sha256 is not the recorded one"):
-        load_judge(tiny().data, str(tmp_path / "judge"))
+        load_classifier(tiny().data, str(tmp_path / "copied"))
     file.unlink()
     with pytest.raises(DamagedDataError, match="is damaged"):
-        load_judge(tiny().data, str(tmp_path / "judge"))
+        load_classifier(tiny().data, str(tmp_path / "copied"))
 
 
 def test_train_takes_the_data_set_as_a_second_argument(sfumato, tmp_path: Path) -> None:
@@ -326,9 +327,9 @@ def test_train_takes_the_data_set_as_a_second_argument(sfumato, tmp_path: Path) 
     assert "given twice: 'digits' and --data 'digits'" in both.err
 
 
-def test_images_without_classes_have_no_judge(shades: Path, sfumato, tmp_path: Path) -> None:
+def test_images_without_classes_have_no_classifier(shades: Path, sfumato, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has no classes"):
-        load_judge(DataConfig(source=str(shades / "dark"), caption=("a photo",)))
+        load_classifier(DataConfig(source=str(shades / "dark"), caption=("a photo",)))
     arguments = ("train", "classifier", str(shades / "dark"), "--set", "data.caption=a photo")
     result = sfumato(*arguments, "--out", "run", cwd=tmp_path)
     assert result.code == 2
@@ -336,7 +337,7 @@ def test_images_without_classes_have_no_judge(shades: Path, sfumato, tmp_path: P
     assert not (tmp_path / "run").exists()
 
 
-def test_the_preset_is_what_a_judge_of_the_cache_is_trained_by() -> None:
+def test_the_preset_is_what_a_classifier_of_the_cache_is_trained_by() -> None:
     experiment = load_experiment("classifier")
     assert isinstance(experiment, ClassifierExperiment)
     assert experiment.training == ClassifierTrainingConfig()
@@ -345,27 +346,27 @@ def test_the_preset_is_what_a_judge_of_the_cache_is_trained_by() -> None:
         load_experiment("classifier", ["network.block=2"])
 
 
-# Judges of all kinds ------------------------------------------------------------------------------
+# All kinds ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def trained(cache: Path) -> Judge:
+def trained(cache: Path) -> ImageClassifier:
     said: list[str] = []
-    first = load_judge(digits(), on_training=said.append)
-    again = load_judge(digits(), on_training=said.append)
+    first = load_classifier(digits(), log=said.append)
+    again = load_classifier(digits(), log=said.append)
     assert len(said) <= 1  # none where another test has it in the cache
     assert again.identity == first.identity
     return first
 
 
-def test_the_judge_of_digits_reads_them(trained: Judge) -> None:
+def test_the_classifier_of_digits_reads_them(trained: ImageClassifier) -> None:
     assert trained.test_accuracy.count == 300
     assert trained.test_accuracy.value >= 0.97
     test = load_records(digits(), "test")
-    labels, features = trained(test.images)
+    labels, features = trained.predict(test.images), trained(test.images)
     assert int((labels == test.labels).sum()) == trained.test_accuracy.successes
-    assert features.shape == (300, trained.extractor.dim)
-    (found,) = available_extractors(("judge",), judge=trained.extractor)
+    assert features.shape == (300, trained.dim)
+    (found,) = available_extractors(("classifier",), classifier=trained)
     assert torch.equal(found.extractor(test.images), features)
     probabilities = trained.probabilities(test.images)
     torch.testing.assert_close(probabilities.sum(1), torch.ones(300))
@@ -374,28 +375,31 @@ def test_the_judge_of_digits_reads_them(trained: Judge) -> None:
         trained(test.images.repeat_interleave(2, 2).repeat_interleave(2, 3))
 
 
-def test_untrained_judges_guess(trained: Judge) -> None:
+def test_untrained_classifiers_guess(trained: ImageClassifier) -> None:
     test = load_records(digits(), "test")
-    found = untrained_heads(digits(), test.images, test.labels)
-    assert len(found.accuracies) == 20
-    assert found.chance == 0.1
+    accuracies = untrained_accuracies(digits(), test.images, test.labels)
+    assert len(accuracies) == 20
+    found = over_seeds(accuracies, classes=10)
+    assert found.details["chance"] == 0.1
     # 20 heads' own spread is some 4 points each, so a point in the mean.
-    assert abs(found.mean - found.chance) < 0.03
-    assert found.highest < 0.3 < trained.test_accuracy.value
-    third = load_judge(digits(), "untrained:2")
-    assert third.test_accuracy == found.accuracies[2]
-    assert load_judge(digits(), "untrained").test_accuracy == found.accuracies[0]
+    assert abs(found.value - 0.1) < 0.03
+    assert found.high < 0.3 < trained.test_accuracy.value
+    third = load_classifier(digits(), "untrained:2")
+    assert third.test_accuracy == accuracies[2]
+    assert load_classifier(digits(), "untrained").test_accuracy == accuracies[0]
     assert third.identity.startswith("untrained:2 sha256:")
-    assert third.identity != load_judge(digits(), "untrained:3").identity.replace(":3", ":2")
+    assert third.identity != load_classifier(digits(), "untrained:3").identity.replace(":3", ":2")
     with pytest.raises(InputError, match="untrained:x: a seed is a number"):
-        load_judge(digits(), "untrained:x")
+        load_classifier(digits(), "untrained:x")
 
 
-def test_loading_leaves_the_global_generator_alone(finished: Path, trained: Judge) -> None:
+def test_loading_leaves_the_global_generator_alone(
+    finished: Path, trained: ImageClassifier
+) -> None:
     before = torch.get_rng_state()
-    load_judge(digits(), "untrained:1")
-    load_judge(digits(), str(finished))
-    load_judge(digits())
+    load_classifier(digits(), "untrained:1")
+    load_classifier(digits(), str(finished))
+    load_classifier(digits())
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -450,13 +454,13 @@ def save_stand_in(folder: Path, kind: str, labels: list[str], **config) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["vit", "resnet"])
-def test_a_classifier_of_transformers_judges(kind: str, tmp_path: Path) -> None:
+def test_a_classifier_of_transformers_classifies(kind: str, tmp_path: Path) -> None:
     """Against the model called by hand; its eleven labels lie in another order than our ten."""
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
     labels = ["nothing", *reversed(WORDS)]
     folder = save_stand_in(tmp_path / kind, kind, labels)
-    judge = load_judge(digits(), str(folder))
+    classifier = load_classifier(digits(), str(folder))
     images = load_records(digits(), "test").images
     processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
     model = AutoModelForImageClassification.from_pretrained(folder).eval()
@@ -467,15 +471,15 @@ def test_a_classifier_of_transformers_judges(kind: str, tmp_path: Path) -> None:
     )
     with torch.no_grad():
         logits = model(**pixels).logits.flip(1)[:, :10]
-    predicted, features = judge(images)
+    predicted, features = classifier.predict(images), classifier(images)
     assert features.shape == (300, 24 if kind == "vit" else 12)
-    torch.testing.assert_close(judge.probabilities(images), logits.softmax(1))
+    torch.testing.assert_close(classifier.probabilities(images), logits.softmax(1))
     assert (predicted == logits.argmax(1)).double().mean() > 0.99
     right = int((predicted == load_records(digits(), "test").labels).sum())
-    assert (judge.test_accuracy.successes, judge.test_accuracy.count) == (right, 300)
-    assert judge.identity.startswith(f"{kind} sha256:")
-    assert judge.description.endswith("of 11 classes, by transformers, asked for 10 of them")
-    assert "its own processor" in judge.extractor.name
+    assert (classifier.test_accuracy.successes, classifier.test_accuracy.count) == (right, 300)
+    assert classifier.identity.startswith(f"{kind} sha256:")
+    assert classifier.description.endswith("of 11 classes, by transformers, asked for 10 of them")
+    assert "its own processor" in classifier.name
 
 
 def test_classes_are_matched_by_their_words() -> None:
@@ -496,24 +500,27 @@ def test_a_classifier_that_cannot_be_used_is_named(tmp_path: Path) -> None:
 
     other = save_stand_in(tmp_path / "other", "vit", ["cat", "dog"])
     with pytest.raises(InputError, match="does not know '0', '1'"):
-        load_judge(digits(), str(other))
+        load_classifier(digits(), str(other))
     (other / "preprocessor_config.json").unlink()
     with pytest.raises(DamagedDataError, match="No model could be read"):
-        load_judge(digits(), str(other))
+        load_classifier(digits(), str(other))
     grey = save_stand_in(tmp_path / "grey", "vit", WORDS, num_channels=1)
     with pytest.raises(InputError, match=r"cannot be used on images of 1 channel\(s\)"):
-        load_judge(digits(), str(grey))
+        load_classifier(digits(), str(grey))
     headless = save_stand_in(tmp_path / "headless", "vit", WORDS)
     ViTModel(
         ViTConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
     ).save_pretrained(headless)
     with pytest.raises(DamagedDataError, match="lacks"):
-        load_judge(digits(), str(headless))
-    with pytest.raises(InputError, match="There is no judge in nowhere"):
-        load_judge(digits(), "./nowhere")
+        load_classifier(digits(), str(headless))
+    with pytest.raises(InputError, match="There is no classifier in nowhere"):
+        load_classifier(digits(), "./nowhere")
 
 
-def test_a_judge_that_is_neither_a_folder_nor_on_the_hub_is_said_to_be_neither(monkeypatch) -> None:
+def test_a_classifier_that_is_neither_a_folder_nor_on_the_hub_is_said_to_be_neither(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)  # with a folder runs/ a path inside it would be meant
     asked: list[float] = []
 
     def model_info(api: object, name: str, timeout: float) -> None:
@@ -521,8 +528,8 @@ def test_a_judge_that_is_neither_a_folder_nor_on_the_hub_is_said_to_be_neither(m
         raise OSError("no network")
 
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
-    with pytest.raises(InputError, match=r"no judge in runs/jugde: no such folder is here"):
-        load_judge(digits(), "runs/jugde")
+    with pytest.raises(InputError, match=r"no classifier in runs/jugde: no such folder is here"):
+        load_classifier(digits(), "runs/jugde")
     assert asked == [LOOKUP_SECONDS]  # once
 
 
@@ -532,20 +539,20 @@ def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     torch.save(weights, folder / "pytorch_model.bin")
     with pytest.raises(DamagedDataError, match="No model could be read"):
-        load_judge(digits(), str(folder))
+        load_classifier(digits(), str(folder))
 
 
 # Real images --------------------------------------------------------------------------------------
 
 
 @pytest.mark.soak
-def test_a_judge_reads_mnist(shared_data: Path, tmp_path: Path) -> None:
+def test_a_classifier_reads_mnist(shared_data: Path, tmp_path: Path) -> None:
     experiment = load_experiment(
         "classifier",
         [f"data.source={json.dumps(str(shared_data / 'mnist'))}", "data.tuning_share=0.6"],
     )
     run_classifier(experiment, tmp_path / "run", device="cpu")
-    about = json.loads((tmp_path / "run" / RESULT / "judge.json").read_text())
+    about = json.loads((tmp_path / "run" / RESULT / FILE_NAME).read_text())
     assert about["test_accuracy"]["count"] == 4_000
     assert about["test_accuracy"]["value"] >= 0.99
     assert math.isfinite(about["temperature"])
