@@ -188,7 +188,7 @@ WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 def test_its_folder_serves_as_text_encoder(finished) -> None:
     encoder = load_text_encoder(TextConfig(encoder=str(finished / RESULT), max_tokens=8))
     assert encoder.dim == 64
-    tokens = encoder.encode(["A handwritten digit 3", "the number three"]).tokens
+    tokens = encoder.encode(["A handwritten digit 3", "the number three"])
     assert tokens.shape == (2, 8, 64)
 
 
@@ -217,10 +217,10 @@ def test_settings_of_a_mapping_can_be_changed_and_are_checked() -> None:
     with pytest.raises(ConfigError, match=r"Did you mean 'datasets.mnist.sources'"):
         load_experiment("clip", ["datasets.mnist.source=[digits]"])
     with pytest.raises(ConfigError, match="Did you mean 'clip'"):
-        load_recipe_with_method("clop")
+        load_experiment_with_method("clop")
 
 
-def load_recipe_with_method(method: str):
+def load_experiment_with_method(method: str):
     import tempfile
     from pathlib import Path
 
@@ -239,7 +239,7 @@ def test_a_model_refuses_an_encoder_that_is_not_the_one_it_was_trained_with(
     from safetensors.torch import load_file, save_file
 
     from sfumato.config.schema import load_experiment
-    from sfumato.generation.model import ImageGenerator
+    from sfumato.generation.loading import load
     from sfumato.methods.diffusion import run_experiment
     from tests.conftest import SMALL
 
@@ -247,13 +247,13 @@ def test_a_model_refuses_an_encoder_that_is_not_the_one_it_was_trained_with(
     shutil.copytree(finished / RESULT, encoder)
     settings = [*SMALL, f"text.encoder={encoder}", "model.cross_attention_dim=64"]
     run_experiment(load_experiment("digits", [*settings, "training.images=32"]), tmp_path / "run")
-    ImageGenerator.open(tmp_path / "run", device="cpu")
+    load(tmp_path / "run", device="cpu")
     weights = load_file(encoder / "model.safetensors")
     name = next(iter(weights))
     weights[name] = weights[name] * 1.01
     save_file(weights, encoder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ConfigError, match="trained with the text encoder"):
-        ImageGenerator.open(tmp_path / "run", device="cpu")
+        load(tmp_path / "run", device="cpu")
     with pytest.raises(ConfigError, match="trained with the text encoder"):
         run_experiment(
             load_experiment("digits", [*settings, "training.images=64"]), tmp_path / "run"
