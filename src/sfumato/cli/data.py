@@ -35,7 +35,7 @@ def look_at_data(experiment: WithData) -> WithData:
     data = settle(experiment.data, found)
     is_judge = isinstance(experiment, ClassifierExperiment)
     if is_judge:
-        records: Annotations = load_records(data, "judge", on_rows=progress("read"))
+        records: Annotations = load_records(data, "classifier", on_rows=progress("read"))
     else:
         data = resolve_loading(data)
         records = open_training(data, on_rows=progress("read"))
@@ -146,8 +146,8 @@ def show_data(source: str, settings: Sequence[str], *, out: Path) -> None:
     # Damage is what is to be shown here, so that it ends nothing unless no image is left.
     config = config.model_copy(update={"max_damaged": 1.0})
     names: list[Split] = ["train", "test"]
-    if "judge" in open_images(config).parts:
-        names.insert(1, "judge")
+    if "classifier" in open_images(config).parts:
+        names.insert(1, "classifier")
     started = time.monotonic()
     splits = {name: load_records(config, name, on_rows=progress("read")) for name in names}
     _print_facts(config, found, splits, time.monotonic() - started)

@@ -138,7 +138,7 @@ def check_classes(records: Records, data: DataConfig) -> None:
 
 def _trained_once(data: DataConfig, on_training: Callable[[str], None] | None) -> Path:
     """The folder of the data set's judge in the cache, trained where it is not there."""
-    records = load_records(data, "judge")
+    records = load_records(data, "classifier")
     images = min(max(_LEAST_IMAGES, _EPOCHS * len(records)), _MOST_IMAGES)
     network = ClassifierConfig()
     training = ClassifierTrainingConfig(epochs=images / len(records))
@@ -154,7 +154,7 @@ def _trained_once(data: DataConfig, on_training: Callable[[str], None] | None) -
     if (folder / "judge.json").exists():
         return folder
     if on_training is not None:
-        own = "judge" in open_images(data).parts
+        own = "classifier" in open_images(data).parts
         whose = "that the generator never sees" if own else "of the training part"
         on_training(
             f"Training the judge on {len(records):,} real images {whose} "
@@ -178,7 +178,7 @@ def judge_run(
     device: torch.device,
 ) -> Run:
     """The training of a judge on the judge's split of `data`, from its start and without hooks."""
-    records = load_records(data, "judge")
+    records = load_records(data, "classifier")
     check_classes(records, data)
     if training.shift >= (size := min(records.images.shape[2:])):
         raise ConfigError(
@@ -229,7 +229,7 @@ def write_judge(run: Run, data: DataConfig, folder: Path) -> None:
             "tuning": tuning,
             "class_names": list(reference.class_names),
             "data": _images_of(data),
-            "trained_on": load_records(data, "judge").description,
+            "trained_on": load_records(data, "classifier").description,
             "images_seen": run.images_seen,
             "seed": run.seed,
             "test_images": reference.description,
