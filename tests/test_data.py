@@ -18,10 +18,10 @@ def config(**changes) -> DataConfig:
 
 
 def test_digits_are_split_without_overlap() -> None:
-    splits = {name: load_records(config(), name) for name in ("train", "judge", "test")}
+    splits = {name: load_records(config(), name) for name in ("train", "classifier", "test")}
     assert {name: len(records) for name, records in splits.items()} == {
         "train": 897,
-        "judge": 600,
+        "classifier": 600,
         "test": 300,
     }
     # Together they are the whole data set, each image as often as there.

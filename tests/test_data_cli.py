@@ -126,7 +126,7 @@ def test_data_show_says_what_is_there(sfumato, photos: Path, tmp_path: Path) -> 
 def test_data_show_of_the_digits(sfumato, tmp_path: Path) -> None:
     result = sfumato("data", "show", "digits", "--out", str(tmp_path / "digits.png"))
     assert result.code == 0, result.err
-    assert "train 897, judge 600, test 300" in result.out
+    assert "train 897, classifier 600, test 300" in result.out
     assert "Training   8x8, greyscale" in result.out
 
 

@@ -56,8 +56,8 @@ def test_parquet_gives_each_split_its_images_labels_and_captions(hub_layout) -> 
     assert train.labels.tolist() == [index % 3 for index in range(24)]
     assert list(train.class_names) == NAMES
     assert list(train.captions) == ["A cat", "A dog", "A ice_cream"]
-    # The judge learns from the training images; nothing of the test part is in them.
-    assert torch.equal(load_records(config(folder), "judge").images, train.images)
+    # The classifier learns from the training images; nothing of the test part is in them.
+    assert torch.equal(load_records(config(folder), "classifier").images, train.images)
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])

@@ -63,7 +63,7 @@ def test_without_a_share_the_reference_is_the_test_split_and_nothing_else_change
     assert load_records(digits(), "reference") is load_records(digits(), "test")
     with pytest.raises(InputError, match="No test image of digits is set apart for tuning"):
         load_records(digits(), "tuning")
-    for split in ("train", "judge", "test"):
+    for split in ("train", "classifier", "test"):
         before = load_records(digits(), split).images
         assert torch.equal(load_records(digits(tuning_share=0.5), split).images, before)
     with pytest.raises(ValidationError, match="less than 1"):

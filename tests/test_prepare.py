@@ -112,7 +112,7 @@ def test_any_source_will_do_and_splits_are_kept(tmp_path: Path) -> None:
         out = tmp_path / f"{name}-out"
         prepare.prepare(direct, out)
         ours = direct.model_copy(update={"source": str(out)})
-        for split in ("train", "judge", "test"):
+        for split in ("train", "classifier", "test"):
             assert_same(load_records(ours, split), load_records(direct, split))
         again = direct.model_copy(update={"split_seed": 5, "test_share": 0.3})
         ours = ours.model_copy(update={"split_seed": 5, "test_share": 0.3})
