@@ -396,7 +396,14 @@ def test_it_is_drawn_with_wherever_a_model_is_taken(
     images = pipe(PROMPTS, seeds=SEEDS, num_inference_steps=2, output_type="uint8").images
     assert torch.equal(images, expected)
 
-    few = ["--count", "20", "--set", "evaluation.extractors=[classifier]", "--set", "sampling.steps=2"]
+    few = [
+        "--count",
+        "20",
+        "--set",
+        "evaluation.extractors=[classifier]",
+        "--set",
+        "sampling.steps=2",
+    ]
     for command in (
         ["sample", packaged, "A handwritten digit 7", "--steps", "2"],
         ["grid", packaged, "--steps", "2", "--scales", "1"],
