@@ -52,7 +52,7 @@ class Curve:
 
 
 def read_curve(records: Sequence[Mapping[str, Any]], scale: str) -> Curve:
-    """A curve from the lines of agreement.jsonl; `InputError` where there are none at `scale`."""
+    """A curve from the lines of accuracy.jsonl; `InputError` where there are none at `scale`."""
     found = [record for record in records if scale in record["correct"]]
     if not found:
         raise InputError(f"No quick evaluation at w = {scale}.")
