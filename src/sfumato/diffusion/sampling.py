@@ -181,7 +181,9 @@ def sample(
         outputs = branch_outputs(
             networks, x_t, process.network_time(times), branches, joined_tokens
         )
-        predicted = {branch: process.x0(out, x_t, times) for branch, out in outputs.items()}
+        predicted: dict[Branch, Tensor] = {
+            branch: process.x0(output, x_t, times) for branch, output in outputs.items()
+        }
         x0 = guidance.combine(predicted, memory)
         if x0_range is not None:
             x0 = x0.clamp(*x0_range)
