@@ -247,7 +247,10 @@ class ImageSet:
             embed_text=None
             if texts is None or prompts is None
             else lambda count: texts(prompts[:count]),
-            kept=lambda name, make: kept(self.file(extractor, f"{name}.safetensors"), make),
+            # What is known of sampled images is quickly computed again, and large.
+            kept=lambda name, make: kept(
+                None if self.name else self.file(extractor, f"{name}.safetensors"), make
+            ),
         )
 
     def file(self, extractor: FeatureExtractor, name: str) -> Path | None:

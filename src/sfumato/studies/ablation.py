@@ -7,7 +7,7 @@ ordinary run with quick evaluations, so that it can be drawn from, and goes on a
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import median
@@ -269,7 +269,7 @@ def _write(
             "ablation": ablation.model_dump(mode="json"),
             "overrides": list(overrides),
             "classifier": found[0].classifier,
-            "samplers": {arm: one.sampling.model_dump(mode="json") for arm, one in arms.items()},
+            "samplers": {arm: asdict(one.sampling) for arm, one in arms.items()},
             "data": base.data.source,
             "curves": {
                 one.scale: {
