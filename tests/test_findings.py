@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 
 from sfumato.base.errors import InputError
 from sfumato.base.images import to_uint8
-from sfumato.evaluation.image_set import ImageSet, complete, stretched
+from sfumato.evaluation.image_set import ImageSet
 from sfumato.evaluation.prompt_set import PromptSet
+from sfumato.evaluation.sampled_images import complete, stretched
 from sfumato.generation.loading import load
 from sfumato.paper.claims import GUIDED, NONE
 from sfumato.paper.findings import FindingsConfig, measure_findings

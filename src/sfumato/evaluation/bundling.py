@@ -153,7 +153,7 @@ def training_command(experiment: DiffusionExperiment) -> str:
     """
     if experiment.name not in preset_names():
         return f"sfumato train {experiment.name}.yaml"
-    preset = load_experiment(experiment.name)
+    preset = load_experiment(experiment.name, schema=DiffusionExperiment)
     words = ["sfumato", "train", experiment.name]
     if experiment.data.source != preset.data.source:
         words += ["--data", experiment.data.source]

@@ -154,7 +154,7 @@ class Ablated:
                 [
                     arm.name,
                     str(len(arm.curves)),
-                    f"{100 * final.value:.1f} % ({100 * final.low:.1f} - {100 * final.high:.1f})",
+                    str(final),
                     f"{100 * min(each):.1f} - {100 * max(each):.1f} %",
                     *(arm.images_text(level) for level in levels),
                     *([] if base is None else [ratio_text(base, arm, level) for level in levels]),
