@@ -30,7 +30,7 @@ from sfumato.evaluation.classifier_training import classifier_run
 from sfumato.evaluation.extractors.registry import available_extractors
 from sfumato.evaluation.metrics.calibration import fit_temperature, negative_log_likelihood
 from sfumato.evaluation.untrained import over_seeds, untrained_accuracies
-from sfumato.methods.classifier import run_classifier
+from sfumato.methods.registry import run_experiment
 from sfumato.models.classifier import Classifier, build_classifier
 from sfumato.training.checkpoint import Checkpoints
 from sfumato.training.hooks import BaseHook
@@ -217,7 +217,7 @@ def tiny() -> ClassifierExperiment:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("classifier") / "run"
-    assert run_classifier(tiny(), folder, device="cpu").finished
+    assert run_experiment(tiny(), folder, device="cpu").finished
     return folder
 
 
@@ -255,12 +255,12 @@ def test_stopped_and_started_again_equals_unbroken(finished: Path, tmp_path: Pat
         def after_step(self, run, metrics) -> None:
             run.stop_requested = run.images_seen == 3200
 
-    run = run_classifier(tiny(), tmp_path / "run", hooks=[Stop()])
+    run = run_experiment(tiny(), tmp_path / "run", hooks=[Stop()])
     assert not run.finished
     assert not (tmp_path / "run" / RESULT).exists()
     with pytest.raises(InputError, match="holds no finished classifier"):
         load_classifier(tiny().data, str(tmp_path / "run"))
-    assert run_classifier(tiny(), tmp_path / "run").finished
+    assert run_experiment(tiny(), tmp_path / "run").finished
     for name in ("metrics.jsonl", f"{RESULT}/{FILE_NAME}", f"{RESULT}/classifier.safetensors"):
         assert (tmp_path / "run" / name).read_bytes() == (finished / name).read_bytes()
     ours, theirs = (
@@ -273,7 +273,7 @@ def test_stopped_and_started_again_equals_unbroken(finished: Path, tmp_path: Pat
 def test_a_finished_run_without_its_result_makes_it_again(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / RESULT)
-    run_classifier(tiny(), tmp_path / "run")
+    run_experiment(tiny(), tmp_path / "run")
     again = (tmp_path / "run" / RESULT / FILE_NAME).read_bytes()
     assert again == (finished / RESULT / FILE_NAME).read_bytes()
 
@@ -551,7 +551,7 @@ def test_a_classifier_reads_mnist(shared_data: Path, tmp_path: Path) -> None:
         "classifier",
         [f"data.source={json.dumps(str(shared_data / 'mnist'))}", "data.tuning_share=0.6"],
     )
-    run_classifier(experiment, tmp_path / "run", device="cpu")
+    run_experiment(experiment, tmp_path / "run", device="cpu")
     about = json.loads((tmp_path / "run" / RESULT / FILE_NAME).read_text())
     assert about["test_accuracy"]["count"] == 4_000
     assert about["test_accuracy"]["value"] >= 0.99

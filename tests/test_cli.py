@@ -65,13 +65,13 @@ GROUPED = [
 def test_help_shows_every_command_with_an_example(sfumato) -> None:
     result = sfumato("--help")
     assert result.code == 0
-    for command in [*COMMANDS, "presets", "bench", "data"]:
-        assert command in result.out
-    for command in [*COMMANDS, *GROUPED]:
-        page = sfumato(*command.split(), "--help")
-        assert page.code == 0, command
-        assert "Example:" in page.out, command
-        assert len(set(re.findall(r"--[a-z]+", page.out))) <= 14, command
+    for name in [*COMMANDS, "presets", "bench", "data"]:
+        assert name in result.out
+    for name in [*COMMANDS, *GROUPED]:
+        page = sfumato(*name.split(), "--help")
+        assert page.code == 0, name
+        assert "Example:" in page.out, name
+        assert len(set(re.findall(r"--[a-z]+", page.out))) <= 14, name
 
 
 def test_presets_are_listed_with_parameters(sfumato) -> None:
@@ -287,9 +287,9 @@ WRONG = {
 """Commands, with | between the words, and what the message names."""
 
 
-@pytest.mark.parametrize("command", WRONG)
-def test_typed_wrongly(sfumato, command: str, tmp_path: Path) -> None:
-    one_message(sfumato(*command.split("|"), cwd=tmp_path), 2, *WRONG[command])
+@pytest.mark.parametrize("words", WRONG)
+def test_typed_wrongly(sfumato, words: str, tmp_path: Path) -> None:
+    one_message(sfumato(*words.split("|"), cwd=tmp_path), 2, *WRONG[words])
     assert not list(tmp_path.iterdir())
 
 
@@ -390,20 +390,20 @@ def test_an_out_path_through_a_file(sfumato, tmp_path: Path) -> None:
 
 
 def test_ctrl_c_is_reported_and_has_the_code_of_the_shell(
-    sfumato, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sfumato, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stopped(*arguments, **options) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sfumato.bench.loading.compare_loading", stopped)
-    monkeypatch.setattr("sfumato.studies.training_curve.measure_curve", stopped)
+    monkeypatch.setattr("sfumato.evaluation.evaluate.evaluate", stopped)
     monkeypatch.setattr("sfumato.methods.registry.method_of", lambda experiment: STOPPED)
     of_rounds = sfumato("bench", "data", "digits")
     assert (of_rounds.code, of_rounds.out.strip()) == (
         INTERRUPTED,
         "Stopped before the last round: nothing is kept.",
     )
-    resumes = sfumato("curve", str(small_run))
+    resumes = sfumato("evaluate", "bundled:mnist")
     assert (resumes.code, resumes.out.strip()) == (INTERRUPTED, RESUMES)
     STOPPED.run = stopped
     training = sfumato("train", "digits", "--out", str(tmp_path / "run"))

@@ -56,7 +56,7 @@ def test_parquet_gives_each_split_its_images_labels_and_captions(hub_layout) -> 
     assert train.labels.tolist() == [index % 3 for index in range(24)]
     assert list(train.class_names) == NAMES
     assert list(train.captions) == ["A cat", "A dog", "A ice_cream"]
-    # The judge learns from the training images; nothing of the test part is in them.
+    # The classifier learns from the training images; nothing of the test part is in them.
     assert torch.equal(load_records(config(folder), "classifier").images, train.images)
 
 

@@ -14,7 +14,6 @@ import pytest
 from sfumato.base.errors import DamagedDataError, InputError
 from sfumato.config.sections import DataConfig
 from sfumato.data.records import load_records
-from sfumato.data.sources import hub
 from sfumato.data.sources.hub import MANIFEST, hub_folder, is_hub_name
 from tests.pictures import encoded, noise, write_parquet
 
@@ -55,6 +54,10 @@ class StandIn:
     def answer(self, handler: BaseHTTPRequestHandler, *, body: bool) -> None:
         path = unquote(handler.path.split("?")[0])
         self.requests.append((handler.command, path, handler.headers.get("Range")))
+        if path.startswith(f"/api/datasets/owner/birds/tree/{REVISION}"):
+            tree = [self._entry(name, data) for name, data in self.files.items()]
+            self._send(handler, 200, json.dumps(tree).encode(), {}, body)
+            return
         if path.startswith("/api/datasets/owner/birds") and "convert" not in path:
             self._send(handler, 200, json.dumps(self._info()).encode(), {}, body)
             return
@@ -111,6 +114,11 @@ class StandIn:
         about = {"rfilename": name, "size": len(data), "blobId": blob}
         return {**about, "lfs": lfs} if self.in_lfs else about
 
+    def _entry(self, name: str, data: bytes) -> dict[str, object]:
+        about = self._sibling(name, data)
+        lfs = {"lfs": {**about["lfs"], "oid": self.stated[name]}} if self.in_lfs else {}
+        return {"type": "file", "path": name, "size": len(data), "oid": about["blobId"], **lfs}
+
     def fetched(self, name: str) -> list[str | None]:
         """The ranges that were asked for of a file."""
         return [r for method, path, r in self.requests if method == "GET" and path.endswith(name)]
@@ -133,7 +141,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[
     template = "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(f"{constants}.ENDPOINT", server.url)
     monkeypatch.setattr(f"{constants}.HUGGINGFACE_CO_URL_TEMPLATE", server.url + template)
-    monkeypatch.setattr("sfumato.data.sources.hub._PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(f"{constants}.DOWNLOAD_CHUNK_SIZE", 500)  # what a broken connection loses
     yield server, tmp_path / "cache" / "hub" / "owner--birds"
     server.server.shutdown()
     server.server.server_close()
@@ -180,7 +188,7 @@ def test_a_download_is_whole_and_the_next_use_asks_nobody(
 
 def test_a_broken_connection_goes_on_where_it_stopped(stand_in) -> None:
     server, _ = stand_in
-    server.cut_after, server.cuts_left = 1_000, 2
+    server.cut_after, server.cuts_left, server.cut_file = 1_000, 2, "train"
     assert len(load_records(config("owner/birds"), "train")) == 30
     assert server.fetched("train-00000-of-00001.parquet") == [
         None,
@@ -189,39 +197,20 @@ def test_a_broken_connection_goes_on_where_it_stopped(stand_in) -> None:
     ]
 
 
-def test_a_killed_download_is_not_taken_for_whole_and_goes_on(
-    stand_in, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As Ctrl-C in the middle of the second file leaves it."""
+def test_a_download_that_ended_is_not_taken_for_whole_and_goes_on(stand_in) -> None:
+    """The connection is lost for good in the second file; the first is not fetched again."""
     server, folder = stand_in
     first, second = (f"{name}-00000-of-00001.parquet" for name in ("train", "test"))
-    real = hub._Progress.add
-
-    def interrupt(self: hub._Progress, size: float) -> None:
-        real(self, size)
-        if len(server.fetched(second)) == 1:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(hub._Progress, "add", interrupt)
-    server.cut_after, server.cuts_left, server.cut_file = 1_000, 1, second
-    with pytest.raises(KeyboardInterrupt):
+    server.cut_after, server.cuts_left, server.cut_file = 0, 100, second
+    with pytest.raises(InputError, match="what is whole is kept"):
         hub_folder("owner/birds")
     assert not (folder / MANIFEST).exists()
     assert not (folder / "data" / second).exists()
-    monkeypatch.setattr(hub._Progress, "add", real)
+    (folder / "killed.incomplete").write_bytes(b"what kill -9 leaves")
+    server.cuts_left = 0
     assert len(load_records(config("owner/birds"), "test")) == 10
     assert len(server.fetched(first)) == 1
-    assert server.fetched(second) == [None, "bytes=1000-"]
-
-
-def test_a_network_that_goes_away_is_told(stand_in) -> None:
-    server, folder = stand_in
-    server.cut_after, server.cuts_left = 0, 100
-    with pytest.raises(InputError, match="goes on where it stopped"):
-        hub_folder("owner/birds")
-    assert not (folder / MANIFEST).exists()
-    server.cuts_left = 0
-    assert len(load_records(config("owner/birds"), "train")) == 30
+    assert not list(folder.rglob("*.incomplete"))
 
 
 def test_a_wrong_checksum_is_refused_and_the_file_removed(stand_in) -> None:

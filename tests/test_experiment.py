@@ -268,12 +268,12 @@ def test_a_folder_of_another_experiment_is_refused_and_untouched(tmp_path: Path)
     assert (tmp_path / "experiment.yaml").read_bytes() == before
 
 
-def test_a_setting_newer_than_the_run_is_named_with_its_mend(tmp_path: Path) -> None:
+def test_a_setting_newer_than_the_run_is_named_with_its_hint(tmp_path: Path) -> None:
     claim_folder(load_experiment("digits"), tmp_path)
     file = tmp_path / "experiment.yaml"
     file.write_text(file.read_text().replace("  loading: auto\n", ""))
     here = load_experiment("digits", ["data.loading=memory"])
-    with pytest.raises(ConfigError, match=r"written before there was data\.loading: to go on"):
+    with pytest.raises(ConfigError, match=r"written before there was data\.loading: to resume"):
         claim_folder(here, tmp_path)
 
 
@@ -356,4 +356,4 @@ def test_images_that_moved_are_told_how_to_go_on(tmp_path: Path) -> None:
     claim_folder(first, tmp_path / "run")
     with pytest.raises(ConfigError) as caught:
         claim_folder(load_experiment("digits", ["data.source=/elsewhere"]), tmp_path / "run")
-    assert "write their new place into data.source" in caught.value.hint
+    assert "their new place into data.source" in caught.value.hint

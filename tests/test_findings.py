@@ -54,7 +54,7 @@ def runs(together_runs: Path) -> tuple[Path, Path]:
 @pytest.fixture(scope="module")
 def together_runs(together: Path) -> Path:
     from sfumato.config.schema import load_experiment
-    from sfumato.methods.diffusion import run_experiment
+    from sfumato.methods.registry import run_experiment
 
     folder = together / "findings-runs"
     without = ["training.caption_dropout=0", "data.value_range=[0,1]"]

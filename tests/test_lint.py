@@ -94,6 +94,7 @@ def test_every_rule_has_a_test() -> None:
         ["training.caption_dropout=0", "sampling.guidance=autoguidance"],
         ["diffusion.beta_schedule=linear", "diffusion.rescale_zero_terminal_snr=true"],
         ["training.epochs=60"],
+        ["diffusion.process=rectified_flow", "sampling.sampler=Euler"],
     ],
 )
 def test_what_is_well_is_not_warned_of(overrides) -> None:

@@ -2,22 +2,21 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from sfumato.models.attention import (
-    MOST_BATCHES,
-    CpuAttention,
-    few_keys_attention,
-    small_heads_attention,
-    speed_up_on_cpu,
-    text_projected_once,
-)
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from sfumato.base.randomness import generator_for
 from sfumato.config.schema import load_experiment
 from sfumato.config.sections import AveragingConfig, UNetConfig
-from sfumato.models import attention
+from sfumato.models import cpu_kernels
+from sfumato.models.cpu_kernels import (
+    CpuAttention,
+    few_keys_attention,
+    small_heads_attention,
+    speed_up_on_cpu,
+)
 from sfumato.models.ema import AveragedModel, averaging_decay
+from sfumato.models.text_projection import MOST_BATCHES, text_projected_once
 from sfumato.models.unet import build_unet, parameter_count
 
 
@@ -33,15 +32,13 @@ from sfumato.models.unet import build_unet, parameter_count
     ],
 )
 def test_networks_have_their_parameter_counts(preset: str, count: int) -> None:
+    """By arithmetic and of the network itself."""
     experiment = load_experiment(preset)
-    assert (
-        parameter_count(
-            experiment.model,
-            resolution=experiment.data.resolution,
-            channels=experiment.data.channels,
-        )
-        == count
-    )
+    resolution, channels = experiment.data.resolution, experiment.data.channels
+    assert parameter_count(experiment.model, channels=channels) == count
+    with torch.device("meta"):
+        unet = build_unet(experiment.model, resolution=resolution, channels=channels, seed=0)
+    assert sum(parameter.numel() for parameter in unet.parameters()) == count
 
 
 def test_heads_are_counted_by_diffusers_keyword_or_by_their_channels() -> None:
@@ -250,7 +247,7 @@ def test_what_is_not_small_plain_or_float32_is_torchs(monkeypatch: pytest.Monkey
     taken: list[str] = []
     for name in ("small_heads_attention", "few_keys_attention"):
         monkeypatch.setattr(
-            attention, name, lambda query, key, value, name=name: taken.append(name) or query
+            cpu_kernels, name, lambda query, key, value, name=name: taken.append(name) or query
         )
     small, wide, middle, few = (
         torch.randn(1, 2, *shape) for shape in ((100, 8), (100, 32), (16, 8), (8, 32))

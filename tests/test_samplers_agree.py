@@ -8,7 +8,7 @@ from sfumato.diffusion.solvers.registry import SAMPLERS
 from sfumato.evaluation.classifier import ImageClassifier, load_classifier
 from sfumato.generation.loading import load
 from sfumato.generation.model import Model
-from sfumato.methods.diffusion import run_experiment
+from sfumato.methods.registry import run_experiment
 from tests.conftest import SMALL
 
 COUNT = 200

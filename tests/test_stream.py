@@ -13,8 +13,9 @@ from sfumato.data.loaders import open_training, resolve_loading, training_batche
 from sfumato.data.loading import Batch
 from sfumato.data.records import load_records
 from sfumato.data.sources.parquet_pages import index_images
+from sfumato.data.streaming.decoder import StreamedRecords
 from sfumato.data.streaming.order import BUFFER_IMAGES, STREAMS, WINDOW_IMAGES, StreamOrder
-from sfumato.data.streaming.stream import StreamBatches, StreamedRecords, open_stream
+from sfumato.data.streaming.stream import StreamBatches, open_stream
 from tests.pictures import encoded, noise, write_parquet
 
 CPU = torch.device("cpu")
@@ -218,31 +219,31 @@ def test_a_stream_starts_anywhere(folder: Path, workers: int) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_window_may_be_far_smaller_than_the_data(tmp_path, monkeypatch, workers) -> None:
-    """Few slots for many images: everything passes, and slots are used again."""
+    """A small window for many images: it never holds more, and all of them come out of it."""
     monkeypatch.setattr("sfumato.data.streaming.order.BUFFER_IMAGES", 4)
-    monkeypatch.setattr("sfumato.data.streaming.stream.WINDOW_IMAGES", 4 * STREAMS)
     write_set(tmp_path, files=3, rows=300, rows_in_group=100)
     held, records = (read(config(tmp_path), "train") for read in (load_records, open_stream))
     stream = batches(records, workers=workers)
     for seen in range(0, 1700, 16):
         assert torch.equal(stream.at(seen).images, held.images[stream.order.indices(seen, 16)])
+        assert len(stream._ready) <= 4 * STREAMS
 
 
 def test_a_dead_worker_is_an_error_that_says_so(folder: Path) -> None:
     stream = batches(open_stream(config(folder), "train"), workers=1)
     stream.at(0)
-    stream._decoders._processes[0].kill()
-    with pytest.raises(SfumatoError, match=r"ended by itself \(exit code -9\)"):
+    stream._decoded[0]._workers[0].kill()
+    with pytest.raises(SfumatoError, match="worker process"):
         run_through(stream, range(16, 16_000, 16))
 
 
 def test_workers_end_with_the_batches(folder: Path) -> None:
     stream = batches(open_stream(config(folder), "train"), workers=2)
     stream.at(0)
-    processes = stream._decoders._processes
-    assert [process.poll() for process in processes] == [None, None]
+    processes = stream._decoded[0]._workers
+    assert [process.exitcode for process in processes] == [None, None]
     del stream
-    assert [process.poll() for process in processes] == [-9, -9]
+    assert [process.exitcode for process in processes] == [0, 0]
 
 
 # Damage -------------------------------------------------------------------------------------------

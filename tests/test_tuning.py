@@ -15,7 +15,7 @@ from sfumato.evaluation.metrics.intervals import Estimate
 from sfumato.generation.loading import load
 from sfumato.generation.model import Model
 from sfumato.generation.runs import TUNED
-from sfumato.methods.diffusion import run_experiment
+from sfumato.methods.registry import run_experiment
 from sfumato.studies.tuning import (
     Candidate,
     Score,

@@ -35,6 +35,22 @@ class TrainingError(SfumatoError):
     """Training cannot go on (a loss that is no longer finite, for example)."""
 
 
+class SfumatoWarning(UserWarning):
+    """Something that goes on and that the user should know of."""
+
+
+class TruncatedPromptWarning(SfumatoWarning):
+    """A prompt was cut to the encoder's token length."""
+
+
+class LintWarning(SfumatoWarning):
+    """A configuration that will not do what it seems to."""
+
+
+class ResumeWarning(SfumatoWarning):
+    """Something about a resumed run that may change its bits, or a checkpoint passed over."""
+
+
 def nearest(name: str, known: Sequence[str]) -> str:
     """A sentence that names the nearest of `known`, or lists them when none is near."""
     from difflib import get_close_matches

@@ -14,21 +14,30 @@ def clock(seconds: float) -> str:
 
 
 class Line:
-    """One line that is rewritten on a terminal; elsewhere a new line every few seconds."""
+    """One line that is rewritten in a terminal or a notebook; in a file, one every few seconds."""
 
     def __init__(self, *, every_seconds: float = 10.0) -> None:
-        self._terminal = sys.stdout.isatty()
-        self._every = 0.2 if self._terminal else every_seconds
+        terminal = sys.stdout.isatty()
+        self._rewritten = terminal or _in_notebook()
+        self._start = "\r\033[K" if terminal else "\r" if self._rewritten else ""
+        self._every = 0.2 if self._rewritten else every_seconds
         self._last = 0.0
+        self._width = 0
 
     def show(self, text: str, *, final: bool = False) -> None:
         now = time.monotonic()
         if not final and now - self._last < self._every:
             return
         self._last = now
-        end = "\n" if final or not self._terminal else ""
-        start = "\r\033[K" if self._terminal else ""
-        print(f"{start}{text}", end=end, flush=True)
+        end = "\n" if final or not self._rewritten else ""
+        # A notebook knows no "clear to the end of the line".
+        padded = text.ljust(self._width) if self._start == "\r" else text
+        self._width = len(text)
+        print(f"{self._start}{padded}", end=end, flush=True)
+
+
+def _in_notebook() -> bool:
+    return type(sys.stdout).__module__.startswith("ipykernel")
 
 
 class Progress:

@@ -25,7 +25,8 @@ from sfumato.data.records import Records, load_records
 from sfumato.data.streaming.order import StreamOrder
 from sfumato.data.streaming.stream import StreamedRecords, open_stream
 from sfumato.evaluation.metrics.paired import PairedDifference, paired_bootstrap
-from sfumato.methods.diffusion import prepare_run, with_bank_rows
+from sfumato.methods.diffusion import with_bank_rows
+from sfumato.methods.registry import prepare_run
 from sfumato.training.hooks import stopping_on_signals
 from sfumato.training.loop import Hook, Run, train
 from sfumato.training.objectives.diffusion import DiffusionObjective

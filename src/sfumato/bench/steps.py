@@ -27,7 +27,8 @@ from sfumato.evaluation.metrics.intervals import Estimate, bootstrap_median
 from sfumato.generation.loading import resolve_device
 from sfumato.generation.model import Model, generators_from_seeds
 from sfumato.generation.runs import model_of
-from sfumato.methods.diffusion import prepare_run, with_bank_rows
+from sfumato.methods.diffusion import with_bank_rows
+from sfumato.methods.registry import prepare_run
 from sfumato.models.unet import build_unet
 from sfumato.text.encoder import NULL
 from sfumato.text.opening import load_text_encoder

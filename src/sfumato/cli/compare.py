@@ -9,6 +9,7 @@ from sfumato.base.progress import Progress
 from sfumato.cli.evaluate import checked_settings
 from sfumato.cli.options import Guidance, HeldOut, MeasureOptions, stoppable
 from sfumato.cli.show import log, print_wide, unused
+from sfumato.generation.bundle_names import check_comparable
 
 
 def compare(
@@ -26,6 +27,8 @@ def compare(
     """Two models on the same seeds and captions: paired tests and one page, side by side."""
     overrides = measure.overrides(evaluation__held_out=held_out or None)
     checked_settings(overrides)
+    for name in (first, second):
+        check_comparable(name)
     from sfumato.evaluation.compare import compare as compare_images
     from sfumato.evaluation.comparison_page import format_comparison
 

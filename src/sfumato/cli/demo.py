@@ -29,7 +29,7 @@ def demo(
 
     started = time.monotonic()
     experiment = load_experiment("digits", settings or [], schema=DiffusionExperiment)
-    from sfumato.methods.diffusion import run_experiment
+    from sfumato.methods.registry import run_experiment
     from sfumato.training.lint import lint_experiment, warn
     from sfumato.training.progress import TrainingProgress
 

@@ -9,7 +9,16 @@ import typer
 
 from sfumato.base.errors import InputError
 from sfumato.base.progress import Progress
-from sfumato.cli.options import Data, Form, HeldOut, MeasureOptions, Scales, stoppable
+from sfumato.cli.options import (
+    CardFolder,
+    Data,
+    Form,
+    HeldOut,
+    MeasureOptions,
+    Scales,
+    Untrained,
+    stoppable,
+)
 from sfumato.cli.show import log, log_wrapped, print_wide
 from sfumato.config.overrides import override
 from sfumato.config.sections import DataConfig, EvaluationConfig
@@ -20,25 +29,21 @@ if TYPE_CHECKING:
     from sfumato.evaluation.card import Card
     from sfumato.generation.model import Model
 
+What = Annotated[
+    Path, typer.Argument(help="A run, a pipeline, bundled:mnist, a folder of images or an .npz.")
+]
+
 
 def evaluate(
-    what: Annotated[
-        Path,
-        typer.Argument(help="A run, a pipeline, bundled:mnist, a folder of images or an .npz."),
-    ],
+    what: What,
     *,
     measure: MeasureOptions,
     scales: Scales = None,
     form: Form = None,
     held_out: HeldOut = False,
     data: Data = None,
-    untrained: Annotated[
-        bool,
-        typer.Option("--untrained", help="Use an untrained classifier: the paper's protocol."),
-    ] = False,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for card.json and pictures; else with the model.")
-    ] = None,
+    untrained: Untrained = False,
+    out: CardFolder = None,
 ) -> None:
     """Measure images against real ones: every metric with its interval, baseline and provenance.
 
@@ -48,11 +53,10 @@ def evaluate(
     overrides = measure.overrides(
         evaluation__guidance_scales=scales,
         evaluation__held_out=held_out or None,
+        sampling__guidance=form,
         data__source=data,
         evaluation__classifier="untrained" if untrained else None,
     )
-    if form is not None:
-        overrides.append(f"sampling.guidance={json.dumps(form)}")
     settings = checked_settings(overrides)
     if not is_model(what):
         _check_images(what, settings["data"])

@@ -158,6 +158,12 @@ Source = Annotated[
     typer.Argument(callback=checked_source, help="A folder, a Hub name OWNER/NAME, or digits."),
 ]
 Preset = Annotated[str, typer.Argument(help="A preset's name or a YAML file.")]
+CardFolder = Annotated[
+    Path | None, typer.Option(help="Folder for card.json and pictures; else with the model.")
+]
+Untrained = Annotated[
+    bool, typer.Option("--untrained", help="Use an untrained classifier: the paper's protocol.")
+]
 HeldOut = Annotated[
     bool, typer.Option("--held-out", help="Use captions that were never trained on.")
 ]

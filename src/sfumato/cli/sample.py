@@ -10,6 +10,9 @@ from sfumato.base.memory import collection_paused
 from sfumato.cli.options import Device, ModelPath, SamplingOptions, Seed
 from sfumato.cli.show import log, open_model, unused, warn_of_sampling
 
+BATCH = 64
+"""Images that are sampled before they are written."""
+
 
 def sample(
     model: ModelPath,
@@ -27,12 +30,14 @@ def sample(
 
         opened = open_model(model, device, **sampling.changes())
     warn_of_sampling(opened)
-    repeated = [prompt for prompt in prompts for _ in range(count)]
-    images = opened.sample(repeated, [*range(seed, seed + count)] * len(prompts))
-    for index, settings in enumerate(images.settings):
-        path = unused(out / file_name(settings))
-        write_bytes(path, images.png(index))
-        log(str(path))
+    wanted = [(prompt, seed + index) for prompt in prompts for index in range(count)]
+    for start in range(0, len(wanted), BATCH):
+        part = wanted[start : start + BATCH]
+        images = opened.sample([prompt for prompt, _ in part], [own for _, own in part])
+        for index, settings in enumerate(images.settings):
+            path = unused(out / file_name(settings))
+            write_bytes(path, images.png(index))
+            log(str(path))
 
 
 def file_name(settings: dict[str, Any]) -> str:

@@ -1,15 +1,12 @@
 """`sfumato table1`."""
 
 import textwrap
-from json import dumps
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from sfumato.base.progress import Progress
 from sfumato.cli.evaluate import checked_settings
 from sfumato.cli.options import (
+    CardFolder,
     Data,
     Form,
     MeasureOptions,
@@ -34,9 +31,7 @@ def table1(
     form: Form = None,
     solver: SolverOptions,
     data: Data = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the card and the table; else with the model.")
-    ] = None,
+    out: CardFolder = None,
 ) -> None:
     """The paper's Table 1 by its own protocol, and by one with intervals and a trained classifier.
 
@@ -47,10 +42,9 @@ def table1(
         sampling__steps=solver.steps,
         evaluation__count=measure.count or COUNT,
         evaluation__guidance_scales=scales,
+        sampling__guidance=form,
         data__source=data,
     )
-    if form is not None:
-        overrides.append(f"sampling.guidance={dumps(form)}")
     checked_settings(overrides)
     from sfumato.base.files import write_text
     from sfumato.generation.bundle_names import beside

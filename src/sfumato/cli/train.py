@@ -46,23 +46,22 @@ def train(
 ) -> None:
     """Train a preset. Interrupted and started again with the same --out, it resumes exactly."""
     experiment = _checked(preset, _one_source(dataset, data), settings or [])
-    from sfumato.methods.registry import method_of
+    from sfumato.methods.registry import method_of, run_experiment
     from sfumato.training.progress import TrainingProgress
 
     experiment = _prepared(experiment, strict=strict)
-    method = method_of(experiment)
     folder = out or new_folder(Path("runs") / experiment.name)
     log(f"Run folder {folder}")
     resumes = f"The same command with --out {folder} resumes from here."
     with stoppable(f"Stopped. {resumes}"):
-        run = method.run(
+        run = run_experiment(
             experiment, folder, device=device, hooks=[TrainingProgress()], on_start=log_start
         )
     if not run.finished:
         log(f"\nStopped at {run.images_seen:,} images, saved. {resumes}")
         raise typer.Exit(INTERRUPTED)
     log(f"Finished at {run.images_seen:,} images.")
-    for line in method.finished(experiment, folder):
+    for line in method_of(experiment).describe(experiment, run):
         log(line)
 
 
@@ -112,9 +111,6 @@ def new_folder(base: Path) -> Path:
 
 def log_start(run: "Run") -> None:
     """One line before the first step: new, resumed, or finished."""
-    if run.finished:
-        log(f"Already trained: {run.images_seen:,} images.")
-    elif run.images_seen:
-        log(f"Resuming from the checkpoint at {run.images_seen:,} images, on {run.device}.")
-    else:
-        log(f"Training on {run.device}.")
+    from sfumato.training.progress import start_line
+
+    log(start_line(run))

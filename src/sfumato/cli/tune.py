@@ -47,7 +47,7 @@ class Space:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Search:
+class SearchOptions:
     """What is searched for, and with how many images."""
 
     goal: Annotated[
@@ -69,7 +69,12 @@ class Search:
 
 
 def tune(
-    run: ModelPath, *, search: Search, space: Space, data: Data = None, device: Device = "auto"
+    run: ModelPath,
+    *,
+    search: SearchOptions,
+    space: Space,
+    data: Data = None,
+    device: Device = "auto",
 ) -> None:
     """Find the guidance to sample with, and write it into the run."""
     folder = Path(run)
@@ -79,16 +84,17 @@ def tune(
             hint="Give the folder of the run that it came from.",
         )
     from sfumato.generation.runs import TUNED, experiment_of_run
-    from sfumato.studies import tuning
+    from sfumato.studies.tuning import Search
+    from sfumato.studies.tuning import tune as find_setting
 
     model = open_model(run, device)
     candidates = _candidates(model, space)
     log(f"{len(candidates)} candidates, {search.budget:,} images in all.")
-    found = tuning.tune(
+    found = find_setting(
         folder,
         model,
         candidates,
-        tuning.Search(
+        Search(
             goal=search.goal,
             budget=search.budget,
             classifier=search.classifier or experiment_of_run(folder).evaluation.classifier,
@@ -121,7 +127,7 @@ def _candidates(model: "Model", space: Space) -> "list[Candidate]":
 
 
 def print_tuning(found: "Tuning") -> None:
-    names = ["candidate", "images", "accuracy", "95 % interval", "Frechet", "NFE", ""]
+    names = ["candidate", "images", "accuracy", "95 % interval", "Fréchet", "NFE", ""]
     table = new_table(names, left=(0, 6))
     for score in found.scores:
         notes = ["front"] * (score in found.front) + ["chosen"] * (score is found.choice)

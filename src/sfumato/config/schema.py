@@ -22,7 +22,7 @@ from sfumato.config.sections import (
     UNetConfig,
 )
 from sfumato.diffusion.process import PROCESSES, Process, VariancePreserving
-from sfumato.diffusion.solvers.registry import Sampling, sampler_name
+from sfumato.diffusion.solvers.registry import Sampling, check_sampling
 
 CHANGEABLE_ON_RESUME = {
     "about": "a description",
@@ -100,9 +100,9 @@ class DiffusionExperiment(Experiment):
     @model_validator(mode="after")
     def _sampling_fits(self) -> "DiffusionExperiment":
         try:
-            sampler_name(self.sampling.sampler, self.diffusion)
+            check_sampling(self.sampling, self.diffusion)
         except InputError as error:
-            raise ValueError(f"sampling.sampler: {error}") from error
+            raise ValueError(f"sampling: {error}") from error
         steps, levels = self.sampling.steps, getattr(self.diffusion, "num_train_timesteps", None)
         if levels is not None and steps > levels:
             raise ValueError(

@@ -277,7 +277,7 @@ class TrainingConfig(Section):
     sample_every_images: Count = 10_000
     """Images between two grids of samples."""
     accuracy_every_images: Count | None = None
-    """Images between two quick evaluations (`evaluation.quick_count`), lines of agreement.jsonl;
+    """Images between two quick evaluations (`evaluation.quick_count`), lines of accuracy.jsonl;
     null for none. A classifier that is not in the cache is trained first."""
     checkpoint_every_images: Count = 10_000
     """Images between two checkpoints."""

@@ -2,11 +2,11 @@
 
 import hashlib
 import re
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -23,12 +23,14 @@ from sfumato.data.sources.hub import hub_folder
 from sfumato.data.sources.idx import read_idx
 from sfumato.data.sources.local import local_folder
 from sfumato.data.sources.parquet import Columns, read_parquet
-from sfumato.data.table import Damage, Part, RawImages, list_damage
+from sfumato.data.table import Damage, Part, RawImages, list_damage, visible_files
+
+T = TypeVar("T")
 
 Split = Literal["train", "classifier", "test", "tuning", "reference"]
 """`tuning` and `reference` are the two parts of `test`, by `tuning_share`."""
 _SHOWN_DAMAGE = 10
-_KEPT_RECORDS = 3
+_KEPT = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,13 +96,21 @@ LAYOUTS: dict[str, Callable[[Path, DataConfig], RawImages | None]] = {
 def open_images(config: DataConfig) -> RawImages:
     """The data set of `config.source`, not yet decoded; downloaded where it is a Hub name.
 
-    Raises `ConfigError` or `InputError` for a source that is not there or holds no images,
-    `DamagedDataError` for files that are not whole.
+    Opened once in a process, and again when a file changes. Raises `ConfigError` or `InputError`
+    for a source that is not there or holds no images, `DamagedDataError` for files that are not
+    whole.
     """
     source = config.source
+    key = config.model_copy(update={"caption": (), "loading": "memory", "workers": 0})
     if source in BUNDLED:
-        return BUNDLED[source](config)
+        return recall("bundled", key, lambda: BUNDLED[source](config))
     folder = source_folder(source)
+    stats = {str(path): path.stat() for path in visible_files(folder)}
+    files = frozenset((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats.items())
+    return recall("opened", (key, files), lambda: _open_folder(folder, config))
+
+
+def _open_folder(folder: Path, config: DataConfig) -> RawImages:
     for read in LAYOUTS.values():
         if (found := read(folder, config)) is not None:
             if found.count == 0:
@@ -137,59 +147,65 @@ def source_identity(config: DataConfig) -> str:
 
 # Loading ------------------------------------------------------------------------------------------
 
-_recent: OrderedDict[tuple[object, ...], Records] = OrderedDict()
+_recent: dict[str, OrderedDict[Hashable, Any]] = defaultdict(OrderedDict)
+
+
+def recall(kind: str, key: Hashable, make: Callable[[], T]) -> T:
+    """What `make` returns; the newest few of each kind are kept, since a command asks often."""
+    kept = _recent[kind]
+    if key not in kept:
+        kept[key] = make()
+        while len(kept) > _KEPT:
+            kept.popitem(last=False)
+    kept.move_to_end(key)
+    return kept[key]
 
 
 def load_records(
     config: DataConfig, split: Split, *, on_rows: Callable[[int, int], None] | None = None
 ) -> Records:
-    """The images of `split`, decoded; the newest few are kept, for a command asks several times.
+    """The images of `split`, decoded, or as they were decoded before in this process.
 
-    What is `auto` in `config` is found first. `on_rows` is told (rows done, rows in all). Raises
-    as `open_images`, and `DamagedDataError` where more than `max_damaged` of the rows are damaged.
+    Settings that are `auto` are found first. `on_rows` gets (rows done, rows in all). Raises as
+    `open_images`, and `DamagedDataError` where more than `max_damaged` of the rows are damaged.
     """
     from sfumato.data.survey import resolve
 
     config = resolve(config)
     raw = open_images(config)
-    part, keep, name = rows_of(raw, config, split)
-    # How training reads them makes no other images.
-    key = (config.model_copy(update={"loading": "memory", "workers": 0}), name, raw.fingerprint)
-    if key not in _recent:
-        count = part.count if keep is None else int(keep.sum())
-        tell = (lambda done: None) if on_rows is None else (lambda done: on_rows(done, count))
-        if part.stored is not None:
-            decoded = part.stored(keep, needs_caption(config))
-        else:
-            decoded = decode_rows(
-                part.read(keep),
-                count=count,
-                target=target_of(config),
-                classes=len(raw.class_names),
-                needs_caption=needs_caption(config),
-                on_rows=tell,
-            )
-        check_damage(decoded.damage, count, config)
-        about = annotate(
-            raw,
-            config,
-            labels=decoded.labels,
-            own=decoded.captions,
-            description=_describe(raw, decoded, config, name, count),
-            damage=decoded.damage,
-            resized=decoded.resized,
+    name = split_name(raw, split, config)
+    # How training reads the images does not change them.
+    key = (config.model_copy(update={"loading": "memory", "workers": 0}), name, raw)
+    return recall("records", key, lambda: _decode_split(raw, config, name, on_rows))
+
+
+def _decode_split(
+    raw: RawImages, config: DataConfig, name: Split, on_rows: Callable[[int, int], None] | None
+) -> Records:
+    part, keep = rows_of(raw, config, name)
+    count = part.count if keep is None else int(keep.sum())
+    if part.stored is not None:
+        decoded = part.stored(keep, needs_caption(config))
+    else:
+        decoded = decode_rows(
+            part.read(keep),
+            count=count,
+            target=target_of(config),
+            classes=len(raw.class_names),
+            needs_caption=needs_caption(config),
+            on_rows=(lambda done: on_rows(done, count)) if on_rows else (lambda done: None),
         )
-        images = decoded.images
-        if name != "train" and isinstance(images, MappedImages):
-            images = images[:]  # small, and compared as a whole by whatever measures
-        _recent[key] = Records(
-            images=torch.from_numpy(images) if isinstance(images, np.ndarray) else images,
-            **vars(about),
-        )
-        while len(_recent) > _KEPT_RECORDS:
-            _recent.popitem(last=False)
-    _recent.move_to_end(key)
-    return _recent[key]
+    check_damage(decoded.damage, count, config)
+    images = decoded.images
+    if name != "train" and isinstance(images, MappedImages):
+        images = images[:]  # small, and metrics need all of it
+    return Records(
+        **annotate(raw, config, labels=decoded.labels, own=decoded.captions),
+        description=_describe(raw, decoded, config, name, count),
+        damage=decoded.damage,
+        resized=decoded.resized,
+        images=torch.from_numpy(images) if isinstance(images, np.ndarray) else images,
+    )
 
 
 def target_of(config: DataConfig) -> Target:
@@ -204,59 +220,70 @@ def needs_caption(config: DataConfig) -> bool:
     return any(OWN in fields(template) for template in config.caption)
 
 
-def rows_of(
-    raw: RawImages, config: DataConfig, split: Split
-) -> tuple[Part, np.ndarray | None, str]:
-    """The part that holds a split, which of its rows, and the split's name.
+def split_name(raw: RawImages, split: Split, config: DataConfig) -> Split:
+    """The split that stands for `split`: `train` for `classifier` where the source has no part for
+    it, `test` for `reference` without a `tuning_share`."""
+    if split == "classifier" and "classifier" not in raw.parts:
+        return "train"
+    return "test" if split == "reference" and config.tuning_share == 0 else split
 
-    A source without a part for the judge lends it the training images; one without a test part
-    holds out `test_share` of its rows, drawn by `split_seed`. Without a `tuning_share`, `reference`
-    is `test`, under that name.
+
+def rows_of(raw: RawImages, config: DataConfig, split: Split) -> tuple[Part, np.ndarray | None]:
+    """The part that holds a split (of `split_name`), and which of its rows; None is all.
+
+    A source without a test part holds out `test_share` of its rows, chosen by `split_seed`.
     """
     if split in ("tuning", "reference"):
         return _rows_of_test(raw, config, split)
-    name = split if split != "classifier" or "classifier" in raw.parts else "train"
-    if name in raw.parts:
-        return raw.parts[name], None, name
+    if split in raw.parts:
+        return raw.parts[split], None
     part = raw.parts["all"]
     if part.count < 2:
         raise InputError(
             "One image is too few: one is held out for test.", hint="Give two or more."
         )
-    held_out = min(max(1, round(config.test_share * part.count)), part.count - 1)
-    keep = np.zeros(part.count, dtype=bool)
-    keep[np.random.default_rng(config.split_seed).permutation(part.count)[:held_out]] = True
-    return part, keep if name == "test" else ~keep, name
+    test = np.zeros(part.count, dtype=bool)
+    test[_share(np.arange(part.count), config.test_share, config.split_seed)[0]] = True
+    return part, test if split == "test" else ~test
 
 
 def _rows_of_test(
     raw: RawImages, config: DataConfig, split: Split
-) -> tuple[Part, np.ndarray | None, str]:
-    """One side of the test images: `tuning_share` of them, drawn by `split_seed`, or the others."""
-    part, test, name = rows_of(raw, config, "test")
+) -> tuple[Part, np.ndarray | None]:
+    """One side of the test images: `tuning_share` of them, chosen by `split_seed`, or the rest."""
+    part, test = rows_of(raw, config, "test")
     if config.tuning_share == 0:
-        if split == "tuning":
-            raise InputError(
-                f"No test image of {config.source} is set apart for tuning.",
-                hint="Set data.tuning_share, such as 0.5.",
-            )
-        return part, test, name
+        raise InputError(
+            f"No test image of {config.source} is set apart for tuning.",
+            hint="Set data.tuning_share, such as 0.5.",
+        )
     rows = np.arange(part.count) if test is None else np.flatnonzero(test)
     if len(rows) < 2:
         raise InputError(
             f"{config.source} has one test image, too few for data.tuning_share.",
             hint="Set data.tuning_share=0, or hold out more with data.test_share.",
         )
-    count = min(max(1, round(config.tuning_share * len(rows))), len(rows) - 1)
-    order = np.random.default_rng([config.split_seed, 1]).permutation(len(rows))
+    tuning, reference = _share(rows, config.tuning_share, [config.split_seed, 1])
     keep = np.zeros(part.count, dtype=bool)
-    keep[rows[order[:count] if split == "tuning" else order[count:]]] = True
-    return part, keep, split
+    keep[tuning if split == "tuning" else reference] = True
+    return part, keep
+
+
+def _share(rows: np.ndarray, share: float, seed: int | list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """A random `share` of two or more rows, and the rest; neither is empty."""
+    count = min(max(1, round(share * len(rows))), len(rows) - 1)
+    order = np.random.default_rng(seed).permutation(len(rows))
+    return rows[order[:count]], rows[order[count:]]
+
+
+def too_much_damage(damaged: int, count: int, config: DataConfig) -> bool:
+    """Whether `damaged` of `count` rows are more than `max_damaged` allows, or all of them."""
+    return damaged > config.max_damaged * count or damaged >= count
 
 
 def check_damage(damage: Sequence[Damage], count: int, config: DataConfig) -> None:
     """`DamagedDataError` that lists the rows where they are more than `max_damaged` of `count`."""
-    if len(damage) <= config.max_damaged * count and len(damage) < count:
+    if not too_much_damage(len(damage), count, config):
         return
     lines = "\n  ".join(list_damage(damage, most=_SHOWN_DAMAGE))
     share = f"{100 * len(damage) / count:.3g} %"
@@ -277,32 +304,18 @@ def check_damage(damage: Sequence[Damage], count: int, config: DataConfig) -> No
 
 
 def annotate(
-    raw: RawImages,
-    config: DataConfig,
-    *,
-    labels: np.ndarray,
-    own: Sequence[str | None],
-    description: str,
-    damage: Sequence[Damage],
-    resized: int | None = None,
-) -> Annotations:
-    """Captions for images with `labels` (N,) int64 and captions of their `own` (N)."""
-    classes = torch.from_numpy(labels)
-    prompts, captions = caption_images(
-        config.caption, labels=classes, class_names=raw.class_names, own=own
-    )
-    return Annotations(
-        labels=classes,
-        class_names=raw.class_names,
-        prompts=prompts,
-        captions=captions,
-        class_captions=class_captions(
-            config.caption, prompts, captions, labels=classes, class_names=raw.class_names
-        ),
-        description=description,
-        damage=damage,
-        resized=resized,
-    )
+    raw: RawImages, config: DataConfig, *, labels: np.ndarray, own: Sequence[str | None]
+) -> dict[str, Any]:
+    """The labels and captions of `Annotations`, for images with `labels` (N,) int64 and captions of
+    their `own` (N)."""
+    about = {"labels": torch.from_numpy(labels), "class_names": raw.class_names}
+    prompts, captions = caption_images(config.caption, **about, own=own)
+    return {
+        **about,
+        "prompts": prompts,
+        "captions": captions,
+        "class_captions": class_captions(config.caption, prompts, captions, **about),
+    }
 
 
 def _describe(raw: RawImages, decoded: Decoded, config: DataConfig, split: str, count: int) -> str:

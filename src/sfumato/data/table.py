@@ -67,7 +67,7 @@ class GroupedPart(Part):
     read_notes: Callable[[np.ndarray | None], Iterator[Row]]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class RawImages:
     """A data set before decoding.
 

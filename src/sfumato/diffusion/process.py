@@ -155,10 +155,9 @@ def _squared_cosine_betas(start: float, end: float, steps: int) -> "Tensor":
     """Improved DDPM, Nichol and Dhariwal 2021, Eq. 17, betas capped at 0.999."""
     import torch
 
-    def alpha_bar(u: float) -> float:
-        return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
-
-    ratios = [alpha_bar((i + 1) / steps) / alpha_bar(i / steps) for i in range(steps)]
+    angles = [(i / steps + 0.008) / 1.008 * math.pi / 2 for i in range(steps + 1)]
+    alpha_bar = [math.cos(angle) ** 2 for angle in angles]
+    ratios = [alpha_bar[i + 1] / alpha_bar[i] for i in range(steps)]
     return torch.tensor([min(1 - ratio, 0.999) for ratio in ratios], dtype=torch.float64)
 
 

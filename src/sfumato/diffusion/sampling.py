@@ -16,11 +16,8 @@ from sfumato.base.images import ValueRange
 from sfumato.diffusion.guidance import Branch, Guidance
 from sfumato.diffusion.process import Process
 
-
-class Network(Protocol):
-    """(x_t (B, C, H, W), t (B,), tokens (B, L, D)) -> output (B, C, H, W)."""
-
-    def __call__(self, x_t: Tensor, t: Tensor, tokens: Tensor, /) -> Tensor: ...
+Network = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(x_t (B, C, H, W), t (B,), tokens (B, L, D)) -> output (B, C, H, W)."""
 
 
 class Solver(Protocol):
@@ -75,80 +72,77 @@ def initial_noise(shape: tuple[int, int, int], generators: Sequence[torch.Genera
     return torch.cat([torch.randn(1, *shape, generator=generator) for generator in generators])
 
 
-def in_fixed_rows(network: Network, rows: int) -> Network:
-    """The same network, evaluated in calls of exactly `rows` images.
+def in_equal_rows(
+    network: Network,
+    rows: int,
+    *,
+    larger: Sequence[int] = (),
+    checked: dict[Hashable, bool] | None = None,
+) -> Network:
+    """The same network, evaluated in calls of `rows` images, or more where that gives equal bits.
 
     On a CPU the last bits of a matrix product depend on the number of its rows. With calls of one
     size (the last one filled up by repeating its last row) an image has the same bits whatever
-    else is in the batch. Measured, not assumed: see tests/test_sampling.py.
+    else is in the batch. Fewer and larger calls are faster: whether a size of `larger` gives the
+    same bits is found on its first use, by evaluating those inputs both ways. `checked` remembers
+    the outcome for the network's shapes and the number of threads, and belongs to one network in
+    one dtype. Measured, not assumed: see tests/test_sampling.py.
     """
+    checked = {} if checked is None else checked
 
-    def call(x_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+    def in_parts(inputs: Sequence[Tensor]) -> Tensor:
         outputs = []
-        for start in range(0, len(x_t), rows):
-            parts = [part[start : start + rows] for part in (x_t, t, tokens)]
+        for start in range(0, len(inputs[0]), rows):
+            parts = [part[start : start + rows] for part in inputs]
             count = len(parts[0])
             if count < rows:
                 parts = [torch.cat([p, p[-1:].expand(rows - count, *p.shape[1:])]) for p in parts]
             outputs.append(network(*parts)[:count])
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
-    return call
-
-
-def in_equal_rows(
-    network: Network, rows: int, *, larger: Sequence[int], checked: dict[Hashable, bool]
-) -> Network:
-    """`in_fixed_rows`, with calls of a larger size wherever that gives the same bits.
-
-    Fewer and larger calls are faster. Whether a size of `larger` may be used is found on its first
-    use, by evaluating those inputs both ways; `checked` remembers the outcome for the network's
-    shapes and the number of threads, and belongs to one network in one dtype.
-    """
-    in_parts = in_fixed_rows(network, rows)
-
-    def part(size: int, inputs: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        x_t, _, tokens = inputs
-        key = (size, x_t.shape[1:], tokens.shape[1:], torch.get_num_threads())
-        if key not in checked:
-            outputs = in_parts(*inputs)
-            checked[key] = torch.equal(outputs, network(*inputs))
-            return outputs
-        return network(*inputs) if checked[key] else in_parts(*inputs)
-
     def call(x_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
-        outputs = []
-        start = 0
+        outputs, start = [], 0
         while start < len(x_t):
             size = max((size for size in larger if size <= len(x_t) - start), default=rows)
-            stop = start + size
-            inputs = (x_t[start:stop], t[start:stop], tokens[start:stop])
-            outputs.append(part(size, inputs) if size > rows else in_parts(*inputs))
-            start = stop
+            inputs = [part[start : start + size] for part in (x_t, t, tokens)]
+            key = (size, x_t.shape[1:], tokens.shape[1:], torch.get_num_threads())
+            if size > rows and checked.get(key, True):
+                output = network(*inputs)
+                if key not in checked:
+                    exact = in_parts(inputs)
+                    checked[key] = torch.equal(output, exact)
+                    output = exact
+            else:
+                output = in_parts(inputs)
+            outputs.append(output)
+            start += size
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     return call
 
 
-def branch_outputs(
+def predicted_x0(
     networks: Mapping[Branch, Network | None],
+    process: Process,
     x_t: Tensor,
     t: Tensor,
     branches: Sequence[Branch],
     tokens: Callable[[tuple[Branch, ...]], Tensor],
 ) -> dict[Branch, Tensor]:
-    """Output (B, C, H, W) of each of `branches`; those of one network share a call.
+    """The x0 (B, C, H, W) of each of `branches`; those of one network share a call.
 
-    `tokens`: the text tokens of several branches, joined along the batch.
+    `t`: (B,) times of the process; `tokens`: those of several branches, joined along the batch.
     """
-    outputs: dict[Branch, Tensor] = {}
+    time = process.network_time(t)
+    predicted: dict[Branch, Tensor] = {}
     for network in dict.fromkeys(networks[branch] for branch in branches):
         assert network is not None, "this guidance needs a weak network"
         together: tuple[Branch, ...] = tuple(b for b in branches if networks[b] is network)
         count = len(together)
-        joined = network(torch.cat([x_t] * count), t.repeat(count), tokens(together))
-        outputs.update(zip(together, joined.to(x_t.dtype).split(len(x_t)), strict=True))
-    return outputs
+        joined = network(torch.cat([x_t] * count), time.repeat(count), tokens(together))
+        for branch, output in zip(together, joined.to(x_t.dtype).split(len(x_t)), strict=True):
+            predicted[branch] = process.x0(output, x_t, t)
+    return predicted
 
 
 def nfe_of(times: Tensor, process: Process, guidance: Guidance) -> int:
@@ -176,21 +170,14 @@ def sample(
     """
     x_t = noise
     memory: dict[str, Tensor] = {}
-    networks: dict[Branch, Network | None] = {
-        "cond": network,
-        "uncond": network,
-        "weak": weak_network,
-    }
+    networks = {"cond": network, "uncond": network, "weak": weak_network}
     joined_tokens = cache(lambda branches: torch.cat([tokens[branch] for branch in branches]))
     levels = process.noise_level(solver.times).tolist()
     nfe = 0
     for index, t in enumerate(solver.times):
         times = t.to(x_t.device).expand(len(x_t))
         branches = guidance.branches(levels[index])
-        outputs = branch_outputs(
-            networks, x_t, process.network_time(times), branches, joined_tokens
-        )
-        predicted = {branch: process.x0(out, x_t, times) for branch, out in outputs.items()}
+        predicted = predicted_x0(networks, process, x_t, times, branches, joined_tokens)
         x0 = guidance.combine(predicted, memory)
         if x0_range is not None:
             x0 = x0.clamp(*x0_range)

@@ -17,7 +17,12 @@ from sfumato.evaluation.card import FILE_NAME, Card, Row, read_card
 from sfumato.evaluation.evaluate import Evaluated, evaluate, values_file
 from sfumato.evaluation.metrics.paired import mcnemar, paired_bootstrap, share_difference
 from sfumato.evaluation.metrics.registry import all_metrics, metric_of, title_of
-from sfumato.generation.bundle_names import is_model, model_folder
+from sfumato.generation.bundle_names import (
+    check_comparable,
+    is_model,
+    model_folder,
+    path_and_scale,
+)
 from sfumato.generation.loading import load
 from sfumato.generation.model import Model
 
@@ -166,7 +171,8 @@ def compare(
     `ConfigError` where the two are unlike, or one and the same.
     """
     for one in (first, second):  # a wrong name is reported before anything is sampled
-        _check_exists(one)
+        if isinstance(one, str | Path):
+            check_comparable(str(one))
     options |= {"device": device, "log": log}
     sides = [_side(one, guidance, options) for one in (first, second)]
     found = compare_sides(*sides)
@@ -176,18 +182,6 @@ def compare(
 
     write_comparison(Path(out), found, *sides)
     return found.model_copy(update={"folder": Path(out)})
-
-
-def _check_exists(subject: Evaluated | Card) -> None:
-    if not isinstance(subject, str | Path):
-        return
-    path, _ = path_and_scale(str(subject))
-    model_folder(path)
-    if not Path(path).exists() and not is_model(path):
-        raise InputError(
-            f"{path} is neither a model nor an evaluation: it does not exist.",
-            hint="Give runs, pipelines or folders with a card.json; PATH@3 names w = 3.",
-        )
 
 
 def _side(subject: Evaluated | Card, scale: float | None, options: dict[str, Any]) -> Side:
@@ -209,19 +203,6 @@ def _side(subject: Evaluated | Card, scale: float | None, options: dict[str, Any
         options["log"](f"{name or 'model'}, w = {scale:g}:")
     card = evaluate(subject, **options)
     return Side.of(card, card.rows[0].title, name=name or card.subject.name)
-
-
-def path_and_scale(name: str) -> tuple[str, float | None]:
-    """`PATH@3` is the path and w = 3."""
-    path, at, scale = name.rpartition("@")
-    if not at or Path(name).exists():
-        return name, None
-    try:
-        return path, float(scale)
-    except ValueError as error:
-        raise InputError(
-            f"{name}: '{scale}' is no guidance scale.", hint="For example: runs/demo@3"
-        ) from error
 
 
 def _row_title(card: Card, scale: float | None) -> str:

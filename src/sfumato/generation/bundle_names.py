@@ -54,12 +54,35 @@ def is_model(model: str | Path) -> bool:
 def check_model(model: str | Path) -> None:
     """`InputError` for what is no model, before anything is loaded."""
     folder = model_folder(model)
-    if not is_model(model):
+    if not str(model).startswith(PREFIX) and not is_model(model):
         raise InputError(
             f"{folder} is neither a run nor a pipeline."
             if folder.exists()
             else f"{folder} does not exist.",
             hint="Give a folder made by `sfumato train` or `sfumato demo`, or bundled:mnist.",
+        )
+
+
+def path_and_scale(name: str) -> tuple[str, float | None]:
+    """`PATH@3` is the path and w = 3."""
+    path, at, scale = name.rpartition("@")
+    if not at or Path(name).exists():
+        return name, None
+    try:
+        return path, float(scale)
+    except ValueError as error:
+        raise InputError(
+            f"{name}: '{scale}' is no guidance scale.", hint="For example: runs/demo@3"
+        ) from error
+
+
+def check_comparable(name: str) -> None:
+    """`InputError` for what `sfumato compare` cannot compare, before anything is loaded."""
+    path, _ = path_and_scale(name)
+    if not model_folder(path).exists():
+        raise InputError(
+            f"{path} does not exist.",
+            hint="Give runs, pipelines or folders with a card.json; PATH@3 names w = 3.",
         )
 
 

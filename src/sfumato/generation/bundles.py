@@ -21,7 +21,7 @@ from sfumato.diffusion.solvers.registry import Sampling
 from sfumato.generation.bundle_names import HASHES, INDEX, is_in_package, model_folder
 from sfumato.generation.model import Model
 from sfumato.models.codec import codec_from_dict
-from sfumato.text.bundled import bundled_clip, bundled_folder
+from sfumato.text.bundled import BUNDLED_FOLDER, load_text_tower
 from sfumato.text.encoder import ClipTextEncoder
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def open_bundle(model: str | Path) -> Model:
     """
     content = verified(model_folder(model))
     values = json.loads(content[INDEX])["model"]
-    text_encoder, tokenizer = bundled_clip()
+    text_encoder, tokenizer = load_text_tower()
     return Model(
         network=_unet(json.loads(content[UNET_CONFIG]), content[UNET_WEIGHTS]),
         process=process_from_dict(values["process"]),
@@ -73,7 +73,7 @@ def verified(folder: Path) -> dict[str, bytes]:
 
     The bundled text encoder's files are compared as well. `DamagedDataError` as for `open_bundle`.
     """
-    own, text = _recorded(folder)
+    own, text = recorded_hashes(folder)
     content = {}
     for name, sha256 in own.items():
         file = folder / name
@@ -83,7 +83,7 @@ def verified(folder: Path) -> dict[str, bytes]:
         if hashlib.sha256(content[name]).hexdigest() != sha256:
             raise _damaged(f"{file} is damaged: its sha256 is not the recorded one.", folder)
     for name, sha256 in text.items():
-        file = bundled_folder() / name
+        file = BUNDLED_FOLDER / name
         if not file.is_file() or sha256_of_file(file) != sha256:
             raise DamagedDataError(
                 f"{file} is not the text encoder that {folder.name} was trained with: its sha256 "
@@ -97,11 +97,11 @@ def write_hashes(folder: Path) -> None:
     """Record the sha256 of every file in `folder`, and of the bundled text encoder's files."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != HASHES)
     own = {path.relative_to(folder).as_posix(): sha256_of_file(path) for path in files}
-    text = {name: sha256_of_file(bundled_folder() / name) for name in TEXT_FILES}
+    text = {name: sha256_of_file(BUNDLED_FOLDER / name) for name in TEXT_FILES}
     write_json(folder / HASHES, {"files": own, "text_encoder": text})
 
 
-def _recorded(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+def recorded_hashes(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
     file = folder / HASHES
     try:
         values = read_json(file)

@@ -63,6 +63,9 @@ def export_model(model: Model, folder: Path) -> None:
     A folder already there is replaced.
     """
     pipeline = pipeline_of(model)
+    # A call leaves its length in the tokenizer: the files would depend on what was sampled before.
+    pipeline.tokenizer.backend_tokenizer.no_truncation()
+    pipeline.tokenizer.backend_tokenizer.no_padding()
     with whole_folder(folder) as temporary:
         pipeline.save_pretrained(temporary, safe_serialization=True)
         write_text(temporary / FILE_NAME, standalone_source())

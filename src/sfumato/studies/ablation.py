@@ -23,42 +23,42 @@ from sfumato.config.ablation import Ablation
 from sfumato.config.schema import DiffusionExperiment
 from sfumato.evaluation.classifier import load_classifier
 from sfumato.evaluation.metrics.intervals import Estimate, wilson
-from sfumato.methods.diffusion import run_experiment
+from sfumato.methods.registry import run_experiment
 from sfumato.training.hooks import BaseHook
 from sfumato.training.loop import Hook, Run
-from sfumato.training.records import AGREEMENT, read_records
+from sfumato.training.records import ACCURACY, read_records
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """Quick evaluations of one run at one guidance scale: `agreed` of `count` images after each of
+    """Quick evaluations of one run at one guidance scale: `correct` of `count` images after each of
     `images` seen."""
 
     images: list[int]
-    agreed: list[int]
+    correct: list[int]
     count: int
 
     def reached(self, level: float) -> float:
         """Images seen at the first evaluation with at least `level`; infinite where there is
         none."""
-        for images, agreed in zip(self.images, self.agreed, strict=True):
-            if agreed >= level * self.count:
+        for images, correct in zip(self.images, self.correct, strict=True):
+            if correct >= level * self.count:
                 return images
         return math.inf
 
     @property
     def final(self) -> Estimate:
-        return wilson(self.agreed[-1], self.count)
+        return wilson(self.correct[-1], self.count)
 
 
 def read_curve(records: Sequence[Mapping[str, Any]], scale: str) -> Curve:
-    """A curve from the lines of agreement.jsonl; `InputError` where there are none at `scale`."""
-    found = [record for record in records if scale in record["agreed"]]
+    """A curve from the lines of accuracy.jsonl; `InputError` where there are none at `scale`."""
+    found = [record for record in records if scale in record["correct"]]
     if not found:
         raise InputError(f"No quick evaluation at w = {scale}.")
     return Curve(
         images=[record["images"] for record in found],
-        agreed=[record["agreed"][scale] for record in found],
+        correct=[record["correct"][scale] for record in found],
         count=found[0]["count"],
     )
 
@@ -82,7 +82,7 @@ class StopAtLevel(BaseHook):
 def is_reached(records: Sequence[Mapping[str, Any]], level: float) -> bool:
     """Whether the last of `records` is at or above `level` at every scale."""
     return bool(records) and all(
-        agreed >= level * records[-1]["count"] for agreed in records[-1]["agreed"].values()
+        correct >= level * records[-1]["count"] for correct in records[-1]["correct"].values()
     )
 
 
@@ -105,8 +105,8 @@ class Arm:
     @cached_property
     def final(self) -> Estimate:
         """Class accuracy at the end, all seeds together."""
-        agreed = sum(curve.agreed[-1] for curve in self.curves.values())
-        return wilson(agreed, sum(curve.count for curve in self.curves.values()))
+        correct = sum(curve.correct[-1] for curve in self.curves.values())
+        return wilson(correct, sum(curve.count for curve in self.curves.values()))
 
     def images_text(self, level: float) -> str:
         """`12,000`, or `> 16,000` where the median run never got there."""
@@ -211,7 +211,7 @@ def run_ablation(
         for arm in only or ablation.arms:
             place = run_folder(folder, arm, seed)
             level = ablation.stop_at
-            if level is not None and is_reached(read_records(place / AGREEMENT), level):
+            if level is not None and is_reached(read_records(place / ACCURACY), level):
                 continue
             say(f"{arm}, seed {seed}")
             run = run_experiment(
@@ -220,10 +220,10 @@ def run_ablation(
                 device=device,
                 hooks=[
                     *([progress()] if progress else []),
-                    *([] if level is None else [StopAtLevel(place / AGREEMENT, level)]),
+                    *([] if level is None else [StopAtLevel(place / ACCURACY, level)]),
                 ],
             )
-            early = level is not None and is_reached(read_records(place / AGREEMENT), level)
+            early = level is not None and is_reached(read_records(place / ACCURACY), level)
             if not run.finished and not early:
                 return None
     scales = [f"{scale:g}" for scale in first.evaluation.quick_scales]
@@ -246,7 +246,7 @@ def _arms(ablation: Ablation, folder: Path, scale: str) -> list[Arm]:
     for name in ablation.arms:
         curves = {}
         for seed in ablation.seeds:
-            records = read_records(run_folder(folder, name, seed) / AGREEMENT)
+            records = read_records(run_folder(folder, name, seed) / ACCURACY)
             if records:
                 curves[seed] = read_curve(records, scale)
         if curves:
@@ -274,7 +274,7 @@ def _write(
             "curves": {
                 one.scale: {
                     arm.name: {
-                        str(seed): {"images": curve.images, "agreed": curve.agreed}
+                        str(seed): {"images": curve.images, "correct": curve.correct}
                         for seed, curve in arm.curves.items()
                     }
                     for arm in one.arms
@@ -322,7 +322,7 @@ def chart(found: Sequence[Ablated]) -> bytes:
         for place, arm in enumerate(one.arms):
             length = min(len(curve.images) for curve in arm.curves.values())
             shares = [
-                [100 * agreed / curve.count for agreed in curve.agreed[:length]]
+                [100 * correct / curve.count for correct in curve.correct[:length]]
                 for curve in arm.curves.values()
             ]
             images = next(iter(arm.curves.values())).images[:length]
@@ -333,7 +333,7 @@ def chart(found: Sequence[Ablated]) -> bytes:
                 "ls": "--" if is_base else "-",
             }
             for curve in arm.curves.values():
-                each = [100 * agreed / curve.count for agreed in curve.agreed]
+                each = [100 * correct / curve.count for correct in curve.correct]
                 axes.plot(curve.images, each, lw=0.7, alpha=0.5, **style)
             axes.plot(images, mean, lw=1.8, label=arm.name, marker="o", ms=3, **style)
             axes.fill_between(

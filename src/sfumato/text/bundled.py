@@ -14,18 +14,13 @@ if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
 
 
-def bundled_folder() -> Path:
-    """Where the bundled CLIP lies."""
-    return Path(str(files("sfumato.text") / "clip"))
+BUNDLED_FOLDER = Path(str(files("sfumato.text") / "clip"))
+"""Where the bundled CLIP lies."""
 
 
-def bundled_clip() -> tuple["CLIPTextModel", "CLIPTokenizer"]:
-    """The bundled text tower and its tokenizer, float32 holding the shipped float16 values."""
-    return load_text_tower(bundled_folder())
-
-
-def load_text_tower(folder: Path) -> tuple["CLIPTextModel", "CLIPTokenizer"]:
-    """A text tower and its tokenizer from a folder that `save_towers` wrote."""
+def load_text_tower(folder: Path = BUNDLED_FOLDER) -> tuple["CLIPTextModel", "CLIPTokenizer"]:
+    """A text tower and its tokenizer from a folder that `save_towers` wrote, the bundled one
+    without it: float32 holding the float16 values."""
     from transformers import CLIPTextModel, CLIPTokenizer
 
     model = CLIPTextModel.from_pretrained(folder, dtype=torch.float32)

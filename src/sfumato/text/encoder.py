@@ -4,12 +4,12 @@ import json
 import warnings
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from sfumato.base.errors import InputError
+from sfumato.base.errors import InputError, TruncatedPromptWarning
 from sfumato.base.weights import weights_digest
 
 if TYPE_CHECKING:
@@ -23,23 +23,6 @@ ENCODE_ROWS = 16
 
 MAX_REMEMBERED = 1024
 """Encoded prompts that an encoder remembers between calls."""
-
-
-class TruncatedPromptWarning(UserWarning):
-    """A prompt was cut to the encoder's token length."""
-
-
-class TextEncoder(Protocol):
-    """A frozen text encoder: `dim` is D, `max_tokens` is L, `identity` says which weights."""
-
-    name: str
-    dim: int
-    max_tokens: int
-
-    @property
-    def identity(self) -> str: ...
-    def encode(self, prompts: Sequence[str]) -> Tensor: ...
-    def cut(self, prompts: Sequence[str]) -> dict[str, str]: ...
 
 
 class ClipTextEncoder:
@@ -98,7 +81,8 @@ class ClipTextEncoder:
             self._encoded, self._encoded_as = {}, encoded_as
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._encoded]
         if new:
-            warn_of_cut_prompts(self.cut(new), self.max_tokens)
+            if cut := self.cut(new):
+                warn_of_cut_prompts(cut, self.max_tokens)
             self._encoded.update(zip(new, self.encode(new).float().cpu(), strict=True))
         return torch.stack([self._encoded[prompt] for prompt in prompts])
 

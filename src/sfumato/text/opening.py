@@ -211,8 +211,8 @@ def _needed(there: list[str]) -> list[str]:
 
 def load_text_encoder(config: TextConfig) -> ClipTextEncoder:
     """The encoder that `config` names, on the CPU; raises as `open_text_tower`."""
-    from sfumato.text.bundled import bundled_clip
+    from sfumato.text.bundled import load_text_tower
 
     name = config.encoder
-    model, tokenizer = bundled_clip() if name == BUNDLED else open_text_tower(name)
+    model, tokenizer = load_text_tower() if name == BUNDLED else open_text_tower(name)
     return ClipTextEncoder(model, tokenizer, name=name, max_tokens=config.max_tokens)

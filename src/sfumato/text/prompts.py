@@ -5,15 +5,29 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from sfumato.base.errors import SfumatoError
 from sfumato.base.files import writing
-from sfumato.text.encoder import NULL, TextEncoder, warn_of_cut_prompts
+from sfumato.text.encoder import NULL, warn_of_cut_prompts
 
 _CHUNK_PROMPTS = 128
+
+
+class TextEncoder(Protocol):
+    """A frozen text encoder: `dim` is D, `max_tokens` is L, `identity` says which weights."""
+
+    name: str
+    dim: int
+    max_tokens: int
+
+    @property
+    def identity(self) -> str: ...
+    def encode(self, prompts: Sequence[str]) -> Tensor: ...
+    def cut(self, prompts: Sequence[str]) -> dict[str, str]: ...
 
 
 class PromptBank:

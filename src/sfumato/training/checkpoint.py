@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from sfumato.base.environment import environment
-from sfumato.base.errors import ConfigError, DamagedDataError, InputError
+from sfumato.base.errors import ConfigError, DamagedDataError, InputError, ResumeWarning
 from sfumato.base.files import (
     read_json,
     remove_folder,
@@ -26,10 +26,6 @@ from sfumato.base.files import (
 from sfumato.training.state import Stateful, load_state, save_state
 
 FORMAT = 1
-
-
-class ResumeWarning(UserWarning):
-    """Something about a resumed run that may change its bits, or a checkpoint passed over."""
 
 
 @dataclass(frozen=True)

@@ -9,21 +9,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sfumato.base.errors import ConfigError, SfumatoError
+from sfumato.base.errors import ConfigError, LintWarning, SfumatoError
 from sfumato.diffusion.process import Process, VariancePreserving
 from sfumato.diffusion.solvers.registry import Sampling, build_solver
 
 if TYPE_CHECKING:
     from sfumato.config.schema import DiffusionExperiment
+    from sfumato.config.sections import DataConfig
 
 NEAR_ZERO_SNR = 1e-6
 """Below it x0 from eps multiplies the network's error by more than 1,000."""
 VISIBLE_SIGNAL = 0.05
 """Share sqrt(alpha_bar) of the image at the first step from which its absence is noticed."""
-
-
-class LintWarning(UserWarning):
-    """A configuration that will not do what it seems to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +70,10 @@ def guidance_without_dropout(plan: SamplingPlan) -> str | None:
 
 
 def eps_at_near_zero_terminal_snr(plan: SamplingPlan) -> str | None:
+    if plan.process.prediction_type != "epsilon":
+        return None
     terminal = _terminal_snr(plan.process)
-    if plan.process.prediction_type != "epsilon" or terminal >= NEAR_ZERO_SNR:
+    if terminal >= NEAR_ZERO_SNR:
         return None
     error = f"multiplies its error by {terminal**-0.5:,.0f}" if terminal else "divides by zero"
     return (
@@ -118,13 +117,11 @@ def spacing_off_the_trained_range(plan: SamplingPlan) -> str | None:
 
 
 def averaging_longer_than_the_run(experiment: "DiffusionExperiment") -> str | None:
-    from sfumato.data.loaders import open_training
-
     training = experiment.training
     averaging = training.averaging
     if averaging.halflife_images == 0:
         return None  # without opening the data
-    total = training.images or training.total_images(len(open_training(experiment.data)))
+    total = training.images or training.total_images(_training_rows(experiment.data))
     if averaging.halflife_images <= total:
         return None
     ramp = averaging.rampup_ratio * total
@@ -218,3 +215,11 @@ def _terminal_snr(process: Process) -> float:
     import torch
 
     return float(process.snr(torch.tensor(process.num_train_timesteps - 1)))
+
+
+def _training_rows(data: "DataConfig") -> int:
+    """Images of the training split, damaged ones included: nothing is decoded."""
+    from sfumato.data.records import open_images, rows_of
+
+    part, keep, _ = rows_of(open_images(data), data, "train")
+    return part.count if keep is None else int(keep.sum())

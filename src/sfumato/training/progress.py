@@ -14,10 +14,13 @@ RECORD_SECONDS = 10
 
 
 class TrainingProgress(BaseHook):
-    """Images seen, images/s, loss and time left; the speed as records of timing.jsonl."""
+    """Images seen, images/s, loss and time left; the speed as records of timing.jsonl.
 
-    def __init__(self) -> None:
-        self._line = Line()
+    `show=False`: only the records.
+    """
+
+    def __init__(self, *, show: bool = True) -> None:
+        self._line = Line() if show else None
         self._started: float | None = None
         self._from_images = 0
         self._loss: float | None = None
@@ -29,16 +32,26 @@ class TrainingProgress(BaseHook):
             self._started, self._from_images = now, run.images_seen
             return
         seconds = now - self._started
+        speed = (run.images_seen - self._from_images) / max(seconds, 1e-9)
         loss = float(metrics["loss"])
         self._loss = loss if self._loss is None else 0.95 * self._loss + 0.05 * loss
-        speed = (run.images_seen - self._from_images) / max(seconds, 1e-9)
-        left = max(0, run.total_images - run.images_seen) / speed
-        self._line.show(
-            f"  {run.images_seen:>9,} of {run.total_images:,} images  {speed:6.1f} images/s  "
-            f"loss {self._loss:.4f}  {clock(left)} left",
-            final=run.finished,
-        )
+        if self._line is not None:
+            left = max(0, run.total_images - run.images_seen) / speed
+            self._line.show(
+                f"  {run.images_seen:>9,} of {run.total_images:,} images  {speed:6.1f} images/s  "
+                f"loss {self._loss:.4f}  {clock(left)} left",
+                final=run.finished,
+            )
         if now - self._recorded > RECORD_SECONDS or run.finished:
             self._recorded = now
             record = {"seconds": round(seconds, 3), "images_per_second": round(speed, 2)}
             append_record(run.folder / "timing.jsonl", {"images": run.images_seen, **record})
+
+
+def start_line(run: Run) -> str:
+    """Whether a run is new, resumed or finished, in a line."""
+    if run.finished:
+        return f"Already trained: {run.images_seen:,} images."
+    if run.images_seen:
+        return f"Resuming from the checkpoint at {run.images_seen:,} images, on {run.device}."
+    return f"Training on {run.device}."

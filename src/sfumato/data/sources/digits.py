@@ -14,7 +14,7 @@ def read_digits(config: DataConfig) -> RawImages:
     """The 1,797 handwritten digits that scikit-learn carries (UCI, Alpaydin and Kaynak 1998).
 
     8x8 pixels with 17 grey levels, stretched to 0..255; split at random by `split_seed` into 897
-    for the generator, 600 for the judge and 300 for test and reference.
+    for the generator, 600 for the classifier and 300 for test and reference.
     """
     from sklearn.datasets import load_digits
 

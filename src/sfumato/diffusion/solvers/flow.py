@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from sfumato.base.errors import InputError
 from sfumato.diffusion.process import Process
 from sfumato.diffusion.solvers.registry import Sampling, sampler_of
 
@@ -16,12 +15,6 @@ class FlowSolver:
     """
 
     def __init__(self, process: Process, sampling: Sampling) -> None:
-        if sampling.timestep_spacing != "trailing":
-            raise InputError(
-                f"timestep_spacing '{sampling.timestep_spacing}' is not available for "
-                f"{process.process}, which samples in equal steps from t = 1.",
-                hint="Use timestep_spacing=trailing.",
-            )
         self.order = sampler_of(sampling.sampler, process).order
         steps = sampling.steps
         self.levels = torch.arange(steps, -1, -1, dtype=torch.float64) / steps

@@ -129,6 +129,17 @@ def sampler_of(name: str, process: Process) -> Sampler:
     return SAMPLERS[process.process][sampler_name(name, process)]
 
 
+def check_sampling(sampling: Sampling, process: Process) -> None:
+    """`InputError` for a sampler or timestep spacing that `process` does not have."""
+    sampler = sampler_of(sampling.sampler, process)
+    if not sampler.scheduler_class and sampling.timestep_spacing != "trailing":
+        raise InputError(
+            f"timestep_spacing '{sampling.timestep_spacing}' is not available for "
+            f"{process.process}, which samples in equal steps from t = 1.",
+            hint="Use timestep_spacing=trailing.",
+        )
+
+
 def build_solver(
     process: Process,
     sampling: Sampling,
@@ -142,6 +153,7 @@ def build_solver(
     sample with, in place of a new one with our settings; it is left as it is. `InputError` for more
     steps than levels, or a scheduler or setting that is not supported.
     """
+    check_sampling(sampling, process)
     if sampler_of(sampling.sampler, process).scheduler_class:
         from sfumato.diffusion.solvers.schedulers import build_scheduler_solver
 

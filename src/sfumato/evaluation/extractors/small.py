@@ -52,11 +52,11 @@ def load_small_clip(folder: Path | None = None, *, device: Device = "cpu") -> Sm
 
     Features are unit vectors. `WeightsNotAtHandError` where the folder has no towers.
     """
-    from sfumato.text.bundled import bundled_folder
+    from sfumato.text.bundled import BUNDLED_FOLDER
     from sfumato.text.towers import IMAGE_PX, TOWERS_FILE, load_towers
 
     which = "bundled" if folder is None else folder.resolve().name
-    folder = bundled_folder() if folder is None else folder
+    folder = BUNDLED_FOLDER if folder is None else folder
     if not (folder / TOWERS_FILE).is_file():
         raise WeightsNotAtHandError(
             f"{folder} holds no small CLIP.",
