@@ -10,8 +10,9 @@ from rich.table import Table
 
 from sfumato.base.files import write_bytes
 from sfumato.bench.decoding import decoding_speed, gathering_speed
-from sfumato.bench.loading import WAYS, Loading, chart, compare_loading, in_figures, save_loading
-from sfumato.bench.loading_page import write_loading
+from sfumato.bench.loaders import WAYS
+from sfumato.bench.loading import Loading, compare_loading, save_loading
+from sfumato.bench.loading_page import chart, in_figures, write_loading
 from sfumato.bench.order import compare_orders, told
 from sfumato.bench.steps import (
     Comparison,
@@ -150,7 +151,7 @@ def bench_data(
         workers=workers,
         most_batches=batches,
         ways=ways,
-        say=say,
+        log=say,
     )
     print_loading(loading)
     if out is not None:
