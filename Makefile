@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 .PHONY: demo test slow lint types floors unit environment clean
 
 demo: environment
-	$(BIN)/sfumato demo
+	$(BIN)/sfumato demo $(DEMO)
 
 test: environment lint types floors unit
 

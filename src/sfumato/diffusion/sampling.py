@@ -121,25 +121,28 @@ def in_equal_rows(
     return call
 
 
-def branch_outputs(
+def predicted_x0(
     networks: Mapping[Branch, Network | None],
+    process: Process,
     x_t: Tensor,
     t: Tensor,
     branches: Sequence[Branch],
     tokens: Callable[[tuple[Branch, ...]], Tensor],
 ) -> dict[Branch, Tensor]:
-    """Output (B, C, H, W) of each of `branches`; those of one network share a call.
+    """The x0 (B, C, H, W) of each of `branches`; those of one network share a call.
 
-    `tokens`: the text tokens of several branches, joined along the batch.
+    `t`: (B,) times of the process; `tokens`: those of several branches, joined along the batch.
     """
-    outputs: dict[Branch, Tensor] = {}
+    time = process.network_time(t)
+    predicted: dict[Branch, Tensor] = {}
     for network in dict.fromkeys(networks[branch] for branch in branches):
         assert network is not None, "this guidance needs a weak network"
         together: tuple[Branch, ...] = tuple(b for b in branches if networks[b] is network)
         count = len(together)
-        joined = network(torch.cat([x_t] * count), t.repeat(count), tokens(together))
-        outputs.update(zip(together, joined.to(x_t.dtype).split(len(x_t)), strict=True))
-    return outputs
+        joined = network(torch.cat([x_t] * count), time.repeat(count), tokens(together))
+        for branch, output in zip(together, joined.to(x_t.dtype).split(len(x_t)), strict=True):
+            predicted[branch] = process.x0(output, x_t, t)
+    return predicted
 
 
 def nfe_of(times: Tensor, process: Process, guidance: Guidance) -> int:
@@ -167,23 +170,14 @@ def sample(
     """
     x_t = noise
     memory: dict[str, Tensor] = {}
-    networks: dict[Branch, Network | None] = {
-        "cond": network,
-        "uncond": network,
-        "weak": weak_network,
-    }
+    networks = {"cond": network, "uncond": network, "weak": weak_network}
     joined_tokens = cache(lambda branches: torch.cat([tokens[branch] for branch in branches]))
     levels = process.noise_level(solver.times).tolist()
     nfe = 0
     for index, t in enumerate(solver.times):
         times = t.to(x_t.device).expand(len(x_t))
         branches = guidance.branches(levels[index])
-        outputs = branch_outputs(
-            networks, x_t, process.network_time(times), branches, joined_tokens
-        )
-        predicted: dict[Branch, Tensor] = {
-            branch: process.x0(output, x_t, times) for branch, output in outputs.items()
-        }
+        predicted = predicted_x0(networks, process, x_t, times, branches, joined_tokens)
         x0 = guidance.combine(predicted, memory)
         if x0_range is not None:
             x0 = x0.clamp(*x0_range)

@@ -11,12 +11,13 @@ from sfumato.base.errors import DamagedDataError
 from sfumato.base.files import read_json, write_json
 from sfumato.base.randomness import generator_for
 from sfumato.evaluation.card import Baseline, PerturbationBaseline, Spread
-from sfumato.evaluation.image_set import digest_of, in_turn
+from sfumato.evaluation.image_set import in_turn
 from sfumato.evaluation.metrics.features import ImageFeatures
 from sfumato.evaluation.metrics.frechet import feature_statistics, frechet_to
 from sfumato.evaluation.metrics.pixels import PERTURBATIONS
 from sfumato.evaluation.metrics.registry import Metric, all_metrics
 from sfumato.evaluation.reference import Reference, balanced_images
+from sfumato.evaluation.store import digest_of
 
 FORMAT = 4
 """Counts how metrics are computed: a card of another number answers no request."""
@@ -121,16 +122,7 @@ def real_baseline(
             return Baseline.model_validate(read_json(path))
         except (DamagedDataError, ValueError):
             path.unlink()  # damaged, or of another version: it is made again
-    used = max(int(rows.max()) for rows in sets.sets) + 1
-    samples = reference.features_of(training.first(used), key)
-    used = max(int(rows.max()) for rows in sets.references) + 1
-    others = reference.features_of(reference.split.first(used), key)
-    found: list[dict[str, float]] = []
-    for rows, other in zip(sets.sets, sets.references, strict=True):
-        own = samples.select(rows, balanced=sets.balanced)
-        against = others.select(other) if sets.disjoint == "both" else reference.features(key)
-        found.append(_scores(measured, own, against))
-        reference.on_images(f"real against real ({key})", len(found), pairs)
+    found = _measured(reference, key, sets, measured)
     baseline = Baseline(
         count=len(sets.sets[0]),
         reference_count=len(sets.references[0]),
@@ -147,6 +139,23 @@ def real_baseline(
     )
     write_json(path, baseline.model_dump(mode="json"))
     return baseline
+
+
+def _measured(
+    reference: Reference, key: str, pairs: RealPairs, metrics: list[Metric]
+) -> list[dict[str, float]]:
+    """The metrics of each pair."""
+    used = max(int(rows.max()) for rows in pairs.sets) + 1
+    samples = reference.features_of(reference.training.first(used), key)
+    used = max(int(rows.max()) for rows in pairs.references) + 1
+    others = reference.features_of(reference.split.first(used), key)
+    found: list[dict[str, float]] = []
+    for rows, other in zip(pairs.sets, pairs.references, strict=True):
+        own = samples.select(rows, balanced=pairs.balanced)
+        against = others.select(other) if pairs.disjoint == "both" else reference.features(key)
+        found.append(_scores(metrics, own, against))
+        reference.on_images(f"real against real ({key})", len(found), len(pairs.sets))
+    return found
 
 
 def _scores(

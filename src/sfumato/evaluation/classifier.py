@@ -4,6 +4,8 @@ It is our own ResNet, trained once and kept or trained by `sfumato train classif
 classifier of transformers; or a network with random weights, as a baseline.
 """
 
+import hashlib
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.base.errors import DamagedDataError, InputError
-from sfumato.base.files import read_json, sha256_of_file
+from sfumato.base.files import cache_folder, read_json, sha256_of_file
+from sfumato.config.schema import ClassifierTrainingConfig
 from sfumato.config.sections import ClassifierConfig, DataConfig
 from sfumato.data.captions import in_words
 from sfumato.data.records import Records, load_records, source_identity
@@ -33,6 +36,8 @@ from sfumato.training.state import load_state
 RESULT = "classifier"
 """Folder inside a run that holds the finished classifier."""
 FILE_NAME, WEIGHTS = "classifier.json", "classifier.safetensors"
+FORMAT = 4
+_LEAST_IMAGES, _EPOCHS, _MOST_IMAGES = 15_000, 6, 150_000
 _SPLIT_SETTINGS = ("split_seed", "test_share", "tuning_share")
 
 
@@ -83,9 +88,7 @@ def load_classifier(
     reference = load_records(data, "reference")
     check_classes(reference, data)
     if spec == "auto":
-        from sfumato.evaluation.classifier_training import trained_once
-
-        return _open(trained_once(data, log), data, device)
+        return _open(_trained_once(data, log), data, device)
     name, _, seed = spec.partition(":")
     if name == "untrained":
         return _untrained(data, reference, seed or "0", device)
@@ -106,6 +109,27 @@ def load_classifier(
             hint="`sfumato train classifier DATASET --out FOLDER` makes one.",
         )
     return _of_transformers(spec, reference, device)
+
+
+def _trained_once(data: DataConfig, log: Callable[[str], None]) -> Path:
+    """The folder of the data set's classifier in the cache, trained where it is not there."""
+    count = len(load_records(data, "classifier"))
+    images = min(max(_LEAST_IMAGES, _EPOCHS * count), _MOST_IMAGES)
+    training = ClassifierTrainingConfig(epochs=images / count)
+    key = {
+        "data": image_settings(data),
+        "network": ClassifierConfig().model_dump(),
+        "training": training.model_dump(),
+        "format": FORMAT,
+    }
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+    name = f"{source_identity(data)}-{data.resolution}px-{digest}"
+    folder = cache_folder() / "classifiers" / name
+    if not (folder / FILE_NAME).exists():
+        from sfumato.evaluation.classifier_training import train_once
+
+        train_once(data, training, folder, log)
+    return folder
 
 
 def check_classes(records: Records, data: DataConfig) -> None:

@@ -1,7 +1,5 @@
 """Training a data set's own classifier, choosing its weights, and measuring it on real images."""
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -11,13 +9,14 @@ import torch
 from sfumato import __version__
 from sfumato.base.environment import environment, now
 from sfumato.base.errors import ConfigError
-from sfumato.base.files import cache_folder, sha256_of_file, whole_folder, write_json
+from sfumato.base.files import sha256_of_file, whole_folder, write_json
 from sfumato.config.schema import ClassifierTrainingConfig
 from sfumato.config.sections import ClassifierConfig, DataConfig
 from sfumato.data.loading import DeviceBatches
-from sfumato.data.records import Records, load_records, open_images, source_identity
+from sfumato.data.records import Records, load_records, open_images
 from sfumato.evaluation.classifier import (
     FILE_NAME,
+    FORMAT,
     WEIGHTS,
     check_classes,
     image_settings,
@@ -30,41 +29,28 @@ from sfumato.training.loop import Run, train
 from sfumato.training.objectives.classifier import ClassifierObjective
 from sfumato.training.state import save_state
 
-FORMAT = 3
-_LEAST_IMAGES, _EPOCHS, _MOST_IMAGES = 15_000, 6, 150_000
 
-
-def trained_once(data: DataConfig, log: Callable[[str], None]) -> Path:
-    """The folder of the data set's classifier in the cache, trained where it is not there."""
+def train_once(
+    data: DataConfig, training: ClassifierTrainingConfig, folder: Path, log: Callable[[str], None]
+) -> None:
+    """Train the classifier of a data set into its folder in the cache."""
     records = load_records(data, "classifier")
-    images = min(max(_LEAST_IMAGES, _EPOCHS * len(records)), _MOST_IMAGES)
-    network = ClassifierConfig()
-    training = ClassifierTrainingConfig(epochs=images / len(records))
-    key = {
-        "data": image_settings(data),
-        "network": network.model_dump(),
-        # A setting that came later is left out where it changes nothing: the key stays the same.
-        "training": training.model_dump(exclude=None if training.shift else {"shift"}),
-        "format": FORMAT,
-    }
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
-    folder = (
-        cache_folder() / "classifiers" / f"{source_identity(data)}-{data.resolution}px-{digest}"
-    )
-    if (folder / FILE_NAME).exists():
-        return folder
     own = "classifier" in open_images(data).parts
     whose = "that the model never sees" if own else "of the training part"
     log(
         f"Training the classifier on {len(records):,} real images {whose} "
-        f"({images:,} images, once; kept in {folder})"
+        f"({training.total_images(len(records)):,} images, once; kept in {folder})"
     )
     run = classifier_run(
-        data, folder, network=network, training=training, seed=0, device=torch.device("cpu")
+        data,
+        folder,
+        network=ClassifierConfig(),
+        training=training,
+        seed=0,
+        device=torch.device("cpu"),
     )
     train(run)
     write_classifier(run, data, folder)
-    return folder
 
 
 def classifier_run(

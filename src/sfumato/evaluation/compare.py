@@ -261,7 +261,7 @@ def difference(key: str, first: Tensor, second: Tensor, real: float | None) -> D
     """Of one value an image: (N,) each."""
     if first.dtype == torch.bool:
         counts, found = mcnemar(first, second), share_difference(first, second)
-        more = {
+        more: dict[str, Any] = {
             "p_value": counts.p_value,
             "only_first": counts.only_first,
             "only_second": counts.only_second,

@@ -23,19 +23,14 @@ from sfumato.evaluation.card import (
     Subject,
     read_card,
 )
-from sfumato.evaluation.image_set import (
-    ImageSet,
-    OnImages,
-    complete,
-    digest_of,
-    file_name,
-    write_tensors,
-)
+from sfumato.evaluation.image_set import ImageSet, OnImages
 from sfumato.evaluation.metrics.adherence import class_accuracy_of
 from sfumato.evaluation.metrics.registry import all_metrics
 from sfumato.evaluation.pictures import write_pictures
 from sfumato.evaluation.prompt_set import PromptSet
 from sfumato.evaluation.reference import Reference, Scores
+from sfumato.evaluation.sampled_images import complete
+from sfumato.evaluation.store import digest_of, file_name, write_tensors
 from sfumato.generation.bundle_names import beside, is_model
 from sfumato.generation.loading import load, resolve_device
 from sfumato.generation.model import Model
@@ -187,28 +182,29 @@ def with_overrides(
     Real images of another source than the model names are logged: nothing else would show it.
     """
     run = model.folder
-    sections = {
+    sections: dict[str, Any] = {
         "data": data or model.data or DataConfig(),
         "sampling": model.sampling,
         "evaluation": EvaluationConfig() if run is None else experiment_of_run(run).evaluation,
     }
     settings = override(sections, overrides) if overrides else sections
-    data, sampling = settings["data"], settings["sampling"]
-    if not data.source:
+    changed_data: DataConfig = settings["data"]
+    sampling = settings["sampling"]
+    if not changed_data.source:
         raise InputError(
             "This model does not say which data set it was trained on.",
             hint="Evaluate the run folder it came from, or name the images with data.",
         )
-    if model.data is not None and data.source != model.data.source:
+    if model.data is not None and changed_data.source != model.data.source:
         log(
-            f"Real images of {data.source}; the model was trained on {model.data.source}. Metrics "
-            "hold only if that is the same data set."
+            f"Real images of {changed_data.source}; the model was trained on "
+            f"{model.data.source}. Metrics hold only if that is the same data set."
         )
     scheduler = model.scheduler if sampling == model.sampling else None
     changed = replace(model, sampling=sampling, scheduler=scheduler)
     if sampling.guidance != model.sampling.guidance:  # autoguidance loads its weaker network
         changed = changed.with_(form=sampling.guidance)
-    return changed, data, settings["evaluation"]
+    return changed, changed_data, settings["evaluation"]
 
 
 def _images_task(

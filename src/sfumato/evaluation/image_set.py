@@ -13,22 +13,17 @@ features of all images, computed once.
 """
 
 import hashlib
-import json
-import re
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato.base.environment import environment
-from sfumato.base.files import cache_folder, write_bytes
-from sfumato.base.images import ValueRange, to_uint8
+from sfumato.base.files import cache_folder
 from sfumato.base.randomness import generator_for
 from sfumato.config.sections import DataConfig
 from sfumato.data.records import Split, load_records, source_identity
@@ -39,6 +34,7 @@ from sfumato.evaluation.extractors.extractor import (
 )
 from sfumato.evaluation.metrics.features import ImageFeatures, Tensors
 from sfumato.evaluation.prompt_set import PromptSet
+from sfumato.evaluation.store import digest_of, kept
 
 if TYPE_CHECKING:
     from sfumato.generation.model import Model
@@ -56,41 +52,6 @@ _REAL_SETTINGS = (
     "tuning_share",
     "max_damaged",
 )
-
-
-def digest_of(values: object) -> str:
-    """A short digest of plain values."""
-    text = json.dumps(values, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def file_name(title: str) -> str:
-    """A title as a part of a file's name: "w = 1.5" is w1.5."""
-    return re.sub(r"[^\w.-]+", "", title) or "images"
-
-
-def kept(path: Path | None, make: Callable[[], Tensors]) -> Tensors:
-    """The tensors in the file `path`, else made and written there; a damaged file is made again."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if path is None:
-        return make()
-    if path.exists():
-        try:
-            return load_file(path)
-        except SafetensorError:
-            path.unlink()
-    tensors = make()
-    write_tensors(path, tensors)
-    return tensors
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A safetensors file, whole or not at all."""
-    from safetensors.torch import save
-
-    write_bytes(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -151,7 +112,8 @@ class ImageSet:
         """The parts that are not kept yet."""
         if not self.keeps_images:
             return []
-        return [part for part in self.parts if not self._file("", part).exists()]
+        files = [(part, self._file("", part)) for part in self.parts]
+        return [part for part, file in files if file is not None and not file.exists()]
 
     def images(self, rows: Iterable[int] | None = None) -> Tensor:
         """uint8 (K, C, H, W): all images, or those of the given numbers."""
@@ -204,7 +166,7 @@ class ImageSet:
         chosen = ImageSet.from_array(
             self.images(numbers),
             labels=None if self.labels is None else self.labels[rows],
-            prompts=None if self.prompts is None else [self.prompts[row] for row in numbers],
+            prompts=None if self.prompts is None else [str(self.prompts[row]) for row in numbers],
         )
         return replace(chosen, title=self.title, settings={**self.settings, "rows": numbers})
 
@@ -247,7 +209,10 @@ class ImageSet:
             embed_text=None
             if texts is None or prompts is None
             else lambda count: texts(prompts[:count]),
-            kept=lambda name, make: kept(self.file(extractor, f"{name}.safetensors"), make),
+            # What is known of sampled images is quickly computed again, and large.
+            kept=lambda name, make: kept(
+                None if self.name else self.file(extractor, f"{name}.safetensors"), make
+            ),
         )
 
     def file(self, extractor: FeatureExtractor, name: str) -> Path | None:
@@ -271,62 +236,16 @@ class ImageSet:
         model: "Model",
         prompts: PromptSet | Sequence[str],
         seeds: Sequence[int],
-        *,
-        guidance: float | None = None,
-        form: str | None = None,
-        folder: Path | None = None,
-        x0_range: ValueRange | None = None,
-        tensor: Literal["images", "stretched"] = "images",
+        **options: Any,
     ) -> "ImageSet":
-        """Images that `model` samples, one for each (prompt, seed), at its guidance scale or
-        another (`guidance`), by its form of guidance or another (`form`).
+        """Images that `model` samples, one for each (prompt, seed).
 
-        `folder`: where images of any settings are kept, each of its own in a folder inside. With an
-        `x0_range` the images are also kept `stretched` from the lowest to the highest value of
-        each, which `tensor` chooses.
+        `options` (see `sampled_images.sampled_set`): `guidance` and `form`, other than the model's;
+        `folder`, where images are kept; `x0_range` and `tensor`.
         """
-        asked = prompts if isinstance(prompts, PromptSet) else PromptSet(prompts=list(prompts))
-        if len(asked) != len(seeds):
-            raise ValueError(f"{len(seeds)} seeds for {len(asked)} prompts")
-        own = model.with_(guidance=guidance, form=form)
-        settings = {
-            **own.settings(),
-            "x0_range": list(x0_range or own.codec.x0_range),
-            "model": dict(own.provenance),
-            "device": own.device.type,
-            "environment": environment(),
-        }
-        title = f"w = {own.sampling.guidance_scale:g}"
-        clipped = x0_range is not None
-        name = f"{file_name(title)}-{digest_of({**settings, 'stretched': clipped})}"
+        from sfumato.evaluation.sampled_images import sampled_set
 
-        def make(part: range) -> Tensors:
-            started = time.perf_counter()
-            rows = slice(part.start, part.stop)
-            samples = own.sample(asked.prompts[rows], seeds[rows], x0_range=x0_range)
-            made = {"images": samples.tensor}
-            if clipped:
-                made["stretched"] = stretched(samples.x0).cpu()
-            return made | {"seconds": torch.tensor(time.perf_counter() - started)}
-
-        def part_key(part: range) -> str:
-            rows = slice(part.start, part.stop)
-            return digest_of([list(seeds[rows]), list(asked.prompts[rows])])
-
-        images = cls(
-            title=title,
-            name=name,
-            count=len(asked),
-            make=make,
-            settings={**settings, "seeds": [seeds[0], seeds[-1]]},
-            labels=asked.labels,
-            prompts=asked.prompts,
-            balanced=asked.balanced,
-            nfe=own.nfe(),
-            tensor=tensor,
-            part_key=part_key,
-        )
-        return images if folder is None else images.kept_in(folder)
+        return sampled_set(model, prompts, seeds, **options)
 
     @classmethod
     def real(cls, data: DataConfig, split: Split) -> "ImageSet":
@@ -403,26 +322,6 @@ class ImageSet:
         return read_npz(Path(file), data)
 
 
-def complete(sets: Sequence[ImageSet], on_images: OnImages, *, what: str = "images") -> None:
-    """Sample the parts of all `sets` that are not there yet.
-
-    `on_images` counts images, or network evaluations where `what` is "network evaluations".
-    """
-    weights = [(one.nfe or 1) if what == "network evaluations" else 1 for one in sets]
-    total = sum(weight * one.count for weight, one in zip(weights, sets, strict=True))
-    missing = [one.missing() for one in sets]
-    left = sum(
-        weight * sum(map(len, parts)) for weight, parts in zip(weights, missing, strict=True)
-    )
-    if what == "network evaluations":
-        on_images(what, total - left, total)
-    for weight, one, parts in zip(weights, sets, missing, strict=True):
-        for part in parts:
-            one.part(part)
-            left -= weight * len(part)
-            on_images(what, total - left, total)
-
-
 def in_turn(labels: Tensor, count: int) -> list[tuple[Tensor, int]] | None:
     """The rows of each class, and how many of them a balanced set of `count` holds; None where a
     class has not so many."""
@@ -432,12 +331,3 @@ def in_turn(labels: Tensor, count: int) -> list[tuple[Tensor, int]] | None:
     if any(len(own) < share for own, share in zip(rows, shares, strict=True)):
         return None
     return list(zip(rows, shares, strict=True))
-
-
-def stretched(x0: Tensor) -> Tensor:
-    """Each image of float (N, C, H, W) from its lowest value to its highest, as uint8 0 to 255.
-
-    What "normalise to [0, 255]" means to plotting tools. An even image becomes black.
-    """
-    low, high = x0.amin(dim=(1, 2, 3), keepdim=True), x0.amax(dim=(1, 2, 3), keepdim=True)
-    return to_uint8((x0 - low) / (high - low).clamp_min(1e-12), (0.0, 1.0))

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from sfumato.base.files import write_bytes
 from sfumato.base.images import grid, png_bytes, to_pil
-from sfumato.evaluation.image_set import ImageSet, file_name
+from sfumato.evaluation.image_set import ImageSet
 from sfumato.evaluation.reference import Reference, nearest_pairs
+from sfumato.evaluation.store import file_name
 from sfumato.report.samples import font
 
 _INK, _PALE = "#333333", "#777777"

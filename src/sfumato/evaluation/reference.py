@@ -76,25 +76,7 @@ class Reference:
         classifier = None
         if len(records.class_names) > 1:
             classifier = load_classifier(data, config.classifier, device=device, log=log)
-        extractors: dict[str, FeatureExtractor] = {}
-        infos = []
-        for one in available_extractors(
-            config.extractors, config.features, device=device, classifier=classifier
-        ):
-            about: dict[str, object] = {
-                "key": one.key,
-                "title": one.title,
-                "missing": one.reason,
-                "hint": one.hint,
-            }
-            if one.extractor is not None:
-                extractors[one.key] = one.extractor
-                about = {"name": one.extractor.name, "dim": one.extractor.dim}
-            infos.append(
-                ExtractorInfo.model_validate({"key": one.key, "title": one.title, **about})
-            )
-        if classifier is not None:
-            extractors.setdefault("classifier", classifier)
+        extractors, infos = _opened(config, device, classifier)
         return cls(
             data=data,
             records=records,
@@ -182,6 +164,26 @@ class Reference:
             return images
         rows = (images.labels.bincount()[images.labels] > 1).nonzero().squeeze(1)
         return images.select(rows)
+
+
+def _opened(
+    config: EvaluationConfig, device: Device, classifier: ImageClassifier | None
+) -> tuple[dict[str, FeatureExtractor], list[ExtractorInfo]]:
+    """The extractors by key, the classifier among them, and what is known of those asked for."""
+    extractors: dict[str, FeatureExtractor] = {}
+    infos = []
+    for one in available_extractors(
+        config.extractors, config.features, device=device, classifier=classifier
+    ):
+        about: dict[str, object] = {"key": one.key, "title": one.title}
+        about |= {"missing": one.reason, "hint": one.hint}
+        if one.extractor is not None:
+            extractors[one.key] = one.extractor
+            about |= {"name": one.extractor.name, "dim": one.extractor.dim}
+        infos.append(ExtractorInfo.model_validate(about))
+    if classifier is not None:
+        extractors.setdefault("classifier", classifier)
+    return extractors, infos
 
 
 def nearest_pairs(

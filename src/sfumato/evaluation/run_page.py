@@ -7,7 +7,7 @@ from sfumato.base.files import read_json, write_text
 from sfumato.config.schema import DiffusionExperiment
 from sfumato.data.records import load_records
 from sfumato.evaluation.card import FILE_NAME, Card
-from sfumato.evaluation.image_set import file_name
+from sfumato.evaluation.store import file_name
 from sfumato.evaluation.tables import card_tables, notes_of
 from sfumato.models.unet import parameter_count
 from sfumato.report.page import data_url, loss_curve, rendered

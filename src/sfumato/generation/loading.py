@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from sfumato.base.errors import InputError
-from sfumato.generation.bundle_names import is_bundle, model_folder
+from sfumato.generation.bundle_names import check_model, is_bundle, model_folder
 from sfumato.generation.bundles import open_bundle
 from sfumato.generation.model import Model
 
@@ -25,32 +25,26 @@ def load(
     `DamagedDataError` for a file that was altered.
     """
     where = resolve_device(device)
+    check_model(path)
     path = model_folder(path)
     if (path / "experiment.yaml").is_file():
         from sfumato.generation.runs import load_run
 
         return load_run(path, where, checkpoint, average)
-    if (checkpoint is not None or average is not None) and path.exists():
+    if checkpoint is not None or average is not None:
         raise InputError(
             f"{path} is not a run, so it has one set of weights and no checkpoints.",
             hint="Give the folder of the run that it came from.",
         )
     if is_bundle(path):
         return _on_device(open_bundle(path), where)
-    if (path / "model_index.json").is_file():
-        from sfumato.generation.pipeline import TextToImagePipeline
+    from sfumato.generation.pipeline import TextToImagePipeline
 
-        try:
-            pipeline = TextToImagePipeline.from_pretrained(path, low_cpu_mem_usage=False)
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path} is not a complete pipeline: {error}") from error
-        return _on_device(pipeline.model, where)
-    raise InputError(
-        f"{path} is neither a run nor a pipeline."
-        if path.exists()
-        else (f"{path} does not exist."),
-        hint="Give a folder made by `sfumato train` or `sfumato demo`, or bundled:mnist.",
-    )
+    try:
+        pipeline = TextToImagePipeline.from_pretrained(path, low_cpu_mem_usage=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is not a complete pipeline: {error}") from error
+    return _on_device(pipeline.model, where)
 
 
 def _on_device(model: Model, device: torch.device) -> Model:

@@ -156,15 +156,18 @@ class Model:
             return model
         if self.folder is not None:
             return import_module("sfumato.generation.runs").with_weak_network(model)
-        images = int(dict(sampling.form.parameters)["images"])
-        weak = self.provenance.get("weak")
-        if weak is None or images not in (0, weak["images_seen"]):
+        return model._with_exported_weak_network()
+
+    def _with_exported_weak_network(self) -> "Model":
+        """Autoguidance with the weaker network that an export carries."""
+        form, weak = self.sampling.form, self.provenance.get("weak")
+        if weak is None or dict(form.parameters)["images"] not in (0, weak["images_seen"]):
             raise InputError(
-                f"This model has no weaker network for {sampling.form.label}.",
+                f"This model has no weaker network for {form.label}.",
                 hint="Load the run that it came from.",
             )
         guidance = f"autoguidance:images={weak['images_seen']}"
-        return replace(model, sampling=replace(sampling, guidance=guidance))
+        return replace(self, sampling=replace(self.sampling, guidance=guidance))
 
     def nfe(self) -> int:
         """Network evaluations an image."""
@@ -190,43 +193,32 @@ class Model:
         at every step instead of the codec's range; `on_batch` gets the number of images of each
         batch; `changes`: as in `with_`. `InputError` for settings, prompts or seeds out of range.
         """
-        if changes:
-            return self.with_(**changes).sample(
-                prompts,
-                seeds,
-                negative_prompt=negative_prompt,
-                x0_range=x0_range,
-                batch_size=batch_size,
-                on_step=on_step,
-                on_batch=on_batch,
-            )
+        model = self.with_(**changes)
         prompts, seeds = _paired(prompts, seeds)
         parts: list[Sampled] = []
         for start in range(0, len(prompts), batch_size):
-            part = slice(start, start + batch_size)
-            generators = generators_from_seeds(seeds[part])
+            batch = slice(start, start + batch_size)
             parts.append(
-                self.denoise(
-                    prompts[part],
-                    generators,
+                model.denoise(
+                    prompts[batch],
+                    generators_from_seeds(seeds[batch]),
                     negative_prompt=negative_prompt,
                     x0_range=x0_range,
                     on_step=on_step,
                 )
             )
             if on_batch is not None:
-                on_batch(len(generators))
+                on_batch(len(prompts[batch]))
         x0 = torch.cat([part.x0 for part in parts])
-        common = self.settings(first_t=parts[0].first_t, nfe=parts[0].nfe)
-        return Samples(
-            tensor=self.codec.decode(x0).cpu(),
-            x0=x0,
-            settings=[
-                {"prompt": prompt, "seed": seed, **common}
-                for prompt, seed in zip(prompts, seeds, strict=True)
-            ],
-            nfe=parts[0].nfe,
-        )
+        common = model.settings(first_t=parts[0].first_t, nfe=parts[0].nfe)
+        if negative_prompt != NULL:
+            common["negative_prompt"] = negative_prompt
+        if x0_range is not None:
+            common["x0_range"] = list(x0_range)
+        pairs = zip(prompts, seeds, strict=True)
+        settings = [{"prompt": prompt, "seed": seed, **common} for prompt, seed in pairs]
+        tensor = model.codec.decode(x0).cpu()
+        return Samples(tensor=tensor, x0=x0, settings=settings, nfe=parts[0].nfe)
 
     def denoise(
         self,
@@ -238,22 +230,18 @@ class Model:
         on_step: Callable[[Step], None] | None = None,
     ) -> Sampled:
         """One batch from CPU generators, one an image: float images in the codec's range."""
-        sampling = self.sampling
-        guidance = sampling.form.build(
-            scale=sampling.guidance_scale, value_range=self.codec.x0_range
-        )
-        if guidance.away_from == "weak" and self.weak_network is None:
+        sampling, codec, weak = self.sampling, self.codec, self.weak_network
+        guidance = sampling.form.build(scale=sampling.guidance_scale, value_range=codec.x0_range)
+        if guidance.away_from == "weak" and weak is None:
             raise InputError(
                 "This model has no weaker network, which autoguidance needs.",
-                hint="Load the run that it came from, or export that with autoguidance in "
-                "sampling.guidance.",
+                hint="Load the run that it came from, or export that with autoguidance set.",
             )
         solver = build_solver(
             self.process, sampling, generators=generators, scheduler=self.scheduler
         )
-        size = self.network.config["sample_size"]  # pyright: ignore
-        shape = (self.network.config["in_channels"], size, size)  # pyright: ignore
-        weak = self.weak_network
+        config: Any = self.network.config
+        shape = (config["in_channels"], config["sample_size"], config["sample_size"])
         # Less work an operation than no_grad; the result is an ordinary tensor again.
         with torch.inference_mode(), ExitStack() as stack:
             for network in (self.network, weak):
@@ -267,7 +255,7 @@ class Model:
                 tokens=self._tokens(prompts, negative_prompt),
                 guidance=guidance,
                 weak_network=None if weak is None else self._network(weak),
-                x0_range=self.codec.x0_range if x0_range is None else x0_range,
+                x0_range=codec.x0_range if x0_range is None else x0_range,
                 on_step=on_step,
             )
         return replace(sampled, x0=sampled.x0.clone())

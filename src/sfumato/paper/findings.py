@@ -22,11 +22,12 @@ from sfumato.base.section import Section, validate
 from sfumato.config.sections import DataConfig
 from sfumato.data.records import load_records, source_identity
 from sfumato.evaluation.card import ClassifierInfo
-from sfumato.evaluation.image_set import ImageSet, OnImages, complete
+from sfumato.evaluation.image_set import ImageSet, OnImages
 from sfumato.evaluation.metrics.intervals import Estimate, wilson
 from sfumato.evaluation.metrics.pixels import BORDER_PX, EDGE_PX
 from sfumato.evaluation.prompt_set import PromptSet
 from sfumato.evaluation.reference import Scores
+from sfumato.evaluation.sampled_images import complete
 from sfumato.generation.loading import load
 from sfumato.generation.model import Model
 from sfumato.generation.runs import experiment_of_run

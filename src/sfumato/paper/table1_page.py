@@ -64,12 +64,14 @@ def told(table: Table1) -> list[str]:
     def of(row: Table1Row) -> Estimate:
         return row.paper.heads or row.paper.random_networks
 
-    spread = [100 * ((of(row).half_width or 0) * 2) for row in generated]
+    bounds = [of(row).interval for row in generated]
+    spread = [100 * (upper - lower) for lower, upper in bounds]
     means = [100 * of(row).value for row in generated]
+    low, high = of(real).interval
     sentences = [
         f"Untrained {kind}: on {real.title}, whose classes are right by definition, they are "
-        f"right in {100 * of(real).value:.1f} % on average, from {100 * of(real).low:.1f} to "
-        f"{100 * of(real).high:.1f} %; chance is {100 * table.chance:.0f} %. One guidance scale "
+        f"right in {100 * of(real).value:.1f} % on average, from {100 * low:.1f} to "
+        f"{100 * high:.1f} %; chance is {100 * table.chance:.0f} %. One guidance scale "
         f"spans up to {max(spread):.1f} points over the random seeds, the means of the scales lie "
         f"within {max(means) - min(means):.1f} points of each other.",
         f"{real.title.capitalize()} against as many test images score "
@@ -92,8 +94,10 @@ def _distance(found: Estimate | None) -> str:
 def _share(found: Estimate | None) -> str:
     if found is None or found.low is None or found.high is None:
         return ""
-    return f"{100 * found.value:.1f} % ({100 * found.low:.1f} - {100 * found.high:.1f})"
+    low, high = found.interval
+    return f"{100 * found.value:.1f} % ({100 * low:.1f} - {100 * high:.1f})"
 
 
 def _range(found: Estimate) -> str:
-    return f"{100 * found.value:.1f} % ({100 * found.low:.1f} - {100 * found.high:.1f})"
+    low, high = found.interval
+    return f"{100 * found.value:.1f} % ({100 * low:.1f} - {100 * high:.1f})"

@@ -7,7 +7,7 @@ ordinary run with quick evaluations, so that it can be drawn from, and goes on a
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import median
@@ -154,7 +154,7 @@ class Ablated:
                 [
                     arm.name,
                     str(len(arm.curves)),
-                    f"{100 * final.value:.1f} % ({100 * final.low:.1f} - {100 * final.high:.1f})",
+                    str(final),
                     f"{100 * min(each):.1f} - {100 * max(each):.1f} %",
                     *(arm.images_text(level) for level in levels),
                     *([] if base is None else [ratio_text(base, arm, level) for level in levels]),
@@ -269,7 +269,7 @@ def _write(
             "ablation": ablation.model_dump(mode="json"),
             "overrides": list(overrides),
             "classifier": found[0].classifier,
-            "samplers": {arm: one.sampling.model_dump(mode="json") for arm, one in arms.items()},
+            "samplers": {arm: asdict(one.sampling) for arm, one in arms.items()},
             "data": base.data.source,
             "curves": {
                 one.scale: {

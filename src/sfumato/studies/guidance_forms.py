@@ -15,10 +15,11 @@ from sfumato.base.files import folder_for, read_json, sibling, write_json
 from sfumato.base.section import Section, validate
 from sfumato.config.sections import DataConfig
 from sfumato.diffusion.guidance import GUIDANCE_FORMS, parse_guidance
-from sfumato.evaluation.image_set import ImageSet, OnImages, complete
+from sfumato.evaluation.image_set import ImageSet, OnImages
 from sfumato.evaluation.metrics.intervals import Estimate, percentile_interval, resampled
 from sfumato.evaluation.metrics.paired import paired_bootstrap, share_difference
 from sfumato.evaluation.reference import Scores
+from sfumato.evaluation.sampled_images import complete
 from sfumato.generation.model import Model
 from sfumato.studies.scale_claims import ScaleEvidence
 from sfumato.studies.study import ACCURACY, FRECHET, Study, StudyCard, StudyConfig

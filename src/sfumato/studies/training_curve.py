@@ -8,9 +8,10 @@ from sfumato.base.errors import DamagedDataError, InputError
 from sfumato.base.files import folder_for, read_json, sibling, write_json
 from sfumato.base.section import Section, validate
 from sfumato.config.sections import DataConfig
-from sfumato.evaluation.image_set import ImageSet, OnImages, complete
+from sfumato.evaluation.image_set import ImageSet, OnImages
 from sfumato.evaluation.metrics.intervals import Estimate
 from sfumato.evaluation.reference import Scores
+from sfumato.evaluation.sampled_images import complete
 from sfumato.generation.loading import load
 from sfumato.generation.model import Model
 from sfumato.studies.study import Study, StudyCard, StudyConfig

@@ -6,7 +6,7 @@ the same seeds and captions, so what differs is the setting.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -378,7 +378,7 @@ def _write(tuning: Tuning, run: Path, model: Model) -> None:
     write_json(run / TUNED, tuned.model_dump(mode="json"))
 
 
-def _as_values(score: Score) -> Mapping[str, Any]:
+def _as_values(score: Score) -> dict[str, Any]:
     candidate = score.candidate
     return {
         "title": candidate.title,

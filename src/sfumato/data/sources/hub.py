@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face Hub: downloaded once, checked, and not used before they are whole."""
+"""Data sets of the Hugging Face Hub: downloaded once, checked, and used only when complete."""
 
 import glob
 import hashlib

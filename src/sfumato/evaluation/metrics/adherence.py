@@ -129,7 +129,8 @@ CLASS_ACCURACY = Metric(
     digits=1,
     real=True,
     order=10,
-    about="class accuracy: share of images in which the classifier sees the class of the caption",
+    about="class accuracy: share of images in which the classifier sees the class of the caption, "
+    "Wilson's interval",
 )
 CLIP_SCORE = Metric(
     name="clip_score",

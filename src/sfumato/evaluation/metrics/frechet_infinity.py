@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import hypot
 from statistics import NormalDist
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -158,7 +159,7 @@ def _extrapolated(
     from scipy.stats import linregress
 
     cuts = range(1, len(distances) + 1)
-    line = linregress([of / count for of in cuts], distances)
+    line: Any = linregress([of / count for of in cuts], distances)
     height, fit_error = float(line.intercept), float(line.intercept_stderr)
     half = NormalDist().inv_cdf(0.5 + confidence / 2) * hypot(sampling_error, fit_error)
     return FrechetInfinity(
