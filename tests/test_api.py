@@ -90,7 +90,7 @@ def test_a_run_is_resumed_bit_for_bit(run, tmp_path: Path, capsys) -> None:
     assert weights(tmp_path / "a") == weights(run.folder)
     assert [images for images, _ in seen] == [16, 32, 48, 64]
     assert all(isinstance(loss, float) for _, loss in seen)
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr() == ("", "")
     metrics = (tmp_path / "a" / "metrics.jsonl").read_text()
     assert metrics == (run.folder / "metrics.jsonl").read_text()
     assert (tmp_path / "a" / "timing.jsonl").exists()
@@ -225,7 +225,7 @@ def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_mistyped_setting_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"training\.images"):
-        sfumato.train("digits", out=tmp_path / "a", training={"imges": 64})
+        sfumato.train("digits", data=arrays(), out=tmp_path / "a", training={"imges": 64})
     assert not (tmp_path / "a").exists()
 
 

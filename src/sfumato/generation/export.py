@@ -13,6 +13,7 @@ from pathlib import Path
 
 from sfumato import __version__
 from sfumato.base.files import whole_folder, write_text
+from sfumato.base.hub import quiet_loading
 from sfumato.diffusion.process import VariancePreserving
 from sfumato.diffusion.solvers.schedulers import build_scheduler
 from sfumato.generation.model import Model
@@ -66,7 +67,7 @@ def export_model(model: Model, folder: Path) -> None:
     # A call leaves its length in the tokenizer: the files would depend on what was sampled before.
     pipeline.tokenizer.backend_tokenizer.no_truncation()
     pipeline.tokenizer.backend_tokenizer.no_padding()
-    with whole_folder(folder) as temporary:
+    with whole_folder(folder) as temporary, quiet_loading():
         pipeline.save_pretrained(temporary, safe_serialization=True)
         write_text(temporary / FILE_NAME, standalone_source())
 

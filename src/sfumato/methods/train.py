@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sfumato.config.schema import load_experiment
+from sfumato.config.schema import Experiment, load_experiment
 from sfumato.data.arrays import stored_columns, write_images
 from sfumato.data.survey import OWN_CAPTION
 from sfumato.generation.loading import load
@@ -76,16 +76,10 @@ def train(
             `seed=1`.
 
     Ctrl-C (or interrupting the kernel) ends training after the current step, with a checkpoint; the
-    same call resumes it. Raises `SfumatoError` for settings, data or a folder that cannot be used.
+    same call resumes it. Raises `SfumatoError` for settings, data or folders that cannot be used.
     """
     folder = Path(out)
-    section = dict(data) if isinstance(data, Mapping) else {"source": data}
-    source = section.pop("source", None)
-    if isinstance(source, str | Path):
-        section["source"] = str(source)
-    else:
-        section = {**_stored(source, folder), **section}
-    experiment = load_experiment(preset, list(overrides({"data": section, **settings})))
+    experiment = _experiment(preset, data, settings, folder)
     warn(method_of(experiment).lint(experiment))
     hooks: list[Hook] = [TrainingProgress(show=progress)]
     if callback is not None:
@@ -100,6 +94,20 @@ def train(
     return TrainedRun(
         folder=folder, images_seen=run.images_seen, finished=run.finished, device=device
     )
+
+
+def _experiment(
+    preset: str | Path, data: Any, settings: Mapping[str, Any], folder: Path
+) -> Experiment:
+    """The experiment of `train`'s arguments; images from Python are written once it is valid."""
+    section = dict(data) if isinstance(data, Mapping) else {"source": data}
+    source = section.pop("source", None)
+    if isinstance(source, str | Path):
+        section["source"] = str(source)
+    else:
+        load_experiment(preset, list(overrides({"data": section, **settings})))
+        section = {**_stored(source, folder), **section}
+    return load_experiment(preset, list(overrides({"data": section, **settings})))
 
 
 def _stored(images: Any, folder: Path) -> dict[str, Any]:

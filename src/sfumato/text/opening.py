@@ -214,5 +214,6 @@ def load_text_encoder(config: TextConfig) -> ClipTextEncoder:
     from sfumato.text.bundled import load_text_tower
 
     name = config.encoder
-    model, tokenizer = load_text_tower() if name == BUNDLED else open_text_tower(name)
+    with quiet_loading():
+        model, tokenizer = load_text_tower() if name == BUNDLED else open_text_tower(name)
     return ClipTextEncoder(model, tokenizer, name=name, max_tokens=config.max_tokens)
