@@ -9,17 +9,10 @@ import pytest
 import torch
 
 from sfumato.base.errors import InputError, SfumatoError
-from sfumato.bench.loading import (
-    WAYS,
-    Loading,
-    Row,
-    Setup,
-    Timing,
-    batch_entropy,
-    compare_loading,
-    time_once,
-)
+from sfumato.bench.loaders import WAYS, Setup
+from sfumato.bench.loading import Loading, Row, batch_entropy, compare_loading
 from sfumato.bench.loading_page import file_orders
+from sfumato.bench.timing import Timing, time_once
 from sfumato.config.sections import DataConfig
 from sfumato.data.prepare import prepare
 from sfumato.data.records import load_records
@@ -142,7 +135,7 @@ def test_what_cannot_be_compared_says_so(setup: Setup) -> None:
     def run(**changes) -> None:
         given = {"pairs": 3, "ways": ["stream"], **changes}
         compare_loading(
-            setup.config, batch_size=16, workers=0, most_batches=1, say=lambda text: None, **given
+            setup.config, batch_size=16, workers=0, most_batches=1, log=lambda text: None, **given
         )
 
     with pytest.raises(InputError, match="2 rounds are too few"):

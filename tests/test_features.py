@@ -1,4 +1,4 @@
-"""Extractors of features: their contract, CLIP, DINOv2, the small CLIP and the classifier."""
+"""Extractors of features: the contract, CLIP, DINOv2, the small CLIP and the classifier."""
 
 import dataclasses
 from collections.abc import Iterator

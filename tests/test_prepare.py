@@ -19,7 +19,7 @@ from PIL import Image
 
 from sfumato.base.errors import ConfigError, DamagedDataError, InputError, SfumatoError
 from sfumato.base.files import TEMPORARY_PREFIX
-from sfumato.bench.paintings import STYLES, draw
+from sfumato.bench.paintings.styles import STYLES, paint
 from sfumato.config.sections import DataConfig
 from sfumato.data import decode, prepare
 from sfumato.data.decode import Target
@@ -438,7 +438,7 @@ def test_reduced_scales_change_little_and_small_images_nothing() -> None:
     """A JPEG is decoded at a half or less only where twice the target is left of it. Against
     decoding every pixel first, on a picture with edges and grain."""
     rng = np.random.default_rng(0)
-    painting = draw(STYLES["Post_Impressionism"], "landscape", (1500, 1200), rng)
+    painting = paint(STYLES["Post_Impressionism"], "landscape", (1500, 1200), rng)
     target = Target(resolution=128, channels=3, fit="squash")
     for width, height, exact in ((1500, 1200, False), (511, 2000, True), (300, 200, True)):
         jpeg = encoded(np.asarray(painting.resize((width, height))), "JPEG", quality=90)

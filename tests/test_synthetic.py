@@ -16,7 +16,7 @@ from sfumato.base.errors import InputError
 from sfumato.base.files import TEMPORARY_PREFIX
 from sfumato.base.images import resize
 from sfumato.bench import synthetic
-from sfumato.bench.paintings import STYLES, draw
+from sfumato.bench.paintings.styles import STYLES, paint
 from sfumato.bench.synthetic import GENRES, LEAST_BYTES, MOST_BYTES, Synthesis, synthesize
 from sfumato.config.sections import DataConfig
 from sfumato.data.records import load_records, open_images
@@ -165,7 +165,7 @@ def test_styles_really_differ() -> None:
             for number in range(count):
                 rng = np.random.default_rng([seed, label, number])
                 genre = style.genres[rng.integers(len(style.genres))]
-                rows.append(features(draw(style, genre, (200, 160), rng)))
+                rows.append(features(paint(style, genre, (200, 160), rng)))
                 labels.append(label)
         return np.stack(rows), np.array(labels)
 

@@ -20,7 +20,8 @@ from PIL import Image
 from sfumato.base.errors import InputError
 from sfumato.base.files import remove_incomplete, whole_file, write_text
 from sfumato.base.randomness import derived_seed
-from sfumato.bench.paintings import STYLES, Size, draw
+from sfumato.bench.paintings.canvas import Size
+from sfumato.bench.paintings.styles import STYLES, paint
 from sfumato.data.decode import processors
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def _row(task: tuple[int, int], *, seed: int) -> _Row:
     name = list(STYLES)[style]
     genres = STYLES[name].genres
     genre = genres[rng.integers(len(genres))]
-    image = draw(STYLES[name], genre, _size(rng), rng)
+    image = paint(STYLES[name], genre, _size(rng), rng)
     # A style has its few artists, as real ones do.
     artist = (5 * style + int(rng.integers(12))) % len(ARTISTS)
     return _Row(

@@ -113,8 +113,9 @@ def data(
     """The paper's Table 2: its three loaders, `datasets`, and ours, on your files."""
     config = data_config(folder, settings, resolution=resolution)
     from sfumato.base.files import write_bytes
-    from sfumato.bench.loading import WAYS, chart, compare_loading, save_loading
-    from sfumato.bench.loading_page import write_loading
+    from sfumato.bench.loaders import WAYS
+    from sfumato.bench.loading import compare_loading, save_loading
+    from sfumato.bench.loading_page import chart, write_loading
     from sfumato.data.records import source_name
     from sfumato.data.survey import resolve
 
@@ -128,7 +129,7 @@ def data(
             workers=loaders.workers,
             most_batches=loaders.batches,
             ways=list(WAYS) if only is None else [name.strip() for name in only.split(",")],
-            say=log,
+            log=log,
         )
     print_loading(loading)
     if out is not None:
@@ -265,7 +266,8 @@ def print_comparisons(
 
 
 def print_loading(loading: "Loading") -> None:
-    from sfumato.bench.loading import WAYS, in_figures
+    from sfumato.bench.loaders import WAYS
+    from sfumato.bench.loading_page import in_figures
 
     names = ["", "s a\nbatch", "images/s", "peak\nMB", "style\nentropy", "displaced", "ours", "bar"]
     table = new_table(names, padding=(0, 1, 0, 0))
