@@ -50,7 +50,7 @@ def packaged(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> s
     """The small bundle as if it had come with sfumato; its name."""
     package = tmp_path / "package"
     shutil.copytree(bundle, package / "eights")
-    monkeypatch.setattr(names, "files", lambda module: package)
+    monkeypatch.setattr(names, "PACKAGE", package)
     return "bundled:eights"
 
 
