@@ -337,8 +337,8 @@ def test_a_checkpoint_of_another_architecture(sfumato, small_run: Path, tmp_path
     shutil.copytree(small_run, other)
     file = other / "experiment.yaml"
     text = file.read_text()
-    assert "- 32\n  - 64" in text
-    file.write_text(text.replace("- 32\n  - 64", "- 32\n  - 32"))
+    assert "block_out_channels:\n  - 8" in text
+    file.write_text(text.replace("block_out_channels:\n  - 8", "block_out_channels:\n  - 12"))
     result = sfumato("sample", str(other), "A handwritten digit 7", cwd=tmp_path)
     one_message(result, 2, "another architecture", "experiment.yaml")
 

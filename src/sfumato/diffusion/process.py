@@ -62,6 +62,7 @@ PREDICTIONS: dict[str, Prediction] = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
 class Process:
     """What every forward process shares; `t` is a (B,) or () tensor of its own kind of time."""
 
@@ -136,7 +137,7 @@ class Process:
 
     def to_dict(self) -> dict[str, Any]:
         """The process as JSON; `process_from_dict` reads it."""
-        return asdict(self)  # pyright: ignore[reportArgumentType], every process is a dataclass
+        return asdict(self)
 
 
 def _linear_betas(start: float, end: float, steps: int) -> "Tensor":

@@ -170,7 +170,11 @@ def sample(
     """
     x_t = noise
     memory: dict[str, Tensor] = {}
-    networks = {"cond": network, "uncond": network, "weak": weak_network}
+    networks: dict[Branch, Network | None] = {
+        "cond": network,
+        "uncond": network,
+        "weak": weak_network,
+    }
     joined_tokens = cache(lambda branches: torch.cat([tokens[branch] for branch in branches]))
     levels = process.noise_level(solver.times).tolist()
     nfe = 0

@@ -221,5 +221,5 @@ def _training_rows(data: "DataConfig") -> int:
     """Images of the training split, damaged ones included: nothing is decoded."""
     from sfumato.data.records import open_images, rows_of
 
-    part, keep, _ = rows_of(open_images(data), data, "train")
+    part, keep = rows_of(open_images(data), data, "train")
     return part.count if keep is None else int(keep.sum())
