@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import sfumato
-from sfumato.base.environment import command
+from sfumato.base import environment
 from sfumato.base.errors import ConfigError, InputError
 from sfumato.data.arrays import write_images
 from sfumato.data.records import load_records
@@ -24,6 +24,7 @@ TINY: dict[str, Any] = {
     "progress": False,
 }
 DIGITS8 = {"source": "digits", "resolution": 8}
+QUICK: dict[str, Any] = {"count": 12, "classifier": "untrained", "extractors": ["classifier"]}
 COUNT = 40
 
 
@@ -103,19 +104,22 @@ def test_progress_is_printed(run, capsys) -> None:
 
 def test_evaluate_and_compare(run) -> None:
     model = sfumato.load(run.folder, device="cpu")
-    quick = {"count": 12, "classifier": "untrained", "extractors": ["classifier"]}
-    card = sfumato.evaluate(model, guidance_scales=[1, 3], **quick)
+    card = sfumato.evaluate(model, guidance_scales=[1, 3], **QUICK)
     accuracy = card.rows[1].class_accuracy
     assert 0 <= accuracy.low <= accuracy.value <= accuracy.high <= 1
     assert "%" in str(accuracy)
-    found = sfumato.compare(model.with_(guidance=1), model.with_(guidance=3), **quick)
+    found = sfumato.compare(model.with_(guidance=1), model.with_(guidance=3), **QUICK)
     assert "class" in str(found)
 
 
-def test_nothing_records_the_command_of_the_kernel(run) -> None:
-    assert command() == ""
-    for file in run.folder.rglob("*.json"):
-        assert Path(sys.argv[0]).name not in file.read_text("utf-8"), file
+def test_nothing_records_the_command_of_the_kernel(run, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py", "-f", "kernel.json"])
+    monkeypatch.setattr(environment, "_command", "")  # of a command that was tested before
+    again = sfumato.train("digits", out=tmp_path / "a", training={"images": 16}, **TINY)
+    card = sfumato.evaluate(again.model, guidance_scales=[1], **QUICK)
+    assert card.command == ""
+    for file in again.folder.rglob("*.json"):
+        assert "ipykernel" not in file.read_text("utf-8"), file
 
 
 # Images from Python -------------------------------------------------------------------------------
