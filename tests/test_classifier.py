@@ -319,7 +319,7 @@ def test_train_takes_the_data_set_as_a_second_argument(sfumato, tmp_path: Path) 
     result = sfumato("train", "classifier", "digits", *settings, "--out", out)
     assert result.code == 0, result.err
     assert "Training on 600 of them at 8x8, greyscale." in result.out
-    assert "% of 300 real images right" in result.out
+    assert "% of 300 real images correct" in result.out
     again = sfumato("train", "classifier", "--data", "digits", *settings, "--out", out)
     assert "Already trained: 1,216 images." in again.out
     both = sfumato("train", "classifier", "digits", "--data", "digits")

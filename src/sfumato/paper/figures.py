@@ -58,7 +58,8 @@ class Sources:
         ]
 
 
-def _grid(samples: Sequence[Samples], rows: Sequence[str], columns: Sequence[str]) -> bytes:
+def grid_of(samples: Sequence[Samples], rows: Sequence[str], columns: Sequence[str]) -> bytes:
+    """A PNG of rows of samples with their labels; `columns`: the labels above."""
     return labelled_grid(
         [images.tensor for images in samples],
         row_labels=rows,
@@ -85,14 +86,14 @@ def _denoising(sources: Sources) -> bytes:
 
 def _all_classes(scale: float) -> Callable[[Sources], bytes]:
     """Every caption in each of four rows."""
-    return lambda sources: _grid(
+    return lambda sources: grid_of(
         sources.rows([sources.captions] * _ROWS, scale=scale), [""] * _ROWS, sources.labels
     )
 
 
 def _class_rows(scale: float) -> Callable[[Sources], bytes]:
     """A row of samples for each class; the seeds are the same at any scale."""
-    return lambda sources: _grid(
+    return lambda sources: grid_of(
         sources.rows([[caption] * _SAMPLES for caption in sources.captions], scale=scale),
         sources.labels if scale else [""] * len(sources.labels),
         [f"w = {scale:g}", *[""] * (_SAMPLES - 1)],
@@ -105,7 +106,7 @@ def _training_samples(sources: Sources) -> bytes:
 
 def _empty_prompts(sources: Sources) -> bytes:
     count = len(sources.captions)
-    return _grid(sources.rows([[NULL] * count] * _ROWS, scale=GUIDED), [""] * _ROWS, [""] * count)
+    return grid_of(sources.rows([[NULL] * count] * _ROWS, scale=GUIDED), [""] * _ROWS, [""] * count)
 
 
 def _loss(sources: Sources) -> bytes:
