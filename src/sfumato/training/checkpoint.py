@@ -211,7 +211,7 @@ def warn_of_changed_environment(recorded: Mapping[str, Any]) -> None:
     if changed:
         warnings.warn(
             f"This machine differs from the one the checkpoint was made on ({', '.join(changed)}): "
-            "the run goes on, but not bit for bit as it would have there.",
+            "the run is resumed, but not bit for bit as it would have been there.",
             ResumeWarning,
             stacklevel=2,
         )

@@ -105,7 +105,7 @@ class CheckpointHook(BaseHook):
         return {"saved_at": self._saved_at}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """A run that goes on and stops at once leaves the checkpoint it came from as it is."""
+        """A run that is resumed and stops at once leaves its checkpoint as it is."""
         self._saved_at = state.get("saved_at", -1)
 
     def _save(self, run: Run) -> None:
@@ -134,7 +134,7 @@ def stopping_on_signals(run: Run) -> Iterator[None]:
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
     try:
         before = {number: signal.signal(number, request) for number in numbers}
-    except ValueError:  # not the main thread: signals are somebody else's
+    except ValueError:  # signals can be handled in the main thread alone
         yield
         return
     try:

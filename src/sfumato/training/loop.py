@@ -111,14 +111,14 @@ class Run:
         return True
 
     def _check_provenance(self, checkpoint: Checkpoint) -> None:
-        """A run goes on with what it began with: another encoder speaks another language."""
+        """A run is resumed with the text encoder it began with; another has other tokens."""
         for name, value in self.provenance.items():
             recorded = checkpoint.state.get(name, value)
             if recorded != value:
                 raise ConfigError(
                     f"{self.folder} was trained with the {name.replace('_', ' ')} '{recorded}', "
                     f"but '{value}' was loaded.",
-                    hint="Go on with what it was trained with, or choose another --out.",
+                    hint="Resume it with what it was trained with, or choose another --out.",
                 )
 
 
