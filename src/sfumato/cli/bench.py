@@ -228,7 +228,7 @@ def bench_order(
     experiment = load_experiment("small", [*chosen, *settings])
     experiment = experiment.model_copy(update={"data": resolve(experiment.data)})
     found = compare_orders(
-        experiment, out, seeds=range(seeds), device=device, say=say, progress=Progress
+        experiment, out, seeds=range(seeds), device=device, log=say, progress=Progress
     )
     if found is None:
         return False
