@@ -1,7 +1,7 @@
-# make demo   train on real digits, draw them from captions, measure, write runs/demo/report.html
-# make test   lint, format, types, floors, tests (no demo)
-# make slow   the tests that take minutes: 100 kills
-# Each makes the environment in .venv first; a second call reuses it.
+# make demo   train on real digits, sample from captions, evaluate, write runs/demo/report.html
+# make test   lint, format, types, import floors, tests
+# make slow   the tests that take minutes
+# Each creates the environment in .venv first; a second call reuses it.
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 .PHONY: demo test slow lint types floors unit environment clean
 
 demo: environment
-	$(BIN)/sfumato demo
+	$(BIN)/sfumato demo $(DEMO)
 
 test: environment lint types floors unit
 
@@ -21,8 +21,8 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "sfumato needs Python 3.11, 3.12 or 3.13; this is " + sys.version.split()[0] + ". Name another with: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
-	# For comparison only, in a folder that is not on the path: it asks for torchvision, and
-	# torchmetrics would import it where it sees it.
+	# Tests compare with torch-fidelity. It is installed outside the path: it needs torchvision,
+	# which torchmetrics would import.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --upgrade --target $(VENV)/references torch-fidelity
 	@touch $@
 

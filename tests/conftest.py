@@ -1,10 +1,12 @@
-"""Fixtures: an ideal denoiser in closed form, and one small model that is really trained."""
+"""Fixtures: an ideal denoiser in closed form, and one small model that was really trained."""
 
 import contextlib
 import io
 import os
+import shutil
 import sys
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +18,7 @@ from sfumato.base.images import to_float
 from sfumato.base.memory import keep_freed_memory
 from sfumato.config.sections import DataConfig
 from sfumato.data.records import Records, load_records
-from sfumato.diffusion.schedule import NoiseSchedule, PredictionType
-from sfumato.diffusion.targets import PREDICTIONS
+from sfumato.diffusion.process import Process, RectifiedFlow
 
 keep_freed_memory()
 torch.set_num_threads(1)  # tests run side by side, and their networks are too small for two
@@ -31,13 +32,6 @@ SMALL = [
     "training.checkpoint_every_images=4000",
     "sampling.steps=6",
 ]
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """While one worker process trains `small_run`, the other has files that can do without it."""
-    need_it = [item.path for item in items if "small_run" in getattr(item, "fixturenames", ())]
-    turn = dict.fromkeys(need_it, 2) | dict.fromkeys(need_it[:1], 0)
-    items.sort(key=lambda item: turn.get(item.path, 1))  # stable: else as collected
 
 
 @pytest.fixture(scope="session")
@@ -54,6 +48,20 @@ def cache(together: Path) -> Path:
     folder.mkdir(exist_ok=True)
     os.environ["SFUMATO_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The working directory of fixtures of a module or session."""
+    with contextlib.chdir(tmp_path_factory.mktemp("session")):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def own_folder(session_folder: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The working directory of a test: an empty folder."""
+    with contextlib.chdir(tmp_path_factory.mktemp("cwd")):
+        yield
 
 
 @dataclass(frozen=True)
@@ -93,23 +101,27 @@ def sfumato():
     return run
 
 
+SMALL_RUN = Path(__file__).parent / "data" / "small-run"
+
+
 @pytest.fixture(scope="session")
 def small_run(together: Path) -> Path:
-    """A run folder of a small model, trained far enough that captions matter."""
-    from sfumato.config.schema import load_experiment
-    from sfumato.methods.diffusion import run_experiment
+    """A copy of the run folder in `tests/data`, whose model was trained until captions matter."""
+    from sfumato.generation.loading import load
 
     folder = together / "small"
-    with FileLock(together / "small.lock"):  # the first worker trains, the others wait for it
-        run_experiment(load_experiment("digits", [*SMALL, "training.images=16000"]), folder)
+    with FileLock(together / "small.lock"):  # the first worker copies, the others wait for it
+        if not (folder / "model").exists():
+            shutil.copytree(SMALL_RUN, folder, dirs_exist_ok=True)
+            load(folder, device="cpu").export(folder / "model")
     return folder
 
 
 @pytest.fixture(scope="session")
-def small_generator(small_run: Path):
-    from sfumato.generation.model import ImageGenerator
+def small_model(small_run: Path):
+    from sfumato.generation.loading import load
 
-    return ImageGenerator.open(small_run, device="cpu")
+    return load(small_run, device="cpu")
 
 
 @pytest.fixture(scope="session")
@@ -121,24 +133,18 @@ def digits8() -> Records:
 class IdealDenoiser:
     """The exact minimiser of the training loss on a finite data set: E[x0 | x_t, caption].
 
-    Its "tokens" are (B, 1, 1): the label, or -1 for no caption. It outputs v unless told otherwise.
+    Its "tokens" are (B, 1, 1): the label, or -1 for no caption. It outputs what a network of the
+    process predicts, and takes time as such a network does.
     """
 
-    def __init__(
-        self,
-        records: Records,
-        schedule: NoiseSchedule,
-        *,
-        prediction_type: PredictionType = "v_prediction",
-    ) -> None:
-        self.prediction = PREDICTIONS[prediction_type]
+    def __init__(self, records: Records, process: Process) -> None:
         self.images = to_float(records.images, (-1.0, 1.0)).flatten(1).double()
         self.labels = records.labels
-        self.schedule = schedule
+        self.process = process
 
     def x0(self, x_t: torch.Tensor, t: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         rows = x_t.double().flatten(1)
-        a, s = self.schedule.signal_and_noise_scale(t, rows)
+        a, s = self.process.signal_and_noise(t, rows)
         # |x_t - a image|^2 for every row and every image of the data set
         cross = rows @ self.images.T
         distance = rows.square().sum(1, True) - 2 * a * cross + a**2 * self.images.square().sum(1)
@@ -147,11 +153,16 @@ class IdealDenoiser:
         weights = logits.masked_fill(wrong, -torch.inf).softmax(1)
         return (weights @ self.images).reshape(x_t.shape)
 
-    def __call__(self, x_t: torch.Tensor, t: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x_t: torch.Tensor, time: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        flow = isinstance(self.process, RectifiedFlow)
+        t = time.double() / RectifiedFlow.TIME_SCALE if flow else time
+        x_t = x_t.double()
         x0 = self.x0(x_t, t, tokens[:, 0, 0].long())
-        a, s = self.schedule.signal_and_noise_scale(t, x_t.double())
-        eps = (x_t.double() - a * x0) / s
-        return self.prediction.target(x0, eps, a, s).float()
+        return self.process.target(x0, self.process.eps(x0, x_t, t), t).float()
+
+    def nearest_labels(self, x0: torch.Tensor) -> torch.Tensor:
+        """The label of the image of the data set that is nearest to each of (B, C, H, W)."""
+        return self.labels[torch.cdist(x0.flatten(1).double(), self.images).argmin(1)]
 
 
 @pytest.fixture(scope="session")

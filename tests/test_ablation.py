@@ -7,20 +7,17 @@ from pathlib import Path
 import pytest
 
 from sfumato.base.errors import ConfigError, InputError
+from sfumato.config.ablation import Ablation, ArmConfig, ablation_names, load_ablation
 from sfumato.studies.ablation import (
     Ablated,
-    Ablation,
     Arm,
-    ArmConfig,
     Curve,
-    ablation_names,
     is_reached,
-    load_ablation,
     ratio_text,
     run_ablation,
     run_folder,
 )
-from sfumato.training.records import AGREEMENT, read_records
+from sfumato.training.records import ACCURACY, read_records
 
 TINY = Ablation(
     name="tiny",
@@ -32,7 +29,7 @@ TINY = Ablation(
         "model.block_out_channels=[8,16]",
         "model.levels=[plain,attention]",
         "training.images=32",
-        "training.agreement_every_images=16",
+        "training.accuracy_every_images=16",
         "evaluation.quick_count=10",
         "evaluation.quick_scales=[0,1]",
         "sampling.steps=2",
@@ -46,8 +43,9 @@ TINY = Ablation(
 )
 
 
-def curve(*agreed: int) -> Curve:
-    return Curve(images=[100 * (i + 1) for i in range(len(agreed))], agreed=list(agreed), count=10)
+def curve(*correct: int) -> Curve:
+    images = [100 * (i + 1) for i in range(len(correct))]
+    return Curve(images=images, correct=list(correct), count=10)
 
 
 def arm(name: str, *curves: Curve) -> Arm:
@@ -70,8 +68,8 @@ def test_images_to_a_level_are_the_median_seed_or_a_lower_bound() -> None:
 
 def test_a_run_ends_where_every_scale_has_reached_the_level() -> None:
     assert not is_reached([], 0.5)
-    assert is_reached([{"count": 10, "agreed": {"1": 5, "3": 9}}], 0.5)
-    assert not is_reached([{"count": 10, "agreed": {"1": 4, "3": 9}}], 0.5)
+    assert is_reached([{"count": 10, "correct": {"1": 5, "3": 9}}], 0.5)
+    assert not is_reached([{"count": 10, "correct": {"1": 4, "3": 9}}], 0.5)
 
 
 @pytest.mark.parametrize("name", ablation_names())
@@ -111,7 +109,7 @@ def test_mistakes_are_named_before_anything_is_trained(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="batch_size"):
         run_ablation(wrong, tmp_path / "runs")
     blind = TINY.model_copy(update={"settings": TINY.settings[:4]})
-    with pytest.raises(ConfigError, match="agreement_every_images"):
+    with pytest.raises(ConfigError, match="accuracy_every_images"):
         run_ablation(blind, tmp_path / "runs")
     with pytest.raises(InputError, match="No arm is named 'two'"):
         run_ablation(TINY, tmp_path / "runs", only=["two"])
@@ -127,13 +125,13 @@ def test_arms_are_trained_once_and_all_are_read(tmp_path: Path) -> None:
     found = run_ablation(TINY, tmp_path, only=["one"])
     assert found is not None
     assert [[arm.name for arm in one.arms] for one in found] == [["one"], ["one"]]
-    lines = read_records(run_folder(tmp_path, "one", 1) / AGREEMENT)
+    lines = read_records(run_folder(tmp_path, "one", 1) / ACCURACY)
     assert [line["images"] for line in lines] == [16, 32]
-    assert set(lines[0]["agreed"]) == {"0", "1"}
-    before = (run_folder(tmp_path, "one", 0) / AGREEMENT).stat().st_mtime_ns
+    assert set(lines[0]["correct"]) == {"0", "1"}
+    before = (run_folder(tmp_path, "one", 0) / ACCURACY).stat().st_mtime_ns
     found = run_ablation(TINY, tmp_path)
     assert found is not None
-    assert (run_folder(tmp_path, "one", 0) / AGREEMENT).stat().st_mtime_ns == before
+    assert (run_folder(tmp_path, "one", 0) / ACCURACY).stat().st_mtime_ns == before
     assert [arm.name for arm in found[1].arms] == ["one", "8 groups, eps"]
     assert run_folder(tmp_path, "8 groups, eps", 0).parent.name == "8-groups-eps"
     record = json.loads((tmp_path / "ablation.json").read_text())
@@ -154,7 +152,7 @@ def test_a_level_that_is_reached_ends_the_run(tmp_path: Path) -> None:
     assert length < 4800
     assert run_ablation(easy, tmp_path) is not None
     assert isinstance(found[0], Ablated)
-    assert read_records(run_folder(tmp_path, "one", 0) / AGREEMENT)[-1]["images"] == length
+    assert read_records(run_folder(tmp_path, "one", 0) / ACCURACY)[-1]["images"] == length
 
 
 def test_the_command_prints_a_table(sfumato, tmp_path: Path) -> None:

@@ -18,11 +18,10 @@ from sfumato.bench.steps import (
     compare_training,
     plain_sampling,
     plain_training,
-    untrained_generator,
+    untrained_model,
 )
 from sfumato.config.schema import load_experiment
-from sfumato.generation.pipeline import generators_from_seeds
-from sfumato.methods.diffusion import prepare_run
+from sfumato.methods.registry import prepare_run
 
 TINY = [
     "data.resolution=8",
@@ -45,11 +44,11 @@ def test_a_training_step_keeps_up_with_a_bare_loop() -> None:
     assert comparison.images == 48
 
 
-def test_sampling_keeps_up_and_needs_half_the_calls_without_guidance() -> None:
+def test_sampling_keeps_up_and_needs_half_the_nfe_without_guidance() -> None:
     # In smaller networks a call's fixed costs hide how many rows it has.
-    generator = untrained_generator(tiny("model.block_out_channels=[32,64]"), device="cpu")
+    model = untrained_model(tiny("model.block_out_channels=[32,64]"), device="cpu")
     one_call, guided = compare_sampling(
-        generator, scales=(1, 5), batch=32, pairs=7, clock=time.process_time
+        model, scales=(1, 5), batch=32, pairs=7, clock=time.process_time
     )
     assert guided.ratio.value >= LOOSE
     assert one_call.ratio.value >= 1.3  # at best 2: 64 rows against 32
@@ -68,12 +67,10 @@ def test_the_plain_loop_trains(prediction_type: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
 def test_the_plain_sampling_loop_draws_the_same_pictures(scale: float) -> None:
     """Where the two agree on the noise levels: DDIM in steps that divide T, nothing clipped."""
-    generator = untrained_generator(tiny("data.value_range=[-50, 50]"), device="cpu")
-    generator.use(scheduler="DDIM", steps=4)
-    plain = plain_sampling(generator.pipeline, ["A handwritten digit 3"], scale=scale)()
-    ours = generator.pipeline.sample(
-        ["A handwritten digit 3"], generators=generators_from_seeds([0]), guidance_scale=scale
-    ).x0
+    model = untrained_model(tiny("data.value_range=[-50, 50]"), device="cpu")
+    model = model.with_(sampler="DDIM", steps=4)
+    plain = plain_sampling(model, ["A handwritten digit 3"], scale=scale)()
+    ours = model.sample("A handwritten digit 3", 0, guidance=scale).x0
     torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-3)
 
 
@@ -100,7 +97,7 @@ def test_too_few_pairs_steps_or_images_are_refused() -> None:
     with pytest.raises(InputError, match="0 steps"):
         compare_training(tiny(), pairs=7, steps=0, device="cpu")
     with pytest.raises(InputError, match="batch of 0"):
-        compare_sampling(untrained_generator(tiny(), device="cpu"), scales=(), batch=0, pairs=7)
+        compare_sampling(untrained_model(tiny(), device="cpu"), scales=(), batch=0, pairs=7)
 
 
 def test_the_commands_print_a_table_and_write_a_record(sfumato, tmp_path: Path) -> None:
@@ -125,5 +122,5 @@ def test_the_commands_print_a_table_and_write_a_record(sfumato, tmp_path: Path) 
     assert drawn.code == 0, drawn.err
     assert "w = 5" in drawn.out
     record = json.loads((tmp_path / "sample.json").read_text())
-    assert (record["scheduler"], record["steps"]) == ("DDPM", 2)
+    assert (record["sampler"], record["steps"]) == ("DDPM", 2)
     assert [row["bar"] for row in record["comparisons"]] == [1.8, 0.97]

@@ -15,14 +15,16 @@ from sfumato.base.errors import ConfigError, DamagedDataError, InputError
 from sfumato.base.files import read_json, sha256_of_file, write_json
 from sfumato.config.schema import load_experiment
 from sfumato.evaluation.bundling import add_cards, public_source, training_command, write_bundle
-from sfumato.evaluation.card import FeatureFigures, Figure, MetricCard, read_card
+from sfumato.evaluation.card import Card, read_card
+from sfumato.evaluation.metrics.intervals import Estimate
 from sfumato.generation import bundle_names as names
 from sfumato.generation import bundles as bundle_format
 from sfumato.generation.bundle_names import HASHES, INDEX, beside, model_folder
 from sfumato.generation.bundles import FIGURES, TEXT_FILES, UNET_WEIGHTS, open_bundle
-from sfumato.generation.model import ImageGenerator
+from sfumato.generation.loading import load
+from sfumato.generation.model import Model
 from sfumato.generation.pipeline import TextToImagePipeline
-from sfumato.text.bundled import bundled_folder
+from sfumato.text.bundled import BUNDLED_FOLDER
 
 PROMPTS, SEEDS = ["A handwritten digit 7", "the digit 2"], [0, 1]
 LARGEST_BYTES = 7_000_000
@@ -48,14 +50,13 @@ def packaged(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> s
     """The small bundle as if it had come with sfumato; its name."""
     package = tmp_path / "package"
     shutil.copytree(bundle, package / "eights")
-    monkeypatch.setattr(names, "files", lambda module: package)
+    monkeypatch.setattr(names, "PACKAGE", package)
     return "bundled:eights"
 
 
-def draw(generator: ImageGenerator, **arguments) -> torch.Tensor:
+def images_of(model: Model, **changes) -> torch.Tensor:
     """uint8 (2, C, H, W)."""
-    pictures = generator.draw(PROMPTS, SEEDS, **arguments)
-    return torch.stack([picture.image for picture in pictures])
+    return model.sample(PROMPTS, SEEDS, **changes).tensor
 
 
 def alter(file: Path, place: int) -> None:
@@ -81,22 +82,24 @@ def test_what_a_bundle_holds(bundle: Path, small_run: Path) -> None:
         assert str(Path.home()) not in text
 
 
-def test_weights_are_the_averaged_ones_in_half_precision(bundle: Path, small_generator) -> None:
-    unet = open_bundle(bundle).unet
-    assert unet.dtype == torch.float32
-    average = small_generator.pipeline.unet.state_dict()
-    for name, value in unet.state_dict().items():
+def test_weights_are_the_averaged_ones_in_half_precision(bundle: Path, small_model: Model) -> None:
+    model = open_bundle(bundle)
+    assert model.dtype == torch.float32
+    average = small_model.network.state_dict()
+    for name, value in model.network.state_dict().items():
         assert torch.equal(value, average[name].half().float()), name
-    assert not any(parameter.requires_grad for parameter in unet.parameters())
+    assert not any(parameter.requires_grad for parameter in model.network.parameters())
 
 
-def test_it_draws_what_the_run_draws_but_for_the_rounding(bundle: Path, small_generator) -> None:
-    ours, theirs = draw(ImageGenerator.open(bundle, device="cpu")), draw(small_generator)
+def test_it_samples_what_the_run_samples_but_for_the_rounding(
+    bundle: Path, small_model: Model
+) -> None:
+    ours, theirs = images_of(load(bundle, device="cpu")), images_of(small_model)
     assert float((ours.double() - theirs.double()).abs().mean()) < 4
 
 
-def test_provenance(bundle: Path, small_generator) -> None:
-    found, of_run = ImageGenerator.open(bundle).provenance, small_generator.provenance
+def test_provenance(bundle: Path, small_model: Model) -> None:
+    found, of_run = load(bundle, device="cpu").provenance, small_model.provenance
     assert found["weights_sha256"] == sha256_of_file(bundle / UNET_WEIGHTS)
     assert found["rounded_from_sha256"] == of_run["weights_sha256"]
     for key in ("experiment", "seed", "images_seen", "text_encoder", "caption_dropout", "data"):
@@ -166,9 +169,9 @@ def test_a_run_read_from_a_folder_has_the_public_name_alone(
     [
         (["BUNDLE", "--out", "new"], ["is not a run"]),
         (["no-such-run", "--out", "new"], ["does not exist"]),
-        (["RUN", "--out", "BUNDLE"], ["is there already", "new folder"]),
+        (["RUN", "--out", "BUNDLE"], ["exists", "new folder"]),
         (["RUN", "--card", "x"], ["is not a bundle", "--out"]),
-        (["BUNDLE"], ["No figures are named", "--card FOLDER"]),
+        (["BUNDLE"], ["No evaluations are named", "--card FOLDER"]),
         (["BUNDLE", "--card", "x", "--source", "me/digits"], ["--source goes with a run"]),
         (["BUNDLE", "--card", "x"], ["x/card.json does not exist"]),
     ],
@@ -187,8 +190,8 @@ def test_what_bundle_refuses(
 def test_other_text_encoders_and_autoguidance_are_refused(small_run: Path, tmp_path: Path) -> None:
     text = (small_run / "experiment.yaml").read_text("utf-8")
     for before, after, words in (
-        ("encoder: bundled", f"encoder: {bundled_folder()}", "text encoder"),
-        ("form: cfg", "form: autoguidance", "autoguidance"),
+        ("encoder: bundled", f"encoder: {BUNDLED_FOLDER}", "text encoder"),
+        ("guidance: cfg", "guidance: autoguidance", "autoguidance"),
     ):
         run = tmp_path / words.replace(" ", "-")
         shutil.copytree(small_run, run)
@@ -197,15 +200,15 @@ def test_other_text_encoders_and_autoguidance_are_refused(small_run: Path, tmp_p
             write_bundle(run, tmp_path / "out")
 
 
-# Figures ------------------------------------------------------------------------------------------
+# Metrics ------------------------------------------------------------------------------------------
 
 
-def evaluation(folder: Path, weights_sha256: str) -> MetricCard:
-    """A card with one row of invented figures, written into `folder`."""
+def evaluation(folder: Path, weights_sha256: str) -> Card:
+    """A card with one row of invented metrics, written into `folder`."""
     settings = {
         "guidance_scale": 3.0,
-        "guidance": "cfg:",
-        "scheduler": "DDIM",
+        "guidance": "cfg",
+        "sampler": "DDIM",
         "timestep_spacing": "trailing",
         "steps": 10,
         "seeds": [0, 999],
@@ -214,8 +217,9 @@ def evaluation(folder: Path, weights_sha256: str) -> MetricCard:
         "weights_sha256": weights_sha256,
         "data": {"held_out": ["{label} written by hand"]},
     }
-    agreement = Figure(value=0.987, low=0.978, high=0.993)
-    card = MetricCard.model_validate(
+    accuracy = Estimate(value=0.987, low=0.978, high=0.993, percent=True)
+    real = Estimate(value=0.99, low=0.98, high=0.995, percent=True)
+    card = Card.model_validate(
         {
             "subject": {
                 "kind": "pipeline",
@@ -230,40 +234,40 @@ def evaluation(folder: Path, weights_sha256: str) -> MetricCard:
                 "count": 300,
                 "training_description": "others",
             },
-            "judge": {"identity": "sha256:j", "description": "a ResNet", "test_count": 300},
-            "extractors": [{"key": "judge", "title": "Frechet"}],
+            "classifier": {"identity": "sha256:j", "description": "a ResNet", "test_count": 300},
+            "extractors": [{"key": "classifier", "title": "Frechet"}],
             "rows": [
                 {
                     "title": "w = 3",
                     "count": 1000,
                     "settings": settings,
-                    "calls": 20,
-                    "agreement": agreement,
-                    "saturated": 0.2,
-                    "features": {"judge": FeatureFigures(frechet=Figure(value=1.23))},
+                    "nfe": 20,
+                    "metrics": {
+                        "class_accuracy": accuracy,
+                        "frechet.classifier": Estimate(value=1.23),
+                    },
                 }
             ],
-            "real": {"saturated": 0.2, "agreement": Figure(value=0.99, low=0.98, high=0.995)},
-            "floors": {
-                "judge": {
+            "real": {"title": "real", "count": 300, "metrics": {"class_accuracy": real}},
+            "baselines": {
+                "classifier": {
                     "count": 1000,
                     "reference_count": 300,
                     "pairs": 10,
                     "disjoint": "both",
-                    "frechet": {"mean": 0.61, "std": 0.052},
+                    "metrics": {"frechet": {"mean": 0.61, "std": 0.052}},
                 }
             },
         }
     )
-    card.save(folder)
-    return card
+    return card.save(folder)
 
 
-def test_figures_are_of_the_weights_that_are_shipped(
+def test_metrics_are_of_the_weights_that_are_shipped(
     copied: Path, small_run: Path, sfumato, tmp_path: Path
 ) -> None:
     other, own = tmp_path / "other", tmp_path / "own"
-    provenance = ImageGenerator.open(copied).provenance
+    provenance = load(copied, device="cpu").provenance
     evaluation(other, provenance["rounded_from_sha256"])
     before = (copied / INDEX).read_bytes()
     with pytest.raises(ConfigError, match="other weights"):
@@ -284,10 +288,10 @@ def test_figures_are_of_the_weights_that_are_shipped(
     assert row in (tmp_path / "copied-2" / "README.md").read_text("utf-8")
 
 
-def test_from_a_run_to_measured_figures(copied: Path, sfumato) -> None:
+def test_from_a_run_to_measured_metrics(copied: Path, sfumato) -> None:
     """The three commands; what is measured lies beside the bundle, not in it."""
     beside = copied.with_name("copied-evaluation")
-    options = ["--count", "20", "--scales", "3", "--set", "evaluation.extractors=[judge]"]
+    options = ["--count", "20", "--scales", "3", "--set", "evaluation.extractors=[classifier]"]
     done = sfumato("evaluate", str(copied), *options, "--set", "sampling.steps=2")
     assert done.code == 0, done.err
     assert read_card(beside).subject.kind == "pipeline"
@@ -303,12 +307,12 @@ def test_from_a_run_to_measured_figures(copied: Path, sfumato) -> None:
 @pytest.mark.parametrize("place", [0, -1])
 @pytest.mark.parametrize(
     "name",
-    [INDEX, "unet/config.json", UNET_WEIGHTS, "scheduler/scheduler_config.json", "README.md"],
+    [INDEX, "unet/config.json", UNET_WEIGHTS, FIGURES, "README.md"],
 )
 def test_a_byte_that_was_altered(name: str, place: int, copied: Path) -> None:
     alter(copied / name, place)
     with pytest.raises(DamagedDataError, match=name) as caught:
-        ImageGenerator.open(copied)
+        load(copied)
     assert "sfumato bundle" in caught.value.hint
     (copied / name).unlink()
     with pytest.raises(DamagedDataError, match=f"{name} is missing"):
@@ -317,8 +321,8 @@ def test_a_byte_that_was_altered(name: str, place: int, copied: Path) -> None:
 
 @pytest.mark.parametrize("name", TEXT_FILES)
 def test_another_text_encoder(name: str, bundle: Path, tmp_path: Path, monkeypatch) -> None:
-    clip = Path(shutil.copytree(bundled_folder(), tmp_path / "clip"))
-    monkeypatch.setattr(bundle_format, "bundled_folder", lambda: clip)
+    clip = Path(shutil.copytree(BUNDLED_FOLDER, tmp_path / "clip"))
+    monkeypatch.setattr(bundle_format, "BUNDLED_FOLDER", clip)
     open_bundle(bundle)
     alter(clip / name, 100)
     with pytest.raises(DamagedDataError, match=f"{name} is not the text encoder") as caught:
@@ -351,7 +355,7 @@ def test_what_the_package_lacks_is_mended_by_installing_again(packaged: str) -> 
     alter(model_folder(packaged) / INDEX, 3)
     for model in (packaged, model_folder(packaged)):
         with pytest.raises(DamagedDataError, match="pip install --force-reinstall"):
-            ImageGenerator.open(model)
+            load(model)
 
 
 def test_nothing_is_written_into_the_package(packaged: str, copied: Path, small_run: Path) -> None:
@@ -382,19 +386,26 @@ def test_the_nearest_name_is_said(packaged: str, sfumato, tmp_path: Path) -> Non
         TextToImagePipeline.from_pretrained("bundled:eight")
 
 
-def test_it_is_drawn_with_wherever_a_model_is_taken(
+def test_it_samples_wherever_a_model_is_taken(
     packaged: str, bundle: Path, sfumato, tmp_path: Path
 ) -> None:
     """And what is made of it lies in the working directory."""
     cwd = tmp_path / "cwd"
     cwd.mkdir()
-    expected = draw(ImageGenerator.open(bundle, device="cpu"), steps=2)
-    assert torch.equal(draw(ImageGenerator.open(packaged, device="cpu"), steps=2), expected)
+    expected = images_of(load(bundle, device="cpu"), steps=2)
+    assert torch.equal(images_of(load(packaged, device="cpu"), steps=2), expected)
     pipe = TextToImagePipeline.from_pretrained(packaged)
     images = pipe(PROMPTS, seeds=SEEDS, num_inference_steps=2, output_type="uint8").images
     assert torch.equal(images, expected)
 
-    few = ["--count", "20", "--set", "evaluation.extractors=[judge]", "--set", "sampling.steps=2"]
+    few = [
+        "--count",
+        "20",
+        "--set",
+        "evaluation.extractors=[classifier]",
+        "--set",
+        "sampling.steps=2",
+    ]
     for command in (
         ["sample", packaged, "A handwritten digit 7", "--steps", "2"],
         ["grid", packaged, "--steps", "2", "--scales", "1"],
@@ -410,14 +421,13 @@ def test_it_is_drawn_with_wherever_a_model_is_taken(
     assert made == {"samples", "grid.png", "again.png", "eights-evaluation", "comparison"} | {
         "exported"
     }
-    assert "def from_pretrained" not in (cwd / "exported" / "pipeline.py").read_text("utf-8")
     package = model_folder(packaged)
     assert {p.name for p in package.iterdir()} == {p.name for p in bundle.iterdir()}
 
 
 def test_captions_are_known_without_the_data(copied: Path, sfumato, tmp_path: Path) -> None:
     index = read_json(copied / INDEX)
-    index["pipeline"]["provenance"]["data"]["source"] = "nobody/nothing"
+    index["model"]["provenance"]["data"]["source"] = "nobody/nothing"
     write_json(copied / INDEX, index)
     bundle_format.write_hashes(copied)
     result = sfumato("grid", str(copied), "--scales", "1", "--steps", "2", cwd=tmp_path)
@@ -464,7 +474,7 @@ def test_mnist_is_small_and_says_where_it_comes_from(mnist: Path) -> None:
         *read_json(mnist / HASHES)["files"],
         HASHES,
     }
-    provenance = ImageGenerator.open("bundled:mnist").provenance
+    provenance = load("bundled:mnist", device="cpu").provenance
     assert provenance["data"]["source"] == "ylecun/mnist"
     assert provenance["images_seen"] > 0
 
@@ -478,7 +488,7 @@ def test_mnist_was_measured(mnist: Path) -> None:
     )  # the command works
 
 
-def test_mnist_draws_digits(mnist: Path, sfumato, tmp_path: Path) -> None:
+def test_mnist_samples_digits(mnist: Path, sfumato, tmp_path: Path) -> None:
     """Ink on a dark ground; the same picture by the command, alone, and by the class."""
     assert sfumato("sample", "bundled:mnist", PROMPTS[0], cwd=tmp_path).code == 0
     pipe = TextToImagePipeline.from_pretrained("bundled:mnist")

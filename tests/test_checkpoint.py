@@ -149,15 +149,15 @@ def test_a_kill_while_saving_leaves_the_old_ones_and_no_half(checkpoints: Checkp
 
 
 def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
-    with whole_folder(tmp_path / "pipeline") as folder:
+    with whole_folder(tmp_path / "model") as folder:
         (folder / "old").write_text("old")
-    with pytest.raises(RuntimeError), whole_folder(tmp_path / "pipeline") as folder:
+    with pytest.raises(RuntimeError), whole_folder(tmp_path / "model") as folder:
         raise RuntimeError
-    assert [path.name for path in (tmp_path / "pipeline").iterdir()] == ["old"]
-    with whole_folder(tmp_path / "pipeline") as folder:
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["old"]
+    with whole_folder(tmp_path / "model") as folder:
         (folder / "new").write_text("new")
-    assert [path.name for path in (tmp_path / "pipeline").iterdir()] == ["new"]
-    assert [path.name for path in tmp_path.iterdir()] == ["pipeline"]
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_a_folder_beside_another_even_beside_this_one(tmp_path: Path, monkeypatch) -> None:

@@ -3,16 +3,21 @@
 import ctypes
 import os
 import re
+import resource
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
+from sfumato.base.environment import command
 from sfumato.base.errors import ConfigError
-from sfumato.cli.options import GOES_ON, INTERRUPTED
+from sfumato.cli.options import INTERRUPTED, RESUMES
 from sfumato.cli.show import waiting
 
 TRAIN = [
@@ -47,24 +52,87 @@ def one_message(result, code: int, *words: str) -> None:
 # What works ---------------------------------------------------------------------------------------
 
 
+COMMANDS = [
+    *("demo", "train", "sample", "grid", "evaluate", "table1", "compare", "figures", "findings"),
+    *("guidance", "curve", "export", "tune", "ablate", "bundle", "inspect", "prepare"),
+]
+GROUPED = [
+    *("presets list", "presets show", "presets settings", "data show", "data synthesize"),
+    *("bench train", "bench sample", "bench data", "bench order", "bench decoding"),
+]
+
+
 def test_help_shows_every_command_with_an_example(sfumato) -> None:
     result = sfumato("--help")
     assert result.code == 0
-    commands = ["demo", "train", "sample", "grid", "evaluate", "compare", "figures"]
-    commands += ["export", "inspect"]
-    for command in [*commands, "presets", "bench"]:
-        assert command in result.out
-    for command in [*commands, "bench train", "bench sample"]:
-        page = sfumato(*command.split(), "--help")
-        assert "Example:" in page.out
-        assert len(set(re.findall(r"--[a-z]+", page.out))) <= 11
+    for name in [*COMMANDS, "presets", "bench", "data"]:
+        assert name in result.out
+    for name in [*COMMANDS, *GROUPED]:
+        page = sfumato(*name.split(), "--help")
+        assert page.code == 0, name
+        assert "Example:" in page.out, name
+        assert len(set(re.findall(r"--[a-z]+", page.out))) <= 14, name
 
 
-def test_presets_are_listed_with_parameters_and_shown_in_full(sfumato) -> None:
+def test_presets_are_listed_with_parameters(sfumato) -> None:
     listed = sfumato("presets", "list")
     assert re.search(r"digits\s+1,6\d\d,\d\d\d\s+16x16x1", listed.out)
-    shown = sfumato("presets", "show", "digits", "--set", "training.batch_size=8")
-    assert "batch_size: 8" in shown.out
+    assert re.search(r"clip\s+\d,\d\d\d,\d\d\d\s+32x32x3", listed.out)
+
+
+def test_a_preset_is_shown_with_documentation_and_loads_again(sfumato, tmp_path: Path) -> None:
+    shown = sfumato("presets", "show", "digits", "--set", "training.batch_size=8").out
+    assert "  # Images of one optimizer step, over all ranks.\n  batch_size: 8\n" in shown
+    assert max(len(line) for line in shown.splitlines()) <= 100
+    file = tmp_path / "mine.yaml"
+    file.write_text(shown)
+    assert sfumato("presets", "show", str(file)).out == shown
+
+
+def test_commands_that_type_wrongly_import_no_torch(tmp_path: Path) -> None:
+    """What was typed is checked before torch is imported, in less than a second."""
+    code = """
+import sys
+from sfumato.cli import main
+for line in sys.stdin.read().splitlines():
+    sys.argv = ["sfumato", *line.split("|")]
+    try:
+        main()
+    except SystemExit as leaving:
+        print(leaving.code or 0, line)
+    heavy = [name for name in ("torch", "transformers", "diffusers") if name in sys.modules]
+    assert not heavy, (line, heavy)
+"""
+    works = ["--help", "--version", "presets|list", "presets|show|mnist", "presets|settings"]
+    works += [f"{command.replace(' ', '|')}|--help" for command in [*COMMANDS, *GROUPED]]
+    typed_wrongly = [*WRONG, "train|digits|--set|training.batch_size=three", "bench|train|digt"]
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input="\n".join([*works, *typed_wrongly]),
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    codes = [line.split()[0] for line in done.stdout.splitlines() if re.match(r"\d \S", line)]
+    assert codes[-len(typed_wrongly) :] == ["2"] * len(typed_wrongly), done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_answer_takes_less_than_a_second() -> None:
+    """Processor time, for the tests run side by side."""
+
+    def seconds(*arguments: str) -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(
+            [sys.executable, "-m", "sfumato", *arguments], capture_output=True, check=False
+        )
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert seconds("presets", "list") < 1
+    assert seconds("sample", "bundled:mnist", "x", "--sampler", "dim") < 1
 
 
 def test_train_sample_grid_inspect_evaluate(sfumato, tmp_path: Path) -> None:
@@ -105,13 +173,13 @@ def test_train_sample_grid_inspect_evaluate(sfumato, tmp_path: Path) -> None:
     inspected = sfumato("inspect", str(files[1])).out
     for fact in ("A handwritten digit 7", "41", "5.0", "DDPM", "uncond + w (cond - uncond)"):
         assert fact in inspected
-    assert re.search(r"calls\s+6", inspected)
+    assert re.search(r"nfe\s+6", inspected)
     assert re.search(r"weights_sha256\s+[0-9a-f]{64}", inspected)
 
     # From the exported pipeline: the same picture, and nothing is overwritten.
     exported = sfumato(
         "sample",
-        str(run / "pipeline"),
+        str(run / "model"),
         "A handwritten digit 7",
         "--guidance",
         "5",
@@ -140,10 +208,6 @@ def test_train_sample_grid_inspect_evaluate(sfumato, tmp_path: Path) -> None:
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    import signal
-    import sys
-    import time
-
     run = tmp_path / "run"
     arguments = [
         sys.executable,
@@ -175,49 +239,70 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
         timeout=120,
         check=False,
     )
-    assert f"Going on from the checkpoint at {stopped[1]} images" in done.stdout, done.stderr
+    assert f"Resuming from the checkpoint at {stopped[1]} images" in done.stdout, done.stderr
 
 
 # What is typed wrongly ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "words"),
-    [
-        (["train", "digit"], 2, ["Did you mean 'digits'"]),
-        (["train", "digits", "--set", "training.batchsize=3"], 2, ["training.batch_size"]),
-        (["train", "digits", "--set", "training.batch_size=three"], 2, ["valid integer", "three"]),
-        (["train", "no/such.yaml"], 2, ["is not a file"]),
-        (["train", "digits", "--device", "tpu9"], 2, ["No device named"]),
-        (["train", "digits", "--colour", "red"], 2, ["No such option"]),
-        (["sample", "no-such-run", "a digit"], 2, ["does not exist", "sfumato train"]),
-        (["inspect", "no-such.png"], 2, ["is not a file"]),
-        (["frobnicate"], 2, ["No such command"]),
-        (["presets", "show", "mnits"], 2, ["No preset named"]),
-    ],
-)
-def test_typed_wrongly(sfumato, arguments, code, words, tmp_path: Path) -> None:
-    one_message(sfumato(*arguments, cwd=tmp_path), code, *words)
-    assert not (tmp_path / "runs").exists() or not any((tmp_path / "runs").iterdir())
+WRONG = {
+    "train|digit": ["Did you mean 'digits'"],
+    "train|digits|--set|training.batchsize=3": ["training.batch_size"],
+    "train|digits|--set|training.batch_size=three": ["valid integer", "three"],
+    "train|no/such.yaml": ["is not a file"],
+    "train|small|--data|nowhere": ["nowhere"],
+    "train|small|--data|./nowhere": ["does not exist"],
+    "train|small|a|--data|b": ["twice"],
+    "train|digits|--device|tpu9": ["tpu9"],
+    "train|digits|--colour|red": ["No such option"],
+    "sample|bundled:mnist": ["Missing argument"],
+    "sample|no-such-run|a digit": ["does not exist", "sfumato train"],
+    "sample|bundled:mnits|a digit": ["Did you mean 'bundled:mnist'"],
+    "sample|bundled:mnist|x|--guidance|-3": ["--guidance", "0"],
+    "sample|bundled:mnist|x|--steps|0": ["--steps", "1"],
+    "sample|bundled:mnist|x|--seed|-1": ["--seed", "0"],
+    "sample|bundled:mnist|x|--count|0": ["--count", "1"],
+    "sample|bundled:mnist|x|--sampler|dim": ["dim", "DDIM"],
+    "sample|bundled:mnist|x|--guidance-form|apgg": ["Did you mean 'apg'"],
+    "grid|bundled:mnist|--scales|a,b": ["a,b"],
+    "grid|bundled:mnist|--scales|0,-1": ["-1"],
+    "grid|bundled:mnist|--out|grid.jpg": [".png"],
+    "evaluate|nowhere": ["does not exist"],
+    "evaluate|bundled:mnist|--count|3": ["--count", "10"],
+    "evaluate|bundled:mnist|--set|evaluation.cont=30": ["evaluation.count"],
+    "evaluate|bundled:mnist|--set|data.resolutoin=8": ["data.resolution"],
+    "compare|bundled:mnist@x|bundled:mnist": ["guidance scale"],
+    "compare|nowhere|bundled:mnist": ["does not exist"],
+    "tune|bundled:mnist": ["run"],
+    "tune|bundled:mnist|--for|best": ["--for", "front"],
+    "figures|bundled:mnist|--like|cifar": ["--like", "cifar10"],
+    "ablate|digt": ["Did you mean 'digits'"],
+    "ablate|digits|--set|training.batchsize=3": ["training.batch_size"],
+    "data|show|nowhere": ["nowhere"],
+    "prepare|digits|out|--set|data.fit=crp": ["data.fit"],
+    "inspect|no-such.png": ["is not a file"],
+    "frobnicate": ["No such command"],
+    "presets|show|mnits": ["Did you mean 'mnist'"],
+}
+"""Commands, with | between the words, and what the message names."""
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_typed_wrongly(sfumato, words: str, tmp_path: Path) -> None:
+    one_message(sfumato(*words.split("|"), cwd=tmp_path), 2, *WRONG[words])
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["sample", "RUN"], ["Missing argument"]),
-        (["sample", "RUN", "x", "--guidance", "-3"], ["Guidance scale -3", "between 0"]),
-        (["sample", "RUN", "x", "--steps", "0"], ["0 steps", "1 to 1000"]),
-        (["sample", "RUN", "x", "--steps", "2000"], ["2000 steps"]),
-        (["sample", "RUN", "x", "--seed", "-1"], ["Seed -1", "2**63"]),
-        (["sample", "RUN", "x", "--count", "0"], ["--count 0"]),
-        (["sample", "RUN", "x", "--sampler", "dim"], ["No sampler named 'dim'", "DDIM"]),
-        (["grid", "RUN", "--scales", "a,b"], ["not numbers"]),
-        (["grid", "RUN", "--out", "grid.jpg"], [".png"]),
-        (["evaluate", "RUN", "--count", "3"], ["too few"]),
+        (["sample", "RUN", "x", "--steps", "2000"], ["1000 steps"]),
         (["inspect", "RUN/experiment.yaml"], ["is not an image"]),
     ],
 )
-def test_out_of_range(sfumato, small_run: Path, arguments, words, tmp_path: Path) -> None:
+def test_out_of_range_of_a_model(
+    sfumato, small_run: Path, arguments, words, tmp_path: Path
+) -> None:
     arguments = [argument.replace("RUN", str(small_run)) for argument in arguments]
     one_message(sfumato(*arguments, cwd=tmp_path), 2, *words)
 
@@ -252,8 +337,8 @@ def test_a_checkpoint_of_another_architecture(sfumato, small_run: Path, tmp_path
     shutil.copytree(small_run, other)
     file = other / "experiment.yaml"
     text = file.read_text()
-    assert "- 32\n  - 64" in text
-    file.write_text(text.replace("- 32\n  - 64", "- 32\n  - 32"))
+    assert "block_out_channels:\n  - 8" in text
+    file.write_text(text.replace("block_out_channels:\n  - 8", "block_out_channels:\n  - 12"))
     result = sfumato("sample", str(other), "A handwritten digit 7", cwd=tmp_path)
     one_message(result, 2, "another architecture", "experiment.yaml")
 
@@ -304,25 +389,29 @@ def test_an_out_path_through_a_file(sfumato, tmp_path: Path) -> None:
     one_message(result, 2, "Cannot write")
 
 
-def test_ctrl_c_is_told_and_has_the_code_of_the_shell(
+def test_ctrl_c_is_reported_and_has_the_code_of_the_shell(
     sfumato, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stopped(*arguments, **options) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sfumato.cli.bench.bench_data", stopped)
-    monkeypatch.setattr("sfumato.cli.table1.table1_and_print", stopped)
-    monkeypatch.setattr("sfumato.cli.show.train_and_report", stopped)
-    of_rounds = sfumato("bench", "data", str(tmp_path))
+    monkeypatch.setattr("sfumato.bench.loading.compare_loading", stopped)
+    monkeypatch.setattr("sfumato.evaluation.evaluate.evaluate", stopped)
+    monkeypatch.setattr("sfumato.methods.registry.method_of", lambda experiment: STOPPED)
+    of_rounds = sfumato("bench", "data", "digits")
     assert (of_rounds.code, of_rounds.out.strip()) == (
         INTERRUPTED,
         "Stopped before the last round: nothing is kept.",
     )
-    goes_on = sfumato("table1", str(tmp_path))
-    assert (goes_on.code, goes_on.out.strip()) == (INTERRUPTED, GOES_ON)
+    resumes = sfumato("evaluate", "bundled:mnist")
+    assert (resumes.code, resumes.out.strip()) == (INTERRUPTED, RESUMES)
+    STOPPED.run = stopped
     training = sfumato("train", "digits", "--out", str(tmp_path / "run"))
     assert training.code == INTERRUPTED
-    assert f"The same command with --out {tmp_path / 'run'} goes on" in training.out
+    assert f"The same command with --out {tmp_path / 'run'} resumes" in training.out
+
+
+STOPPED = SimpleNamespace(lint=lambda experiment: [])
 
 
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -340,10 +429,20 @@ def unmount(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_a_wait_is_told_on_a_terminal_and_leaves_no_trace(terminal, monkeypatch, capsys) -> None:
+def test_a_wait_is_shown_on_a_terminal_and_leaves_no_trace(terminal, monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     with waiting("Opening x ..."):
         during = capsys.readouterr().err
     assert (during, capsys.readouterr().err) == (
         ("Opening x ...", "\r\033[K") if terminal else ("", "")
     )
+
+
+def test_the_command_of_a_result_is_the_command_line(sfumato) -> None:
+    """Outside of the command line, as in a notebook, there is none."""
+    code = "from sfumato.base.environment import command; assert command() == ''"
+    subprocess.run([sys.executable, "-c", code, "some", "words"], check=True)
+    sfumato("presets", "list")
+    assert command() == "sfumato presets list"
+    sfumato("train", "my preset.yaml")
+    assert command() == "sfumato train 'my preset.yaml'"

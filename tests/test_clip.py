@@ -12,11 +12,12 @@ from sfumato.base.files import sha256_of_file
 from sfumato.config.schema import ClipExperiment, load_experiment
 from sfumato.config.sections import DataConfig, TextConfig, TowersConfig
 from sfumato.data.records import load_records
-from sfumato.methods.clip import RESULT, load_class_data, run_clip
-from sfumato.text.bundled import bundled_folder, load_towers
-from sfumato.text.encoder import load_text_encoder
+from sfumato.methods.clip import RESULT, load_class_data
+from sfumato.methods.registry import run_experiment
+from sfumato.text.bundled import BUNDLED_FOLDER
+from sfumato.text.opening import load_text_encoder
 from sfumato.text.tokenizer import train_tokenizer, vocabulary_corpus
-from sfumato.text.towers import build_towers, contrastive_loss, tokenize
+from sfumato.text.towers import build_towers, contrastive_loss, load_towers, tokenize
 from sfumato.training.objectives.clip import with_distractors
 
 TINY = {
@@ -156,7 +157,7 @@ def test_the_pooled_state_is_read_at_the_end_token(tokenizer) -> None:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clip") / "run"
-    run_clip(tiny(), folder)
+    run_experiment(tiny(), folder)
     return folder
 
 
@@ -188,7 +189,7 @@ WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 def test_its_folder_serves_as_text_encoder(finished) -> None:
     encoder = load_text_encoder(TextConfig(encoder=str(finished / RESULT), max_tokens=8))
     assert encoder.dim == 64
-    tokens = encoder.encode(["A handwritten digit 3", "the number three"]).tokens
+    tokens = encoder.encode(["A handwritten digit 3", "the number three"])
     assert tokens.shape == (2, 8, 64)
 
 
@@ -200,8 +201,8 @@ def test_stopped_and_started_again_equals_unbroken(finished, tmp_path) -> None:
         def after_step(self, run, metrics) -> None:
             run.stop_requested = run.images_seen == 2560
 
-    run_clip(tiny(), tmp_path / "run", hooks=[Stop()])
-    assert run_clip(tiny(), tmp_path / "run").finished
+    run_experiment(tiny(), tmp_path / "run", hooks=[Stop()])
+    assert run_experiment(tiny(), tmp_path / "run").finished
     ours = Checkpoints(tmp_path / "run" / "checkpoints").latest()
     theirs = Checkpoints(finished / "checkpoints").latest()
     assert ours.images_seen == theirs.images_seen == 8960
@@ -217,10 +218,10 @@ def test_settings_of_a_mapping_can_be_changed_and_are_checked() -> None:
     with pytest.raises(ConfigError, match=r"Did you mean 'datasets.mnist.sources'"):
         load_experiment("clip", ["datasets.mnist.source=[digits]"])
     with pytest.raises(ConfigError, match="Did you mean 'clip'"):
-        load_recipe_with_method("clop")
+        load_experiment_with_method("clop")
 
 
-def load_recipe_with_method(method: str):
+def load_experiment_with_method(method: str):
     import tempfile
     from pathlib import Path
 
@@ -239,21 +240,21 @@ def test_a_model_refuses_an_encoder_that_is_not_the_one_it_was_trained_with(
     from safetensors.torch import load_file, save_file
 
     from sfumato.config.schema import load_experiment
-    from sfumato.generation.model import ImageGenerator
-    from sfumato.methods.diffusion import run_experiment
+    from sfumato.generation.loading import load
+    from sfumato.methods.registry import run_experiment
     from tests.conftest import SMALL
 
     encoder = tmp_path / "encoder"
     shutil.copytree(finished / RESULT, encoder)
     settings = [*SMALL, f"text.encoder={encoder}", "model.cross_attention_dim=64"]
     run_experiment(load_experiment("digits", [*settings, "training.images=32"]), tmp_path / "run")
-    ImageGenerator.open(tmp_path / "run", device="cpu")
+    load(tmp_path / "run", device="cpu")
     weights = load_file(encoder / "model.safetensors")
     name = next(iter(weights))
     weights[name] = weights[name] * 1.01
     save_file(weights, encoder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ConfigError, match="trained with the text encoder"):
-        ImageGenerator.open(tmp_path / "run", device="cpu")
+        load(tmp_path / "run", device="cpu")
     with pytest.raises(ConfigError, match="trained with the text encoder"):
         run_experiment(
             load_experiment("digits", [*settings, "training.images=64"]), tmp_path / "run"
@@ -262,7 +263,7 @@ def test_a_model_refuses_an_encoder_that_is_not_the_one_it_was_trained_with(
 
 def test_the_bundled_clip_is_within_its_bounds() -> None:
     """12 MB, float16, and the accuracy that its card states: by real test images elsewhere."""
-    folder = bundled_folder()
+    folder = BUNDLED_FOLDER
     assert sum(file.stat().st_size for file in folder.iterdir()) <= 12_000_000
     about = json.loads((folder / "figures.json").read_text())
     assert about["figures"]["mnist"]["accuracy"] >= 0.97
@@ -279,7 +280,7 @@ def test_the_bundled_clip_names_real_test_images(name: str, shared_data) -> None
     """The first 1,000 test images by captions that were never trained on."""
     experiment = load_experiment("clip")
     group = experiment.datasets[name]
-    towers, tokenizer = load_towers(bundled_folder())
+    towers, tokenizer = load_towers(BUNDLED_FOLDER)
     config = DataConfig(
         source=str(shared_data / name), resolution=32, channels=3, caption=group.held_out[:1]
     )
@@ -287,5 +288,5 @@ def test_the_bundled_clip_names_real_test_images(name: str, shared_data) -> None
     ids = tokenize(tokenizer, test.class_captions, positions=77)
     right = towers.classify(towers.embed_uint8(test.images[:1000]), ids) == test.labels[:1000]
     accuracy = float(right.double().mean())
-    stated = json.loads((bundled_folder() / "figures.json").read_text())["figures"][name]
+    stated = json.loads((BUNDLED_FOLDER / "figures.json").read_text())["figures"][name]
     assert accuracy == pytest.approx(stated["by_template"][group.held_out[0]], abs=0.05)

@@ -9,7 +9,7 @@ from sfumato.config.sections import DataConfig
 from sfumato.data.captions import captions_from_templates
 from sfumato.data.loading import DeviceBatches, SampleOrder
 from sfumato.data.records import load_records
-from sfumato.evaluation.subjects import prompts_for
+from sfumato.evaluation.prompt_set import class_prompts
 
 
 def config(**changes) -> DataConfig:
@@ -56,8 +56,8 @@ def test_captions_from_templates() -> None:
 def test_prompts_of_an_evaluation_take_templates_in_turn() -> None:
     test = load_records(config(caption=["A {label}", "B {label}"]), "test")
     labels = torch.arange(25) % 10
-    assert prompts_for(test, labels, ())[:2] == ["A 0", "A 1"]
-    found = prompts_for(test, labels, ["x {word}", "y {label}"])
+    assert class_prompts(test, labels, ())[:2] == ["A 0", "A 1"]
+    found = class_prompts(test, labels, ["x {word}", "y {label}"])
     assert [found[0], found[9], found[10], found[24]] == ["x zero", "x nine", "y 0", "x four"]
 
 

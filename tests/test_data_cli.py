@@ -8,7 +8,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from sfumato.cli.data import look_at_data
+from sfumato.cli.data import resolve_data
 from sfumato.config.schema import load_experiment
 from tests.pictures import encoded, noise, write_image, write_parquet
 
@@ -66,7 +66,7 @@ def test_your_own_images_train_without_code(sfumato, photos: Path, tmp_path: Pat
         "train", "small", "--data", str(photos), "--out", str(out), *quick("training.images=48")
     )
     assert again.code == 0, again.err
-    assert "Going on from the checkpoint at 32 images" in again.out
+    assert "Resuming from the checkpoint at 32 images" in again.out
     one_message(
         sfumato("evaluate", str(out), "--count", "10"),
         2,
@@ -96,7 +96,7 @@ def test_a_parquet_folder_trains_with_its_class_names(sfumato, tmp_path: Path) -
 @pytest.mark.parametrize(("caption", "told"), [("A photo", True), ("{caption}", False)])
 def test_one_caption_for_all_images_is_told(photos: Path, capsys, caption: str, told: bool) -> None:
     settings = [f"data.source={photos}", f"data.caption={caption!r}"]
-    look_at_data(load_experiment("small", settings))
+    resolve_data(load_experiment("small", settings))
     assert ("All have the same caption" in capsys.readouterr().out) == told
 
 
@@ -154,7 +154,7 @@ def test_messages_for_sources(sfumato, tmp_path: Path, monkeypatch: pytest.Monke
     one_message(sfumato("train", "small"), 2, "No images are named", "--data FOLDER")
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     one_message(sfumato("train", "small", "--data", "ylecun/mnist"), 2, "Three ways out")
-    one_message(sfumato("data", "show", "digits", "--out", "a.jpg"), 2, "a grid is a PNG")
+    one_message(sfumato("data", "show", "digits", "--out", "a.jpg"), 2, "PNG")
 
 
 def test_an_encoder_that_is_not_there_is_told_before_anything_else(
@@ -162,7 +162,7 @@ def test_an_encoder_that_is_not_there_is_told_before_anything_else(
 ) -> None:
     """No image is read, nobody is asked, no folder is made."""
     monkeypatch.setattr(
-        "sfumato.cli.data.look_at_data", lambda experiment: pytest.fail("was looked")
+        "sfumato.cli.data.resolve_data", lambda experiment: pytest.fail("was looked")
     )
     arguments = ["train", "mnist", "--out", str(tmp_path / "run"), "--set"]
     missing = sfumato(*arguments, "text.encoder=./nowhere", cwd=tmp_path)
@@ -201,7 +201,9 @@ def test_damaged_data_end_with_3(sfumato, tmp_path: Path) -> None:
         *quick("data.max_damaged=0.2"),
     )
     assert allowed.code == 0, allowed.err
-    assert "Skipped 2 damaged rows:\n  train.parquet, row 10: no image" in allowed.out
+    assert (
+        "Skipped 2 damaged rows, counted from 0:\n  train.parquet, row 10: no image" in allowed.out
+    )
     file.write_bytes(file.read_bytes()[:-50])
     result = sfumato("train", "small", "--data", str(file.parent), *quick())
     one_message(result, 3, "train.parquet is not a whole Parquet file")

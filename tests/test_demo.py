@@ -38,7 +38,7 @@ def test_the_report_is_self_contained(demo) -> None:
     sources = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert len(sources) >= 6
     assert all(source.startswith("data:image/png;base64,") for source in sources)
-    for word in ("sfumato demo --out", "torch", "sha256", "Wilson", "w = 5", "A handwritten digit"):
+    for word in ("sfumato demo --out", "torch", "sha256", "95 %", "w = 5", "A handwritten digit"):
         assert word in page
 
 

@@ -1,7 +1,9 @@
-"""Evaluations: what is measured, what is kept, what is refused, and that figures are right."""
+"""Evaluations: what is measured, what is kept, what is refused, and that metrics are right."""
 
 import json
 from collections.abc import Callable
+from contextlib import chdir
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -12,26 +14,29 @@ from torch import Tensor
 
 from sfumato.base.errors import ConfigError, DamagedDataError, InputError
 from sfumato.base.files import write_json
+from sfumato.base.images import TEXT_PREFIX, png_bytes, to_pil
 from sfumato.config.sections import DataConfig, EvaluationConfig
 from sfumato.data.records import Records, load_records
-from sfumato.evaluation import measure, taken
-from sfumato.evaluation.card import MetricCard, read_card
-from sfumato.evaluation.compare import Side, compare
+from sfumato.evaluation import reference
+from sfumato.evaluation.baselines import real_pairs
+from sfumato.evaluation.card import Card, read_card
+from sfumato.evaluation.compare import Side, compare, compare_sides
+from sfumato.evaluation.evaluate import evaluate
+from sfumato.evaluation.extractors.registry import Opened
 from sfumato.evaluation.extractors.small import load_small_clip
-from sfumato.evaluation.figures import MOST_ROWS, Features, floor_sets
-from sfumato.evaluation.measure import evaluate
+from sfumato.evaluation.image_set import ImageSet
+from sfumato.evaluation.metrics.features import MOST_ROWS, ImageFeatures
 from sfumato.evaluation.metrics.frechet import feature_statistics, frechet_distance
 from sfumato.evaluation.metrics.kernel import kernel_distance
-from sfumato.evaluation.real import RealImages
-from sfumato.evaluation.target import Target, files_target, model_target
-from sfumato.generation.model import ImageGenerator, Picture
+from sfumato.generation.model import Model
 from tests.conftest import CommandResult
 from tests.memory import run_alone
 
 DIGITS = DataConfig(
     source="digits", resolution=8, channels=1, caption="A handwritten digit {label}"
 )
-CONFIG = EvaluationConfig(count=40, guidance_scales=(1, 3), extractors=("small-clip", "judge"))
+SETTINGS = {"count": 40, "guidance_scales": (1, 3), "extractors": ("small-clip", "classifier")}
+SAMPLED = {**SETTINGS, "first_seed": 7}
 Sfumato = Callable[..., CommandResult]
 
 
@@ -43,109 +48,113 @@ def npz_of(path: Path, records: Records, count: int) -> Path:
 
 @pytest.fixture(scope="module")
 def real_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """200 real digits that are neither the reference nor what the judge was trained on."""
+    """200 real digits that are neither the reference nor what the classifier was trained on."""
     folder = tmp_path_factory.mktemp("npz")
     return npz_of(folder / "real.npz", load_records(DIGITS, "train"), 200)
 
 
 @pytest.fixture(scope="module")
-def real_card(real_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> MetricCard:
-    base = tmp_path_factory.mktemp("real") / "evaluation"
-    return evaluate(files_target(real_npz, DIGITS), CONFIG, base=base).card
+def real_card(real_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> Card:
+    out = tmp_path_factory.mktemp("real") / "evaluation"
+    return evaluate(real_npz, data=DIGITS, out=out, **SETTINGS)
 
 
 @pytest.fixture(scope="module")
-def target(small_generator: ImageGenerator, small_run: Path) -> Target:
-    return model_target(small_generator, small_run, CONFIG, first_seed=7)
-
-
-@pytest.fixture(scope="module")
-def evaluated(target: Target, tmp_path_factory: pytest.TempPathFactory) -> measure.Evaluated:
-    return evaluate(target, CONFIG, base=tmp_path_factory.mktemp("model") / "evaluation")
+def model_card(small_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Card:
+    return evaluate(small_model, out=tmp_path_factory.mktemp("model") / "evaluation", **SAMPLED)
 
 
 # What it says -------------------------------------------------------------------------------------
 
 
-def test_real_images_score_like_the_floor(real_card: MetricCard) -> None:
+def test_real_images_score_like_the_baseline(real_card: Card) -> None:
     row = real_card.rows[0]
-    assert row.agreement is not None
-    assert real_card.real.agreement is not None
-    assert abs(row.agreement.value - real_card.real.agreement.value) < 0.03
-    for key, figures in row.features.items():
-        floor = real_card.floors[key]
-        assert floor.count == 200
-        assert floor.frechet is not None
-        assert abs(figures.frechet.value - floor.frechet.mean) < 4 * floor.frechet.std
-        assert figures.kernel is not None
-        assert figures.kernel.low is not None
-        assert figures.kernel.low < 0 < (figures.kernel.high or 0)
-        assert figures.precision is not None
-        assert figures.precision.value > 0.85
-        assert figures.diversity is not None
-        assert floor.diversity is not None
-        assert figures.diversity.value == pytest.approx(floor.diversity.value, rel=0.1)
-    assert row.memorised is not None
-    assert row.memorised.share.value == 1  # they are training images
+    assert abs(row.class_accuracy.value - real_card.real.class_accuracy.value) < 0.03
+    for key in ("small-clip", "classifier"):
+        baseline = real_card.baselines[key]
+        assert baseline.count == 200
+        frechet = baseline.metrics["frechet"]
+        assert abs(row.metrics[f"frechet.{key}"].value - frechet.mean) < 4 * frechet.std
+        low, high = row.metrics[f"kernel.{key}"].interval
+        assert low < 0 < high
+        assert row.metrics[f"precision.{key}"].value > 0.85
+        real = real_card.real.metrics[f"diversity.{key}"].value
+        assert row.metrics[f"diversity.{key}"].value == pytest.approx(real, rel=0.1)
+    assert row.memorised_share.value == 1  # they are training images
     assert row.classes is not None
     assert sum(map(sum, row.classes.confusion)) == 200
 
 
-def test_figures_are_those_of_the_metrics_on_all_features(real_card: MetricCard) -> None:
+def test_metrics_are_those_of_all_features(real_card: Card) -> None:
     extractor = load_small_clip()
     generated = extractor(load_records(DIGITS, "train").images[:200])
-    reference = RealImages.load(DIGITS, "reference")
-    real = reference.features(extractor, on_images=lambda what, done, total: None)
-    figures = real_card.rows[0].features["small-clip"]
+    real = ImageSet.real(DIGITS, "reference").features(extractor).all_rows
+    metrics = real_card.rows[0].metrics
     expected = frechet_distance(feature_statistics(generated), feature_statistics(real))
-    assert figures.frechet.value == pytest.approx(expected, rel=1e-6)
-    assert figures.kernel is not None
-    assert figures.kernel.value == pytest.approx(kernel_distance(generated, real).value, rel=1e-9)
+    assert metrics["frechet.small-clip"].value == pytest.approx(expected, rel=1e-6)
+    kernel = kernel_distance(generated, real).value
+    assert metrics["kernel.small-clip"].value == pytest.approx(kernel, rel=1e-9)
 
 
-def test_a_folder_of_the_same_images_has_the_same_figures(
-    real_card: MetricCard, tmp_path: Path
+def test_a_folder_and_an_array_of_the_same_images_have_the_same_metrics(
+    real_card: Card, tmp_path: Path
 ) -> None:
     records = load_records(DIGITS, "train")
     for index in range(200):
         folder = tmp_path / "images" / str(int(records.labels[index]))
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(records.images[index, 0].numpy()).save(folder / f"{index:04d}.png")
-    target = files_target(tmp_path / "images", DIGITS)
-    card = evaluate(target, CONFIG, base=tmp_path / "evaluation").card
-    assert card.subject.kind == "folder"
-    assert card.rows[0].agreement == real_card.rows[0].agreement  # classes by the folders' names
-    for key, figures in card.rows[0].features.items():
-        same = real_card.rows[0].features[key].frechet.value
-        assert figures.frechet.value == pytest.approx(same, rel=1e-6)
+    array = ImageSet.from_array(records.images[:200], labels=records.labels[:200])
+    for number, images in enumerate((tmp_path / "images", array)):
+        card = evaluate(images, data=DIGITS, out=tmp_path / str(number), **SETTINGS)
+        assert card.subject.kind == "images"
+        assert card.rows[0].class_accuracy == real_card.rows[0].class_accuracy
+        for key in ("frechet.small-clip", "frechet.classifier"):
+            same = real_card.rows[0].metrics[key].value
+            assert card.rows[0].metrics[key].value == pytest.approx(same, rel=1e-6)
 
 
-def test_a_models_card_says_what_it_depends_on(evaluated: measure.Evaluated) -> None:
-    card = evaluated.card
-    assert [row.title for row in card.rows] == ["w = 1", "w = 3"]
-    settings = card.rows[1].settings
+def test_a_models_card_says_what_it_depends_on(model_card: Card) -> None:
+    assert [row.title for row in model_card.rows] == ["w = 1", "w = 3"]
+    settings = model_card.rows[1].settings
     assert settings["seeds"] == [7, 46]
     assert settings["guidance_convention"].startswith("uncond + w")
     assert settings["model"]["weights_sha256"]
-    assert (settings["scheduler"], settings["steps"]) == ("DDIM", 6)
-    assert (card.rows[0].calls, card.rows[1].calls) == (6, 12)
-    assert card.subject.captions == ["A handwritten digit {label}"]
-    assert "test split (300 of 1,797), 8x8" in card.reference.description
-    assert card.judge is not None
-    assert "sha256" in card.judge.identity
-    assert [info.name for info in card.extractors if "sha256" in info.name]
-    assert any("Real images of the same number score" in text for text in card.warnings)
-    assert read_card(evaluated.folder) == card
+    assert (settings["sampler"], settings["steps"]) == ("DDIM", 6)
+    assert (model_card.rows[0].nfe, model_card.rows[1].nfe) == (6, 12)
+    assert model_card.subject.captions == ["A handwritten digit {label}"]
+    assert "test split (300 of 1,797), 8x8" in model_card.reference.description
+    assert model_card.classifier is not None
+    assert "sha256" in model_card.classifier.identity
+    assert [info.name for info in model_card.extractors if "sha256" in info.name]
+    assert any("Real images of the same number score" in text for text in model_card.warnings)
+    assert model_card.folder is not None
+    assert read_card(model_card.folder) == model_card
+
+
+def test_a_row_has_its_metrics_by_name(model_card: Card) -> None:
+    row = model_card.rows[1]
+    accuracy = row.class_accuracy
+    low, high = accuracy.interval
+    value = f"{100 * accuracy.value:.1f} % ({100 * low:.1f} - {100 * high:.1f})"
+    assert str(accuracy) == value
+    with pytest.raises(AttributeError, match=r"several: frechet.small-clip, frechet.classifier"):
+        row.frechet  # noqa: B018
+    with pytest.raises(AttributeError, match="none; it has class_accuracy"):
+        row.fid  # noqa: B018
+    text = str(model_card)
+    for words in (value, "Frechet (classifier): 64 features", "real", "blur 1.5 px", "NFE"):
+        assert words in text
 
 
 def test_captions_in_our_pngs_are_the_labels(
     sfumato: Sfumato, small_run: Path, tmp_path: Path
 ) -> None:
-    """Drawn to files, then measured from them: the same agreement as measured at once."""
+    """Sampled to files, then measured from them: the same accuracy as measured at once."""
     prompts = [f"A handwritten digit {label}" for label in range(10)]
     out = tmp_path / "images"
-    drawn = sfumato("sample", str(small_run), *prompts, "--count", "4", "--out", str(out))
-    assert drawn.code == 0, drawn.err
+    sampled = sfumato("sample", str(small_run), *prompts, "--count", "4", "--out", str(out))
+    assert sampled.code == 0, sampled.err
     found = sfumato(
         "evaluate",
         str(out),
@@ -158,62 +167,96 @@ def test_captions_in_our_pngs_are_the_labels(
     )
     assert found.code == 0, found.err
     card = read_card(tmp_path / "images-evaluation")
-    assert card.rows[0].agreement is not None
-    assert card.rows[0].agreement.value > 0.8
-    assert "small-clip" in card.rows[0].clip_score
+    assert card.rows[0].class_accuracy.value > 0.8
+    assert "clip_score.small-clip" in card.rows[0].metrics
 
 
-def test_a_data_set_without_classes_is_measured_without_a_judge(tmp_path: Path) -> None:
+def test_a_data_set_without_classes_is_measured_without_a_classifier(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
     for index, image in enumerate(noise):
         path = tmp_path / "photos" / f"{index:02d}.png"
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(image).save(path)
         path.with_suffix(".txt").write_text(f"noise number {index}")
-    np.savez(tmp_path / "drawn.npz", noise[:20])
+    np.savez(tmp_path / "images.npz", noise[:20])
     data = DataConfig(source=str(tmp_path / "photos"), test_share=0.5)
-    target = files_target(tmp_path / "drawn.npz", data)
-    config = CONFIG.model_copy(update={"extractors": ("small-clip",)})
-    card = evaluate(target, config, base=tmp_path / "evaluation").card
-    assert card.judge is None
-    assert card.rows[0].agreement is None
-    assert card.floors["small-clip"].disjoint == "none"
+    card = evaluate(
+        tmp_path / "images.npz", data=data, out=tmp_path / "out", extractors=["small-clip"]
+    )
+    assert card.classifier is None
+    assert "class_accuracy" not in card.rows[0].metrics
+    assert card.baselines["small-clip"].disjoint == "none"
 
 
-def test_an_untrained_judge_shows_what_it_is_worth(real_npz: Path, tmp_path: Path) -> None:
-    config = CONFIG.model_copy(update={"judge": "untrained", "extractors": ("judge",)})
-    card = evaluate(files_target(real_npz, DIGITS), config, base=tmp_path / "evaluation").card
-    assert card.judge is not None
-    assert card.judge.identity.startswith("untrained:0")
+def test_an_untrained_classifier_shows_what_it_is_worth(real_npz: Path, tmp_path: Path) -> None:
+    settings = {**SETTINGS, "classifier": "untrained", "extractors": ("classifier",)}
+    card = evaluate(real_npz, data=DIGITS, out=tmp_path / "evaluation", **settings)
+    assert card.classifier is not None
+    assert card.classifier.identity.startswith("untrained:0")
     for row in (card.real, card.rows[0]):
-        assert row.agreement is not None
-        assert row.agreement.value < 0.4
-        assert row.untrained is not None
-        assert row.untrained.lowest <= row.untrained.mean <= row.untrained.highest < 0.4
-        assert row.untrained.chance == 0.1
+        assert row.class_accuracy.value < 0.4
+        found = row.untrained_accuracy
+        assert found.low <= found.value <= found.high < 0.4
+        assert found.details["chance"] == 0.1
     assert any("which guessing may do as well (10 %)" in text for text in card.warnings)
+
+
+def test_a_new_metric_is_one_module(
+    real_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It appears in the card, the tables, and the comparison."""
+    from sfumato.evaluation.metrics import registry
+
+    contrast = registry.Metric(
+        name="contrast",
+        title="contrast",
+        needs="pixels",
+        per_image=lambda images: images.double().flatten(1).std(dim=1),
+        better="higher",
+        real=True,
+    )
+    found = {**registry.all_metrics(), "contrast": contrast}
+    for name in ("reference", "evaluate", "tables", "compare", "comparison_page"):
+        module = import_module(f"sfumato.evaluation.{name}")
+        monkeypatch.setattr(module, "all_metrics", lambda: found)
+    monkeypatch.setattr(registry, "all_metrics", lambda: found)
+    settings = {**SETTINGS, "extractors": ("classifier",)}
+    images = ImageSet.from_npz(real_npz, DIGITS)
+    dark = ImageSet.from_array(images.images() // 2, labels=images.labels, title="dark")
+    cards = [
+        evaluate(one, data=DIGITS, out=tmp_path / one.title, **settings) for one in (images, dark)
+    ]
+    assert cards[0].rows[0].contrast.value == pytest.approx(
+        2 * cards[1].rows[0].contrast.value, 0.1
+    )
+    assert "contrast" in str(cards[0])
+    comparison = compare(*cards)
+    assert comparison.difference("contrast").better == "first"
+    assert "contrast" in str(comparison)
 
 
 # What is kept -------------------------------------------------------------------------------------
 
 
 def test_stopped_anywhere_it_goes_on_and_ends_the_same(
-    small_generator: ImageGenerator,
-    small_run: Path,
-    evaluated: measure.Evaluated,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    small_model: Model, model_card: Card, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn: list[int] = []
-    real = small_generator.pipeline.sample
+    sampled: list[int] = []
+    real = Model.sample
 
-    def counted(prompts, **options):
-        drawn.append(len(prompts))
-        return real(prompts, **options)
+    def counted(self, prompts, *args, **options):
+        sampled.append(len(prompts))
+        return real(self, prompts, *args, **options)
 
-    monkeypatch.setattr(small_generator.pipeline, "sample", counted)
-    monkeypatch.setattr(taken, "PART_IMAGES", 16)
-    target = model_target(small_generator, small_run, CONFIG, first_seed=7)
+    monkeypatch.setattr(Model, "sample", counted)
+    init = ImageSet.__init__
+    monkeypatch.setattr(
+        ImageSet,
+        "__init__",
+        lambda self, **fields: init(
+            self, **{**fields, "part_images": fields.get("part_images", 16)}
+        ),
+    )
 
     def stop_after(images: int):
         def on_images(what: str, done: int, total: int) -> None:
@@ -222,62 +265,83 @@ def test_stopped_anywhere_it_goes_on_and_ends_the_same(
 
         return on_images
 
-    base = tmp_path / "evaluation"
+    out = tmp_path / "evaluation"
     for images in (16, 56):
         with pytest.raises(KeyboardInterrupt):
-            evaluate(target, CONFIG, base=base, on_images=stop_after(images))
-    card = evaluate(target, CONFIG, base=base).card
-    assert sum(drawn) == 80  # none twice
+            evaluate(small_model, out=out, on_images=stop_after(images), **SAMPLED)
+    card = evaluate(small_model, out=out, **SAMPLED)
+    assert sum(sampled) == 80  # none twice
     assert [path.name for path in tmp_path.iterdir()] == ["evaluation"]
-    for row, unbroken in zip(card.rows, evaluated.card.rows, strict=True):
-        assert row.model_copy(update={"seconds": 0}) == unbroken.model_copy(update={"seconds": 0})
-    assert evaluate(target, CONFIG, base=base).card == card
-    assert sum(drawn) == 80  # the card was there
+    for row, unbroken in zip(card.rows, model_card.rows, strict=True):
+        same = {"seconds": 0, "images": ""}
+        assert row.model_copy(update=same) == unbroken.model_copy(update=same)
+    again = evaluate(small_model, out=out, **SAMPLED)
+    assert again.from_cache
+    assert again.rows == card.rows
+    assert sum(sampled) == 80  # the card was there
 
 
-def test_another_evaluation_takes_another_folder(evaluated: measure.Evaluated, target) -> None:
-    said: list[str] = []
-    more = evaluate(
-        target,
-        CONFIG.model_copy(update={"extractors": ("judge",)}),
-        base=evaluated.folder,
-        say=said.append,
-    )
+def test_another_evaluation_takes_another_folder(small_model: Model, model_card: Card) -> None:
+    logged: list[str] = []
+    settings = {**SAMPLED, "extractors": ("classifier",)}
+    more = evaluate(small_model, out=model_card.folder, log=logged.append, **settings)
+    assert more.folder is not None
     assert more.folder.name == "evaluation-2"
-    assert f"these have {more.folder}" in said[-1]  # before anything is drawn, not only at the end
-    assert read_card(evaluated.folder) == evaluated.card
+    assert f"these have {more.folder}" in logged[-1]  # before anything is sampled
+    assert model_card.folder is not None
+    assert read_card(model_card.folder) == model_card
 
 
-def test_real_features_are_taken_once_for_all_that_they_depend_on(tmp_path, monkeypatch) -> None:
+def test_real_features_are_computed_once_for_all_that_they_depend_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SFUMATO_CACHE", str(tmp_path))
     extractor = load_small_clip()
-    told: list[str] = []
+    computed: list[str] = []
 
     def on_images(what: str, done: int, total: int) -> None:
-        told.append(what)
+        computed.append(what)
 
-    first = RealImages.load(DIGITS, "reference").features(extractor, on_images=on_images)
-    again = RealImages.load(DIGITS, "reference").features(extractor, 100, on_images=on_images)
-    assert len(told) == 1
-    assert torch.equal(first[:100], again)
-    statistics, root = RealImages.load(DIGITS, "reference").statistics(extractor, first)
-    kept, kept_root = RealImages.load(DIGITS, "reference").statistics(extractor, first)
-    assert torch.equal(statistics.covariance, kept.covariance)
-    assert torch.equal(root, kept_root)
+    def features(count: int = 300) -> ImageFeatures:
+        images = ImageSet.real(DIGITS, "reference").first(count)
+        return images.features(extractor, on_images=on_images)
+
+    first, again = features(), features(100)
+    assert len(computed) == 1
+    assert torch.equal(first.all_rows[:100], again.all_rows)
+    kept = features()
+    assert torch.equal(first.statistics.covariance, kept.statistics.covariance)
+    assert torch.equal(first.covariance_root, kept.covariance_root)
     for change in ({"split_seed": 1}, {"resolution": 10}, {"fit": "squash"}):
-        RealImages.load(DIGITS.model_copy(update=change), "test").features(
+        ImageSet.real(DIGITS.model_copy(update=change), "test").features(
             extractor, on_images=on_images
         )
-    assert len(told) == 4
+    assert len(computed) == 4
     damaged = next(tmp_path.rglob("statistics-300.safetensors"))
     damaged.write_bytes(damaged.read_bytes()[:1000])
-    mended, _ = RealImages.load(DIGITS, "reference").statistics(extractor, first)
-    assert torch.equal(statistics.covariance, mended.covariance)
+    assert torch.equal(first.statistics.covariance, features().statistics.covariance)
 
 
-def test_memory_does_not_grow_with_the_images() -> None:
+def test_a_part_is_sampled_again_for_other_prompts_or_seeds(
+    small_model: Model, tmp_path: Path
+) -> None:
+    """Sets of the same settings share a folder, never images of other prompts."""
+
+    def sampled(prompts: list[str], seeds: list[int]) -> ImageSet:
+        return ImageSet.sampled(small_model, prompts, seeds, folder=tmp_path)
+
+    one = sampled(["A handwritten digit 1"] * 2, [0, 1])
+    other = sampled(["A handwritten digit 2"] * 2, [0, 1])
+    assert one.folder == other.folder
+    assert one.key != other.key
+    assert not torch.equal(one.images(), other.images())
+    assert sampled(["A handwritten digit 1"] * 2, [0, 1]).missing() == []
+    assert len(sampled(["A handwritten digit 1"] * 2, [1, 2]).missing()) == 1
+
+
+def test_pairs_of_images_are_of_a_bounded_number_of_rows() -> None:
     rows = torch.randn(MOST_ROWS + 700, 3, generator=torch.Generator().manual_seed(0))
-    features = Features.gathered(iter(rows.split(64)), None)
+    features = ImageFeatures(all_rows=rows)
     assert len(features.rows) == MOST_ROWS
     assert features.statistics.count == len(rows)
     np.testing.assert_allclose(features.statistics.covariance, np.cov(rows.T.double()), rtol=1e-12)
@@ -305,7 +369,7 @@ print(distance, time.perf_counter() - started)
     assert peak_bytes < 1e9
 
 
-# Floors, strata -----------------------------------------------------------------------------------
+# Baselines, strata --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -315,7 +379,7 @@ print(distance, time.perf_counter() - started)
 def test_pairs_are_disjoint_where_the_data_allow(
     training: int, reference: int, reference_count: int, disjoint: str
 ) -> None:
-    found = floor_sets(
+    found = real_pairs(
         count=100,
         reference_count=reference_count,
         pairs=10,
@@ -331,7 +395,7 @@ def test_pairs_are_disjoint_where_the_data_allow(
     others = torch.cat(found.references)
     assert (len(others.unique()) == len(others)) == (disjoint == "both")
     assert (
-        floor_sets(
+        real_pairs(
             count=training + 1, reference_count=10, pairs=10, training=training, reference=10
         )
         is None
@@ -341,7 +405,7 @@ def test_pairs_are_disjoint_where_the_data_allow(
 def test_real_sets_hold_as_many_of_each_class_as_generated_ones() -> None:
     """Otherwise uneven classes of few real images lie farther from the reference than a model."""
     labels = torch.arange(1000) * 7 % 10
-    found = floor_sets(
+    found = real_pairs(
         count=44, reference_count=300, pairs=10, training=1000, reference=300, labels=labels
     )
     assert found is not None
@@ -351,7 +415,7 @@ def test_real_sets_hold_as_many_of_each_class_as_generated_ones() -> None:
     asked = torch.bincount(torch.arange(44) % 10)
     assert all(torch.equal(torch.bincount(labels[rows]), asked) for rows in found.sets)
     rare = torch.where(torch.arange(1000) < 3, 0, 1)
-    uneven = floor_sets(
+    uneven = real_pairs(
         count=44, reference_count=300, pairs=10, training=1000, reference=300, labels=rare
     )
     assert uneven is not None
@@ -361,18 +425,21 @@ def test_real_sets_hold_as_many_of_each_class_as_generated_ones() -> None:
 def test_captions_of_other_words_name_their_class(tmp_path: Path) -> None:
     """Of the data set's captions or not: one class's words in a caption are enough."""
     records = load_records(DIGITS, "train")
+
+    def write_png(index: int, prompt: str) -> None:
+        picture = png_bytes(to_pil(records.images[index]), {f"{TEXT_PREFIX}prompt": prompt})
+        (tmp_path / f"{index}.png").write_bytes(picture)
+
     for index in range(12):
-        picture = Picture(image=records.images[index], settings={"prompt": "A lovely seven!"})
-        (tmp_path / f"{index}.png").write_bytes(picture.png())
-    subject = files_target(tmp_path, DIGITS).subjects[0]
-    assert subject.labels is not None
-    assert subject.labels.tolist() == [7] * 12
-    assert not subject.notes
-    picture = Picture(image=records.images[0], settings={"prompt": "seven or three"})
-    (tmp_path / "0.png").write_bytes(picture.png())
-    subject = files_target(tmp_path, DIGITS).subjects[0]
-    assert subject.labels is None
-    assert "what was asked for is not known" in subject.notes[0]
+        write_png(index, "A lovely seven!")
+    images = ImageSet.from_folder(tmp_path, DIGITS)
+    assert images.labels is not None
+    assert images.labels.tolist() == [7] * 12
+    assert not images.notes
+    write_png(0, "seven or three")
+    images = ImageSet.from_folder(tmp_path, DIGITS)
+    assert images.labels is None
+    assert "the classes asked for are not known" in images.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -387,8 +454,8 @@ def test_captions_of_other_words_name_their_class(tmp_path: Path) -> None:
 def test_settings_that_make_no_sense(settings: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         EvaluationConfig(**settings)
-    assert EvaluationConfig.model_validate({"extractors": "judge,clip"}).extractors == (
-        "judge",
+    assert EvaluationConfig.model_validate({"extractors": "classifier,clip"}).extractors == (
+        "classifier",
         "clip",
     )
 
@@ -418,45 +485,55 @@ def test_classes_in_turn_do_not_bias_the_kernel_distance() -> None:
 # Comparing ----------------------------------------------------------------------------------------
 
 
-def test_a_comparison_finds_what_differs(evaluated: measure.Evaluated) -> None:
-    first = Side.open(evaluated.folder, "w = 1", name="a")
-    second = Side.open(evaluated.folder, "w = 3", name="b")
-    found = compare(first, second)
-    assert found.agreement is not None
-    right, also = first.right, second.right
-    assert found.agreement.only_second == int((also & ~right).sum())
-    by_name = {(one.name, one.extractor): one for one in found.differences}
-    for (name, extractor), one in by_name.items():
-        if extractor and name in ("frechet", "diversity"):
-            for side, value in ((first, one.first), (second, one.second)):
-                figure = getattr(side.row.features[extractor], name)
-                assert value == pytest.approx(figure.value, rel=1e-9)
+def test_a_comparison_finds_what_differs(model_card: Card) -> None:
+    first = Side.of(model_card, "w = 1", name="a")
+    second = Side.of(model_card, "w = 3", name="b")
+    found = compare_sides(first, second)
+    accuracy = found.difference("class_accuracy")
+    right, also = (side.values["class_accuracy"] for side in (first, second))
+    assert accuracy.only_second == int((also & ~right).sum())
+    for one in found.differences:
         assert one.low <= one.difference <= one.high
-    narrower = by_name["diversity", "small-clip"]
+        if one.key.startswith(("frechet", "diversity", "clip_score")):
+            for side, value in ((first, one.first), (second, one.second)):
+                assert value == pytest.approx(side.row.metrics[one.key].value, rel=1e-9)
+    narrower = found.difference("diversity.small-clip")
     assert narrower.low > 0  # guidance makes images of a class alike
     assert not narrower.better  # which is neither better nor worse by itself
+    assert narrower.title in str(found)
     with pytest.raises(ConfigError, match="Both are a, w = 1"):
-        compare(first, first)
+        compare_sides(first, first)
 
 
-def test_unlike_things_do_not_stand_in_one_column(
-    evaluated: measure.Evaluated, tmp_path: Path
-) -> None:
+def test_models_are_compared_at_their_own_guidance(small_model: Model, tmp_path: Path) -> None:
+    import dataclasses
+
+    model = dataclasses.replace(small_model, folder=None)
+    settings = {"count": 20, "extractors": ("classifier",)}
+    with chdir(tmp_path):
+        found = compare(model.with_(guidance=1), model.with_(guidance=3), out="page", **settings)
+    assert found.names == ("w = 1", "w = 3")
+    assert found.count == 20
+    assert (tmp_path / "page" / "comparison.html").is_file()
+
+
+def test_unlike_things_do_not_stand_in_one_column(model_card: Card, tmp_path: Path) -> None:
     import shutil
 
+    assert model_card.folder is not None
     other = tmp_path / "other"
-    shutil.copytree(evaluated.folder, other)
+    shutil.copytree(model_card.folder, other)
     card = json.loads((other / "card.json").read_text())
     card["reference"]["digest"] = "0" * 16
     card["extractors"][0]["name"] = "small clip of another hash"
     card["rows"][0]["settings"]["seeds"] = [0, 39]
     write_json(other / "card.json", card)
     sides = [
-        Side.open(folder, "w = 1", name=name)
-        for folder, name in ((evaluated.folder, "ours"), (other, "theirs"))
+        Side.of(read_card(folder), "w = 1", name=name)
+        for folder, name in ((model_card.folder, "ours"), (other, "theirs"))
     ]
     with pytest.raises(ConfigError, match="ours and theirs cannot be compared") as refused:
-        compare(*sides)
+        compare_sides(*sides)
     for words in ("other settings", "seeds: [7, 46] and [0, 39]", "extractor small-clip"):
         assert words in refused.value.what
 
@@ -464,7 +541,7 @@ def test_unlike_things_do_not_stand_in_one_column(
 def test_the_command_evaluates_both_and_writes_one_page(
     sfumato: Sfumato, small_run: Path, tmp_path: Path
 ) -> None:
-    options = ("--count", "20", "--set", "evaluation.extractors=[judge]")
+    options = ("--count", "20", "--set", "evaluation.extractors=[classifier]")
     found = sfumato(
         "compare", f"{small_run}@1", f"{small_run}@2", *options, "--out", "page", cwd=tmp_path
     )
@@ -477,7 +554,7 @@ def test_the_command_evaluates_both_and_writes_one_page(
         "compare", f"{small_run}@1", f"{small_run}@2", *options, "--out", "page", cwd=tmp_path
     )
     assert (tmp_path / "page-2").is_dir()
-    assert again.out.count("of 20 images") == 0  # nothing is drawn again
+    assert again.out.count("of 20 images") == 0  # nothing is sampled again
 
 
 # Bad input ----------------------------------------------------------------------------------------
@@ -494,29 +571,29 @@ def test_folders_that_cannot_be_measured(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(InputError, match="is empty"):
-        files_target(empty, DIGITS)
+        ImageSet.from_folder(empty, DIGITS)
     (empty / "notes.txt").write_text("x")
     with pytest.raises(InputError, match="holds no images"):
-        files_target(empty, DIGITS)
+        ImageSet.from_folder(empty, DIGITS)
     mixed = tmp_path / "mixed"
     write(mixed / "a.png", grey)
     write(mixed / "b.png", np.zeros((9, 8), np.uint8))
     with pytest.raises(InputError, match=r"a.png is 8 x 8 greyscale, b.png is 8 x 9 greyscale"):
-        files_target(mixed, DIGITS)
+        ImageSet.from_folder(mixed, DIGITS)
     write(mixed / "b.png", grey, "RGB")
     with pytest.raises(InputError, match=r"b.png is 8 x 8 RGB"):
-        files_target(mixed, DIGITS)
+        ImageSet.from_folder(mixed, DIGITS)
     write(mixed / "b.png", grey, "RGBA")
     with pytest.raises(InputError, match="mode RGBA"):
-        files_target(mixed, DIGITS)
+        ImageSet.from_folder(mixed, DIGITS)
     write(mixed / "b.png", grey)
     with pytest.raises(InputError, match="2 images are too few"):
-        files_target(mixed, DIGITS)
+        ImageSet.from_folder(mixed, DIGITS)
     (mixed / "b.png").write_bytes((mixed / "a.png").read_bytes()[:40])
     with pytest.raises(DamagedDataError, match=r"b.png cannot be read"):
-        files_target(mixed, DIGITS)
+        ImageSet.from_folder(mixed, DIGITS)
     with pytest.raises(InputError, match="does not exist"):
-        files_target(tmp_path / "nothing", DIGITS)
+        evaluate(tmp_path / "nothing", data=DIGITS)
 
 
 @pytest.mark.parametrize(
@@ -533,7 +610,7 @@ def test_folders_that_cannot_be_measured(tmp_path: Path) -> None:
 def test_arrays_that_cannot_be_measured(tmp_path: Path, arrays, error, words: str) -> None:
     np.savez(tmp_path / "images.npz", *arrays)
     with pytest.raises(error, match=words):
-        files_target(tmp_path / "images.npz", DIGITS)
+        ImageSet.from_npz(tmp_path / "images.npz", DIGITS)
 
 
 def test_a_file_cut_short_and_images_without_a_reference(
@@ -542,28 +619,27 @@ def test_a_file_cut_short_and_images_without_a_reference(
     short = tmp_path / "short.npz"
     short.write_bytes(real_npz.read_bytes()[:2000])
     with pytest.raises(DamagedDataError, match="cannot be read"):
-        files_target(short, DIGITS)
+        ImageSet.from_npz(short, DIGITS)
     alone = sfumato("evaluate", str(real_npz))
     assert alone.code == 2
     assert "does not say which real images" in alone.err
     assert "--data" in alone.err
 
 
-def test_cards_of_other_versions_and_damaged_ones(
-    evaluated: measure.Evaluated, tmp_path: Path
-) -> None:
-    card = json.loads((evaluated.folder / "card.json").read_text())
+def test_cards_of_other_versions_and_damaged_ones(model_card: Card, tmp_path: Path) -> None:
+    assert model_card.folder is not None
+    card = json.loads((model_card.folder / "card.json").read_text())
     write_json(tmp_path / "card.json", {**card, "schema_version": 1})
-    with pytest.raises(DamagedDataError, match="not a metric card of version 2, but 1"):
+    with pytest.raises(DamagedDataError, match="not a metric card of version 3, but 1"):
         read_card(tmp_path)
-    card["rows"][0]["saturated"] = "much"
+    card["rows"][0]["count"] = "much"
     write_json(tmp_path / "card.json", card)
-    with pytest.raises(DamagedDataError, match="saturated"):
+    with pytest.raises(DamagedDataError, match="count"):
         read_card(tmp_path)
 
 
-def test_nan_features_are_an_error_never_a_figure(
-    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_nan_features_are_an_error_never_a_metric(
+    small_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import dataclasses
 
@@ -573,16 +649,9 @@ def test_nan_features_are_an_error_never_a_figure(
         of_batch=lambda images: torch.full((len(images), 128), torch.nan),
     )
     monkeypatch.setattr(
-        measure,
+        reference,
         "available_extractors",
-        lambda *args, **kwargs: iter(
-            [measure.Opened(key="small-clip", title="Frechet", extractor=broken)]
-        ),
+        lambda *args, **kwargs: iter([Opened(key="small-clip", title="Frechet", extractor=broken)]),
     )
     with pytest.raises(DamagedDataError, match="broken: features hold NaN"):
-        evaluate(target, CONFIG, base=tmp_path / "evaluation")
-
-
-def test_the_published_schema_is_that_of_the_card() -> None:
-    published = Path(__file__).parents[1] / "docs" / "metric-card.schema.json"
-    assert json.loads(published.read_text()) == MetricCard.model_json_schema()
+        evaluate(small_model, out=tmp_path / "evaluation", **SAMPLED)

@@ -7,15 +7,19 @@ import yaml
 
 from sfumato.base.errors import ConfigError, InputError
 from sfumato.base.files import TEMPORARY_PREFIX, write_json
-from sfumato.config.overrides import differences, preset_names, setting_names
+from sfumato.base.section import settings_of
+from sfumato.config.overrides import differences, override, preset_names
+from sfumato.config.reference import commented_yaml, settings_reference
 from sfumato.config.schema import (
     CHANGEABLE_ON_RESUME,
+    SCHEMAS,
     ClassSet,
     ClipExperiment,
     DiffusionExperiment,
     load_experiment,
 )
-from sfumato.config.sections import TextConfig
+from sfumato.config.sections import DataConfig, TextConfig
+from sfumato.diffusion.solvers.registry import Sampling
 from sfumato.models.unet import build_unet
 from sfumato.training.folder import claim_folder
 from sfumato.training.optimizer import build_optimizer
@@ -66,7 +70,7 @@ def test_mnist_is_the_listing_of_section_3_2() -> None:
     assert (diffusion.beta_schedule, diffusion.num_train_timesteps) == ("squaredcos_cap_v2", 1000)
     assert diffusion.prediction_type == "epsilon"
     assert not diffusion.rescale_zero_terminal_snr
-    assert (experiment.sampling.scheduler, experiment.sampling.steps) == ("DDPM", 50)
+    assert (experiment.sampling.sampler, experiment.sampling.steps) == ("DDPM", 50)
     assert experiment.sampling.timestep_spacing == "leading"
     assert experiment.sampling.guidance_scale == 5
 
@@ -102,7 +106,7 @@ def test_cifar10_is_the_listing_of_section_3_3() -> None:
     assert (diffusion.beta_schedule, diffusion.num_train_timesteps) == ("linear", 1000)
     assert (diffusion.beta_start, diffusion.beta_end) == (1e-4, 0.02)
     assert diffusion.prediction_type == "epsilon"
-    assert (experiment.sampling.scheduler, experiment.sampling.steps) == ("DDPM", 50)
+    assert (experiment.sampling.sampler, experiment.sampling.steps) == ("DDPM", 50)
     assert experiment.evaluation.guidance_scales == (0, 2, 5, 10)
     assert experiment.evaluation.count == 1000
 
@@ -114,17 +118,42 @@ def test_cifar10_45m_differs_in_the_channels_alone() -> None:
 
 
 def test_every_setting_is_documented() -> None:
-    def undocumented(section, prefix=""):
-        for name, field in section.model_fields.items():
-            annotation = field.annotation
-            if isinstance(annotation, type) and hasattr(annotation, "model_fields"):
-                yield from undocumented(annotation, f"{prefix}{name}.")
-            elif not field.description:
-                yield prefix + name
+    for schema in SCHEMAS.values():
+        settings = settings_of(schema)
+        assert [name for name, setting in settings.items() if not setting["description"]] == []
+    undocumented = [name for name, one in settings_of(ClassSet).items() if not one["description"]]
+    assert undocumented == []
 
-    assert list(undocumented(DiffusionExperiment)) == []
-    assert list(undocumented(ClipExperiment)) == []
-    assert list(undocumented(ClassSet)) == []
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_preset_with_comments_is_the_same_experiment(name: str, tmp_path: Path) -> None:
+    file, experiment = tmp_path / "mine.yaml", load_experiment(name)
+    file.write_text(commented_yaml(experiment))
+    assert load_experiment(file) == experiment
+    lines = file.read_text().splitlines()
+    assert max(len(line) for line in lines) <= 100
+    comments = " ".join(line.strip(" #") for line in lines if line.lstrip().startswith("#"))
+    for setting in settings_of(type(experiment)).values():
+        assert " ".join(setting["description"].split("\n\n")[0].split()) in comments
+
+
+def test_the_settings_reference_is_current() -> None:
+    """`sfumato presets settings > docs/settings.md` renews it."""
+    file = Path(__file__).parents[1] / "docs" / "settings.md"
+    assert file.read_text("utf-8") == settings_reference()
+
+
+def test_sections_are_overridden_without_an_experiment() -> None:
+    found = override({"data": DataConfig(), "sampling": Sampling()}, ["sampling.steps=7"])
+    assert (found["data"], found["sampling"]) == (DataConfig(), Sampling(steps=7))
+    with pytest.raises(ConfigError, match=r"data\.resolution"):
+        override({"data": DataConfig()}, ["data.resolutoin=8"])
+
+
+def test_an_experiment_of_another_method_is_refused() -> None:
+    assert load_experiment("clip", schema=ClipExperiment).method == "clip"
+    with pytest.raises(ConfigError, match="'diffusion' is needed"):
+        load_experiment("clip", schema=DiffusionExperiment)
 
 
 def test_overrides_reach_their_setting_with_their_type() -> None:
@@ -146,7 +175,8 @@ def test_overrides_reach_their_setting_with_their_type() -> None:
         ("lr=1", "Did you mean 'training.optimizer.lr'"),
         ("training.learning_rate=1", "Did you mean 'training.optimizer.lr'"),
         ("training.optimiser.lr=1", "Did you mean 'training.optimizer.lr'"),
-        ("sampling.sampler=DDIM", "Settings of sampling: scheduler, steps"),
+        ("sampling.scheduler=DDIM", "Did you mean 'sampling.sampler'"),
+        ("sampling.colour=1", "Settings of sampling: sampler, steps"),
         ("bogus.thing=1", "presets show digits"),
         ("training.batch_size=many", "valid integer"),
         ("training.batch_size", "expected section.key=value"),
@@ -165,10 +195,11 @@ def test_a_wrong_setting_is_answered_with_what_was_expected(override, message) -
     assert message in str(caught.value)
 
 
-def test_all_problems_are_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
+    wrong = ["training.batch_size=x", "data.resolution=0", "seed=y", "training.batchsize=3"]
     with pytest.raises(ConfigError) as caught:
-        load_experiment("digits", ["training.batch_size=x", "data.resolution=0", "seed=y"])
-    for name in ("training.batch_size", "data.resolution", "seed", "3 problems"):
+        load_experiment("digits", wrong)
+    for name in ("training.batch_size", "data.resolution", "seed", "batchsize", "4 problems"):
         assert name in caught.value.what
 
 
@@ -183,11 +214,11 @@ def test_every_setting_out_of_range_is_told_also_within_one_section() -> None:
         "training.optimizer.warmup_images=-1": "warmup_images: must be 0 or more (got -1)",
         "model.head_channels=0": "model.head_channels: must be 1 or more (got 0)",
         "model.dropout=1.5": "model.dropout: must be below 1 (got 1.5)",
-        "diffusion.beta_end=1": "diffusion.beta_end: must be below 1 (got 1)",
+        "diffusion.beta_end=1": "diffusion: beta_end must be between 0 and 1",
         "text.max_tokens=0": "text.max_tokens: must be 1 or more (got 0)",
-        "sampling.guidance_scale=1001": "sampling.guidance_scale: must be 1000 or less",
+        "sampling.guidance_scale=1001": "sampling: guidance_scale must be 0 to 1000",
         "evaluation.quick_scales=[1,-1]": "quick_scales.1: must be 0 or more (got -1)",
-        "evaluation.floor_pairs=1": "evaluation.floor_pairs: must be 2 or more (got 1)",
+        "evaluation.baseline_pairs=1": "evaluation.baseline_pairs: must be 2 or more (got 1)",
     }
     with pytest.raises(ConfigError, match="14 problems") as caught:
         load_experiment("digits", list(out_of_range))
@@ -237,12 +268,12 @@ def test_a_folder_of_another_experiment_is_refused_and_untouched(tmp_path: Path)
     assert (tmp_path / "experiment.yaml").read_bytes() == before
 
 
-def test_a_setting_newer_than_the_run_is_named_with_its_mend(tmp_path: Path) -> None:
+def test_a_setting_newer_than_the_run_is_named_with_its_hint(tmp_path: Path) -> None:
     claim_folder(load_experiment("digits"), tmp_path)
     file = tmp_path / "experiment.yaml"
     file.write_text(file.read_text().replace("  loading: auto\n", ""))
     here = load_experiment("digits", ["data.loading=memory"])
-    with pytest.raises(ConfigError, match=r"written before there was data\.loading: to go on"):
+    with pytest.raises(ConfigError, match=r"written before there was data\.loading: to resume"):
         claim_folder(here, tmp_path)
 
 
@@ -261,7 +292,7 @@ def test_settings_that_may_change_on_resume_do(tmp_path: Path) -> None:
 
 
 def test_the_table_of_changeable_settings_names_real_ones() -> None:
-    assert set(CHANGEABLE_ON_RESUME) <= set(setting_names(DiffusionExperiment))
+    assert set(CHANGEABLE_ON_RESUME) <= set(settings_of(DiffusionExperiment))
 
 
 def test_the_documentation_lists_exactly_the_changeable_settings() -> None:
@@ -289,9 +320,9 @@ def test_differences_are_named_by_setting() -> None:
     ("setting", "message"),
     [
         ("seed=-1", "seed: must be 0 or more"),
-        ("sampling.steps=-2", "sampling.steps: must be 1 or more"),
+        ("sampling.steps=-2", "sampling: steps must be 1 or more"),
         ("sampling.steps=1001", "sampling.steps is at most diffusion.num_train_timesteps, 1000"),
-        ("sampling.guidance_scale=-1", "sampling.guidance_scale: must be 0 or more"),
+        ("sampling.guidance_scale=-1", "sampling: guidance_scale must be 0 to 1000"),
     ],
 )
 def test_what_would_fail_after_training_is_refused_before_it(setting: str, message: str) -> None:
@@ -325,4 +356,4 @@ def test_images_that_moved_are_told_how_to_go_on(tmp_path: Path) -> None:
     claim_folder(first, tmp_path / "run")
     with pytest.raises(ConfigError) as caught:
         claim_folder(load_experiment("digits", ["data.source=/elsewhere"]), tmp_path / "run")
-    assert "write their new place into data.source" in caught.value.hint
+    assert "their new place into data.source" in caught.value.hint

@@ -1,4 +1,4 @@
-"""An exported folder: what is in it, and that it draws the same pictures without sfumato."""
+"""An exported folder: what is in it, and that it samples the same images without sfumato."""
 
 import ast
 import json
@@ -14,13 +14,17 @@ import torch
 from safetensors.torch import load_file
 
 from sfumato.base.errors import InputError
-from sfumato.diffusion.solvers.schedulers import SAMPLERS
+from sfumato.config.schema import load_experiment
+from sfumato.diffusion.solvers.registry import SAMPLERS
 from sfumato.generation import export as standalone
-from sfumato.generation.model import ImageGenerator
+from sfumato.generation.loading import load
+from sfumato.generation.model import Model
 from sfumato.generation.pipeline import TextToImagePipeline
+from sfumato.methods.registry import run_experiment
 
 PROMPTS = [f"A handwritten digit {digit}" for digit in range(3)]
 SEEDS = [10, 11, 12]
+SCHEDULERS = SAMPLERS["variance_preserving"]
 
 CASES = [
     {"sampler": "DPMSolver++", "scale": 1.0, "form": "cfg"},
@@ -49,7 +53,8 @@ pipe = diffusers.DiffusionPipeline.from_pretrained(
 )
 images = {}
 for index, case in enumerate(cases):
-    pipe.scheduler = getattr(diffusers, case["class"]).from_config(pipe.scheduler.config)
+    if case["class"]:
+        pipe.scheduler = getattr(diffusers, case["class"]).from_config(pipe.scheduler.config)
     images[str(index)] = pipe(
         prompts, seeds=seeds, guidance_scale=case["scale"], guidance=case["form"],
         num_inference_steps=5, output_type="uint8",
@@ -73,13 +78,9 @@ def run_python(code: str, *arguments: str, cwd: Path, **environment: str) -> str
 
 
 @pytest.fixture(scope="module")
-def exported(small_run: Path, sfumato, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `sfumato export` writes of the small run."""
+def exported(small_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exports") / "digits"
-    result = sfumato("export", str(small_run), "--out", str(folder))
-    assert result.code == 0, result.err
-    assert f'TextToImagePipeline.from_pretrained("{folder}")' in result.out
-    assert f'custom_pipeline="{folder}", trust_remote_code=True' in result.out
+    small_model.export(folder)
     return folder
 
 
@@ -88,7 +89,7 @@ def pipe(exported: Path) -> TextToImagePipeline:
     return TextToImagePipeline.from_pretrained(exported, low_cpu_mem_usage=False)
 
 
-def draw(pipe, **arguments) -> torch.Tensor:
+def images_of(pipe, **arguments) -> torch.Tensor:
     """uint8 (3, 1, 8, 8)."""
     arguments = {"seeds": SEEDS, "num_inference_steps": 5, **arguments}
     return pipe(PROMPTS, output_type="uint8", **arguments).images
@@ -97,19 +98,65 @@ def draw(pipe, **arguments) -> torch.Tensor:
 # Without sfumato ----------------------------------------------------------------------------------
 
 
-def test_diffusers_alone_draws_the_same_pictures(exported: Path, tmp_path: Path) -> None:
-    """With sfumato and pydantic refused; yaml is not, because diffusers itself imports it."""
-    cases = [{**case, "class": SAMPLERS[case["sampler"]].scheduler_class} for case in CASES]
-    out = tmp_path / "images.safetensors"
+def without_sfumato(folder: Path, cases: list[dict], cwd: Path) -> list[torch.Tensor]:
+    """Images of each case by diffusers alone, with sfumato and pydantic refused; yaml is not,
+    because diffusers itself imports it."""
+    out = cwd / "images.safetensors"
     wanted = json.dumps([PROMPTS, SEEDS, cases])
-    run_python(WITHOUT_SFUMATO, str(exported), str(out), wanted, cwd=tmp_path, PYTHONPATH="")
-    theirs = load_file(out)
-    generator = ImageGenerator.open(exported, device="cpu")
-    for index, case in enumerate(CASES):
-        generator.use(scheduler=case["sampler"])
-        ours = draw(generator.pipeline, guidance_scale=case["scale"], guidance=case["form"])
-        assert torch.equal(theirs[str(index)], ours), case
-    assert len({images.numpy().tobytes() for images in theirs.values()}) == len(CASES)
+    run_python(WITHOUT_SFUMATO, str(folder), str(out), wanted, cwd=cwd, PYTHONPATH="")
+    images = load_file(out)
+    return [images[str(index)] for index in range(len(cases))]
+
+
+def test_diffusers_alone_samples_the_same_images(exported: Path, tmp_path: Path) -> None:
+    cases = [{**case, "class": SCHEDULERS[case["sampler"]].scheduler_class} for case in CASES]
+    theirs = without_sfumato(exported, cases, tmp_path)
+    model = load(exported, device="cpu")
+    for case, images in zip(CASES, theirs, strict=True):
+        ours = model.sample(
+            PROMPTS,
+            SEEDS,
+            sampler=case["sampler"],
+            guidance=case["scale"],
+            form=case["form"],
+            steps=5,
+        )
+        assert torch.equal(images, ours.tensor), case
+    assert len({images.numpy().tobytes() for images in theirs}) == len(CASES)
+
+
+@pytest.fixture(scope="module", params=["Euler", "Heun"])
+def flow_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a rectified flow over 64 images; it exports itself."""
+    settings = [
+        "data.resolution=8",
+        "model.block_out_channels=[8]",
+        "model.levels=[plain]",
+        "model.norm_num_groups=4",
+        "diffusion.process=rectified_flow",
+        "training.images=64",
+        f"sampling.sampler={request.param}",
+        "sampling.steps=4",
+    ]
+    folder = tmp_path_factory.mktemp("flow") / request.param
+    run_experiment(load_experiment("digits", settings), folder, device="cpu")
+    return folder
+
+
+def test_diffusers_alone_samples_a_rectified_flow(flow_run: Path, tmp_path: Path) -> None:
+    cases = [{"class": "", "scale": scale, "form": "cfg"} for scale in (0.0, 1.0, 3.0)]
+    theirs = without_sfumato(flow_run / "model", cases, tmp_path)
+    run, exported = load(flow_run, device="cpu"), load(flow_run / "model", device="cpu")
+    assert (run.process, run.sampling) == (exported.process, exported.sampling)
+    assert not (flow_run / "model" / "scheduler").exists()
+    for case, images in zip(cases, theirs, strict=True):
+        for model in (run, exported):
+            ours = model.sample(PROMPTS, SEEDS, guidance=case["scale"], steps=5)
+            assert torch.equal(images, ours.tensor), case
+    assert ours.settings[0]["sampler"] == flow_run.name
+    assert ours.settings[0]["first_t"] == 1
+    with pytest.raises(InputError, match="DDIM"):
+        run.with_(sampler="DDIM")
 
 
 def test_the_file_imports_nothing_but_libraries_of_models(exported: Path) -> None:
@@ -133,15 +180,20 @@ def test_the_file_imports_nothing_but_libraries_of_models(exported: Path) -> Non
 
 
 def test_the_same_bytes_on_every_export(exported: Path, small_run: Path, tmp_path: Path) -> None:
-    """Also of another process, with another order of sets; and in `pipeline/` of the run."""
+    """Also of another process, with another order of sets; and in `model/` of the run."""
     file = (exported / "pipeline.py").read_bytes()
-    assert (small_run / "pipeline" / "pipeline.py").read_bytes() == file
-    ImageGenerator.open(exported, device="cpu").export(tmp_path / "again")
-    assert (tmp_path / "again" / "pipeline.py").read_bytes() == file
+    assert (small_run / "model" / "pipeline.py").read_bytes() == file
+    again = load(exported, device="cpu")
+    again.sample(PROMPTS, SEEDS, steps=1)  # leaves no trace
+    again.export(tmp_path / "again")
+    for pattern in ("pipeline.py", "*/*.safetensors", "tokenizer/*"):
+        for path in exported.glob(pattern):
+            same = tmp_path / "again" / path.relative_to(exported)
+            assert same.read_bytes() == path.read_bytes(), path
     code = (
         "from sfumato.generation.export import standalone_source;print(standalone_source(), end='')"
     )
-    source = str(Path(standalone.__file__).parents[1])
+    source = str(Path(standalone.__file__).parents[2])
     printed = run_python(code, cwd=tmp_path, PYTHONPATH=source, PYTHONHASHSEED="7")
     assert printed.encode() == file
 
@@ -152,55 +204,63 @@ def test_no_pickle(exported: Path) -> None:
     assert [path.name for path in files if path.suffix == ".py"] == ["pipeline.py"]
 
 
-def test_a_name_with_two_meanings_is_refused(tmp_path: Path, monkeypatch) -> None:
-    package = tmp_path / "twins"
-    package.mkdir()
-    (package / "__init__.py").write_text("")
-    (package / "one.py").write_text("def same(): return 1\n\ndef first(): return same()\n")
-    (package / "two.py").write_text(
-        "from twins.one import first\n\ndef same(): return 2\n\ndef root(): return same() + first()"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(standalone, "PACKAGE", "twins")
-    monkeypatch.setattr(standalone, "ROOT", ("twins.two", "first"))
-    scope: dict = {}
-    exec(standalone.standalone_source(), scope)
-    assert scope["first"]() == 1
-    monkeypatch.setattr(standalone, "ROOT", ("twins.two", "root"))
-    with pytest.raises(AssertionError, match="two meanings of same"):
+def test_a_name_with_two_meanings_is_refused(monkeypatch) -> None:
+    monkeypatch.setattr(standalone, "RUNTIME", (*standalone.RUNTIME, "base.errors"))
+    standalone.standalone_source()  # the same module defines it
+    monkeypatch.setattr(standalone, "RUNTIME", ("diffusion.guidance", "evaluation.TWIN"))
+    real = standalone.files
+
+    class Twin:
+        def __truediv__(self, name: str):
+            if "TWIN" not in name:
+                return real("sfumato") / name
+            return type("File", (), {"read_text": lambda *_: '"""."""\nCONVENTION = 1\n'})()
+
+    monkeypatch.setattr(standalone, "files", lambda package: Twin())
+    with pytest.raises(AssertionError, match="CONVENTION in"):
         standalone.standalone_source()
-
-
-def test_a_section_with_behaviour_is_refused() -> None:
-    config = standalone._read("sfumato.diffusion.guidance").definitions["GuidanceConfig"]
-    with pytest.raises(AssertionError, match="behaviour of its own"):
-        standalone._plain(config)
 
 
 # The command --------------------------------------------------------------------------------------
 
 
-def test_export_sets_what_the_folder_draws_with(sfumato, exported: Path, tmp_path: Path) -> None:
+def test_export_writes_a_folder_and_says_how_to_open_it(
+    sfumato, exported: Path, small_run: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "digits"
+    result = sfumato("export", str(small_run), "--out", str(folder))
+    assert result.code == 0, result.err
+    assert f'TextToImagePipeline.from_pretrained("{folder}")' in result.out
+    assert f'custom_pipeline="{folder}", trust_remote_code=True' in result.out
+    names = {path.relative_to(exported) for path in exported.rglob("*") if path.is_file()}
+    assert names == {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+    for name in names:
+        assert (folder / name).read_bytes() == (exported / name).read_bytes(), name
+
+
+def test_export_sets_what_the_folder_samples_with(sfumato, exported: Path, tmp_path: Path) -> None:
     """From a pipeline folder, into an empty one."""
     changes = ["-w", "5", "--guidance-form", "rescaled", "--steps", "4", "--sampler", "DDIM"]
     result = sfumato("export", str(exported), "--out", str(tmp_path), *changes)
     assert result.code == 0, result.err
     again = TextToImagePipeline.from_pretrained(tmp_path, low_cpu_mem_usage=False)
-    assert again.config["guidance_scale"] == 5
-    assert again.config["guidance"] == "rescaled:phi=0.7"
-    assert again.config["num_inference_steps"] == 4
+    sampling = again.config["sampling"]
+    assert sampling["guidance_scale"] == 5
+    assert sampling["guidance"] == "rescaled:phi=0.7"
+    assert sampling["steps"] == 4
+    assert sampling["sampler"] == "DDIM"
     assert type(again.scheduler) is diffusers.DDIMScheduler
-    assert again.config["provenance"]["images_seen"] == 16000
+    assert again.config["provenance"]["images_seen"] == 64000
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["MODEL", "--out", "filled"], ["filled is there already", "new folder"]),
-        (["MODEL", "--out", "filled/file"], ["is there already"]),
+        (["MODEL", "--out", "filled"], ["filled exists", "new folder"]),
+        (["MODEL", "--out", "filled/file"], ["filled/file exists"]),
         (["filled", "--out", "new"], ["neither a run nor a pipeline", "sfumato train"]),
         (["no-such-run", "--out", "new"], ["does not exist"]),
-        (["MODEL", "--out", "new", "--steps", "0"], ["0 steps"]),
+        (["MODEL", "--out", "new", "--steps", "0"], ["--steps"]),
         (["MODEL", "--out", "new", "--sampler", "dim"], ["No sampler named 'dim'"]),
         (["MODEL"], ["Missing option"]),
     ],
@@ -220,47 +280,69 @@ def test_what_export_refuses(sfumato, exported: Path, arguments, words, tmp_path
 # The habits of a diffusers pipeline ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(SAMPLERS))
+@pytest.mark.parametrize("name", sorted(SCHEDULERS))
 def test_a_scheduler_of_diffusers_can_be_swapped_in(name: str, exported: Path, pipe) -> None:
     """From any other's configuration it is the sampler of that name."""
-    generator = ImageGenerator.open(exported, device="cpu")
-    generator.use(scheduler=name)
-    expected = draw(generator.pipeline)
-    scheduler_class = getattr(diffusers, SAMPLERS[name].scheduler_class)
+    model = load(exported, device="cpu")
+    expected = model.sample(PROMPTS, SEEDS, sampler=name, steps=5).tensor
+    scheduler_class = getattr(diffusers, SCHEDULERS[name].scheduler_class)
     for before in ("UniPC", "Euler"):
-        other = getattr(diffusers, SAMPLERS[before].scheduler_class)
+        other = getattr(diffusers, SCHEDULERS[before].scheduler_class)
         pipe.scheduler = other.from_config(pipe.scheduler.config)
         pipe.scheduler = scheduler_class.from_config(pipe.scheduler.config)
-        assert torch.equal(draw(pipe), expected)
+        assert torch.equal(images_of(pipe), expected)
+        assert pipe.model.sampling.sampler == name
 
 
 def test_schedulers_that_are_refused(pipe) -> None:
     pipe.scheduler = diffusers.PNDMScheduler.from_config(pipe.scheduler.config)
     with pytest.raises(InputError, match="PNDMScheduler is not a scheduler"):
-        draw(pipe)
+        images_of(pipe)
     pipe.scheduler = diffusers.DDPMScheduler(beta_schedule="sigmoid")
-    with pytest.raises(InputError, match="beta_schedule 'sigmoid'"):
-        draw(pipe)
+    with pytest.raises(InputError, match="noise schedule"):
+        images_of(pipe)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"prediction_type": "epsilon"},
+        {"prediction_type": "sample"},
+        {"beta_schedule": "linear"},
+        {"num_train_timesteps": 500},
+        {"rescale_betas_zero_snr": True},
+    ],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_a_scheduler_of_another_process_is_refused(pipe, wrong: dict) -> None:
+    """It would sample noise: the network predicts v on the squared cosine."""
+    config = diffusers.DDIMScheduler.from_config(pipe.scheduler.config).config
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(config, **wrong)
+    for use in (images_of, lambda pipe: pipe.model):
+        with pytest.raises(InputError, match="another noise schedule or prediction type"):
+            use(pipe)
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(config)
+    assert images_of(pipe).shape == (3, 1, 8, 8)
 
 
 def test_generators_are_as_good_as_seeds(pipe) -> None:
     generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
-    assert torch.equal(draw(pipe, seeds=None, generator=generators), draw(pipe))
+    assert torch.equal(images_of(pipe, seeds=None, generator=generators), images_of(pipe))
     one = torch.Generator().manual_seed(SEEDS[0])
     alone = pipe(PROMPTS[0], generator=one, num_inference_steps=5, output_type="uint8").images
-    assert torch.equal(alone, draw(pipe)[:1])
-    assert not torch.equal(draw(pipe, seeds=None), draw(pipe, seeds=None))  # new seeds each time
+    assert torch.equal(alone, images_of(pipe)[:1])
+    assert not torch.equal(images_of(pipe, seeds=None), images_of(pipe, seeds=None))
 
 
 def test_what_generators_are_refused(pipe) -> None:
     generator = torch.Generator().manual_seed(0)
     with pytest.raises(InputError, match="1 seeds for 3 images"):
-        draw(pipe, seeds=None, generator=generator)
+        images_of(pipe, seeds=None, generator=generator)
     on_a_gpu = [SimpleNamespace(device=torch.device("cuda"))] * 3
     with pytest.raises(InputError, match="drawn on the CPU"):
-        draw(pipe, seeds=None, generator=on_a_gpu)
+        images_of(pipe, seeds=None, generator=on_a_gpu)
     with pytest.raises(InputError, match="not both"):
-        draw(pipe, generator=generator)
+        images_of(pipe, generator=generator)
 
 
 def test_the_negative_prompt_is_what_guidance_leads_away_from(pipe) -> None:
@@ -270,12 +352,12 @@ def test_the_negative_prompt_is_what_guidance_leads_away_from(pipe) -> None:
     ).images
     unguided = pipe(PROMPTS[0], guidance_scale=1, seeds=[3], output_type="pt").images
     torch.testing.assert_close(with_itself, unguided, rtol=0, atol=1e-3)
-    assert torch.equal(draw(pipe, negative_prompt=""), draw(pipe))
-    assert not torch.equal(draw(pipe, negative_prompt=PROMPTS[0]), draw(pipe))
+    assert torch.equal(images_of(pipe, negative_prompt=""), images_of(pipe))
+    assert not torch.equal(images_of(pipe, negative_prompt=PROMPTS[0]), images_of(pipe))
 
 
 def test_output_types_are_one_picture(pipe) -> None:
-    images = draw(pipe)
+    images = images_of(pipe)
     by_type = {
         kind: pipe(PROMPTS, seeds=SEEDS, num_inference_steps=5, output_type=kind).images
         for kind in ("pil", "pt", "np")
@@ -310,9 +392,9 @@ def test_a_callback_follows_the_steps(pipe) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_the_same_picture_coarser(dtype, exported: Path, pipe) -> None:
     """Within 4 of 255 on average; and what was encoded before does not matter."""
-    full = draw(pipe)
-    half = draw(pipe.to("cpu", dtype))
+    full = images_of(pipe)
+    half = images_of(pipe.to("cpu", dtype))
     assert float((half.double() - full.double()).abs().mean()) < 4
     fresh = TextToImagePipeline.from_pretrained(exported, torch_dtype=dtype)
     assert fresh.unet.dtype == fresh.text_encoder.dtype == dtype
-    assert torch.equal(draw(fresh), half)
+    assert torch.equal(images_of(fresh), half)

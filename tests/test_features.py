@@ -1,4 +1,4 @@
-"""Extractors of features: the contract they share, CLIP, DINOv2, the small CLIP and the judge."""
+"""Extractors of features: the contract, CLIP, DINOv2, the small CLIP and the classifier."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -55,9 +55,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     )
 
     from sfumato.config.sections import TowersConfig
-    from sfumato.text.bundled import save_towers
     from sfumato.text.tokenizer import train_tokenizer
-    from sfumato.text.towers import build_towers
+    from sfumato.text.towers import build_towers, save_towers
 
     root = tmp_path_factory.mktemp("models")
     found = {name: root / name for name in ("clip", "half", "dinov2", "small", "inception.pth")}
@@ -117,14 +116,14 @@ def config(folders: dict[str, Path]) -> FeaturesConfig:
 
 
 @pytest.fixture(scope="module")
-def judge() -> BatchedExtractor:
-    classifier = build_classifier(channels=3, classes=4, seed=0)
-    return classifier_features(classifier, identity="shapes sha256:0123", image_px=32)
+def classifier() -> BatchedExtractor:
+    network = build_classifier(channels=3, classes=4, seed=0)
+    return classifier_features(network, identity="shapes sha256:0123", image_px=32)
 
 
 @pytest.fixture(scope="module")
-def extractors(config: FeaturesConfig, judge: BatchedExtractor) -> dict[str, FeatureExtractor]:
-    return {key: load_extractor(key, config, judge=judge) for key in EXTRACTORS}
+def extractors(config: FeaturesConfig, classifier: BatchedExtractor) -> dict[str, FeatureExtractor]:
+    return {key: load_extractor(key, config, classifier=classifier) for key in EXTRACTORS}
 
 
 @pytest.mark.parametrize("key", list(EXTRACTORS))
@@ -316,7 +315,7 @@ def test_the_small_clip_reads_captions(folders: dict[str, Path]) -> None:
 
 
 def test_the_small_clip_gives_its_unit_vectors(folders: dict[str, Path]) -> None:
-    from sfumato.text.bundled import load_towers
+    from sfumato.text.towers import load_towers
 
     images = pictures(4, 40, 40)
     towers, _ = load_towers(folders["small"])
@@ -325,16 +324,18 @@ def test_the_small_clip_gives_its_unit_vectors(folders: dict[str, Path]) -> None
     torch.testing.assert_close(features.norm(dim=1), torch.ones(4))
 
 
-def test_the_judge_takes_images_of_its_own_size_and_channels(judge: BatchedExtractor) -> None:
+def test_the_classifier_takes_images_of_its_own_size_and_channels(
+    classifier: BatchedExtractor,
+) -> None:
     with pytest.raises(InputError, match="takes 32 x 32 pixels, not 28 x 28"):
-        judge(pictures(1, 28, 28))
+        classifier(pictures(1, 28, 28))
     grey = classifier_features(Classifier(channels=1, classes=4), identity="mnist", image_px=28)
     assert grey(pictures(2, 28, 28, channels=1)).shape == (2, 64)
     with pytest.raises(InputError, match="made for greyscale"):
         grey(pictures(2, 28, 28))
 
 
-def test_the_judges_features_are_what_its_head_gets() -> None:
+def test_the_classifiers_features_are_what_its_head_gets() -> None:
     classifier = build_classifier(channels=3, classes=4, seed=0)
     images = pictures(5)
     features = classifier_features(classifier, identity="shapes", image_px=32)(images)
@@ -344,7 +345,7 @@ def test_the_judges_features_are_what_its_head_gets() -> None:
 def test_loading_leaves_the_global_generator_alone(config: FeaturesConfig) -> None:
     before = torch.get_rng_state()
     opened = list(available_extractors(config=config))
-    assert [one.key for one in opened if one.extractor is None] == ["judge"]
+    assert [one.key for one in opened if one.extractor is None] == ["classifier"]
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -374,7 +375,10 @@ def test_a_download_is_tried_only_for_what_is_not_here(
 
 
 def test_weights_that_are_not_at_hand_become_a_reason(
-    config: FeaturesConfig, judge: BatchedExtractor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    config: FeaturesConfig,
+    classifier: BatchedExtractor,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     monkeypatch.setenv("SFUMATO_CACHE", str(tmp_path))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
@@ -388,9 +392,9 @@ def test_weights_that_are_not_at_hand_become_a_reason(
         assert one.extractor is None
         assert one.reason
         assert one.hint
-    at_hand = list(available_extractors(("clip", "judge"), config, judge=judge))
+    at_hand = list(available_extractors(("clip", "classifier"), config, classifier=classifier))
     assert [one.reason for one in at_hand] == ["", ""]
-    assert at_hand[1].extractor is judge
+    assert at_hand[1].extractor is classifier
 
 
 def test_what_a_person_has_to_mend_is_raised(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -432,6 +436,6 @@ def test_damaged_folders(folders: dict[str, Path], tmp_path: Path) -> None:
         load_clip("nobody/has-this")
 
 
-def test_an_extractor_cannot_be_changed_under_its_name(judge: BatchedExtractor) -> None:
+def test_an_extractor_cannot_be_changed_under_its_name(classifier: BatchedExtractor) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        judge.name = "another"  # type: ignore[misc]
+        classifier.name = "another"  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""The paper's findings: how claims are decided, what is drawn for them, and the command."""
+"""The paper's findings: how claims are decided, what is sampled for them, and the command."""
 
 import json
 from collections.abc import Callable
@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 
 from sfumato.base.errors import InputError
 from sfumato.base.images import to_uint8
-from sfumato.evaluation.arms import Draws, stretched
-from sfumato.evaluation.subjects import what_to_ask
-from sfumato.generation.model import ImageGenerator
-from sfumato.generation.pipeline import generators_from_seeds
+from sfumato.evaluation.image_set import ImageSet
+from sfumato.evaluation.prompt_set import PromptSet
+from sfumato.evaluation.sampled_images import complete, stretched
+from sfumato.generation.loading import load
 from sfumato.paper.claims import GUIDED, NONE
 from sfumato.paper.findings import FindingsConfig, measure_findings
 from sfumato.studies.verdicts import (
@@ -38,11 +38,11 @@ TINY = [
     "training.batch_size=32",
     "training.log_every_images=32",
     "training.checkpoint_every_images=320",
-    "sampling.scheduler=DDPM",
+    "sampling.sampler=DDPM",
     "sampling.steps=3",
 ]
 """Twenty steps: nothing is learned, but everything is there."""
-OPTIONS = ["--count", "30", "--scales", "0,1,5", "--judge", "untrained", "--device", "cpu"]
+OPTIONS = ["--count", "30", "--scales", "0,1,5", "--classifier", "untrained", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def runs(together_runs: Path) -> tuple[Path, Path]:
 @pytest.fixture(scope="module")
 def together_runs(together: Path) -> Path:
     from sfumato.config.schema import load_experiment
-    from sfumato.methods.diffusion import run_experiment
+    from sfumato.methods.registry import run_experiment
 
     folder = together / "findings-runs"
     without = ["training.caption_dropout=0", "data.value_range=[0,1]"]
@@ -105,42 +105,42 @@ def test_a_cause_needs_an_effect_and_models_that_differ_in_it_alone() -> None:
     assert because(UNDECIDED, HELD, also_differ=[]) == UNDECIDED
 
 
-# Drawing ------------------------------------------------------------------------------------------
+# Sampling -----------------------------------------------------------------------------------------
 
 
 def test_a_checkpoint_by_its_images(runs: tuple[Path, Path]) -> None:
     without, _ = runs
-    early, late = (ImageGenerator.open(without, device="cpu", checkpoint=n) for n in (320, 640))
-    newest = ImageGenerator.open(without, device="cpu")
+    early, late = (load(without, device="cpu", checkpoint=n) for n in (320, 640))
+    newest = load(without, device="cpu")
     assert late.provenance == newest.provenance
     assert early.provenance["images_seen"] == 320
     assert early.provenance["weights_sha256"] != late.provenance["weights_sha256"]
     with pytest.raises(InputError, match=r"no checkpoint at 321 images\. It has: 320, 640"):
-        ImageGenerator.open(without, checkpoint=321)
-    with pytest.raises(InputError, match="is no run"):
-        ImageGenerator.open(without / "pipeline", checkpoint=320)
+        load(without, checkpoint=321)
+    with pytest.raises(InputError, match="is not a run"):
+        load(without / "model", checkpoint=320)
 
 
 def test_x0_range_clamps_every_step(runs: tuple[Path, Path]) -> None:
-    pipeline = ImageGenerator.open(runs[0], device="cpu").pipeline
+    model = load(runs[0], device="cpu")
 
-    def draw(**arguments) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def sampled(**arguments) -> tuple[torch.Tensor, list[torch.Tensor]]:
         steps = []
-        found = pipeline.sample(
+        found = model.sample(
             ["A handwritten digit 3"] * 2,
-            generators=generators_from_seeds([0, 1]),
-            guidance_scale=GUIDED,
+            [0, 1],
+            guidance=GUIDED,
             on_step=lambda step: steps.append(step.x0),
             **arguments,
         )
         return found.x0, steps
 
-    own, _ = draw()
+    own, _ = sampled()
     assert float(own.min()) >= 0
     assert float(own.max()) <= 1
-    same, _ = draw(x0_range=(0.0, 1.0))
+    same, _ = sampled(x0_range=(0.0, 1.0))
     assert torch.equal(own, same)
-    clipped, steps = draw(x0_range=(-1.0, 1.0))
+    clipped, steps = sampled(x0_range=(-1.0, 1.0))
     assert -1 <= float(clipped.min()) < 0  # an untrained network leaves the data's range
     assert all(float(x0.abs().max()) <= 1 for x0 in steps)
 
@@ -155,42 +155,38 @@ def test_stretched_uses_the_whole_range_of_each_image() -> None:
     assert int(to_uint8(x0[0], (0.0, 1.0))[31]) == 0
 
 
-def test_the_clipped_arm_is_kept_twice_and_drawn_once(
+def test_the_clipped_arm_is_kept_twice_and_sampled_once(
     runs: tuple[Path, Path], tmp_path: Path
 ) -> None:
     from sfumato.data.records import load_records
 
-    generator = ImageGenerator.open(runs[0], device="cpu")
-    assert generator.data is not None
-    asked = what_to_ask(
-        load_records(generator.data, "reference"),
-        count=20,
-        labels="balanced",
-        templates=(),
-        first_seed=0,
-    )
+    model = load(runs[0], device="cpu")
+    assert model.data is not None
+    prompts = PromptSet.of(load_records(model.data, "reference"), 20)
 
-    def draws(scale: float) -> Draws:
-        return Draws(
-            generator=generator,
-            asked=asked,
-            guidance_scale=scale,
-            first_seed=7,
-            store=tmp_path,
-            clipped=True,
+    def sampled(scale: float, tensor: str = "images") -> ImageSet:
+        return ImageSet.sampled(
+            model,
+            prompts,
+            range(7, 27),
+            guidance=scale,
+            folder=tmp_path,
+            x0_range=(-1.0, 1.0),
+            tensor=tensor,
         )
 
-    assert [draws(scale).calls for scale in (0.0, NONE, GUIDED)] == [3, 3, 6]
-    assert draws(GUIDED).calls_left() == 120
-    told: list[int] = []
-    taken = draws(GUIDED).take(told.append)
-    assert told == [120]
-    assert draws(GUIDED).calls_left() == 0
-    assert taken["images"].shape == taken["stretched"].shape == (20, 1, 8, 8)
-    assert not torch.equal(taken["images"], taken["stretched"])
-    again = draws(GUIDED).take(told.append)
-    assert told == [120]
-    assert torch.equal(again["stretched"], taken["stretched"])
+    assert [sampled(scale).nfe for scale in (0.0, NONE, GUIDED)] == [3, 3, 6]
+    done: list[tuple[int, int]] = []
+    clipped = sampled(GUIDED)
+    complete([clipped], lambda what, *counts: done.append(counts), what="network evaluations")
+    assert done == [(0, 120), (120, 120)]
+    assert sampled(GUIDED).missing() == []
+    stretched_set = sampled(GUIDED, "stretched")
+    assert stretched_set.missing() == []
+    assert clipped.key != stretched_set.key
+    first, second = clipped.images(), stretched_set.images()
+    assert first.shape == second.shape == (20, 1, 8, 8)
+    assert not torch.equal(first, second)
 
 
 # The command --------------------------------------------------------------------------------------
@@ -204,16 +200,16 @@ def _json(folder: Path) -> dict:
     return json.loads((folder / "findings.json").read_text())
 
 
-def test_every_claim_has_a_verdict_and_nothing_is_drawn_twice(
+def test_every_claim_has_a_verdict_and_nothing_is_sampled_twice(
     sfumato: Sfumato, runs: tuple[Path, Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "findings"
     command = ["findings", *map(str, runs), *OPTIONS, "--out", str(out)]
     first = sfumato(*command)
     assert first.code == 0, first.err
-    # Two arms at three scales (3, 3 and 6 calls), the clipped and the early one at two.
+    # Two arms at three scales (an NFE of 3, 3 and 6), the clipped and the early one at two.
     total = 30 * (2 * (3 + 3 + 6) + 2 * (3 + 6))
-    assert f"{total:,} of {total:,} network calls" in first.out
+    assert f"{total:,} of {total:,} network evaluations" in first.out
     found = _json(out)
     assert {arm["key"] for arm in found["arms"]} == {
         "without",
@@ -235,14 +231,14 @@ def test_every_claim_has_a_verdict_and_nothing_is_drawn_twice(
     text = (out / "findings.md").read_text()
     assert text.count("| **") == len(found["claims"])
 
-    files = sorted((tmp_path / "findings-images").rglob("*.safetensors"))
+    files = sorted((tmp_path / "findings-images").glob("*/*.safetensors"))
     assert len(files) == 10
     before = {path: path.stat().st_mtime_ns for path in [*files, out / "findings.json"]}
     again = sfumato(*command)
     assert again.code == 0, again.err
-    assert "Found before" in again.out
+    assert "From the cache" in again.out
 
-    # Killed before the end: what was drawn stays, the rest is drawn again and the same.
+    # Killed before the end: what was sampled stays, the rest is sampled again and the same.
     kept = load_file(files[0])["images"]
     files[0].unlink()
     (out / "findings.json").unlink()
@@ -251,14 +247,14 @@ def test_every_claim_has_a_verdict_and_nothing_is_drawn_twice(
     assert {path: path.stat().st_mtime_ns for path in files[1:]}.items() <= before.items()
     same = _json(out)
     assert same["claims"] == found["claims"]
-    assert [[one["figures"] for one in arm["scales"]] for arm in same["arms"]] == [
-        [one["figures"] for one in arm["scales"]] for arm in found["arms"]
+    assert [[one["metrics"] for one in arm["scales"]] for arm in same["arms"]] == [
+        [one["metrics"] for one in arm["scales"]] for arm in found["arms"]
     ]
 
     # One run alone leaves claims open; its images are there, and other findings stay as they are.
     alone = sfumato("findings", str(runs[0]), *OPTIONS, "--out", str(out))
     assert alone.code == 0, alone.err
-    assert sorted((tmp_path / "findings-images").rglob("*.safetensors")) == files
+    assert sorted((tmp_path / "findings-images").glob("*/*.safetensors")) == files
     assert _json(out) == same
     decided = verdicts(tmp_path / "findings-2")
     assert decided["dropout_border_rms"] == decided["diversity_with"] == UNDECIDED
@@ -277,7 +273,7 @@ def test_what_is_no_pair_is_refused(runs: tuple[Path, Path], sfumato: Sfumato) -
     assert "1 and 5" in scales.err
     with pytest.raises(InputError, match="Findings are of runs"):
         measure_findings(
-            ImageGenerator.open(runs[0] / "pipeline", device="cpu"),
+            load(runs[0] / "model", device="cpu"),
             None,
             FindingsConfig(),
             base=runs[0] / "findings",

@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from sfumato.cli.evaluation import model_settings
-from sfumato.evaluation.arms import Measured
-from sfumato.evaluation.card import Figure
+from sfumato.evaluation.evaluate import with_overrides
 from sfumato.evaluation.metrics.diversity import diversity_within_classes
-from sfumato.generation.model import ImageGenerator
+from sfumato.evaluation.metrics.intervals import Estimate
+from sfumato.evaluation.reference import Scores
+from sfumato.generation.model import Model
 from sfumato.studies.guidance_forms import FormRow, choice_among, excess_ratio, read_forms
 from sfumato.studies.scale_claims import ScaleEvidence
 from tests.conftest import CommandResult
@@ -41,39 +41,39 @@ def test_without_an_excess_there_is_no_ratio() -> None:
     assert excess_ratio(values, values, real=0.5) is None
 
 
-def row(agreement: float, frechet: float, saturated: float = 0.1) -> FormRow:
+def row(accuracy: float, frechet: float, saturated: float = 0.1) -> FormRow:
     return FormRow(
         form="cfg",
-        label="cfg",
         guidance_scale=2,
-        calls=2,
+        nfe=2,
         seconds=0,
-        figures={
-            "agreement": Figure(value=agreement),
-            "frechet": Figure(value=frechet),
-            "saturated": Figure(value=saturated),
+        metrics={
+            "class_accuracy": Estimate(value=accuracy),
+            "frechet.classifier": Estimate(value=frechet),
+            "saturated": Estimate(value=saturated),
         },
         burnt=None,
-        agreement_change=None,
+        accuracy_change=None,
     )
 
 
 def chosen(rows: list[FormRow], *, of_real: float, noise: float = 0.0) -> tuple[int, list[int]]:
     generator = torch.Generator().manual_seed(0)
     distances = [
-        one.figures["frechet"].value + noise * torch.randn(200, generator=generator) for one in rows
+        one.metrics["frechet.classifier"].value + noise * torch.randn(200, generator=generator)
+        for one in rows
     ]
-    real = {"agreement": Figure(value=of_real), "saturated": Figure(value=0.02)}
+    real = {"class_accuracy": Estimate(value=of_real), "saturated": Estimate(value=0.02)}
     return choice_among(rows, distances, real)
 
 
-def test_the_choice_is_the_smallest_distance_among_those_that_agree() -> None:
+def test_the_choice_is_the_smallest_distance_among_those_that_are_accurate() -> None:
     rows = [row(0.95, 1.0), row(0.945, 0.5), row(0.93, 0.1)]
     assert chosen(rows, of_real=0.99) == (1, [1])
     assert chosen([row(0.95, 1.0), row(0.5, 0.1)], of_real=0.99) == (0, [0])
 
 
-def test_more_agreement_than_real_images_have_is_worth_nothing() -> None:
+def test_more_accuracy_than_real_images_have_is_worth_nothing() -> None:
     assert chosen([row(0.95, 1.0), row(0.86, 0.5), row(0.8, 0.1)], of_real=0.85) == (1, [1])
 
 
@@ -82,76 +82,66 @@ def test_of_distances_that_are_not_told_apart_the_least_burnt_is_chosen() -> Non
     assert chosen(rows, of_real=0.99, noise=1.0) == (1, [0, 1, 2])
 
 
-def test_real_images_of_another_source_are_told(
-    small_run: Path, small_generator: ImageGenerator, capsys: pytest.CaptureFixture[str]
-) -> None:
-    model_settings(small_generator, small_run, [])
-    assert capsys.readouterr().out == ""
-    model_settings(small_generator, small_run, ["data.source=elsewhere"])
-    told = " ".join(capsys.readouterr().out.split())
-    assert "Real images of elsewhere; the model was trained on " in told
+def test_real_images_of_another_source_are_reported(small_model: Model) -> None:
+    logged: list[str] = []
+    with_overrides(small_model, [], log=logged.append)
+    assert not logged
+    with_overrides(small_model, ["data.source=elsewhere"], log=logged.append)
+    assert "Real images of elsewhere; the model was trained on " in logged[0]
 
 
-def measured(agree: float, spread: float, grey: int, seed: int) -> Measured:
+LABELS = torch.arange(100) % 10
+
+
+def scored(right: float, spread: float, grey: int, distance: float = 1.0) -> Scores:
     """100 flat images of 10 classes whose features lie `spread` apart within a class."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(100) % 10
-    images = torch.full((100, 3, 8, 8), grey, dtype=torch.uint8)
+    generator = torch.Generator().manual_seed(0)
     features = spread * torch.randn(100, 4, generator=generator)
-    return Measured(
-        images=images,
-        labels=labels,
-        pixels={
-            "brightness": torch.full((100,), grey / 255).double(),
-            "saturated": torch.full((100,), float(grey == 255)).double(),
-        },
-        right=torch.arange(100) < 100 * agree,
-        features=features,
-        diversity=diversity_within_classes(features, labels),
-    )
+    values = {
+        "brightness": torch.full((100,), grey / 255).double(),
+        "saturated": torch.full((100,), float(grey == 255)).double(),
+        "class_accuracy": torch.arange(100) < 100 * right,
+        "diversity.classifier": diversity_within_classes(features, LABELS).values,
+        "frechet.classifier": torch.full((100,), distance),
+    }
+    return Scores(metrics={}, values=values, notes=[])
 
 
 def verdicts(evidence: ScaleEvidence) -> dict[str, str]:
     return {claim.key: claim.verdict for claim in evidence.claims()}
 
 
-REAL = {"diversity": Figure(value=1.0), "brightness": Figure(value=0.4)}
+REAL = {"diversity.classifier": Estimate(value=1.0), "brightness": Estimate(value=0.4)}
 
 
 def test_claims_on_scales_follow_the_images() -> None:
     """As the paper says, and the opposite."""
-    as_told = ScaleEvidence(
-        measured={
-            0.0: measured(0.1, 3.0, 100, 0),
-            2.0: measured(0.6, 2.0, 110, 0),
-            5.0: measured(0.8, 1.0, 150, 0),
-            10.0: measured(0.95, 0.2, 255, 0),
-        },
-        distances={s: torch.full((100,), d) for s, d in ((0, 9.0), (2, 3.0), (5, 6.0), (10, 9.0))},
-        real=REAL,
-    )
-    assert set(verdicts(as_told).values()) == {"held"}
-    opposite = ScaleEvidence(
-        measured={
-            0.0: measured(0.9, 0.2, 255, 0),
-            2.0: measured(0.9, 0.2, 255, 0),
-            5.0: measured(0.5, 0.2, 150, 0),
-            10.0: measured(0.1, 0.2, 100, 0),
-        },
-        distances={s: torch.full((100,), d) for s, d in ((0, 3.0), (2, 3.0), (5, 2.0), (10, 1.0))},
-        real=REAL,
-    )
-    assert set(verdicts(opposite).values()) == {"not held"}
+    as_claimed = {
+        0.0: scored(0.1, 3.0, 100, 9.0),
+        2.0: scored(0.6, 2.0, 110, 3.0),
+        5.0: scored(0.8, 1.0, 150, 6.0),
+        10.0: scored(0.95, 0.2, 255, 9.0),
+    }
+    found = verdicts(ScaleEvidence(scores=as_claimed, labels=LABELS, real=REAL))
+    assert set(found.values()) == {"held"}
+    opposite = {
+        0.0: scored(0.9, 0.2, 255, 3.0),
+        2.0: scored(0.9, 0.2, 255, 3.0),
+        5.0: scored(0.5, 0.2, 150, 2.0),
+        10.0: scored(0.1, 0.2, 100, 1.0),
+    }
+    found = verdicts(ScaleEvidence(scores=opposite, labels=LABELS, real=REAL))
+    assert set(found.values()) == {"not held"}
 
 
-def test_what_was_not_drawn_is_not_decidable() -> None:
-    two = {2.0: measured(0.6, 2.0, 110, 0), 10.0: measured(0.9, 1.0, 200, 0)}
-    evidence = ScaleEvidence(measured=two, distances={s: torch.ones(100) for s in two}, real=REAL)
+def test_what_was_not_sampled_is_not_decidable() -> None:
+    two = {2.0: scored(0.6, 2.0, 110), 10.0: scored(0.9, 1.0, 200)}
+    evidence = ScaleEvidence(scores=two, labels=LABELS, real=REAL)
     found = {claim.key: claim for claim in evidence.claims()}
     assert found["quality_best_at_2"].verdict == "not decidable here"
     assert "w = 0, 5" in found["quality_best_at_2"].sentence
     assert found["brightness_rises"].verdict == "held"
-    assert ScaleEvidence(measured={}, distances={}, real=REAL).claims() == []
+    assert ScaleEvidence(scores={}, labels=LABELS, real=REAL).claims() == []
 
 
 def test_the_command_measures_every_form_and_goes_on(
@@ -164,9 +154,9 @@ def test_the_command_measures_every_form_and_goes_on(
     )
     found = sfumato(*command)
     assert found.code == 0, found.err
-    table, _, said = found.out.partition("To draw with:")
+    table, _, said = found.out.partition("Recommended:")
     assert said
-    _, header, rows = table.partition("agreement")
+    _, header, rows = table.partition("accuracy")
     assert header
     assert all(len(line) <= 80 for line in rows.splitlines())
     card = read_forms(out)
@@ -177,14 +167,14 @@ def test_the_command_measures_every_form_and_goes_on(
         *((row.label, scale) for row in card.rows[8:9] for scale in (2, 5, 10)),
     ]
     assert {row.form.partition(":")[0] for row in card.rows} == {"cfg", "apg", "autoguidance"}
-    assert [row.calls for row in card.rows[:3]] == [2, 2, 4]
+    assert [row.nfe for row in card.rows[:3]] == [2, 2, 4]
     assert len(card.claims) == 5
     for name in ("guidance.png", "examples.png"):
         with Image.open(out / name) as picture:
             assert min(picture.size) > 300
     assert "| real test images |" in (out / "guidance.md").read_text()
     before = json.loads((out / "guidance.json").read_text())
-    assert "Found before" in sfumato(*command).out
+    assert "From the cache" in sfumato(*command).out
     assert json.loads((out / "guidance.json").read_text()) == before
 
 
@@ -194,9 +184,9 @@ def test_the_command_measures_every_form_and_goes_on(
         (["--count", "12"], "Give --count 30 or more"),
         (["--scales", "0,1"], "forms differ at scales other than 0 and 1"),
         (["--guidance-form", "apq"], "Did you mean 'apg'? ->"),
-        (["--steps", "0"], "0 steps are out of range"),
-        (["--scales", "1,1e300"], "out of range"),
-        (["--seed", "-5"], "first_seed"),
+        (["--steps", "0"], "greater than or equal to 1"),
+        (["--scales", "1,1e300"], "not between 0 and 1000"),
+        (["--seed", "-5"], "greater than or equal to 0"),
     ],
 )
 def test_bad_input_is_answered(

@@ -10,6 +10,7 @@ from diffusers.guiders.guider_utils import rescale_noise_cfg
 from PIL import Image
 
 from sfumato.base.errors import ConfigError, InputError
+from sfumato.base.images import settings_in_png
 from sfumato.config.schema import DiffusionExperiment, load_experiment
 from sfumato.diffusion.guidance import (
     GUIDANCE_FORMS,
@@ -17,19 +18,20 @@ from sfumato.diffusion.guidance import (
     AutoGuidance,
     ClassifierFreeGuidance,
     DynamicThresholding,
-    GuidanceConfig,
     IntervalGuidance,
     RescaledGuidance,
+    parse_form,
+    parse_guidance,
 )
+from sfumato.diffusion.process import VariancePreserving
 from sfumato.diffusion.sampling import Network, Sampled, initial_noise, sample
-from sfumato.diffusion.schedule import DiffusionConfig, NoiseSchedule
-from sfumato.diffusion.solvers.schedulers import build_scheduler, build_solver
-from sfumato.generation.model import ImageGenerator, settings_in_png
-from sfumato.generation.pipeline import generators_from_seeds
+from sfumato.diffusion.solvers.registry import Sampling, build_solver
+from sfumato.generation.loading import load
+from sfumato.generation.model import generators_from_seeds
 from tests.conftest import IdealDenoiser
+from tests.test_process import schedule_of
 
-COSINE = DiffusionConfig(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
-SCHEDULE = NoiseSchedule.from_config(COSINE)
+COSINE = VariancePreserving(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
 RANGES = [(-1.0, 1.0), (0.0, 1.0)]
 
 
@@ -52,14 +54,13 @@ def draw(
     cond = labels.float()[:, None, None]
     return sample(
         network,
-        build_solver(build_scheduler("DDIM", COSINE), steps=steps, generators=[]),
-        schedule=SCHEDULE,
-        prediction_type="v_prediction",
+        build_solver(COSINE, Sampling(sampler="DDIM", steps=steps)),
+        process=COSINE,
         noise=initial_noise((1, 8, 8), generators_from_seeds(range(len(labels)))),
         tokens={"cond": cond, "uncond": torch.full_like(cond, -1), "weak": cond},
         guidance=guidance,
         weak_network=weak,
-        value_range=(-1.0, 1.0),
+        x0_range=(-1.0, 1.0),
     )
 
 
@@ -73,7 +74,7 @@ def draw(
 )
 @pytest.mark.parametrize("scale", [0.0, 1.0, 3.0, 8.0])
 def test_neutral_parameters_equal_eq_1(text: str, scale: float, value_range) -> None:
-    form = GuidanceConfig.parse(text).build(scale=scale, value_range=value_range)
+    form = parse_form(text).build(scale=scale, value_range=value_range)
     plain = ClassifierFreeGuidance(scale)
     assert form.branches(5.0) == plain.branches(5.0)
     x0 = pair(predictions(value_range), *plain.branches(5.0))
@@ -106,9 +107,9 @@ def test_interval_needs_one_call_outside_and_two_inside() -> None:
 
 
 def test_sigma_is_the_noise_level_of_edm() -> None:
-    schedule = NoiseSchedule(torch.tensor([0.5, 0.2, 0.0], dtype=torch.float64))
+    process = schedule_of(0.5, 0.2, 0.0)
     expected = torch.tensor([1.0, 2.0, math.inf], dtype=torch.float64)
-    torch.testing.assert_close(schedule.sigma[:3], expected)
+    torch.testing.assert_close(process.noise_level(torch.arange(3)), expected)
 
 
 def test_rescaling_gives_the_contrast_of_cond_by_the_share_phi() -> None:
@@ -168,9 +169,9 @@ def test_pictures_do_not_depend_on_the_value_range(text: str) -> None:
     """x0 in [0, 1] gives half of x0 in [-1, 1], plus one half."""
     wide = pair(predictions())
     narrow = {name: (value + 1) / 2 for name, value in wide.items()}
-    config = GuidanceConfig.parse(text)
-    half_norm = GuidanceConfig.parse(text.replace("norm=1", "norm=0.5"))
-    a = config.build(scale=5.0).combine(wide, {})
+    form = parse_form(text)
+    half_norm = parse_form(text.replace("norm=1", "norm=0.5"))
+    a = form.build(scale=5.0).combine(wide, {})
     b = half_norm.build(scale=5.0, value_range=(0.0, 1.0)).combine(narrow, {})
     torch.testing.assert_close((a + 1) / 2, b)
 
@@ -189,18 +190,17 @@ def test_autoguidance_leads_away_from_the_weak_network() -> None:
 
 @pytest.mark.parametrize("form", sorted(GUIDANCE_FORMS))
 def test_every_form_is_finite_and_in_its_class_at_w_8(form: str, digits8) -> None:
-    ideal = IdealDenoiser(digits8, SCHEDULE)
+    ideal = IdealDenoiser(digits8, COSINE)
     labels = torch.arange(20) % 10
-    guidance = GuidanceConfig(form=form).build(scale=8.0)
+    guidance = parse_form(form).build(scale=8.0)
     # The weaker network does not understand captions.
     sampled = draw(guidance, ideal, labels, weak=lambda x, t, c: ideal(x, t, -torch.ones_like(c)))
     assert bool(torch.isfinite(sampled.x0).all())
-    nearest = torch.cdist(sampled.x0.flatten(1).double(), ideal.images).argmin(1)
-    assert bool((ideal.labels[nearest] == labels).all())
+    assert bool((ideal.nearest_labels(sampled.x0) == labels).all())
 
 
-def test_interval_calls_are_counted_exactly(digits8) -> None:
-    ideal = IdealDenoiser(digits8, SCHEDULE)
+def test_nfe_of_an_interval_is_counted_exactly(digits8) -> None:
+    ideal = IdealDenoiser(digits8, COSINE)
     rows = 0
 
     def network(x_t, t, tokens):
@@ -209,39 +209,40 @@ def test_interval_calls_are_counted_exactly(digits8) -> None:
         return ideal(x_t, t, tokens)
 
     sampled = draw(IntervalGuidance(3.0, low=0.3, high=2.0), network, torch.arange(4))
-    levels = SCHEDULE.sigma[torch.arange(999, -1, -50)]
+    levels = COSINE.noise_level(torch.arange(999, -1, -50))
     inside = int(((levels > 0.3) & (levels <= 2.0)).sum())
     assert 0 < inside < 20
-    assert sampled.calls == 20 + inside
-    assert rows == 4 * sampled.calls
+    assert sampled.nfe == 20 + inside
+    assert rows == 4 * sampled.nfe
 
 
 def test_momentum_does_not_outlive_a_sampling_run(digits8) -> None:
-    ideal = IdealDenoiser(digits8, SCHEDULE)
+    ideal = IdealDenoiser(digits8, COSINE)
     form = AdaptiveProjectedGuidance(4.0, momentum=-0.7)
     first, second = (draw(form, ideal, torch.arange(4), steps=5).x0 for _ in range(2))
     assert torch.equal(first, second)
 
 
 def test_autoguidance_by_a_copy_of_itself_is_no_guidance(digits8) -> None:
-    ideal = IdealDenoiser(digits8, SCHEDULE)
+    ideal = IdealDenoiser(digits8, COSINE)
     labels = torch.arange(4)
     copied = draw(AutoGuidance(5.0), ideal, labels, weak=lambda *parts: ideal(*parts), steps=5)
     alone = draw(ClassifierFreeGuidance(1.0), ideal, labels, steps=5)
     torch.testing.assert_close(copied.x0, alone.x0, rtol=1e-4, atol=1e-4)
-    assert (copied.calls, alone.calls) == (10, 5)
+    assert (copied.nfe, alone.nfe) == (10, 5)
 
 
 # Configuration ------------------------------------------------------------------------------------
 
 
-def test_the_short_form_is_written_and_read_back() -> None:
-    config = GuidanceConfig.parse("apg:eta=0.25")
-    assert str(config) == "apg:eta=0.25,momentum=-0.5,norm=0"
-    assert config.label == "apg:eta=0.25"
-    assert GuidanceConfig.parse(str(config)) == config
-    assert GuidanceConfig.model_validate(config.model_dump(mode="json")) == config
-    assert str(GuidanceConfig()) == GuidanceConfig().label == "cfg"
+def test_a_form_is_written_and_read_back() -> None:
+    form = parse_form("apg:eta=0.25")
+    assert str(form) == "apg:eta=0.25,momentum=-0.5,norm=0"
+    assert form.label == "apg:eta=0.25"
+    assert parse_form(str(form)) == form
+    assert Sampling(guidance="apg:eta=0.25").guidance == str(form)
+    assert Sampling(guidance="apg:eta=0.25").form == form
+    assert Sampling().guidance == str(Sampling().form) == Sampling().form.label == "cfg"
 
 
 @pytest.mark.parametrize(
@@ -262,7 +263,7 @@ def test_the_short_form_is_written_and_read_back() -> None:
 )
 def test_a_wrong_form_is_answered_with_what_there_is(text: str, message: str) -> None:
     with pytest.raises(InputError) as caught:
-        GuidanceConfig.parse(text)
+        parse_guidance(text)
     assert message in caught.value.what
     assert "apg:eta=0,momentum=-0.5,norm=0" in caught.value.hint
     with pytest.raises(ConfigError, match=r"sampling\.guidance"):
@@ -270,14 +271,12 @@ def test_a_wrong_form_is_answered_with_what_there_is(text: str, message: str) ->
 
 
 def test_guidance_is_a_setting_of_an_experiment(tmp_path) -> None:
-    short = load_experiment("digits", ["sampling.guidance=apg:eta=0.5"])
-    long = load_experiment(
-        "digits", ["sampling.guidance.form=apg", "sampling.guidance.parameters={eta: 0.5}"]
-    )
-    assert short == long
-    (tmp_path / "mine.yaml").write_text(short.to_yaml())
+    experiment = load_experiment("digits", ["sampling.guidance=apg:eta=0.5"])
+    assert experiment.sampling.guidance == "apg:eta=0.5,momentum=-0.5,norm=0"
+    (tmp_path / "mine.yaml").write_text(experiment.to_yaml())
     again: DiffusionExperiment = load_experiment(str(tmp_path / "mine.yaml"))
-    assert again.sampling.guidance == GuidanceConfig.parse("apg:eta=0.5")
+    assert again == experiment
+    assert again.sampling.form == parse_form("apg:eta=0.5")
 
 
 # A trained network: configuration, PNG, command line ----------------------------------------------
@@ -286,62 +285,57 @@ PROMPTS = [f"A handwritten digit {digit}" for digit in range(4)]
 
 
 @pytest.mark.parametrize("text", ["interval:low=0.5,high=3", "apg:norm=4", "autoguidance"])
-def test_a_picture_carries_what_draws_it_again(text: str, small_run, tmp_path) -> None:
-    generator = ImageGenerator.open(small_run, device="cpu")
-    *_, picture = generator.draw(
-        PROMPTS, range(4), guidance_scale=4, guidance=GuidanceConfig.parse(text), steps=6
-    )
-    (tmp_path / "one.png").write_bytes(picture.png())
+def test_an_image_carries_what_samples_it_again(
+    text: str, small_run, small_model, tmp_path
+) -> None:
+    samples = small_model.sample(PROMPTS, range(4), guidance=4, form=text, steps=6)
+    (tmp_path / "one.png").write_bytes(samples.png(3))
     settings = settings_in_png(tmp_path / "one.png")
     assert bool(settings["weak_weights_sha256"]) == (text == "autoguidance")
-    fresh = ImageGenerator.open(small_run, device="cpu")
-    fresh.use(
-        scheduler=settings["scheduler"],
-        guidance_scale=float(settings["guidance_scale"]),
-        guidance=GuidanceConfig.parse(settings["guidance"]),
+    again = load(small_run, device="cpu").sample(
+        settings["prompt"],
+        int(settings["seed"]),
+        sampler=settings["sampler"],
+        guidance=float(settings["guidance_scale"]),
+        form=settings["guidance"],
         steps=int(settings["steps"]),
     )
-    (again,) = fresh.draw([settings["prompt"]], [int(settings["seed"])])
-    assert torch.equal(again.image, picture.image)
-    assert again.settings == picture.settings
+    assert torch.equal(again.tensor[0], samples.tensor[3])
+    assert again.settings == samples.settings[3:]
 
 
-@pytest.mark.parametrize("text", ["rescaled:phi=0.5", "autoguidance:images=4000"])
-def test_an_exported_pipeline_carries_its_guidance(text: str, small_run, tmp_path) -> None:
+@pytest.mark.parametrize("text", ["rescaled:phi=0.5", "autoguidance:images=OLDEST"])
+def test_an_exported_model_carries_its_guidance(
+    text: str, small_run, small_model, tmp_path
+) -> None:
     from sfumato.training.checkpoint import Checkpoints
 
     oldest = Checkpoints(small_run / "checkpoints").all()[0].images_seen
-    guidance = GuidanceConfig.parse(text.replace("4000", str(oldest)))
-    generator = ImageGenerator.open(small_run, device="cpu")
-    generator.use(guidance=guidance)
-    generator.export(tmp_path / "pipeline")
-    exported = ImageGenerator.open(tmp_path / "pipeline", device="cpu")
-    assert exported.guidance == guidance
-    assert (tmp_path / "pipeline" / "weak_unet").is_dir() == guidance.needs_weak_network
-    (ours,) = generator.draw(PROMPTS[:1], [7], guidance_scale=5)
-    (theirs,) = exported.draw(PROMPTS[:1], [7], guidance_scale=5)
-    assert torch.equal(ours.image, theirs.image)
+    model = small_model.with_(form=text.replace("OLDEST", str(oldest)))
+    model.export(tmp_path / "model")
+    exported = load(tmp_path / "model", device="cpu")
+    assert exported.sampling == model.sampling
+    assert (tmp_path / "model" / "weak_unet").is_dir() == text.startswith("autoguidance")
+    ours, theirs = (one.sample(PROMPTS[0], 7, guidance=5) for one in (model, exported))
+    assert torch.equal(ours.tensor, theirs.tensor)
     assert ours.settings == theirs.settings
 
 
-def test_a_weaker_checkpoint_that_is_not_there(small_run) -> None:
-    generator = ImageGenerator.open(small_run, device="cpu")
-    form = GuidanceConfig.parse("autoguidance:images=123")
+def test_a_weaker_checkpoint_that_is_not_there(small_run, small_model) -> None:
+    form = "autoguidance:images=123"
     with pytest.raises(InputError, match="not 123") as caught:
-        list(generator.draw(PROMPTS, range(4), guidance=form))
+        small_model.sample(PROMPTS, range(4), form=form)
     assert "keep_checkpoints" in caught.value.hint
-    exported = ImageGenerator.open(small_run / "pipeline", device="cpu")
+    exported = load(small_run / "model", device="cpu")
     with pytest.raises(InputError, match="no weaker network"):
-        list(exported.draw(PROMPTS, range(4), guidance=form))
+        exported.sample(PROMPTS, range(4), form=form)
 
 
 @pytest.mark.parametrize("text", ["rescaled", "dynamic_thresholding", "apg:norm=4", "autoguidance"])
-def test_a_seed_gives_one_picture_alone_or_among_others(text: str, small_run) -> None:
-    generator = ImageGenerator.open(small_run, device="cpu")
-    generator.use(guidance=GuidanceConfig.parse(text), guidance_scale=5, steps=6)
-    together = list(generator.draw(PROMPTS, range(4)))
-    (alone,) = generator.draw(PROMPTS[2:3], [2])
-    assert torch.equal(alone.image, together[2].image)
+def test_a_seed_is_one_image_alone_or_among_others(text: str, small_model) -> None:
+    model = small_model.with_(form=text, guidance=5, steps=6)
+    together = model.sample(PROMPTS, range(4)).tensor
+    assert torch.equal(model.sample(PROMPTS[2], 2).tensor[0], together[2])
 
 
 def test_grid_compares_forms_and_sample_records_one(sfumato, small_run, tmp_path) -> None:
@@ -363,9 +357,9 @@ def test_grid_compares_forms_and_sample_records_one(sfumato, small_run, tmp_path
         str(tmp_path),
     )
     assert drawn.code == 0, drawn.err
-    picture = Image.open(io.BytesIO((tmp_path / drawn.out.strip()).read_bytes()))
-    assert picture.text["sfumato:guidance"] == "interval:low=0.5,high=3"
-    assert 6 < int(picture.text["sfumato:calls"]) < 12
+    image = Image.open(io.BytesIO((tmp_path / drawn.out.strip()).read_bytes()))
+    assert image.text["sfumato:guidance"] == "interval:low=0.5,high=3"
+    assert 6 < int(image.text["sfumato:nfe"]) < 12
     wrong = sfumato("evaluate", str(small_run), "--guidance-form", "appg")
     assert wrong.code == 2
     assert "Did you mean 'apg'" in wrong.err

@@ -14,7 +14,7 @@ import transformers
 
 from sfumato.base.files import TEMPORARY_PREFIX
 from sfumato.config.schema import load_experiment
-from sfumato.methods.diffusion import run_experiment
+from sfumato.methods.registry import run_experiment
 
 SETTINGS = [
     "data.resolution=8",
@@ -118,7 +118,7 @@ def kill_at_random(count: int, processes: Processes, unbroken: Unbroken, base: P
 
 def test_an_unbroken_run_writes_all_that_is_compared(unbroken: Unbroken) -> None:
     names = set(unbroken.files)
-    assert {"experiment.yaml", "metrics.jsonl", "pipeline/model_index.json"} <= names
+    assert {"experiment.yaml", "metrics.jsonl", "model/model_index.json"} <= names
     for images in ("128", "160"):
         parts = ("unet.safetensors", "average.safetensors", "optimizer.safetensors", "state.json")
         assert {f"checkpoints/images-000000{images}/{part}" for part in parts} <= names

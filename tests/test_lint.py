@@ -1,22 +1,23 @@
 """Every rule of the lint: a configuration that it catches, and the preset that it leaves alone."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
 from sfumato.base.errors import ConfigError
 from sfumato.config.overrides import preset_names
 from sfumato.config.schema import load_experiment
-from sfumato.generation.model import ImageGenerator
+from sfumato.generation.loading import load
 from sfumato.methods.registry import method_of
 from sfumato.training.lint import (
     SAMPLING_RULES,
     TRAINING_RULES,
-    Drawing,
     LintWarning,
-    lint_drawing,
+    SamplingPlan,
     lint_experiment,
-    tell,
+    lint_sampling,
+    warn,
 )
 
 LINEAR = ["diffusion.beta_schedule=linear", "diffusion.prediction_type=epsilon"]
@@ -93,6 +94,7 @@ def test_every_rule_has_a_test() -> None:
         ["training.caption_dropout=0", "sampling.guidance=autoguidance"],
         ["diffusion.beta_schedule=linear", "diffusion.rescale_zero_terminal_snr=true"],
         ["training.epochs=60"],
+        ["diffusion.process=rectified_flow", "sampling.sampler=Euler"],
     ],
 )
 def test_what_is_well_is_not_warned_of(overrides) -> None:
@@ -118,24 +120,20 @@ def test_averaging_that_keeps_the_untrained_network() -> None:
 def test_a_scheduler_that_clips_in_an_exported_pipeline(small_run) -> None:
     import diffusers
 
-    generator = ImageGenerator.open(small_run / "pipeline", device="cpu")
-    drawing = Drawing.of_generator(generator, [3.0], generator.guidance)
-    assert lint_drawing(drawing) == []
-    generator.pipeline.scheduler = diffusers.DDIMScheduler.from_config(
-        generator.pipeline.scheduler.config, clip_sample=True
-    )
-    drawing = Drawing.of_generator(generator, [3.0], generator.guidance)
-    (sentence,) = lint_drawing(drawing)
+    model = load(small_run / "model", device="cpu")
+    assert lint_sampling(SamplingPlan.of_model(model, [3.0])) == []
+    scheduler = diffusers.DDIMScheduler(clip_sample=True)
+    (sentence,) = lint_sampling(SamplingPlan.of_model(replace(model, scheduler=scheduler), [3.0]))
     assert "DDIMScheduler is configured with clip_sample=true" in sentence
 
 
 def test_findings_are_warnings_and_strict_makes_one_error_of_them() -> None:
     with pytest.warns(LintWarning) as caught:
-        tell(["one.", "two."])
+        warn(["one.", "two."])
     assert [str(warning.message) for warning in caught] == ["one.", "two."]
     with pytest.raises(ConfigError, match=r"one\.\n  two\."):
-        tell(["one.", "two."], strict=True)
-    tell([], strict=True)
+        warn(["one.", "two."], strict=True)
+    warn([], strict=True)
 
 
 def test_train_warns_and_strict_refuses_before_anything_is_written(sfumato, tmp_path) -> None:

@@ -1,4 +1,4 @@
-"""Inception score, CLIP score, agreement, bootstrap means and paired tests."""
+"""Inception score, CLIP score, class accuracy, bootstrap means and paired tests."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,12 @@ import torch
 from scipy.stats import binomtest, bootstrap
 from sklearn.metrics import confusion_matrix as sklearn_confusion
 
-from sfumato.evaluation.metrics.agreement import agreement, confusion_matrix
-from sfumato.evaluation.metrics.alignment import clip_score, clip_scores
+from sfumato.evaluation.metrics.adherence import (
+    class_accuracy,
+    clip_score,
+    clip_scores,
+    confusion_matrix,
+)
 from sfumato.evaluation.metrics.inception_score import inception_score, inception_score_of_logits
 from sfumato.evaluation.metrics.intervals import bootstrap_mean, resampled
 from sfumato.evaluation.metrics.paired import mcnemar, paired_bootstrap
@@ -92,7 +96,7 @@ def test_clip_score_refuses_what_are_no_pairs() -> None:
         clip_score(images, images * torch.nan)
 
 
-def test_agreement_equals_sklearn_class_by_class() -> None:
+def test_class_accuracy_equals_sklearn_class_by_class() -> None:
     asked = torch.randint(4, (200,), generator=seeded(4))
     seen = torch.where(torch.rand(200, generator=seeded(5)) < 0.7, asked, 0)
     confusion = confusion_matrix(asked, seen, classes=5)
@@ -103,21 +107,21 @@ def test_agreement_equals_sklearn_class_by_class() -> None:
         for a, b in zip(asked.split(33), seen.split(33), strict=True)
     )
     assert torch.equal(confusion, torch.as_tensor(parts))
-    found = agreement(confusion)
+    found = class_accuracy(confusion)
     assert found.overall.value == float((asked == seen).double().mean())
     assert found.classes[4] is None
     assert found.classes[0] is not None
     assert found.classes[0].value == 1
 
 
-def test_agreement_refuses_what_does_not_fit() -> None:
+def test_class_accuracy_refuses_what_does_not_fit() -> None:
     labels = torch.tensor([0, 1, 5])
     with pytest.raises(ValueError, match="labels from 0 to 5; 5 classes are 0 to 4"):
         confusion_matrix(labels, labels, classes=5)
-    with pytest.raises(ValueError, match="3 labels asked for and 2 seen"):
+    with pytest.raises(ValueError, match="3 labels and 2 predictions"):
         confusion_matrix(labels, labels[:2], classes=6)
     with pytest.raises(ValueError, match="at least 1 image"):
-        agreement(torch.zeros(3, 3, dtype=torch.int64))
+        class_accuracy(torch.zeros(3, 3, dtype=torch.int64))
 
 
 def test_bootstrap_of_a_mean_equals_scipy() -> None:

@@ -8,16 +8,15 @@ from torch.nn.functional import scaled_dot_product_attention
 from sfumato.base.randomness import generator_for
 from sfumato.config.schema import load_experiment
 from sfumato.config.sections import AveragingConfig, UNetConfig
-from sfumato.models import attention
-from sfumato.models.attention import (
-    MOST_BATCHES,
+from sfumato.models import cpu_kernels
+from sfumato.models.cpu_kernels import (
     CpuAttention,
     few_keys_attention,
     small_heads_attention,
     speed_up_on_cpu,
-    text_projected_once,
 )
 from sfumato.models.ema import AveragedModel, averaging_decay
+from sfumato.models.text_projection import MOST_BATCHES, text_projected_once
 from sfumato.models.unet import build_unet, parameter_count
 
 
@@ -33,15 +32,13 @@ from sfumato.models.unet import build_unet, parameter_count
     ],
 )
 def test_networks_have_their_parameter_counts(preset: str, count: int) -> None:
+    """By arithmetic and of the network itself."""
     experiment = load_experiment(preset)
-    assert (
-        parameter_count(
-            experiment.model,
-            resolution=experiment.data.resolution,
-            channels=experiment.data.channels,
-        )
-        == count
-    )
+    resolution, channels = experiment.data.resolution, experiment.data.channels
+    assert parameter_count(experiment.model, channels=channels) == count
+    with torch.device("meta"):
+        unet = build_unet(experiment.model, resolution=resolution, channels=channels, seed=0)
+    assert sum(parameter.numel() for parameter in unet.parameters()) == count
 
 
 def test_heads_are_counted_by_diffusers_keyword_or_by_their_channels() -> None:
@@ -182,7 +179,7 @@ def test_as_many_norm_groups_as_channels_cancel_the_time_embedding(groups: int, 
     """A shift that is constant over a group is subtracted again with its mean: with 32 groups on 32
     channels 12 of the paper's 22 ResNet blocks learn nothing of the time."""
     model = load_experiment("mnist", [f"model.norm_num_groups={groups}"]).model
-    assert parameter_count(model, resolution=28, channels=1) == 3_140_385
+    assert parameter_count(model, channels=1) == 3_140_385
     unet = build_unet(model, resolution=28, channels=1, seed=0)
     generator = torch.Generator().manual_seed(0)
     x_t = torch.randn(4, 1, 28, 28, generator=generator)
@@ -250,7 +247,7 @@ def test_what_is_not_small_plain_or_float32_is_torchs(monkeypatch: pytest.Monkey
     taken: list[str] = []
     for name in ("small_heads_attention", "few_keys_attention"):
         monkeypatch.setattr(
-            attention, name, lambda query, key, value, name=name: taken.append(name) or query
+            cpu_kernels, name, lambda query, key, value, name=name: taken.append(name) or query
         )
     small, wide, middle, few = (
         torch.randn(1, 2, *shape) for shape in ((100, 8), (100, 32), (16, 8), (8, 32))

@@ -8,11 +8,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+from sfumato.config.sections import DataConfig
 from sfumato.data.decode import Target, decode
 from sfumato.data.sources.parquet import read_group
 from sfumato.data.sources.parquet_pages import ImageIndex, index_images
-from sfumato.data.streaming.worker import Task, decode_task
+from sfumato.data.streaming.decoder import ChunkDecoder, StreamedRecords
+from sfumato.data.table import RowGroup
 from tests.pictures import encoded, noise
 
 HEAD = bytes(range(256)) * 3
@@ -199,12 +202,41 @@ def test_a_file_cut_short_has_no_index(tmp_path: Path) -> None:
 TARGET = Target(resolution=16, channels=3, fit="squash")
 
 
-def decoded(file: Path, rows: list[int]) -> tuple[np.ndarray, dict[int, str]]:
+def decoder_of(file: Path) -> ChunkDecoder:
+    """The decoder of the first row group, every row a sample."""
+    group = pq.ParquetFile(file).metadata.row_group(0)
+    rows = np.arange(group.num_rows)
+    return ChunkDecoder(
+        StreamedRecords(
+            labels=torch.zeros(len(rows), dtype=torch.int64),
+            class_names=(),
+            prompts=torch.zeros(len(rows), 1, dtype=torch.int64),
+            captions=("",),
+            class_captions=(),
+            description="",
+            groups=[
+                RowGroup(
+                    file=file,
+                    name=file.name,
+                    index=0,
+                    start=0,
+                    count=group.num_rows,
+                    size_bytes=group.total_byte_size,
+                )
+            ],
+            rows=[rows],
+            image_column="image",
+            config=DataConfig(resolution=16, channels=3, fit="squash", caption=("",)),
+        )
+    )
+
+
+def decoded(decoder: ChunkDecoder, rows: list[int]) -> tuple[np.ndarray, dict[int, str]]:
+    """Images of `rows`, and why a row could not be decoded, by its place."""
     index_images.cache_clear()
-    arena = np.zeros((len(rows), 3, 16, 16), np.uint8)
-    slots = list(range(len(rows)))
-    task = Task(number=0, file=str(file), group=0, alone=True, rows=rows, slots=slots)
-    return arena, dict(decode_task(task, arena, target=TARGET, column="image").damaged)
+    images = np.zeros((len(rows), 3, 16, 16), np.uint8)
+    places = decoder._decode(np.array(rows), images)
+    return images, {place: decoder._damaged[rows[place]] for place in places}
 
 
 @pytest.mark.parametrize("compression", ["snappy", "none", "zstd"])
@@ -214,7 +246,7 @@ def test_a_task_decodes_its_rows_whoever_reads_them(tmp_path: Path, compression:
     file = write(tmp_path / "a.parquet", contents, kind=pa.binary(), compression=compression)
     assert (index_images(file, 0, "image") is None) == (compression == "zstd")
     rows = [1, 4, 8, 9, 11]
-    arena, damaged = decoded(file, rows)
+    arena, damaged = decoded(decoder_of(file), rows)
     assert damaged == {1: "no image", 3: "not an image"}
     for place in (0, 2, 4):
         assert np.array_equal(arena[place], decode(contents[rows[place]], TARGET)[0])
@@ -223,11 +255,12 @@ def test_a_task_decodes_its_rows_whoever_reads_them(tmp_path: Path, compression:
 def test_a_page_that_nobody_can_read_loses_its_rows(tmp_path: Path) -> None:
     contents: list[bytes | None] = [encoded(noise(row, (90, 90, 3))) for row in range(12)]
     file = write(tmp_path / "a.parquet", contents, kind=pa.binary())
+    decoder = decoder_of(file)
     chunk = pq.ParquetFile(file).metadata.row_group(0).column(1)
     content = bytearray(file.read_bytes())
     content[chunk.dictionary_page_offset : chunk.dictionary_page_offset + 16] = b"\xff" * 16
     file.write_bytes(content)
-    _, damaged = decoded(file, [2, 3, 5])
+    _, damaged = decoded(decoder, [2, 3, 5])
     assert sorted(damaged) == [0, 1, 2]
     assert damaged[0].startswith("the file cannot be read here (")
 
@@ -235,12 +268,12 @@ def test_a_page_that_nobody_can_read_loses_its_rows(tmp_path: Path) -> None:
 def test_a_file_that_is_cut_while_it_is_read_loses_the_rows_behind(tmp_path: Path) -> None:
     contents: list[bytes | None] = [encoded(noise(row, (90, 90, 3))) for row in range(12)]
     file = write(tmp_path / "a.parquet", contents, kind=pa.binary())
+    decoder = decoder_of(file)
     assert index_images(file, 0, "image") is not None
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    arena = np.zeros((12, 3, 16, 16), np.uint8)
-    rows = list(range(12))
-    task = Task(number=0, file=str(file), group=0, alone=False, rows=rows, slots=rows)
-    damaged = decode_task(task, arena, target=TARGET, column="image").damaged
+    images = np.zeros((12, 3, 16, 16), np.uint8)
+    decoder._decode(np.arange(12), images)
+    damaged = decoder._damaged
     assert list(damaged) == list(range(min(damaged), 12))
     assert 3 <= len(damaged) <= 9
     assert "it ends at byte" in damaged[11]

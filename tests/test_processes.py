@@ -13,7 +13,9 @@ RANKS = """
 import os, sys, torch
 import torch.distributed as dist
 from sfumato.data.loading import DeviceBatches
-from sfumato.data.records import DataConfig, load_records
+from sfumato.config.sections import DataConfig
+from sfumato.data.records import load_records
+from sfumato.diffusion.process import RectifiedFlow, VariancePreserving
 from sfumato.training.objectives.diffusion import draw_step
 from sfumato.training.step import StepContext, random_affine
 from sfumato.training.state import save_state
@@ -40,11 +42,15 @@ def rank_main(rank, world):
             rank=rank, world_size=world,
         )
         batch = batches.at(images_seen)
-        draws = draw_step((1, 8, 8), context, num_train_timesteps=1000, caption_dropout=0.5)
+        draws, flow = (
+            draw_step((1, 8, 8), context, process=process, caption_dropout=0.5)
+            for process in (VariancePreserving(), RectifiedFlow())
+        )
         changes = context.local(random_affine(16, context.generator("augmentation")))
         mine[str(images_seen)] = {
             "images": batch.images, "labels": batch.labels, "prompts": batch.prompts,
             "eps": draws.eps, "t": draws.t, "dropped": draws.dropped, "augmentation": changes,
+            "flow_t": flow.t,
         }
     gathered = [None] * world
     dist.all_gather_object(gathered, mine)

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from sfumato.config.schema import load_experiment
-from sfumato.diffusion.solvers.schedulers import SAMPLERS
-from sfumato.evaluation.classifier import load_judge
-from sfumato.generation.model import ImageGenerator
-from sfumato.methods.diffusion import run_experiment
+from sfumato.diffusion.solvers.registry import SAMPLERS
+from sfumato.evaluation.classifier import ImageClassifier, load_classifier
+from sfumato.generation.loading import load
+from sfumato.generation.model import Model
+from sfumato.methods.registry import run_experiment
 from tests.conftest import SMALL
 
 COUNT = 200
@@ -15,13 +16,12 @@ SCHEDULES = ("linear", "squaredcos_cap_v2")
 PREDICTIONS = ("epsilon", "v_prediction")
 
 
-def agreement(generator: ImageGenerator, judge, *, sampler: str, steps: int) -> float:
-    """Percent of `COUNT` digits at w = 1 that the judge reads as their caption says."""
-    generator.use(scheduler=sampler, steps=steps, guidance_scale=1.0)
+def class_accuracy(model: Model, classifier: ImageClassifier, *, sampler: str, steps: int) -> float:
+    """Percent of `COUNT` digits at w = 1 whose class is that of the caption."""
     labels = torch.arange(COUNT) % 10
-    pictures = generator.draw([f"A handwritten digit {n}" for n in labels], range(COUNT))
-    predicted, _ = judge(torch.stack([picture.image for picture in pictures]))
-    return 100 * float((predicted == labels).double().mean())
+    prompts = [f"A handwritten digit {n}" for n in labels]
+    images = model.sample(prompts, range(COUNT), guidance=1.0, sampler=sampler, steps=steps).tensor
+    return 100 * float((classifier.predict(images) == labels).double().mean())
 
 
 @pytest.mark.soak
@@ -35,10 +35,14 @@ def test_samplers_agree_with_ddpm_at_1000_steps(schedule: str, prediction: str, 
         f"diffusion.prediction_type={prediction}",
     ]
     run_experiment(load_experiment("digits", settings), tmp_path / "run")
-    generator = ImageGenerator.open(tmp_path / "run", device="cpu")
-    judge = load_judge(generator.data)
-    reference = agreement(generator, judge, sampler="DDPM", steps=1000)
-    found = {name: agreement(generator, judge, sampler=name, steps=50) for name in SAMPLERS}
+    model = load(tmp_path / "run", device="cpu")
+    assert model.data is not None
+    classifier = load_classifier(model.data)
+    reference = class_accuracy(model, classifier, sampler="DDPM", steps=1000)
+    found = {
+        name: class_accuracy(model, classifier, sampler=name, steps=50)
+        for name in SAMPLERS["variance_preserving"]
+    }
     print(f"{schedule} {prediction}: DDPM at 1,000 steps {reference:.1f} %, at 50 steps {found}")
     assert reference > 80
     assert all(abs(value - reference) <= 5 for value in found.values()), (reference, found)

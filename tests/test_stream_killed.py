@@ -19,7 +19,7 @@ from sfumato.config.schema import load_experiment
 from sfumato.config.sections import DataConfig
 from sfumato.data.streaming.stream import StreamBatches, open_stream
 from sfumato.data.survey import resolve
-from sfumato.methods.diffusion import run_experiment
+from sfumato.methods.registry import run_experiment
 from tests.pictures import encoded, noise, write_parquet
 from tests.test_killed import contents
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from sfumato.base.errors import InputError
-from sfumato.evaluation.classifier import UntrainedHeads
 from sfumato.evaluation.extractors.extractor import WeightsNotAtHandError
 from sfumato.evaluation.extractors.vision import load_resnet_body
+from sfumato.evaluation.untrained import accuracies_by_seed, over_seeds
 from tests.conftest import CommandResult
 
 Sfumato = Callable[..., CommandResult]
@@ -71,8 +71,9 @@ def test_heads_are_counted_over_their_seeds() -> None:
         seen = torch.where(labels < seed, labels, (labels + 1) % 10)
         return torch.nn.functional.one_hot(seen, 10).float()
 
-    found = UntrainedHeads.of(logits, labels, classes=10, count=5)
-    assert (found.lowest, found.mean, found.highest, found.chance) == (0, 0.2, 0.4, 0.1)
+    found = over_seeds(accuracies_by_seed(logits, labels, count=5), classes=10)
+    assert (found.low, found.value, found.high) == (0, pytest.approx(0.2), 0.4)
+    assert found.details["chance"] == 0.1
 
 
 def test_the_table_measures_the_images_of_an_evaluation(
@@ -82,7 +83,7 @@ def test_the_table_measures_the_images_of_an_evaluation(
     command = (
         *("table1", str(small_run), "--count", "60", "--scales", "0,2", "--steps", "2"),
         *("--set", f"evaluation.features.resnet={resnet}", "--out", str(out)),
-        *("--set", "evaluation.extractors=judge"),
+        *("--set", "evaluation.extractors=classifier"),
     )
     found = sfumato(*command)
     assert found.code == 0, found.err
@@ -90,16 +91,16 @@ def test_the_table_measures_the_images_of_an_evaluation(
     card = json.loads((out / "card.json").read_text())
     assert [row["title"] for row in table["rows"]] == ["w = 0", "w = 2", "real training images"]
     for row, measured in zip(table["rows"], card["rows"], strict=False):
-        assert row["agreement"] == measured["agreement"]
-        assert row["frechet"] == measured["features"]["judge"]["frechet"]
+        assert row["class_accuracy"] == measured["metrics"]["class_accuracy"]
+        assert row["frechet"] == measured["metrics"]["frechet.classifier"]
         assert row["paper"]["fid"] is None
-        low, mean, high = (row["paper"]["heads"][name] for name in ("lowest", "mean", "highest"))
+        low, mean, high = (row["paper"]["heads"][name] for name in ("low", "value", "high"))
         assert 0 <= low <= mean <= high <= 1
     assert "weights of FID's Inception are not at hand" in table["missing"]["fid"]
-    assert table["drawn"].endswith(" in 2 steps")
-    assert f"drawn by {table['drawn']}" in (out / "table1.md").read_text()
+    assert table["sampled"].endswith(" in 2 steps")
+    assert f"sampled by {table['sampled']}" in (out / "table1.md").read_text()
     assert "| real images |" in (out / "table1.md").read_text()
-    assert all(row["agreement"] is None for row in table["rows"][2:])
+    assert all(row["class_accuracy"] is None for row in table["rows"][2:])
     broken = sfumato(
         *command[:2], "--set", f"evaluation.features.resnet={tmp_path}", "--steps", "2"
     )
@@ -111,4 +112,4 @@ def test_the_table_measures_the_images_of_an_evaluation(
     assert too_many.code == 2
     nothing = sfumato("table1", str(tmp_path / "none"))
     assert nothing.code == 2
-    assert "is no model" in nothing.err
+    assert "does not exist" in nothing.err

@@ -15,8 +15,9 @@ from sfumato.base.hub import LOOKUP_SECONDS
 from sfumato.config.schema import load_experiment
 from sfumato.config.sections import TextConfig
 from sfumato.data.captions import captions_from_templates
-from sfumato.text.encoder import TextCondition, load_text_encoder
-from sfumato.text.prompts import PromptBank, TruncatedPromptWarning, warn_of_cut_prompts
+from sfumato.text.encoder import TruncatedPromptWarning, warn_of_cut_prompts
+from sfumato.text.opening import load_text_encoder
+from sfumato.text.prompts import PromptBank
 from tests.memory import run_alone
 
 
@@ -45,16 +46,16 @@ def test_the_captions_of_a_preset_fit_its_tokens(preset: str, classes: list[str]
 
 
 def test_tokens_are_the_last_hidden_state_after_the_final_norm(encoder) -> None:
-    condition = encoder.encode(["A handwritten digit 3", ""])
-    assert condition.tokens.shape == (2, 8, 512)
-    assert condition.mask.tolist() == [[True] * 6 + [False] * 2, [True] * 2 + [False] * 6]
-    ids = encoder.tokenizer(
-        ["A handwritten digit 3", ""], padding="max_length", max_length=8, return_tensors="pt"
-    ).input_ids
+    prompts = ["A handwritten digit 3", ""]
+    tokens = encoder.encode(prompts)
+    assert tokens.shape == (2, 8, 512)
+    batch = encoder.tokenizer(prompts, padding="max_length", max_length=8, return_tensors="pt")
+    assert batch.attention_mask.tolist() == [[1] * 6 + [0] * 2, [1] * 2 + [0] * 6]
+    ids = batch.input_ids  # the network sees all of them, padding too
     with torch.no_grad():
         output = encoder.model(input_ids=ids, output_hidden_states=True)
         normed = encoder.model.final_layer_norm(output.hidden_states[-1])
-    torch.testing.assert_close(condition.tokens.float(), normed, rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(tokens.float(), normed, rtol=2e-3, atol=2e-3)
 
 
 def test_the_encoder_is_frozen_and_the_same_every_time(encoder) -> None:
@@ -72,13 +73,13 @@ def test_building_the_encoder_leaves_the_global_generator_alone() -> None:
 
 def test_a_prompt_has_the_same_bits_whatever_is_encoded_with_it(encoder) -> None:
     prompts = [f"A handwritten digit {digit}" for digit in range(10)] * 2
-    together = encoder.encode(prompts).tokens
-    alone = torch.cat([encoder.encode([prompt]).tokens for prompt in prompts])
+    together = encoder.encode(prompts)
+    alone = torch.cat([encoder.encode([prompt]) for prompt in prompts])
     assert torch.equal(together, alone)
 
 
 def test_digits_differ_and_any_utf8_can_be_encoded(encoder) -> None:
-    tokens = encoder.encode([f"A handwritten digit {digit}" for digit in range(10)]).tokens
+    tokens = encoder.encode([f"A handwritten digit {digit}" for digit in range(10)])
     assert len({bytes(row.numpy()) for row in tokens}) == 10
     ids = encoder.tokenizer("größe 数字 🎨").input_ids
     assert ids[0] == 0
@@ -91,7 +92,7 @@ def test_a_folder_serves_as_encoder(encoder, tmp_path) -> None:
     encoder.tokenizer.save_pretrained(tmp_path)
     other = load_text_encoder(TextConfig(encoder=str(tmp_path), max_tokens=8))
     prompts = ["A handwritten digit 7"]
-    assert torch.equal(other.encode(prompts).tokens, encoder.encode(prompts).tokens)
+    assert torch.equal(other.encode(prompts), encoder.encode(prompts))
 
 
 # Not there, or not whole --------------------------------------------------------------------------
@@ -214,7 +215,7 @@ def test_a_whole_clip_serves_with_its_text_half(encoder, folder: Path, capsys) -
     other = load_text_encoder(TextConfig(encoder=str(folder), max_tokens=8))
     assert capsys.readouterr() == ("", "")
     prompts = ["A handwritten digit 7"]
-    assert torch.equal(other.encode(prompts).tokens, encoder.encode(prompts).tokens)
+    assert torch.equal(other.encode(prompts), encoder.encode(prompts))
 
 
 def test_the_hub_is_asked_once(folder: Path, no_hub: Path, monkeypatch) -> None:
@@ -276,8 +277,7 @@ class CountingEncoder:
     def encode(self, prompts):
         self.encoded += prompts
         values = torch.tensor([[float(len(prompt))] for prompt in prompts])
-        tokens = values[:, :, None].expand(-1, 3, 4).half()
-        return TextCondition(tokens=tokens, mask=torch.ones(len(prompts), 3, dtype=torch.bool))
+        return values[:, :, None].expand(-1, 3, 4).half()
 
     def cut(self, prompts):
         return {}
@@ -325,7 +325,8 @@ def test_100000_captions_of_77_tokens_within_a_gigabyte() -> None:
     lines, peak_bytes = run_alone("""
 import json, time
 import torch
-from sfumato.text.encoder import TextConfig, load_text_encoder
+from sfumato.config.sections import TextConfig
+from sfumato.text.opening import load_text_encoder
 from sfumato.text.prompts import PromptBank
 
 encoder = load_text_encoder(TextConfig(encoder="bundled", max_tokens=77))
@@ -340,7 +341,7 @@ for batch in rows:
 seconds = (time.monotonic() - started) / len(rows)
 last = captions[int(rows[-1, -1]) - 1]
 print(json.dumps({
-    "equal": torch.equal(served[-1], encoder.encode([last]).tokens[0].float()),
+    "equal": torch.equal(served[-1], encoder.encode([last])[0].float()),
     "rows": len(bank),
     "built_seconds": round(built),
     "batch_of_64_seconds": round(seconds, 4),
@@ -363,7 +364,7 @@ def test_a_missing_encoder_is_told_before_images_are_read(
         raise AssertionError("images were read")
 
     monkeypatch.setattr("sfumato.text.opening._from_hub", absent)
-    monkeypatch.setattr("sfumato.cli.data.look_at_data", read)
+    monkeypatch.setattr("sfumato.cli.data.resolve_data", read)
     found = sfumato("train", "mnist", "--out", str(tmp_path / "run"))
     assert found.code == 2
     assert "could not be fetched" in found.err

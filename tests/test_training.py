@@ -11,7 +11,8 @@ from sfumato.base.images import to_float
 from sfumato.base.randomness import generator_for
 from sfumato.config.schema import load_experiment
 from sfumato.config.sections import OptimizerConfig
-from sfumato.methods.diffusion import prepare_run, run_experiment
+from sfumato.methods.registry import prepare_run, run_experiment
+from sfumato.text.prompts import PromptBank
 from sfumato.training.checkpoint import Checkpoints, ResumeWarning
 from sfumato.training.hooks import BaseHook
 from sfumato.training.loop import train
@@ -32,6 +33,7 @@ TINY = [
     "training.keep_checkpoints=9",
     "sampling.steps=2",
 ]
+FLOW = ("diffusion.process=rectified_flow", "sampling.sampler=Heun")
 
 
 def tiny(*more: str):
@@ -163,6 +165,23 @@ def test_log_is_the_mean_of_the_steps_since_the_last_line(unbroken, tmp_path) ->
     assert records[-1]["loss"] == losses[-1]
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_rectified_flow_that_was_stopped_goes_on_exactly(steps, tmp_path) -> None:
+    short = (*FLOW, "training.images=64")
+    run_experiment(tiny(*short), tmp_path / "unbroken")
+    with pytest.raises(SystemExit):
+        run_experiment(tiny(*short), tmp_path / "broken", hooks=[StopAfter(steps)])
+    assert run_experiment(tiny(*short), tmp_path / "broken").images_seen == 64
+    for part in PARTS:
+        file = f"checkpoints/images-000000064/{part}.safetensors"
+        broken, unbroken = (tmp_path / name / file for name in ("broken", "unbroken"))
+        assert broken.read_bytes() == unbroken.read_bytes()
+    samples = "samples/images-000000064.png"
+    assert (tmp_path / "broken" / samples).read_bytes() == (
+        tmp_path / "unbroken" / samples
+    ).read_bytes()
+
+
 # One step -----------------------------------------------------------------------------------------
 
 
@@ -195,7 +214,7 @@ def test_mirrored_flips_half_of_the_images_as_the_position_says(tmp_path) -> Non
         run.images_seen = 16 * step
         batch = run.batches.at(run.images_seen)
         run.objective.step(batch, run.context())
-        plain = to_float(batch.images, run.objective.value_range)
+        plain = run.objective.codec.encode(batch.images)
         flips = random_flips(run.context())
         assert torch.equal(seen[-1][flips], plain[flips].flip(3))
         assert torch.equal(seen[-1][~flips], plain[~flips])
@@ -254,12 +273,12 @@ def test_a_checkpoint_at_an_epoch_is_the_first_step_at_or_after_it_and_is_kept(t
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tmp_path) -> None:
     run = prepare_run(tiny(), tmp_path / "run")
-    before = {name: value.clone() for name, value in run.objective.unet.state_dict().items()}
+    before = {name: value.clone() for name, value in run.objective.network.state_dict().items()}
     run.objective.bank.tokens = lambda rows: torch.full((len(rows), 8, 512), torch.nan)
     with pytest.raises(TrainingError, match="no longer finite after 0 images") as caught:
         run.objective.step(run.batches.at(0), run.context())
     assert "lr" in caught.value.hint
-    after = run.objective.unet.state_dict()
+    after = run.objective.network.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
@@ -272,9 +291,28 @@ def test_the_loss_of_a_step_is_weighted_by_its_setting(tmp_path) -> None:
         noise = torch.randn(2, 3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             losses[weight] = run.objective.loss(*noise, t, torch.zeros(3, dtype=torch.long))
-    snr = run.objective.schedule.snr(t)
+    snr = run.objective.process.snr(t)
     expected = losses["uniform"] * (snr.clamp(max=5) / (snr + 1)).float()
     torch.testing.assert_close(losses["min_snr"], expected)
+
+
+def test_the_loss_of_a_rectified_flow_in_closed_form(tmp_path) -> None:
+    """The network sees (1 - t) x0 + t eps at the time 1000 t and predicts eps - x0."""
+    run = prepare_run(tiny(*FLOW), tmp_path / "run")
+    seen = {}
+
+    def network(x_t, time, tokens, *, return_dict):
+        seen.update(x_t=x_t, time=time)
+        return (torch.zeros_like(x_t),)
+
+    x0, eps = torch.randn(2, 3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    t = torch.tensor([0.1, 0.5, 1.0])
+    prompts = torch.zeros(3, dtype=torch.long)
+    losses = run.objective.loss(x0, eps, t, prompts, network=network)
+    torch.testing.assert_close(losses, (eps - x0).square().flatten(1).mean(1))
+    torch.testing.assert_close(seen["time"], torch.tensor([100.0, 500.0, 1000.0]))
+    column = t[:, None, None, None]
+    torch.testing.assert_close(seen["x_t"], (1 - column) * x0 + column * eps)
 
 
 def test_learning_rate_warms_up_and_decays_in_closed_form() -> None:
@@ -300,22 +338,12 @@ def test_state_survives_the_file_bit_for_bit(tmp_path) -> None:
 # A trained model ----------------------------------------------------------------------------------
 
 
-def test_a_caption_matters(small_run, digits8) -> None:
+def test_a_caption_matters(small_run, small_model, digits8, tmp_path) -> None:
     """Shuffled captions raise the loss: paired t-test over 400 images, same noise and time."""
-    from sfumato.generation.model import averaged_unet, run_sections
-    from sfumato.text.encoder import load_text_encoder
-    from sfumato.text.prompts import PromptBank
-    from sfumato.training.checkpoint import Checkpoints
-
-    checkpoint = Checkpoints(small_run / "checkpoints").latest()
     experiment = load_experiment(str(small_run / "experiment.yaml"))
-    run = prepare_run(experiment, small_run)
-    assert run.images_seen == checkpoint.images_seen
-    objective = run.objective
-    objective.unet = averaged_unet(checkpoint, run_sections(small_run))
-    encoder = load_text_encoder(experiment.text)
-    bank = PromptBank(encoder, [f"A handwritten digit {digit}" for digit in range(10)])
-    objective.bank = bank
+    objective = prepare_run(experiment, tmp_path).objective
+    prompts = [f"A handwritten digit {digit}" for digit in range(10)]
+    objective.bank = PromptBank(small_model.text_encoder, prompts)
     generator = torch.Generator().manual_seed(0)
     x0 = to_float(digits8.images[:400], (-1.0, 1.0))
     eps = torch.randn(x0.shape, generator=generator)
@@ -323,8 +351,10 @@ def test_a_caption_matters(small_run, digits8) -> None:
     right = digits8.labels[:400] + 1  # row 0 of the bank is the empty prompt
     wrong = (digits8.labels[:400] + torch.randint(1, 10, (400,), generator=generator)) % 10 + 1
     with torch.no_grad():
-        with_right = objective.loss(x0, eps, t, right)
-        with_wrong = objective.loss(x0, eps, t, wrong)
+        with_right, with_wrong = (
+            objective.loss(x0, eps, t, captions, network=small_model.network)
+            for captions in (right, wrong)
+        )
     result = ttest_rel(with_wrong.numpy(), with_right.numpy(), alternative="greater")
     assert result.pvalue < 0.01
 
@@ -332,5 +362,5 @@ def test_a_caption_matters(small_run, digits8) -> None:
 def test_records_of_a_run_are_json_lines_with_falling_loss(small_run) -> None:
     lines = (small_run / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
-    assert records[-1]["images"] == 16_000
+    assert records[-1]["images"] == 64_000
     assert records[-1]["loss"] < 0.6 * records[0]["loss"]

@@ -1,7 +1,10 @@
 """sfumato: train text-to-image diffusion models from scratch.
 
-Importing the package is quick: torch and the libraries of models are loaded by the parts
-that need them. The names below are resolved on first use.
+    run = sfumato.train("digits", out="runs/a")
+    images = run.model.sample(["A handwritten digit 7"], seeds=range(4), guidance=3)
+
+Importing the package is quick: the names below are resolved on first use, with torch and the
+libraries of models.
 """
 
 from importlib import import_module
@@ -10,26 +13,36 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "DiffusionExperiment": "sfumato.config.schema",
-    "ImageGenerator": "sfumato.generation.model",
+    "ImageSet": "sfumato.evaluation.image_set",
+    "Model": "sfumato.generation.model",
     "SfumatoError": "sfumato.base.errors",
     "TextToImagePipeline": "sfumato.generation.pipeline",
-    "load_experiment": "sfumato.config.schema",
+    "compare": "sfumato.evaluation.compare",
+    "evaluate": "sfumato.evaluation.evaluate",
+    "load": "sfumato.generation.loading",
+    "train": "sfumato.methods.train",
 }
 
 __all__ = [
-    "DiffusionExperiment",
-    "ImageGenerator",
+    "ImageSet",
+    "Model",
     "SfumatoError",
     "TextToImagePipeline",
-    "load_experiment",
+    "compare",
+    "evaluate",
+    "load",
+    "train",
 ]
 
 if TYPE_CHECKING:
     from sfumato.base.errors import SfumatoError
-    from sfumato.config.schema import DiffusionExperiment, load_experiment
-    from sfumato.generation.model import ImageGenerator
+    from sfumato.evaluation.compare import compare
+    from sfumato.evaluation.evaluate import evaluate
+    from sfumato.evaluation.image_set import ImageSet
+    from sfumato.generation.loading import load
+    from sfumato.generation.model import Model
     from sfumato.generation.pipeline import TextToImagePipeline
+    from sfumato.methods.train import train
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,7 @@
 """Errors meant for users: what is wrong, and a hint on what to do."""
 
+from collections.abc import Sequence
+
 
 class SfumatoError(Exception):
     """A problem that the user can solve.
@@ -33,11 +35,27 @@ class TrainingError(SfumatoError):
     """Training cannot go on (a loss that is no longer finite, for example)."""
 
 
-def nearest(name: str, known: list[str]) -> str:
+class SfumatoWarning(UserWarning):
+    """Something that goes on and that the user should know of."""
+
+
+class TruncatedPromptWarning(SfumatoWarning):
+    """A prompt was cut to the encoder's token length."""
+
+
+class LintWarning(SfumatoWarning):
+    """A configuration that will not do what it seems to."""
+
+
+class ResumeWarning(SfumatoWarning):
+    """Something about a resumed run that may change its bits, or a checkpoint passed over."""
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
     """A sentence that names the nearest of `known`, or lists them when none is near."""
     from difflib import get_close_matches
 
-    near = get_close_matches(name, known, n=1, cutoff=0.5)
-    if near:
-        return f"Did you mean '{near[0]}'?"
+    by_lower = {one.lower(): one for one in known}
+    if near := get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5):
+        return f"Did you mean '{by_lower[near[0]]}'?"
     return f"Known: {', '.join(known)}." if known else ""

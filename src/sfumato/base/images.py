@@ -4,16 +4,18 @@ Images are uint8 [0, 255] at every boundary and float inside the network's value
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from sfumato.base.section import ValueRange
+from sfumato.base.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
     import PIL.Image
     import torch
 
+ValueRange = tuple[float, float]
+"""Lowest and highest pixel value inside the network."""
 TEXT_PREFIX = "sfumato:"
 """Prefix of the text chunks of PNGs that hold the settings of an image."""
 
@@ -83,9 +85,26 @@ def png_bytes(image: "PIL.Image.Image", text: dict[str, str] | None = None) -> b
     return buffer.getvalue()
 
 
-def resize(array: np.ndarray, size_px: int) -> np.ndarray:
+def resize(array: "np.ndarray", size_px: int) -> "np.ndarray":
     """uint8 (H, W) or (H, W, 3) squashed to (size, size) by Pillow's bilinear filter."""
+    import numpy as np
     from PIL import Image
 
     image = Image.fromarray(array)
     return np.asarray(image.resize((size_px, size_px), Image.Resampling.BILINEAR))
+
+
+def settings_in_png(path: Path) -> dict[str, str]:
+    """The settings that sfumato wrote into a PNG; empty for other PNGs, `InputError` for files that
+    are not images."""
+    from PIL import Image, UnidentifiedImageError
+
+    if not path.is_file():
+        raise InputError(f"{path} is not a file.", hint="Give a PNG that sfumato wrote.")
+    try:
+        with Image.open(path) as image:
+            image.load()
+            texts = dict(getattr(image, "text", {}))
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise InputError(f"{path} is not an image: {error}.") from error
+    return {k.removeprefix(TEXT_PREFIX): v for k, v in texts.items() if k.startswith(TEXT_PREFIX)}

@@ -18,8 +18,8 @@ def keep_freed_memory() -> bool:
 
     torch allocates and frees every activation at every step. By default glibc returns large blocks
     to the kernel, which must clear their pages again when they are next asked for, at every step
-    (docs/progress.md has the speed before and after). Kept memory is at most 2 GiB; blocks over
-    32 MiB are still returned at once. Concerns the whole process, so programs call it, not the
+    (docs/results/performance.md has the speed). Kept memory is at most 2 GiB; blocks over 32 MiB
+    are still returned at once. Concerns the whole process, so programs call it, not the
     library. Returns whether anything was set: False where the C library is not glibc.
     """
     if not sys.platform.startswith("linux"):

@@ -1,10 +1,8 @@
-"""Strict configuration sections: an unknown key or a wrong type is an error with a hint.
+"""Strict configuration sections: an unknown key or a wrong type is an error with a hint."""
 
-Each room owns its section beside its class; `experiment.py` composes them.
-"""
-
-from types import UnionType
-from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -24,8 +22,8 @@ class Section(BaseModel):
     """The preset that messages name to show what can be set."""
 
 
-# Ranges are in a setting's type, so that all settings out of range are told at once; a validator
-# is for rules between settings.
+# Ranges are in a setting's type, so that all settings out of range are reported at once; a
+# validator is for rules between settings.
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -34,46 +32,58 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 """At least 0 and below 1."""
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
-ValueRange = tuple[float, float]
-"""Lowest and highest pixel value inside the network."""
-
 S = TypeVar("S", bound=Section)
+JsonSchema = dict[str, Any]
 
 
-def validate(section: type[S], values: Any, *, source: str) -> S:
-    """Build `section` from plain values; all problems are collected into one `ConfigError`."""
+def validate(section: type[S], values: Any, *, source: str, problems: Sequence[str] = ()) -> S:
+    """Build `section` from plain values.
+
+    Raises one `ConfigError` with everything that is wrong, `problems` that were found before first.
+    """
+    found = list(problems)
     try:
-        return section.model_validate(values)
+        result = section.model_validate(values)
+        if not found:
+            return result
     except ValidationError as error:
-        problems = [_explain(section, problem) for problem in error.errors()]
-        many = f"{len(problems)} problems" if len(problems) > 1 else "a problem"
-        raise ConfigError(
-            f"{source} has {many}:\n  " + "\n  ".join(problems),
-            hint=f"`sfumato presets show {section.example}` prints a complete configuration."
-            if section.example
-            else "",
-        ) from error
+        found += [_explain(section, problem) for problem in error.errors()]
+    hint = f"`sfumato presets show {section.example}` prints a complete configuration."
+    raise ConfigError(
+        f"{source} has {f'{len(found)} problems' if len(found) > 1 else 'a problem'}:\n  "
+        + "\n  ".join(found),
+        hint=hint if section.example else "",
+    )
 
 
-def section_at(section: type[Section], path: tuple[str, ...]) -> type[Section] | None:
-    """The nested section class at `path`, None where `path` leads to a plain value."""
-    for name in path:
-        field = section.model_fields.get(name)
-        inner = _section_in(field.annotation) if field else None
-        if inner is None:
-            return None
-        section = inner
-    return section
+@cache
+def settings_of(section: type[Section]) -> dict[str, JsonSchema]:
+    """Every setting's dotted name with its JSON schema, nested sections before their settings.
+
+    A setting that variants of a section share is described by the first, with the choices of all.
+    """
+    schema = section.model_json_schema()
+    found: dict[str, JsonSchema] = {}
+    for name, setting in _walk(schema, schema.get("$defs", {}), ""):
+        if name not in found:
+            found[name] = setting
+        elif "const" in setting:
+            first = found[name]
+            first["enum"] = [*first.get("enum", [first.get("const")]), setting["const"]]
+    return found
 
 
-def _section_in(annotation: Any) -> type[Section] | None:
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return annotation
-    if get_origin(annotation) in (Union, UnionType):
-        for option in get_args(annotation):
-            if (inner := _section_in(option)) is not None:
-                return inner
-    return None
+def _walk(
+    node: JsonSchema, definitions: dict[str, JsonSchema], prefix: str
+) -> Iterator[tuple[str, JsonSchema]]:
+    for name, setting in node.get("properties", {}).items():
+        named = [setting, *setting.get("anyOf", ()), *setting.get("oneOf", ())]
+        references = [str(one.get("$ref", "")).rpartition("/")[2] for one in named]
+        options = [definitions.get(ref) or one for ref, one in zip(references, named, strict=True)]
+        about = next((one["description"] for one in options if "description" in one), "")
+        yield prefix + name, {"description": about, **setting}
+        for option in options:
+            yield from _walk(option, definitions, f"{prefix}{name}.")
 
 
 _OUT_OF_RANGE = {
@@ -84,13 +94,30 @@ _OUT_OF_RANGE = {
 }
 
 
+_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+
+
+def _name_of(section: type[Section], problem: Any) -> str:
+    """The dotted name of a setting, without the tags that pydantic adds for variants."""
+    settings, name = settings_of(section), ""
+    for place, part in enumerate(problem["loc"], start=1):
+        inner = f"{name}.{part}".lstrip(".")
+        has_settings = any(one.startswith(f"{name}.") for one in settings)
+        is_unknown = place == len(problem["loc"]) and problem["type"] in _UNKNOWN
+        if not has_settings or inner in settings or is_unknown:
+            name = inner
+    return name
+
+
 def _explain(section: type[Section], problem: Any) -> str:
-    location = tuple(part for part in problem["loc"] if isinstance(part, str))
-    name = ".".join(str(part) for part in problem["loc"]) or "the file"
-    if problem["type"] == "extra_forbidden":
-        parent = section_at(section, location[:-1])
-        known = list(parent.model_fields) if parent else []
-        return f"{name}: no such setting. {nearest(location[-1], known)}"
+    name = _name_of(section, problem)
+    if problem["type"] == "union_tag_invalid":
+        tag, known = problem["ctx"]["tag"], problem["ctx"]["expected_tags"]
+        return f"{name}.process: '{tag}' is not one of {known}."
+    if problem["type"] in _UNKNOWN:
+        parent, _, key = f".{name}".rpartition(".")
+        siblings = [one for one in settings_of(section) if f".{one}".rpartition(".")[0] == parent]
+        return f"{name}: no such setting. {nearest(key, [s.rpartition('.')[2] for s in siblings])}"
     if problem["type"] == "missing":
         return f"{name}: this setting is required."
     if problem["type"] in _OUT_OF_RANGE:
@@ -98,7 +125,8 @@ def _explain(section: type[Section], problem: Any) -> str:
         bound = int(bound) if bound == int(bound) else bound  # 1000, not 1000.0
         must_be = _OUT_OF_RANGE[problem["type"]].format(bound)
         return f"{name}: must be {must_be} (got {problem['input']!r})."
-    message = problem["msg"].removeprefix("Value error, ")
+    message = problem["msg"].removeprefix("Value error, ").rstrip(".")
     # A rule over a whole section names the setting itself; the section's values would bury it.
     got = "" if isinstance(problem["input"], dict) else f" (got {problem['input']!r})"
-    return f"{name}: {message[0].lower()}{message[1:].rstrip('.')}{got}."
+    text = f"{name}: " * bool(name) + f"{message[0].lower()}{message[1:]}{got}"
+    return text if text.endswith("?") else f"{text}."

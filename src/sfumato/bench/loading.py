@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sfumato import __version__
-from sfumato.base.environment import environment
+from sfumato.base.environment import environment, now
 from sfumato.base.errors import InputError, SfumatoError
 from sfumato.base.files import write_json
 from sfumato.bench.loaders import WAYS, Setup
@@ -202,7 +201,7 @@ def save_loading(loading: Loading, path: Path, **conditions: Any) -> None:
     for timing in (timing for row in rows for timing in row["timings"]):
         del timing["labels"], timing["samples"]
     record = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "date": now(),
         "sfumato": __version__,
         "environment": environment(),
         **conditions,

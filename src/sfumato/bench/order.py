@@ -7,7 +7,6 @@ differs. The loss is that of held-out images at fixed noise.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import stdev
 
@@ -16,10 +15,9 @@ import torch
 from torch import Tensor
 
 from sfumato import __version__
-from sfumato.base.environment import environment
+from sfumato.base.environment import environment, now
 from sfumato.base.errors import InputError
 from sfumato.base.files import write_json
-from sfumato.base.images import to_float
 from sfumato.base.randomness import derived_seed, generator_for
 from sfumato.config.schema import DiffusionExperiment
 from sfumato.data.loading import DeviceBatches, SampleOrder
@@ -27,7 +25,8 @@ from sfumato.data.records import Records, load_records
 from sfumato.data.streaming.order import StreamOrder
 from sfumato.data.streaming.stream import StreamedRecords, open_stream
 from sfumato.evaluation.metrics.paired import PairedDifference, paired_bootstrap
-from sfumato.methods.diffusion import prepare_run, with_bank_rows
+from sfumato.methods.diffusion import with_bank_rows
+from sfumato.methods.registry import prepare_run
 from sfumato.training.hooks import stopping_on_signals
 from sfumato.training.loop import Hook, Run, train
 from sfumato.training.objectives.diffusion import DiffusionObjective
@@ -159,7 +158,7 @@ def held_out_losses(
     """(N,) float64: each test image's loss by the averaged network, at noise that is the same for
     every run."""
     records: Records = with_bank_rows(load_records(experiment.data, "test"), objective.bank)
-    levels = objective.schedule.num_train_timesteps
+    levels = objective.process.num_train_timesteps
     generator = generator_for("held-out loss")
     total = torch.zeros(len(records), dtype=torch.float64)
     for level in range(_NOISE_LEVELS):
@@ -168,7 +167,7 @@ def held_out_losses(
         eps = torch.randn(records.images.shape, generator=generator)
         for start in range(0, len(records), _ROWS):
             part = slice(start, start + _ROWS)
-            x0 = to_float(records.images[part], objective.value_range)
+            x0 = objective.codec.encode(records.images[part])
             found = objective.loss(
                 x0.to(run.device),
                 eps[part].to(run.device),
@@ -199,7 +198,7 @@ def _write(found: Sequence[Ordered], folder: Path, experiment: DiffusionExperime
             },
             "environment": environment(),
             "sfumato": __version__,
-            "date": datetime.now(UTC).isoformat("T", "seconds"),
+            "date": now(),
         },
     )
 

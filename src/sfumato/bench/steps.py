@@ -21,14 +21,17 @@ from sfumato.base.images import to_float
 from sfumato.config.schema import DiffusionExperiment
 from sfumato.data.records import load_records
 from sfumato.data.survey import settle
-from sfumato.diffusion.solvers.schedulers import build_scheduler, sampler_of
-from sfumato.evaluation.metrics.intervals import Median, bootstrap_median
-from sfumato.generation.model import ImageGenerator, build_pipeline, resolve_device
-from sfumato.generation.pipeline import TextToImagePipeline, generators_from_seeds
-from sfumato.methods.diffusion import prepare_run, with_bank_rows
+from sfumato.diffusion.solvers.registry import sampler_of
+from sfumato.diffusion.solvers.schedulers import build_scheduler
+from sfumato.evaluation.metrics.intervals import Estimate, bootstrap_median
+from sfumato.generation.loading import resolve_device
+from sfumato.generation.model import Model, generators_from_seeds
+from sfumato.generation.runs import model_of
+from sfumato.methods.diffusion import with_bank_rows
+from sfumato.methods.registry import prepare_run
 from sfumato.models.unet import build_unet
-from sfumato.text.encoder import load_text_encoder
-from sfumato.text.prompts import NULL
+from sfumato.text.encoder import NULL
+from sfumato.text.opening import load_text_encoder
 from sfumato.training.hooks import LogHook
 from sfumato.training.loop import Run, train
 from sfumato.training.objectives.diffusion import DiffusionObjective
@@ -51,7 +54,7 @@ class Comparison:
     name: str
     ours_seconds: list[float]
     plain_seconds: list[float]
-    ratio: Median
+    ratio: Estimate
     bar: float
     images: int
     """Images that each timing trained on, or drew."""
@@ -178,7 +181,7 @@ def plain_training(experiment: DiffusionExperiment, run: Run) -> Callable[[], Te
     images = to_float(records.images[:], experiment.data.value_range).to(device)
     prompts = records.prompts[:, 0].to(device)
     tokens = bank.tokens(torch.arange(len(bank), device=device))
-    unet = copy.deepcopy(run.objective.unet)
+    unet = copy.deepcopy(run.objective.network)
     unet.set_attn_processor(AttnProcessor2_0())  # diffusers' own, not ours of training
     average = copy.deepcopy(unet).eval().requires_grad_(False)
     scheduler = build_scheduler("DDPM", experiment.diffusion)
@@ -223,88 +226,79 @@ def plain_training(experiment: DiffusionExperiment, run: Run) -> Callable[[], Te
 # Sampling -----------------------------------------------------------------------------------------
 
 
-def untrained_generator(experiment: DiffusionExperiment, *, device: str) -> ImageGenerator:
-    """A generator whose network was never trained: as fast as a trained one."""
+def untrained_model(experiment: DiffusionExperiment, *, device: str) -> Model:
+    """A model whose network was never trained: as fast as a trained one."""
     experiment = experiment.model_copy(update={"data": settle(experiment.data)})
-    data = experiment.data
-    unet = build_unet(
+    data, where = experiment.data, resolve_device(device)
+    network = build_unet(
         experiment.model, resolution=data.resolution, channels=data.channels, seed=experiment.seed
     )
-    pipeline = build_pipeline(
-        unet,
-        load_text_encoder(experiment.text),
-        data=data,
-        diffusion=experiment.diffusion,
-        sampling=experiment.sampling,
-    )
-    return ImageGenerator(pipeline.to(resolve_device(device)), data=data)
+    encoder = load_text_encoder(experiment.text)
+    encoder.model.to(where)
+    return model_of(network.to(where), encoder, experiment)
 
 
 def compare_sampling(
-    generator: ImageGenerator,
+    model: Model,
     *,
     scales: Sequence[float],
     batch: int,
     pairs: int,
     clock: Clock = time.perf_counter,
 ) -> list[Comparison]:
-    """`pipeline.sample` in plain guidance against `plain_sampling`, one comparison a scale."""
+    """`Model.denoise` in plain guidance against `plain_sampling`, one comparison a scale."""
     if batch < 1:
         raise InputError(f"A batch of {batch} is out of range.", hint="Give 1 or more.")
-    pipeline = generator.pipeline
-    known = [NULL] if generator.data is None else load_records(generator.data, "test").examples()[0]
+    known = [NULL] if model.data is None else model.examples()[0]
     prompts = [known[index % len(known)] for index in range(batch)]
 
     def comparison(scale: float) -> Comparison:
         def ours() -> Tensor:
-            return pipeline.sample(
-                prompts,
-                generators=generators_from_seeds(range(batch)),
-                guidance_scale=scale,
-                guidance="cfg",
-            ).x0
+            generators = generators_from_seeds(range(batch))
+            return model.with_(guidance=scale, form="cfg").denoise(prompts, generators).x0
 
         return compare(
             f"sampling, w = {scale:g}",
             ours,
-            plain_sampling(pipeline, prompts, scale=scale),
+            plain_sampling(model, prompts, scale=scale),
             pairs=pairs,
             bar=ONE_CALL_BAR if scale in (0, 1) else GUIDED_BAR,
             images=batch,
-            device=pipeline.unet.device,
+            device=model.device,
             clock=clock,
         )
 
     return [comparison(scale) for scale in scales]
 
 
-def plain_sampling(
-    pipeline: TextToImagePipeline, prompts: Sequence[str], *, scale: float
-) -> Callable[[], Tensor]:
-    """The paper's sampling loop over the pipeline's network, scheduler and steps.
+def plain_sampling(model: Model, prompts: Sequence[str], *, scale: float) -> Callable[[], Tensor]:
+    """The paper's sampling loop over the model's network, scheduler and steps.
 
     The batch is doubled at every guidance scale, and guidance acts on the network's output. The
     prompts are encoded beforehand. Returns the loop, which returns its images (B, C, H, W).
     """
-    unet, device = pipeline.unet.eval(), pipeline.unet.device
-    scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
-    _, sampler = sampler_of(scheduler)
+    unet, device, sampling = model.network.eval(), model.device, model.sampling
+    scheduler = build_scheduler(
+        sampling.sampler, model.process, timestep_spacing=sampling.timestep_spacing
+    )
+    sampler = sampler_of(sampling.sampler, model.process)
+    text = model.text_encoder
     shape = (len(prompts), unet.config["in_channels"], *[unet.config["sample_size"]] * 2)
-    ids = pipeline.tokenizer(
+    ids = text.tokenizer(
         [NULL] * len(prompts) + list(prompts),
         padding="max_length",
         truncation=True,
-        max_length=pipeline.config["max_tokens"],
+        max_length=text.max_tokens,
         return_tensors="pt",
     ).input_ids
     with torch.no_grad():
-        tokens = pipeline.text_encoder(ids.to(device)).last_hidden_state
+        tokens = text.model(ids.to(device)).last_hidden_state
 
     @torch.no_grad()
     def draw() -> Tensor:
         generator = torch.Generator("cpu").manual_seed(0)
         noise = {"generator": generator} if sampler.draws_noise else {}
-        scheduler.set_timesteps(pipeline.config["num_inference_steps"])
+        scheduler.set_timesteps(sampling.steps)
         x_t = torch.randn(shape, generator=generator).to(device) * scheduler.init_noise_sigma
         for t in scheduler.timesteps:
             doubled = scheduler.scale_model_input(torch.cat([x_t, x_t]), t)

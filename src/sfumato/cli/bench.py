@@ -1,49 +1,56 @@
-"""What the bench commands print."""
+"""`sfumato bench`: training, sampling and data loading beside plain loops."""
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.table import Table
+import typer
 
-from sfumato.base.files import write_bytes
-from sfumato.bench.decoding import decoding_speed, gathering_speed
-from sfumato.bench.loaders import WAYS
-from sfumato.bench.loading import Loading, compare_loading, save_loading
-from sfumato.bench.loading_page import chart, in_figures, write_loading
-from sfumato.bench.order import compare_orders, told
-from sfumato.bench.steps import (
-    Comparison,
-    compare_sampling,
-    compare_training,
-    save_comparisons,
-    untrained_generator,
+from sfumato.cli.data import data_config
+from sfumato.cli.options import (
+    INTERRUPTED,
+    RESUMES,
+    Device,
+    Scales,
+    Settings,
+    SolverOptions,
+    Source,
+    register,
+    stoppable,
 )
-from sfumato.cli.show import Progress, print_table, say, say_wrapped, unused
-from sfumato.config.schema import load_experiment
-from sfumato.data.records import open_images, source_name
-from sfumato.data.survey import resolve
-from sfumato.diffusion.solvers.schedulers import sampler_of
-from sfumato.generation.bundle_names import is_bundled
-from sfumato.generation.model import ImageGenerator, resolve_device
+from sfumato.cli.show import log, log_wrapped, new_table, open_model, print_table, unused
+from sfumato.config.schema import DiffusionExperiment, load_experiment
+from sfumato.generation.bundle_names import is_model
+
+if TYPE_CHECKING:
+    from sfumato.bench.loading import Loading
+    from sfumato.bench.steps import Comparison
+
+Pairs = Annotated[int, typer.Option(min=3, help="Rounds of timings, taken in turn.")]
+Record = Annotated[Path | None, typer.Option("--out", help="JSON to write, with every timing.")]
+Resolution = Annotated[int, typer.Option(min=1, help="Height and width in pixels.")]
 
 
-def bench_training(
-    preset: str,
-    settings: Sequence[str],
-    *,
-    pairs: int,
-    steps: int,
-    device: str,
-    out: Path | None,
+def train(
+    preset: Annotated[str, typer.Argument(help="A preset's name or a YAML file.")] = "digits",
+    pairs: Pairs = 15,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of each timing.")] = 8,
+    settings: Settings = None,
+    out: Record = None,
+    device: Device = "auto",
 ) -> None:
-    experiment = load_experiment(preset, settings)
+    """Our training step against a bare loop on the same network, data and batch."""
+    experiment = load_experiment(preset, settings or [], schema=DiffusionExperiment)
+    from sfumato.bench.steps import compare_training
+    from sfumato.generation.loading import resolve_device
+
     comparison = compare_training(experiment, pairs=pairs, steps=steps, device=device)
     conditions = {
         "model": experiment.name,
-        "settings": list(settings),
+        "settings": list(settings or []),
         "batch_size": experiment.training.batch_size,
         "steps": steps,
         "device": str(resolve_device(device)),
@@ -51,74 +58,150 @@ def bench_training(
     print_comparisons([comparison], conditions, out)
 
 
-def bench_sampling(
-    model: str,
+def sample(
+    model: Annotated[
+        str, typer.Argument(help="A run, a pipeline, bundled:mnist, or a preset (untrained).")
+    ] = "digits",
     *,
-    scales: Sequence[float],
-    batch: int,
-    pairs: int,
-    steps: int | None,
-    scheduler: str | None,
-    device: str,
-    out: Path | None,
+    scales: Scales = "0,1,5",
+    batch: Annotated[int, typer.Option(min=1, help="Images sampled at once.")] = 32,
+    pairs: Pairs = 9,
+    solver: SolverOptions,
+    out: Record = None,
+    device: Device = "auto",
 ) -> None:
-    if Path(model).is_dir() or is_bundled(model):
-        generator = ImageGenerator.open(model, device=device)
+    """Our sampling against the paper's loop, with the same scheduler, steps and batch."""
+    experiment = None if is_model(model) else load_experiment(model, schema=DiffusionExperiment)
+    from sfumato.bench.steps import compare_sampling, untrained_model
+
+    if experiment is None:
+        opened = open_model(model, device, **solver.changes())
     else:
-        generator = untrained_generator(load_experiment(model), device=device)
-    generator.use(scheduler=scheduler, steps=steps)
-    comparisons = compare_sampling(generator, scales=scales, batch=batch, pairs=pairs)
+        opened = untrained_model(experiment, device=device).with_(**solver.changes())
+    comparisons = compare_sampling(opened, scales=scales, batch=batch, pairs=pairs)
     conditions = {
         "model": model,
         "batch_size": batch,
-        "scheduler": sampler_of(generator.pipeline.scheduler)[0],
-        "steps": generator.pipeline.config["num_inference_steps"],
-        "device": str(generator.pipeline.unet.device),
+        "sampler": opened.sampling.sampler,
+        "steps": opened.sampling.steps,
+        "device": str(opened.device),
     }
     print_comparisons(comparisons, conditions, out)
 
 
-def print_comparisons(
-    comparisons: Sequence[Comparison], conditions: Mapping[str, Any], out: Path | None
+@dataclass(frozen=True, kw_only=True)
+class LoaderOptions:
+    """What every loader of a comparison is given."""
+
+    batch: Annotated[int, typer.Option(min=1, help="Images of a batch.")] = 16
+    workers: Annotated[int, typer.Option(min=0, help="Worker processes of every loader.")] = 2
+    batches: Annotated[
+        int | None, typer.Option(min=1, help="Most batches of each timing; else an epoch.")
+    ] = None
+    only: Annotated[str | None, typer.Option(help="Ways to load, with commas.")] = None
+
+
+def data(
+    folder: Source,
+    *,
+    pairs: Pairs = 3,
+    loaders: LoaderOptions,
+    resolution: Resolution = 128,
+    settings: Settings = None,
+    out: Record = None,
 ) -> None:
-    """A table of speeds and ratios, and all timings in a JSON file."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("")
-    for name in ("ours", "plain", "ratio", "95 % interval", "bar", ""):
-        table.add_column(name, justify="right")
-    for row in comparisons:
-        speeds = [
-            f"{row.images / median(seconds):.1f} images/s"
-            for seconds in (row.ours_seconds, row.plain_seconds)
-        ]
-        interval = f"{row.ratio.low:.3f} - {row.ratio.high:.3f}"
-        verdict = "" if row.reached else "missed"
-        table.add_row(
-            row.name, *speeds, f"{row.ratio.value:.3f}", interval, f"{row.bar:g}", verdict
+    """The paper's Table 2: its three loaders, `datasets`, and ours, on your files."""
+    config = data_config(folder, settings, resolution=resolution)
+    from sfumato.base.files import write_bytes
+    from sfumato.bench.loaders import WAYS
+    from sfumato.bench.loading import compare_loading, save_loading
+    from sfumato.bench.loading_page import chart, write_loading
+    from sfumato.data.records import source_name
+    from sfumato.data.survey import resolve
+
+    config = resolve(config)
+    only = loaders.only
+    with stoppable("Stopped before the last round: nothing is kept."):
+        loading = compare_loading(
+            config,
+            pairs=pairs,
+            batch_size=loaders.batch,
+            workers=loaders.workers,
+            most_batches=loaders.batches,
+            ways=list(WAYS) if only is None else [name.strip() for name in only.split(",")],
+            log=log,
         )
-    print_table(table)
-    say(
-        f"Ratio: time of the plain loop over ours, median of {comparisons[0].ratio.count} pairs "
-        f"taken in turn; {', '.join(f'{k} {v}' for k, v in conditions.items() if v)}."
-    )
+    print_loading(loading)
     if out is not None:
-        path = unused(out)
-        save_comparisons(comparisons, path, **conditions)
-        say(f"Record  {path}")
+        path, picture = unused(out), unused(out.with_suffix(".png"))
+        page = unused(out.with_suffix(".html"))
+        conditions = {"source": source_name(config), "resolution": resolution}
+        save_loading(loading, path, **conditions)
+        write_bytes(picture, chart(loading))
+        write_loading(loading, config, page, **conditions)
+        log(f"Record  {path}\nChart   {picture}\nPage    {page}")
 
 
-def bench_decoding(source: str, settings: Sequence[str], *, resolution: int, most: int) -> None:
-    """Say how fast the images of a source come."""
-    chosen = [f"data.source={json.dumps(source)}", f"data.resolution={resolution}"]
-    config = resolve(load_experiment("small", [*chosen, *settings]).data)
-    form = f"{config.resolution}x{config.resolution}"
+def order(
+    folder: Source,
+    images: Annotated[int, typer.Option(min=1, help="Images that each run sees.")] = 8000,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each order.")] = 3,
+    resolution: Resolution = 32,
+    settings: Settings = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder of the runs; those that are there are resumed.")
+    ] = Path("runs/order"),
+    device: Device = "auto",
+) -> None:
+    """What the order of the images does to training: random, stream, file by file, as stored."""
+    chosen = [
+        f"data.source={json.dumps(folder)}",
+        f"data.resolution={resolution}",
+        "data.loading=memory",
+        f"training.images={images}",
+        f"training.sample_every_images={10 * images}",
+    ]
+    experiment = load_experiment("small", [*chosen, *(settings or [])], schema=DiffusionExperiment)
+    from sfumato.bench.order import compare_orders, told
+    from sfumato.data.survey import resolve
+    from sfumato.training.progress import TrainingProgress
+
+    experiment = experiment.model_copy(update={"data": resolve(experiment.data)})
+    found = compare_orders(
+        experiment, out, seeds=range(seeds), device=device, log=log, progress=TrainingProgress
+    )
+    if found is None:
+        log(f"\n{RESUMES}")
+        raise typer.Exit(INTERRUPTED)
+    print_rows(told(found))
+    log(
+        f"{len(found[0].losses):,} held-out images at the same noise, mean of {seeds} seeds after "
+        f"{images:,} images each; the interval is over images, the spread over seeds."
+    )
+    log(f"Record  {out / 'order.json'}")
+
+
+def decoding(
+    source: Source,
+    resolution: Resolution = 128,
+    most: Annotated[int, typer.Option(min=1, help="Images that are decoded each time.")] = 512,
+    settings: Settings = None,
+) -> None:
+    """How fast a source is decoded, against bare Pillow; how fast prepared data are gathered."""
+    config = data_config(source, settings, resolution=resolution)
+    from sfumato.bench.decoding import decoding_speed, gathering_speed
+    from sfumato.data.records import open_images
+    from sfumato.data.survey import resolve
+
+    config = resolve(config)
+    size = f"{config.resolution}x{config.resolution}"
     if open_images(config).prepared is not None:
         speed = gathering_speed(config)
-        say(f"Gathered   {speed:,.0f} images/s at {form}: random batches from the mapped file")
+        log(f"Gathered   {speed:,.0f} images/s at {size}: random batches from the mapped file")
         return
     found = decoding_speed(config, most=most)
-    say(
-        f"Ours       {found.ours:.1f} images/s to {form}: {found.images:,} images read and decoded "
+    log(
+        f"Ours       {found.ours:.1f} images/s to {size}: {found.images:,} images read and decoded "
         f"on {found.cores} threads\n"
         f"Bare       {found.bare:.1f} images/s: Pillow alone, JPEGs at reduced scale too, on "
         f"{found.cores} processes\n"
@@ -128,55 +211,66 @@ def bench_decoding(source: str, settings: Sequence[str], *, resolution: int, mos
     )
 
 
-def bench_data(
-    folder: str,
-    settings: Sequence[str],
-    *,
-    pairs: int,
-    batch: int,
-    workers: int,
-    batches: int | None,
-    only: str | None,
-    resolution: int,
-    out: Path | None,
+bench_app = typer.Typer(
+    help="Time our training and sampling beside a plain loop over diffusers.", no_args_is_help=True
+)
+register(
+    bench_app,
+    [
+        (train, "sfumato bench train digits --out bench.json"),
+        (sample, "sfumato bench sample runs/demo --scales 0,1,5"),
+        (data, "sfumato bench data wikiart --out bench.json"),
+        (order, "sfumato bench order wikiart-sorted --out runs/order"),
+        (decoding, "sfumato bench decoding wikiart"),
+    ],
+)
+
+
+# What is printed ----------------------------------------------------------------------------------
+
+
+def print_rows(rows: Sequence[Sequence[str]]) -> None:
+    """A table, the header first."""
+    table = new_table(rows[0], padding=(0, 2, 0, 0))
+    for row in rows[1:]:
+        table.add_row(*row)
+    log("")
+    print_table(table)
+
+
+def print_comparisons(
+    comparisons: "Sequence[Comparison]", conditions: Mapping[str, Any], out: Path | None
 ) -> None:
-    """Compare the ways to load `folder`; a table, and with `out` a record, a chart and a page."""
-    chosen = [f"data.source={json.dumps(folder)}", f"data.resolution={resolution}"]
-    config = resolve(load_experiment("small", [*chosen, *settings]).data)
-    ways = list(WAYS) if only is None else [name.strip() for name in only.split(",")]
-    loading = compare_loading(
-        config,
-        pairs=pairs,
-        batch_size=batch,
-        workers=workers,
-        most_batches=batches,
-        ways=ways,
-        log=say,
+    """A table of speeds and ratios, and all timings in a JSON file."""
+    from sfumato.bench.steps import save_comparisons
+
+    table = new_table(["", "ours", "plain", "ratio", "95 % interval", "bar", ""])
+    for row in comparisons:
+        speeds = [
+            f"{row.images / median(seconds):.1f} images/s"
+            for seconds in (row.ours_seconds, row.plain_seconds)
+        ]
+        interval = f"{row.ratio.low:.3f} - {row.ratio.high:.3f}"
+        verdict = "" if row.reached else "missed"
+        ratio = f"{row.ratio.value:.3f}"
+        table.add_row(row.name, *speeds, ratio, interval, f"{row.bar:g}", verdict)
+    print_table(table)
+    log(
+        f"Ratio: time of the plain loop over ours, median of {comparisons[0].ratio.count} pairs "
+        f"taken in turn; {', '.join(f'{k} {v}' for k, v in conditions.items() if v)}."
     )
-    print_loading(loading)
     if out is not None:
-        path, picture = unused(out), unused(out.with_suffix(".png"))
-        page = unused(out.with_suffix(".html"))
-        conditions = {"source": source_name(config), "resolution": resolution}
-        save_loading(loading, path, **conditions)
-        write_bytes(picture, chart(loading))
-        write_loading(loading, config, page, **conditions)
-        say(f"Record  {path}\nChart   {picture}\nPage    {page}")
+        path = unused(out)
+        save_comparisons(comparisons, path, **conditions)
+        log(f"Record  {path}")
 
 
-def print_loading(loading: Loading) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
-    table.add_column("")
-    for name in (
-        "s a\nbatch",
-        "images/s",
-        "peak\nMB",
-        "style\nentropy",
-        "displaced",
-        "ours",
-        "bar",
-    ):
-        table.add_column(name, justify="right", no_wrap=True)
+def print_loading(loading: "Loading") -> None:
+    from sfumato.bench.loaders import WAYS
+    from sfumato.bench.loading_page import in_figures
+
+    names = ["", "s a\nbatch", "images/s", "peak\nMB", "style\nentropy", "displaced", "ours", "bar"]
+    table = new_table(names, padding=(0, 1, 0, 0))
     for row in loading.rows:
         if row.problem:
             table.add_row(row.label, row.problem)
@@ -192,12 +286,12 @@ def print_loading(loading: Loading) -> None:
             "" if ratio is None else f"{in_figures(ratio)} x",
             "" if bar is None else f"{bar:g} x",
         )
-    say("")
+    log("")
     print_table(table)
     for name, gain in loading.gains().items():
-        say(f"Gain by {name}: {gain:.2f} x")
+        log(f"Gain by {name}: {gain:.2f} x")
     labelled = any(row.entropy is not None for row in loading.rows)
-    say_wrapped(
+    log_wrapped(
         f"{loading.images:,} training images, batches of {loading.batch_size}, {loading.workers} "
         f"workers, medians of {len(loading.rows[0].timings)} rounds taken in turn. peak: memory of "
         "the loader's processes. ours: how many times faster sfumato's stream is; bar: what it "
@@ -205,44 +299,3 @@ def print_loading(loading: Loading) -> None:
         + ("" if labelled else " (empty: the data have no labels)")
         + ". Displaced: from the order of the files, 0.33 in a random order."
     )
-
-
-def bench_order(
-    folder: str,
-    settings: Sequence[str],
-    *,
-    images: int,
-    seeds: int,
-    resolution: int,
-    out: Path,
-    device: str,
-) -> bool:
-    """Train every order on `folder` and say what it did; False where it was asked to stop."""
-    chosen = [
-        f"data.source={json.dumps(folder)}",
-        f"data.resolution={resolution}",
-        "data.loading=memory",
-        f"training.images={images}",
-        f"training.sample_every_images={10 * images}",
-    ]
-    experiment = load_experiment("small", [*chosen, *settings])
-    experiment = experiment.model_copy(update={"data": resolve(experiment.data)})
-    found = compare_orders(
-        experiment, out, seeds=range(seeds), device=device, log=say, progress=Progress
-    )
-    if found is None:
-        return False
-    header, *rows = told(found)
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for place, name in enumerate(header):
-        table.add_column(name, justify="right" if place else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    say("")
-    print_table(table)
-    say(
-        f"{len(found[0].losses):,} held-out images at the same noise, mean of {seeds} seeds after "
-        f"{images:,} images each; the interval is over images, the spread over seeds."
-    )
-    say(f"Record  {out / 'order.json'}")
-    return True

@@ -1,69 +1,70 @@
-"""What `sfumato curve` prints: a row for each kept checkpoint."""
+"""`sfumato curve`."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.table import Table
+from sfumato.base.progress import Progress
+from sfumato.cli.evaluate import data_of
+from sfumato.cli.options import Data, ModelPath, SamplingOptions, StudyOptions, stoppable
+from sfumato.cli.show import (
+    log,
+    log_where_from,
+    log_wrapped,
+    new_table,
+    open_model,
+    print_table,
+)
 
-from sfumato.cli.evaluation import CallsLine, use_data
-from sfumato.cli.show import open_generator, print_table, say, say_wrapped
-from sfumato.config.overrides import build
-from sfumato.studies.scale_charts import figure_told, real_rows, value_told
-from sfumato.studies.training_curve import CurveCard, CurveConfig, measure_curve
-from sfumato.studies.training_curve_page import write_curve
+if TYPE_CHECKING:
+    from sfumato.studies.training_curve import CurveCard
 
-SHOWN = {"agreement": "agreement", "frechet": "Frechet", "diversity": "diversity"}
-"""Columns of the table: figures by their key."""
+SHOWN = {
+    "class_accuracy": "accuracy",
+    "frechet.classifier": "Frechet",
+    "diversity.classifier": "diversity",
+}
+"""Columns of the table: metrics by their key."""
 
 
-def curve_and_print(
-    run: str,
-    *,
-    guidance: float | None,
-    form: str | None,
-    count: int,
-    judge: str,
-    seed: int,
-    sampler: str | None,
-    steps: int | None,
-    data: str | None,
-    out: Path | None,
-    device: str,
+def curve(
+    run: ModelPath, *, sampling: SamplingOptions, study: StudyOptions, data: Data = None
 ) -> None:
-    """Draw with every checkpoint, measure, write pictures, print the table."""
-    chosen: dict[str, object] = {"count": count, "first_seed": seed, "judge": judge}
-    config = build(CurveConfig, chosen, [], source="sfumato curve")
-    generator = open_generator(
-        run, device=device, scheduler=sampler, guidance=guidance, form=form, steps=steps
-    )
-    use_data(generator, Path(run), data)
-    found = measure_curve(
-        generator, config, base=out or Path(run) / "curve", say=say, on_calls=CallsLine()
-    )
-    if found.before:
-        say(f"Found before, {found.card.date}; --out FOLDER measures again.")
-    else:
-        write_curve(found)
-    print_curve(found.card)
-    say(f"\nCurve   {found.folder}")
+    """Quality over training: class accuracy, distance and diversity of every kept checkpoint.
 
+    All sample the same seeds and captions. Interrupted and started again, it resumes.
+    """
+    from sfumato.studies.training_curve import CurveConfig, measure_curve
 
-def print_curve(card: CurveCard) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("images seen", justify="right", no_wrap=True)
-    for name in SHOWN.values():
-        table.add_column(name, justify="right", no_wrap=True)
-    for point in card.points:
-        table.add_row(
-            f"{point.images_seen:,}",
-            *(figure_told(name, point.figures.get(name)).replace(" (", "\n(") for name in SHOWN),
+    config = study.config(CurveConfig)
+    model = open_model(run, study.device, **sampling.changes())
+    with stoppable():
+        card = measure_curve(
+            model,
+            config,
+            base=study.out or Path(run) / "curve",
+            data=data_of(model, data),
+            log=log,
+            on_images=Progress(),
         )
-    for row in real_rows(card, list(SHOWN), told=value_told):
+    log_where_from(card.from_cache, card.date)
+    print_curve(card)
+    log(f"\nCurve   {card.folder}")
+
+
+def print_curve(card: "CurveCard") -> None:
+    from sfumato.studies.scale_charts import format_estimate, format_value, real_rows
+
+    table = new_table(["images seen", *SHOWN.values()], left=(), padding=(0, 2, 0, 0))
+    for point in card.points:
+        cells = [format_estimate(key, point.metrics.get(key)) for key in SHOWN]
+        table.add_row(f"{point.images_seen:,}", *(cell.replace(" (", "\n(") for cell in cells))
+    for row in real_rows(card, list(SHOWN), format_of=format_value):
         table.add_row(*row)
     print_table(table)
-    say("")
-    say_wrapped(
+    log("")
+    log_wrapped(
         f"{card.config.count:,} images of each checkpoint, the same seeds and captions, "
-        f"{card.guidance} at w = {card.guidance_scale:g}, {card.scheduler} in {card.steps} steps; "
+        f"{card.guidance} at w = {card.guidance_scale:g}, {card.sampler} in {card.steps} steps; "
         "in brackets 95 % intervals. Kept are the newest (training.keep_checkpoints) and those of "
         "training.checkpoint_epochs."
     )

@@ -1,205 +1,242 @@
-"""What the commands say of a data set."""
+"""`sfumato prepare`, `sfumato data`, and what a data set's commands print."""
 
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
-from rich.console import Console
-from rich.table import Table
+import typer
 
-from sfumato.base.errors import InputError, nearest
-from sfumato.base.files import write_bytes
-from sfumato.bench.synthetic import LIKE, Order, synthesize
-from sfumato.cli.show import Line, clock, say, unused
-from sfumato.config.schema import ClassifierExperiment, DiffusionExperiment, load_experiment
+from sfumato.base.progress import Progress, clock
+from sfumato.cli.options import Settings, Source, checked_png, register
+from sfumato.cli.show import log, new_table, print_table, unused
+from sfumato.config.schema import (
+    ClassifierExperiment,
+    DiffusionExperiment,
+    Experiment,
+    load_experiment,
+)
 from sfumato.config.sections import DataConfig
-from sfumato.data.loaders import open_training, resolve_loading
-from sfumato.data.prepare import prepare
-from sfumato.data.prepared import IMAGES
-from sfumato.data.records import Annotations, Records, Split, load_records, open_images, source_name
-from sfumato.data.survey import Survey, resolve, settle, survey
-from sfumato.data.table import list_damage
-from sfumato.report.samples import caption_grid, class_grid
+
+if TYPE_CHECKING:
+    from sfumato.data.records import Annotations, Records, Split
+    from sfumato.data.survey import Survey
 
 _MOST_CLASSES = 40
-WithData = TypeVar("WithData", DiffusionExperiment, ClassifierExperiment)
 
 
-def look_at_data(experiment: WithData) -> WithData:
-    """The experiment with what was found in its images, which is said for the person to check."""
-    found = survey(experiment.data)
-    say(found.sentence())
-    data = settle(experiment.data, found)
-    is_judge = isinstance(experiment, ClassifierExperiment)
-    if is_judge:
-        records: Annotations = load_records(data, "classifier", on_rows=progress("read"))
-    else:
-        data = resolve_loading(data)
-        records = open_training(data, on_rows=progress("read"))
-    captions = (
-        f"; {len(records.captions):,} caption{'s' * (len(records.captions) > 1)}, such as "
-        f"'{_example(records)}'"
-    )
-    say(
-        f"Training on {len(records):,} of them at {_form(data)}{'' if is_judge else captions}."
-        + (" Streamed from the files." if data.loading == "stream" and not is_judge else "")
-    )
-    if len(records.captions) == 1 and not is_judge:
-        say(
-            "All have the same caption: a model of them draws the same for any words. A text file "
-            "beside each image, a line of metadata.jsonl or a class folder gives it its own."
-        )
-    if records.resized and records.resized < len(records):
-        size = f"{data.resolution}x{data.resolution}"
-        count = f"{records.resized:,} of {len(records):,}"
-        say(f"{count} are not {size}: resized (data.fit={data.fit}).")
-    if records.damage:
-        say(f"Skipped {len(records.damage):,} damaged rows:")
-        say("  " + "\n  ".join(list_damage(records.damage, most=5)))
-    return experiment.model_copy(update={"data": data})
+def data_config(
+    source: str, settings: Sequence[str] | None, *, resolution: int | None = None
+) -> DataConfig:
+    """The data section of the preset `small` with another source and `--set`."""
+    chosen = [f"data.source={json.dumps(source)}"]
+    if resolution is not None:
+        chosen.append(f"data.resolution={resolution}")
+    experiment = load_experiment("small", [*chosen, *(settings or [])], schema=DiffusionExperiment)
+    return experiment.data
 
 
-def _form(data: DataConfig) -> str:
-    colours = "greyscale" if data.channels == 1 else "RGB"
-    return f"{data.resolution}x{data.resolution}, {colours}"
-
-
-def _example(records: Annotations, most: int = 80) -> str:
-    captions, _ = records.examples()
-    text = captions[min(7, len(captions) - 1)]
-    return text if len(text) <= most else text[: most - 1] + "…"
-
-
-def progress(doing: str) -> Callable[[int, int], None]:
-    """A line of progress for data that take more than a moment."""
-    line, started, before = Line(every_seconds=5.0), time.monotonic(), -1
-
-    def on_rows(done: int, total: int) -> None:
-        nonlocal before
-        if before < 0:  # what an earlier command did is not this one's speed
-            before = done
-        seconds = time.monotonic() - started
-        speed = (done - before) / seconds
-        if seconds > 2 and speed > 0:
-            line.show(
-                f"  {doing} {done:,} of {total:,} images  {speed:,.0f} images/s  "
-                f"{clock((total - done) / speed)} left",
-                final=done == total,
-            )
-
-    return on_rows
-
-
-def make_synthetic(
-    folder: Path, *, like: str, files: int, rows: int, row_group: int, order: str, seed: int
+def prepare(
+    source: Source,
+    out: Annotated[Path, typer.Argument(help="A new folder, or one to resume.")],
+    resolution: Annotated[int, typer.Option(min=1, help="Height and width in pixels.")] = 128,
+    settings: Settings = None,
 ) -> None:
-    """Make a synthetic data set and say where it is."""
-    if like not in LIKE:
-        raise InputError(f"--like {like}: nothing by this name.", hint=nearest(like, list(LIKE)))
-    synthesis = LIKE[like](
-        files=files, rows=rows, row_group=row_group, order=cast(Order, order), seed=seed
-    )
-    started = time.monotonic()
-    paths = synthesize(folder, synthesis, on_rows=progress("made"))
-    size = sum(path.stat().st_size for path in paths)
-    say(
-        f"{folder}: {len(paths)} files, {files * rows:,} synthetic paintings, "
-        f"{size / 1e9:.3g} GB ({clock(time.monotonic() - started)})"
-    )
-    say(f"Look at them: sfumato data show {folder} --set data.label_column=style")
+    """Decode and resize a data set once, so that training never waits for it. Killed, the same
+    command resumes; the folder is a source: `--data OUT`."""
+    config = data_config(source, settings, resolution=resolution)
+    from sfumato.data.prepare import prepare as prepare_images
+    from sfumato.data.prepared import IMAGES
 
-
-def prepare_data(source: str, out: Path, settings: Sequence[str], *, resolution: int) -> None:
-    """Decode and resize all of a source once, and say what became of it."""
-    chosen = [f"data.source={json.dumps(source)}", f"data.resolution={resolution}"]
-    config = load_experiment("small", [*chosen, *settings]).data
     started = time.monotonic()
-    result = prepare(config, out, on_rows=progress("prepared"))
+    result = prepare_images(config, out, on_rows=rows_progress("images prepared"))
     made = result.manifest
     if result.already:
-        say(f"{out} is prepared already, and whole: every checksum is right.")
-    if result.damage:
-        say(f"Skipped {len(result.damage):,} damaged rows:")
-        say("  " + "\n  ".join(list_damage(result.damage)))
+        log(f"{out} is prepared already, and whole: every checksum is right.")
+    _print_damage("Skipped", result.damage)
     count, channels, side, _ = made.shape
-    colours = "greyscale" if channels == 1 else "RGB"
     size = (out / IMAGES).stat().st_size
-    say(
-        f"{out}: {count:,} images of {made.source} at {side}x{side}, {colours}, "
+    log(
+        f"{out}: {count:,} images of {made.source} at {_format(side, channels)}, "
         f"{size / 1e9:.3g} GB ({clock(time.monotonic() - started)})"
     )
-    say(f"Train on them: sfumato train PRESET --data {out} --set data.resolution={side}")
+    log(f"Train on them: sfumato train PRESET --data {out} --set data.resolution={side}")
 
 
-def show_data(source: str, settings: Sequence[str], *, out: Path) -> None:
-    """Read all of a data set, say what is in it, and draw a grid of samples."""
-    if out.suffix.lower() != ".png":
-        raise InputError(f"--out {out}: a grid is a PNG.", hint="End the name with .png.")
-    chosen = f"data.source={json.dumps(source)}"
-    config = load_experiment("small", [chosen, *settings]).data
+def show(
+    source: Source,
+    out: Annotated[Path, typer.Option(callback=checked_png, help="The PNG to write.")] = Path(
+        "data.png"
+    ),
+    settings: Settings = None,
+) -> None:
+    """What is in a data set: counts, classes, sizes, captions, damage; and a grid of samples."""
+    config = data_config(source, settings)
+    from sfumato.base.files import write_bytes
+    from sfumato.data.records import load_records, open_images, source_name
+    from sfumato.data.survey import resolve, survey
+    from sfumato.report.samples import caption_grid, class_grid
+
     found = survey(config)
-    say(found.sentence())
+    log(found.sentence())
     config = resolve(config, found)
-    # Damage is what is to be shown here, so that it ends nothing unless no image is left.
+    # Damage is shown here; it is an error only where no image is left.
     config = config.model_copy(update={"max_damaged": 1.0})
     names: list[Split] = ["train", "test"]
     if "classifier" in open_images(config).parts:
         names.insert(1, "classifier")
     started = time.monotonic()
-    splits = {name: load_records(config, name, on_rows=progress("read")) for name in names}
+    on_rows = rows_progress("images read")
+    splits = {name: load_records(config, name, on_rows=on_rows) for name in names}
     _print_facts(config, found, splits, time.monotonic() - started)
     _print_classes(splits)
     for name, records in splits.items():
-        if records.damage:
-            share = len(records.damage) / (len(records) + len(records.damage))
-            say(f"\nDamaged in {name}, rows counted from 0 ({100 * share:.3g} %):")
-            say("  " + "\n  ".join(list_damage(records.damage)))
-    path = unused(out)
-    shown = splits["train"]
+        _print_damage(f"\n{name}:", records.damage)
+    path, shown = unused(out), splits["train"]
     draw = caption_grid if found.captions or not shown.class_names else class_grid
-    title = f"{source_name(config)}: {len(shown):,} training images at {_form(config)}"
+    title = f"{source_name(config)}: {len(shown):,} training images at {_format_of(config)}"
     write_bytes(path, draw(shown, title=title))
-    say(f"\nGrid       {path}")
+    log(f"\nGrid       {path}")
+
+
+def synthesize(
+    folder: Annotated[Path, typer.Argument(help="A new folder, or one to resume.")],
+    like: Annotated[Literal["wikiart"], typer.Option(help="What to imitate.")] = "wikiart",
+    files: Annotated[int, typer.Option(min=1, help="Parquet files; WikiArt has 72.")] = 72,
+    rows: Annotated[int, typer.Option(min=1, help="Paintings in a file.")] = 1100,
+    row_group: Annotated[int, typer.Option(min=1, help="Paintings in a row group.")] = 100,
+    order: Annotated[
+        Literal["sorted", "mixed"], typer.Option(help="sorted is by style.")
+    ] = "mixed",
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+) -> None:
+    """Make a synthetic data set in the form of a real one. Killed, the same command resumes."""
+    from sfumato.bench.synthetic import LIKE
+    from sfumato.bench.synthetic import synthesize as make
+
+    synthesis = LIKE[like](files=files, rows=rows, row_group=row_group, order=order, seed=seed)
+    started = time.monotonic()
+    paths = make(folder, synthesis, on_rows=rows_progress("images made"))
+    size = sum(path.stat().st_size for path in paths)
+    log(
+        f"{folder}: {len(paths)} files, {files * rows:,} synthetic paintings, "
+        f"{size / 1e9:.3g} GB ({clock(time.monotonic() - started)})"
+    )
+    log(f"Look at them: sfumato data show {folder} --set data.label_column=style")
+
+
+data_app = typer.Typer(help="Look at a data set, or make a synthetic one.", no_args_is_help=True)
+register(
+    data_app,
+    [
+        (show, "sfumato data show my-photos --out my-photos.png"),
+        (synthesize, "sfumato data synthesize synthetic-wikiart --files 2"),
+    ],
+)
+
+
+# What is printed ----------------------------------------------------------------------------------
+
+
+def rows_progress(what: str) -> Callable[[int, int], None]:
+    """Progress of reading or making data; what is done in a moment is not shown."""
+    return Progress(after_seconds=2.0).of(what)
+
+
+def resolve_data(experiment: DiffusionExperiment | ClassifierExperiment) -> Experiment:
+    """The experiment with every `auto` of its data replaced, and a report of what was found."""
+    from sfumato.data.loaders import open_training, resolve_loading
+    from sfumato.data.records import load_records
+    from sfumato.data.survey import settle, survey
+
+    found = survey(experiment.data)
+    log(found.sentence())
+    data, on_rows = settle(experiment.data, found), rows_progress("images read")
+    if isinstance(experiment, ClassifierExperiment):
+        records: Annotations = load_records(data, "classifier", on_rows=on_rows)
+        log(f"Training on {len(records):,} of them at {_format_of(data)}.")
+    else:
+        data = resolve_loading(data)
+        records = open_training(data, on_rows=on_rows)
+        _print_captions(records, data)
+    if records.resized and records.resized < len(records):
+        size = f"{data.resolution}x{data.resolution}"
+        count = f"{records.resized:,} of {len(records):,}"
+        log(f"{count} are not {size}: resized (data.fit={data.fit}).")
+    _print_damage("Skipped", records.damage, most=5)
+    return experiment.model_copy(update={"data": data})
+
+
+def _print_captions(records: "Annotations", data: DataConfig) -> None:
+    count = len(records.captions)
+    log(
+        f"Training on {len(records):,} of them at {_format_of(data)}; {count:,} "
+        f"caption{'s' * (count > 1)}, such as '{_example(records)}'."
+        + (" Streamed from the files." if data.loading == "stream" else "")
+    )
+    if count == 1:
+        log(
+            "All have the same caption: a model of them ignores the prompt. A text file beside "
+            "each image, a line of metadata.jsonl or a class folder gives it its own."
+        )
+
+
+def _format(side: object, channels: object) -> str:
+    return f"{side}x{side}, {'greyscale' if channels == 1 else 'RGB'}"
+
+
+def _format_of(data: DataConfig) -> str:
+    return _format(data.resolution, data.channels)
+
+
+def _example(records: "Annotations", most: int = 80) -> str:
+    captions, _ = records.examples()
+    text = captions[min(7, len(captions) - 1)]
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _print_damage(title: str, damage: Sequence, *, most: int | None = None) -> None:
+    from sfumato.data.table import list_damage
+
+    if damage:
+        log(f"{title} {len(damage):,} damaged rows, counted from 0:")
+        lines = list_damage(damage) if most is None else list_damage(damage, most=most)
+        log("  " + "\n  ".join(lines))
 
 
 def _print_facts(
-    config: DataConfig, found: Survey, splits: Mapping[Split, Records], seconds: float
+    config: DataConfig, found: "Survey", splits: "Mapping[str, Records]", seconds: float
 ) -> None:
+    from sfumato.data.records import source_name
+
     count = sum(len(records) + len(records.damage) for records in splits.values())
     held = ", held out by data.split_seed" if "all" in found.counts else ""
+    formats = [
+        f"{name} {100 * number / sum(found.formats.values()):.3g} %"
+        for name, number in found.formats.items()
+        if name != "raw"
+    ]
     facts = {
         "Source": f"{source_name(config)} ({found.layout})",
         "Images": ", ".join(f"{name} {len(records):,}" for name, records in splits.items()) + held,
-        "Files": ", ".join(
-            f"{name} {100 * number / sum(found.formats.values()):.3g} %"
-            for name, number in found.formats.items()
-            if name != "raw"
-        )
-        or "arrays of pixels",
+        "Files": ", ".join(formats) or "arrays of pixels",
         "Captions": f"{' | '.join(config.caption)}, such as '{_example(splits['train'])}'",
-        "Training": f"{_form(config)}, fit: {config.fit}",
+        "Training": f"{_format_of(config)}, fit: {config.fit}",
         "Read": f"{count:,} images in {seconds:.2f} s: {count / seconds:,.0f} images/s",
     }
-    say("\n".join(f"{name:<10} {text}" for name, text in facts.items()))
+    log("\n".join(f"{name:<10} {text}" for name, text in facts.items()))
 
 
-def _print_classes(splits: Mapping[Split, Records]) -> None:
+def _print_classes(splits: "Mapping[str, Records]") -> None:
     names = splits["train"].class_names
     if not names:
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("class")
-    for split in splits:
-        table.add_column(split, justify="right")
-    counts = [
-        torch.bincount(records.labels, minlength=len(names)).tolist() for records in splits.values()
-    ]
+    table = new_table(["class", *splits])
+    counts = [records.labels.bincount(minlength=len(names)).tolist() for records in splits.values()]
     for label, name in list(enumerate(names))[:_MOST_CLASSES]:
         table.add_row(name, *(f"{column[label]:,}" for column in counts))
-    say("")
-    Console().print(table)
+    log("")
+    print_table(table)
     if len(names) > _MOST_CLASSES:
-        say(f"and {len(names) - _MOST_CLASSES:,} classes more")
+        log(f"and {len(names) - _MOST_CLASSES:,} classes more")

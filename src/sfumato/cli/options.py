@@ -1,54 +1,297 @@
-"""Options that several commands share, and how a command ends at Ctrl-C."""
+"""Options that several commands share, checked before anything heavy is imported."""
 
-from collections.abc import Iterator
+import inspect
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
+from sfumato.base.errors import InputError
+from sfumato.base.section import Section
+
+S = TypeVar("S", bound=Section)
+
 INTERRUPTED = 130
 """Exit code of a run that was asked to stop: the shell's for Ctrl-C."""
-GOES_ON = "Stopped. The same command goes on from here."
+RESUMES = "Stopped. The same command resumes from here."
 
-Model = Annotated[
-    str, typer.Argument(help="A run folder, an exported pipeline folder, or bundled:mnist.")
+
+@contextmanager
+def stoppable(message: str = RESUMES) -> Iterator[None]:
+    """Ctrl-C inside ends the command with `message` and the shell's exit code for it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"\n{message}")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+# Checks -------------------------------------------------------------------------------------------
+
+
+def checked_model(path: str) -> str:
+    from sfumato.generation.bundle_names import check_model
+
+    check_model(path)
+    return path
+
+
+def checked_source(source: str | None) -> str | None:
+    from sfumato.data.sources.local import check_source
+
+    if source is not None:
+        check_source(source)
+    return source
+
+
+def checked_device(name: str) -> str:
+    if not re.fullmatch(r"auto|(cpu|cuda|mps|xpu)(:\d+)?", name):
+        raise InputError(f"No device named '{name}'.", hint="Use auto, cpu or cuda.")
+    return name
+
+
+def checked_sampler(name: str | None) -> str | None:
+    from sfumato.diffusion.solvers.registry import sampler_name
+
+    return None if name is None else sampler_name(name)
+
+
+def checked_samplers(names: list[str] | None) -> list[str]:
+    return [str(checked_sampler(name)) for name in names or ()]
+
+
+def checked_form(text: str | None) -> str | None:
+    from sfumato.diffusion.guidance import parse_guidance
+
+    return None if text is None else str(parse_guidance(text))
+
+
+def checked_forms(texts: list[str] | None) -> list[str]:
+    return [str(checked_form(text)) for text in texts or ()]
+
+
+def checked_png(path: Path) -> Path:
+    if path.suffix.lower() != ".png":
+        raise InputError(f"--out {path}: the picture is a PNG.", hint="End the name with .png.")
+    return path
+
+
+def parsed_scales(text: str | None) -> tuple[float, ...] | None:
+    """Guidance scales from `0,1,2`; None where they are not given."""
+    if text is None:
+        return None
+    try:
+        scales = tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise InputError(
+            f"--scales {text}: not numbers with commas.", hint="For example: --scales 0,1,2,3,5"
+        ) from error
+    for scale in scales:
+        if not 0 <= scale <= 1000:
+            raise InputError(f"Guidance scale {scale:g} is not between 0 and 1000.")
+    return scales
+
+
+# Single options -----------------------------------------------------------------------------------
+
+ModelPath = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        callback=checked_model,
+        help="A run folder, an exported pipeline folder, or bundled:mnist.",
+    ),
 ]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change any setting; may be repeated."),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Device = Annotated[str, typer.Option(callback=checked_device, help="auto, cpu or cuda.")]
 Guidance = Annotated[
-    float | None, typer.Option("--guidance", "-w", help="Guidance scale w; 0 is unconditional.")
+    float | None,
+    typer.Option("--guidance", "-w", min=0, max=1000, help="Guidance scale w; 0 is unconditional."),
 ]
 FORM_HELP = "Form of guidance: cfg, interval, rescaled, dynamic_thresholding, apg, autoguidance."
+FORM_METAVAR = "NAME[:KEY=VALUE,...]"
 Form = Annotated[
-    str | None, typer.Option("--guidance-form", metavar="NAME[:KEY=VALUE,...]", help=FORM_HELP)
+    str | None,
+    typer.Option("--guidance-form", metavar=FORM_METAVAR, callback=checked_form, help=FORM_HELP),
 ]
 Forms = Annotated[
     list[str] | None,
     typer.Option(
         "--guidance-form",
-        metavar="NAME[:KEY=VALUE,...]",
-        help=f"{FORM_HELP} May be repeated to compare.",
+        metavar=FORM_METAVAR,
+        callback=checked_forms,
+        help=f"{FORM_HELP} May be repeated.",
     ),
 ]
 Scales = Annotated[
-    str | None, typer.Option("--scales", help="Guidance scales, with commas: 0,1,2,3,5.")
+    Any,
+    typer.Option(
+        "--scales",
+        metavar="W,W,...",
+        callback=parsed_scales,
+        help="Guidance scales, with commas: 0,1,2,3,5.",
+    ),
 ]
-Steps = Annotated[int | None, typer.Option(help="Denoising steps.")]
-SamplerName = Annotated[
+"""A tuple of floats, or None where it is not given."""
+SAMPLER_HELP = "DDPM, DDIM, DPMSolver++, UniPC, Euler, EulerAncestral or Heun."
+Seed = Annotated[
+    int, typer.Option(min=0, max=2**63 - 1, help="Seed of the first image; the next ones count up.")
+]
+Data = Annotated[
     str | None,
-    typer.Option(help="DDPM, DDIM, DPMSolver++, UniPC, Euler, EulerAncestral or Heun."),
+    typer.Option(
+        metavar="SOURCE",
+        callback=checked_source,
+        help="The real images: a folder, a Hub name OWNER/NAME, or digits; else the model's own.",
+    ),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of the first image; the next ones count up.")]
+Source = Annotated[
+    str,
+    typer.Argument(callback=checked_source, help="A folder, a Hub name OWNER/NAME, or digits."),
+]
+Preset = Annotated[str, typer.Argument(help="A preset's name or a YAML file.")]
+CardFolder = Annotated[
+    Path | None, typer.Option(help="Folder for card.json and pictures; else with the model.")
+]
+Untrained = Annotated[
+    bool, typer.Option("--untrained", help="Use an untrained classifier: the paper's protocol.")
+]
+HeldOut = Annotated[
+    bool, typer.Option("--held-out", help="Use captions that were never trained on.")
+]
 
 
-@contextmanager
-def stoppable(said: str) -> Iterator[None]:
-    """Ctrl-C inside ends the command with `said` and the shell's exit code for it."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo(f"\n{said}")
-        raise typer.Exit(INTERRUPTED) from None
+# Groups of options --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolverOptions:
+    """How the differential equation is solved."""
+
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None
+    sampler: Annotated[str | None, typer.Option(callback=checked_sampler, help=SAMPLER_HELP)] = None
+
+    def changes(self) -> dict[str, Any]:
+        """What differs from the model's own sampling settings."""
+        return {"steps": self.steps, "sampler": self.sampler}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions(SolverOptions):
+    """How a model samples; what is not given is the model's own."""
+
+    guidance: Guidance = None
+    form: Form = None
+
+    def changes(self) -> dict[str, Any]:
+        return {**super().changes(), "guidance": self.guidance, "form": self.form}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureOptions:
+    """What is sampled and measured, beside the model."""
+
+    count: Annotated[int | None, typer.Option(min=10, help="Images for each guidance scale.")] = (
+        None
+    )
+    seed: Seed = 0
+    settings: Settings = None
+    device: Device = "auto"
+
+    def overrides(self, **more: object) -> list[str]:
+        """The options as `section.key=value`, `more` with dots for double underscores; then what
+        was given by --set."""
+        from json import dumps
+
+        named = {
+            "evaluation__count": self.count,
+            "evaluation__first_seed": self.seed or None,
+            **more,
+        }
+        short = [
+            f"{name.replace('__', '.')}={dumps(value)}"
+            for name, value in named.items()
+            if value is not None
+        ]
+        return [*short, *(self.settings or ())]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyOptions:
+    """What the studies of guidance and of training share."""
+
+    count: Annotated[
+        int | None, typer.Option(min=2, help="Images of each model at each scale.")
+    ] = None
+    classifier: Annotated[
+        str, typer.Option(help="Classifier of the class accuracy: auto, or a run of a classifier.")
+    ] = "auto"
+    seed: Seed = 0
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for results; else in the model's folder.")
+    ] = None
+    device: Device = "auto"
+
+    def config(self, schema: type[S], **more: object) -> S:
+        """The study's configuration; what is None is left at its default."""
+        from sfumato.config.overrides import build
+
+        given = {
+            "count": self.count,
+            "classifier": self.classifier,
+            "first_seed": self.seed,
+            **more,
+        }
+        values = {name: value for name, value in given.items() if value is not None}
+        return build(schema, values, source="The command")
+
+
+Command = Callable[..., Any]
+
+
+def grouped(command: Command) -> Command:
+    """`command` with each field of its dataclass parameters as an option: Typer has no groups."""
+    signature = inspect.signature(command)
+    groups: dict[str, Any] = {}
+    flat: list[inspect.Parameter] = []
+    for name, parameter in signature.parameters.items():
+        if not is_dataclass(parameter.annotation):
+            flat.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        groups[name] = parameter.annotation
+        hints = get_type_hints(parameter.annotation, include_extras=True)
+        flat += [
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=field.default,
+                annotation=hints[field.name],
+            )
+            for field in fields(parameter.annotation)
+        ]
+
+    @wraps(command)
+    def run(**given: Any) -> Any:
+        for name, group in groups.items():
+            own = {field.name: given.pop(field.name) for field in fields(group)}
+            given[name] = group(**own)
+        return command(**given)
+
+    run.__signature__ = signature.replace(parameters=flat)  # pyright: ignore
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in flat}
+    return run
+
+
+def register(app: typer.Typer, commands: Sequence[tuple[Command, str]]) -> None:
+    """Add commands, each with an example, under their own names."""
+    for command, example in commands:
+        name = command.__name__.removesuffix("_")
+        app.command(name, epilog=f"Example: `{example}`")(grouped(command))

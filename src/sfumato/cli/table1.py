@@ -1,61 +1,81 @@
-"""What `sfumato table1` prints: both protocols side by side."""
+"""`sfumato table1`."""
 
 import textwrap
-from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.table import Table
+from sfumato.base.progress import Progress
+from sfumato.cli.evaluate import checked_settings
+from sfumato.cli.options import (
+    CardFolder,
+    Data,
+    Form,
+    MeasureOptions,
+    ModelPath,
+    Scales,
+    SolverOptions,
+    stoppable,
+)
+from sfumato.cli.show import log, log_wrapped, new_table, open_model, print_table
 
-from sfumato.base.errors import InputError
-from sfumato.base.files import write_text
-from sfumato.cli.evaluation import ImagesLine, model_to_measure
-from sfumato.cli.show import print_table, say, say_wrapped
-from sfumato.evaluation.measure import evaluate
-from sfumato.evaluation.pictures import write_pictures
-from sfumato.evaluation.target import is_model
-from sfumato.generation.bundle_names import beside
-from sfumato.paper.table1 import Tools, measure_table1
-from sfumato.paper.table1_page import columns, markdown, rows_of, told
+if TYPE_CHECKING:
+    from sfumato.paper.table1 import Table1
+
+COUNT = 1000
 
 
-def table1_and_print(
-    model: Path,
+def table1(
+    model: ModelPath,
     *,
-    settings: Sequence[str],
-    form: str | None,
-    seed: int,
-    out: Path | None,
-    device: str,
+    measure: MeasureOptions,
+    scales: Scales = "0,2,5,10",
+    form: Form = None,
+    solver: SolverOptions,
+    data: Data = None,
+    out: CardFolder = None,
 ) -> None:
-    """Evaluate, measure the same images by the paper's protocol too, print and write both."""
-    if not is_model(model):
-        raise InputError(f"{model} is no model.", hint="Give a run, a pipeline or bundled:NAME.")
-    target, config, where = model_to_measure(
-        model, settings=settings, form=form, seed=seed, held_out=False, device=device
+    """The paper's Table 1 by its own protocol, and by one with intervals and a trained classifier.
+
+    The same images are measured by both. Interrupted and started again, it resumes.
+    """
+    overrides = measure.overrides(
+        sampling__sampler=solver.sampler,
+        sampling__steps=solver.steps,
+        evaluation__count=measure.count or COUNT,
+        evaluation__guidance_scales=scales,
+        sampling__guidance=form,
+        data__source=data,
     )
-    tools = Tools.open(target, config)
-    evaluated = evaluate(
-        target,
-        config,
-        base=out or beside(model, "evaluation"),
-        device=where,
-        say=say,
-        on_images=ImagesLine(),
-    )
-    write_pictures(evaluated)
-    table = measure_table1(target, config, evaluated, tools, say=say)
-    shown = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    rows = rows_of(table)
+    checked_settings(overrides)
+    from sfumato.base.files import write_text
+    from sfumato.generation.bundle_names import beside
+    from sfumato.paper.table1 import measure_table1
+    from sfumato.paper.table1_page import markdown
+
+    with stoppable():
+        found = measure_table1(
+            open_model(model, measure.device),
+            overrides=overrides,
+            out=out or beside(model, "evaluation"),
+            log=log,
+            on_images=Progress(),
+        )
+    print_table1(found)
+    assert found.folder is not None
+    write_text(found.folder / "table1.md", markdown(found))
+    log(f"Table   {found.folder / 'table1.md'}")
+
+
+def print_table1(found: "Table1") -> None:
+    from sfumato.paper.table1_page import columns, rows_of, told
+
+    rows = rows_of(found)
     kept = [place for place in range(len(rows[0])) if any(row[place] for row in rows)]
-    for place in kept:
-        name = textwrap.fill(columns(table)[place], width=14)
-        shown.add_column(name, justify="right" if place else "left", no_wrap=True)
+    names = [textwrap.fill(columns(found)[place], width=14) for place in kept]
+    table = new_table(names, padding=(0, 2, 0, 0))
     for row in rows:
-        # Intervals under their figures: beside them the table is wider than a terminal.
-        shown.add_row(*(row[place].replace(" (", "\n(") for place in kept))
-    print_table(shown)
-    say("")
-    for sentence in told(table):
-        say_wrapped(sentence)
-    write_text(evaluated.folder / "table1.md", markdown(table))
-    say(f"Table   {evaluated.folder / 'table1.md'}")
+        # Intervals below their values: beside them the table is wider than a terminal.
+        table.add_row(*(row[place].replace(" (", "\n(") for place in kept))
+    print_table(table)
+    log("")
+    for sentence in told(found):
+        log_wrapped(sentence)

@@ -1,17 +1,18 @@
-"""Reading configurations: presets, YAML files, overrides; and whose a run folder is."""
+"""Reading configurations: presets, YAML files and `--set` overrides."""
 
-import difflib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
+from pydantic import create_model
 
 from sfumato.base.errors import ConfigError, InputError, nearest
-from sfumato.base.section import Section, validate
+from sfumato.base.section import Section, settings_of, validate
 
 S = TypeVar("S", bound=Section)
 
@@ -55,20 +56,25 @@ def read_named(
 def build(
     section: type[S], values: dict[str, Any], overrides: Sequence[str] = (), *, source: str
 ) -> S:
-    """A experiment (or any section) from plain values with `section.key=value` overrides.
+    """An experiment (or any section) from plain values with `section.key=value` overrides.
 
-    Raises `ConfigError` with the nearest match for whatever is not known.
+    Raises one `ConfigError` with every problem, and the nearest match for what is not known.
     """
+    problems = [problem for one in overrides if (problem := _apply(section, values, one))]
     named = {override.partition("=")[0] for override in overrides}
     if {"training.images", "training.epochs"} <= named:
-        raise ConfigError(
-            "--set names training.images and training.epochs.", hint="Give one of them."
-        )
-    for override in overrides:
-        _apply(section, values, override)
+        problems.append("training.images and training.epochs: give one of them.")
     if overrides:
         source += f" with --set {' '.join(overrides)}"
-    return validate(section, values, source=source)
+    return validate(section, values, source=source, problems=problems)
+
+
+def override(sections: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Sections by name with `section.key=value` overrides; `ConfigError` as `build`."""
+    fields: dict[str, Any] = {name: (type(one), one) for name, one in sections.items()}
+    schema = create_model("Settings", __base__=Section, **fields)
+    found = build(schema, schema().model_dump(mode="json"), overrides, source="The command")
+    return {name: getattr(found, name) for name in sections}
 
 
 def read_text(path: Path) -> str:
@@ -95,60 +101,52 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     return values
 
 
-def _apply(section: type[Section], values: dict[str, Any], override: str) -> None:
-    """Put one `section.key=value` into nested values; `ConfigError` for unknown keys."""
+def _apply(section: type[Section], values: dict[str, Any], override: str) -> str:
+    """Put one `section.key=value` into nested values; a sentence on what is wrong with it."""
     path, separator, text = override.partition("=")
     if not separator or not path:
-        raise ConfigError(
-            f"--set {override}: expected section.key=value.",
-            hint="For example: --set training.batch_size=32",
-        )
+        return f"{override}: expected section.key=value, such as training.batch_size=32."
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: {text!r} is not a YAML value.") from error
-    known = list(dict.fromkeys([*setting_names(section), *names_in(values)]))
+    except yaml.YAMLError:
+        return f"{path}: {text!r} is not a YAML value."
+    known = list(dict.fromkeys([*settings_of(section), *names_in(values)]))
     if path not in known:
-        raise ConfigError(
-            f"--set {path}: no such setting.",
-            hint=_nearest_setting(path, known)
-            or (f"`sfumato presets show {section.example}` lists all." if section.example else ""),
-        )
+        return f"{path}: no such setting. {_nearest_setting(path, known)}".rstrip()
     *parents, last = path.split(".")
     for parent in parents:
-        values = values.setdefault(parent, {})
+        inner = values.get(parent)
+        values[parent] = values = inner if isinstance(inner, dict) else {}
+    if last == "process":  # the settings of one process are not those of another
+        values.clear()
     if last in ("images", "epochs") and parents == ["training"]:
         values.pop("epochs" if last == "images" else "images", None)
     values[last] = value
+    return ""
 
 
-def names_in(values: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The dotted names of nested values: parts of a mapping whose keys are the preset's own."""
-    names = []
+def names_in(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The dotted names of nested values, those of mappings before what is in them."""
     for key, value in values.items():
-        names.append(f"{prefix}{key}")
+        yield f"{prefix}{key}"
         if isinstance(value, Mapping):
-            names += names_in(value, f"{prefix}{key}.")
-    return names
+            yield from names_in(value, f"{prefix}{key}.")
 
 
-_ALSO_KNOWN_AS = {"learning_rate": "lr"}
+_ALSO_KNOWN_AS = {"learning_rate": "lr", "scheduler": "sampler"}
 
 
 def _nearest_setting(path: str, known: list[str]) -> str:
-    """Sections are often forgotten, so the last part alone may name the setting; where none is
-    near the settings of the section, empty where there is no such section either.
-    """
+    """The nearest setting by its last part, since sections are often left out; else the settings of
+    the section; empty where there is no such section."""
     settings = [name for name in known if not any(one.startswith(f"{name}.") for one in known)]
     last = path.rsplit(".", 1)[-1]
     last = _ALSO_KNOWN_AS.get(last, last)
     keys = {name.rsplit(".", 1)[-1] for name in settings}
-    alike = [last] if last in keys else difflib.get_close_matches(last, keys, n=3, cutoff=0.7)
+    alike = [last] if last in keys else get_close_matches(last, keys, n=3, cutoff=0.7)
     # Of settings whose last parts are alike, the section decides.
-    near = difflib.get_close_matches(
-        path, [name for name in settings if name.rsplit(".", 1)[-1] in alike], n=1, cutoff=0
-    )
-    if near:
+    candidates = [name for name in settings if name.rsplit(".", 1)[-1] in alike]
+    if near := get_close_matches(path, candidates, n=1, cutoff=0):
         return f"Did you mean '{near[0]}'?"
     section = f"{path.rpartition('.')[0] or path}."
     own = [name.removeprefix(section) for name in known if name.startswith(section)]
@@ -156,32 +154,21 @@ def _nearest_setting(path: str, known: list[str]) -> str:
     return f"Settings of {section[:-1]}: {', '.join(own)}." if own else ""
 
 
-def setting_names(section: type[Section], prefix: str = "") -> list[str]:
-    """Every setting's dotted name, sections included."""
-    names = []
-    for name, field in section.model_fields.items():
-        names.append(prefix + name)
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, Section):
-            names += setting_names(annotation, f"{prefix}{name}.")
-    return names
-
-
 def differences(a: Section, b: Section) -> dict[str, tuple[Any, Any]]:
     """Settings in which two experiments differ, by dotted name."""
-
-    def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-        result: dict[str, Any] = {}
-        for key, item in value.items():
-            if isinstance(item, Mapping):
-                result.update(flat(item, f"{prefix}{key}."))
-            else:
-                result[prefix + key] = item
-        return result
-
-    first, second = flat(a.model_dump(mode="json")), flat(b.model_dump(mode="json"))
+    first, second = _flat(a.model_dump(mode="json")), _flat(b.model_dump(mode="json"))
     return {
         name: (first.get(name), second.get(name))
         for name in {**first, **second}
         if first.get(name) != second.get(name)
     }
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
+    return found

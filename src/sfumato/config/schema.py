@@ -1,12 +1,13 @@
 """The experiments that can be trained: each is the whole configuration of a run."""
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, Union, overload
 
 import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from sfumato.base.errors import ConfigError, nearest
+from sfumato.base.errors import ConfigError, InputError, nearest
 from sfumato.base.section import Count, NotNegative, Positive, Section, Share
 from sfumato.config.overrides import build, read_values
 from sfumato.config.sections import (
@@ -15,13 +16,13 @@ from sfumato.config.sections import (
     DataConfig,
     EvaluationConfig,
     OptimizerConfig,
-    SamplingConfig,
     TextConfig,
     TowersConfig,
     TrainingConfig,
     UNetConfig,
 )
-from sfumato.diffusion.schedule import DiffusionConfig
+from sfumato.diffusion.process import PROCESSES, Process, VariancePreserving
+from sfumato.diffusion.solvers.registry import Sampling, check_sampling
 
 CHANGEABLE_ON_RESUME = {
     "about": "a description",
@@ -32,12 +33,12 @@ CHANGEABLE_ON_RESUME = {
     "training.epochs": "length",
     "training.log_every_images": "cadence",
     "training.sample_every_images": "cadence",
-    "training.agreement_every_images": "cadence",
+    "training.accuracy_every_images": "cadence",
     "training.checkpoint_every_images": "cadence",
     "training.checkpoint_epochs": "cadence",
     "training.keep_checkpoints": "output",
 }
-"""Settings that may differ when a run goes on; any other difference is another experiment."""
+"""Settings that may differ when a run is resumed; others make another experiment."""
 
 
 class Experiment(Section):
@@ -47,12 +48,12 @@ class Experiment(Section):
     """
 
     changeable_on_resume: ClassVar[Mapping[str, str]]
-    """Settings that may differ when a run goes on; any other difference is another experiment."""
+    """Settings that may differ when a run is resumed; others make another experiment."""
 
     name: str
     """The preset's name."""
     about: str = ""
-    """One line for people."""
+    """One line of description."""
     seed: int = Field(default=0, ge=0, le=2**63 - 1)
     """Seed of weights, order, noise and dropped captions."""
 
@@ -62,6 +63,22 @@ class Experiment(Section):
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _process_name(values: Any) -> str:
+    if isinstance(values, Mapping):
+        return str(values.get("process", "variance_preserving"))
+    return str(getattr(values, "process", values))
+
+
+if TYPE_CHECKING:
+    DiffusionSection = Process
+else:
+    DiffusionSection = Annotated[
+        Union[tuple(Annotated[process, Tag(name)] for name, process in PROCESSES.items())],  # noqa: UP007
+        Discriminator(_process_name),
+    ]
+    """The `diffusion` section: one of the processes, by its `process`."""
 
 
 class DiffusionExperiment(Experiment):
@@ -75,15 +92,19 @@ class DiffusionExperiment(Experiment):
     data: DataConfig
     text: TextConfig = TextConfig()
     model: UNetConfig
-    diffusion: DiffusionConfig = DiffusionConfig()
+    diffusion: DiffusionSection = VariancePreserving()
     training: TrainingConfig
-    sampling: SamplingConfig = SamplingConfig()
+    sampling: Sampling = Sampling()
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="after")
-    def _no_more_steps_than_levels(self) -> "DiffusionExperiment":
-        steps, levels = self.sampling.steps, self.diffusion.num_train_timesteps
-        if steps > levels:
+    def _sampling_fits(self) -> "DiffusionExperiment":
+        try:
+            check_sampling(self.sampling, self.diffusion)
+        except InputError as error:
+            raise ValueError(f"sampling: {error}") from error
+        steps, levels = self.sampling.steps, getattr(self.diffusion, "num_train_timesteps", None)
+        if levels is not None and steps > levels:
             raise ValueError(
                 f"sampling.steps is at most diffusion.num_train_timesteps, {levels} (got {steps})"
             )
@@ -94,7 +115,7 @@ class DiffusionExperiment(Experiment):
 
 
 class ClassSet(Section):
-    """Images that share their classes, and how those are spoken of."""
+    """Data sets that share their classes, with the captions of those."""
 
     sources: tuple[str, ...]
     """Data sources with the same classes: digits, a Hub name or a folder."""
@@ -114,7 +135,7 @@ class ClassSet(Section):
 
 
 class ClipTrainingConfig(Section):
-    """How long, in which batches, and what is kept."""
+    """Length, batches, optimizer, and what is logged and kept."""
 
     batch_size: Count
     """Images of one optimizer step, over all ranks."""
@@ -123,8 +144,8 @@ class ClipTrainingConfig(Section):
     captions_per_class: Count = 2
     """Captions of every class that the images of a step meet."""
     distractors: int = Field(default=3, ge=0)
-    """Up to so many unrelated words are put into half of the captions, so that words which no
-    caption has do not change what a caption is about."""
+    """Half of the captions get up to so many unrelated words, which teaches the towers to ignore
+    words that say nothing of the class."""
     optimizer: OptimizerConfig
     log_every_images: Count = 10_000
     """Images between two lines of metrics.jsonl."""
@@ -159,7 +180,7 @@ class ClipExperiment(Experiment):
 
 
 class ClassifierTrainingConfig(Section):
-    """How long, in which batches, with which changes of the images, and what is kept."""
+    """Length, batches, augmentation, optimizer, and what is logged and kept."""
 
     batch_size: int = Field(default=64, ge=2)
     """Images of one optimizer step, two or more for batch norm."""
@@ -168,7 +189,7 @@ class ClassifierTrainingConfig(Section):
     affine: NotNegative = 0.1
     """Size of random affine changes: 0.1 scales and shears by 10 %, shifts by 5 %; 0 for none.
 
-    It interpolates, which blurs small photos that are to be judged sharp: there `shift` is better.
+    It interpolates, which blurs small photos; `shift` does not.
     """
     shift: int = Field(default=0, ge=0)
     """Images are shifted by up to this many whole pixels each way, their edges repeated."""
@@ -193,7 +214,7 @@ class ClassifierTrainingConfig(Section):
 
 
 class ClassifierExperiment(Experiment):
-    """Everything that training a judge depends on."""
+    """Everything that training a classifier depends on."""
 
     example: ClassVar = "classifier"
     changeable_on_resume: ClassVar = {
@@ -213,6 +234,7 @@ class ClassifierExperiment(Experiment):
         return self.training.total_images(data_set_size), self.training.batch_size
 
 
+E = TypeVar("E", bound=Experiment)
 SCHEMAS: dict[str, type[Experiment]] = {
     "diffusion": DiffusionExperiment,
     "clip": ClipExperiment,
@@ -221,16 +243,29 @@ SCHEMAS: dict[str, type[Experiment]] = {
 """Experiments by their `method`."""
 
 
-def load_experiment(name: str, overrides: Sequence[str] = ()) -> Experiment:
-    """An experiment of any method from a preset's name or a YAML file, with overrides.
+@overload
+def load_experiment(name: str | Path, overrides: Sequence[str] = ()) -> Experiment: ...
+@overload
+def load_experiment(name: str | Path, overrides: Sequence[str] = (), *, schema: type[E]) -> E: ...
+def load_experiment(
+    name: str | Path, overrides: Sequence[str] = (), *, schema: type[Experiment] = Experiment
+) -> Experiment:
+    """An experiment from a preset's name or a YAML file, with overrides.
 
-    Raises `ConfigError` with the nearest match for whatever is not known.
+    `schema`: the kind of experiment that is expected. Raises `ConfigError` for another kind, and
+    with the nearest match for whatever is not known.
     """
-    values, source = read_values(name)
+    values, source = read_values(str(name))
     method = str(values.get("method", "diffusion"))
     if method not in SCHEMAS:
         raise ConfigError(
             f"{source}: method: nothing named '{method}' can be trained.",
             hint=nearest(method, sorted(SCHEMAS)),
+        )
+    if not issubclass(SCHEMAS[method], schema):
+        wanted = next(name for name, one in SCHEMAS.items() if one is schema)
+        raise ConfigError(
+            f"{source} is an experiment of the method '{method}'; '{wanted}' is needed here.",
+            hint="`sfumato presets list` shows the presets.",
         )
     return build(SCHEMAS[method], values, overrides, source=source)

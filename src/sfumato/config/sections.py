@@ -1,6 +1,6 @@
 """The sections of an experiment: what can be set, with ranges and documentation.
 
-This module imports no torch, so that everything that was typed can be checked first.
+This module imports no torch: a mistyped setting is reported at once.
 """
 
 import math
@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from sfumato.base.images import ValueRange
 from sfumato.base.section import (
     Count,
     GuidanceScale,
@@ -15,11 +16,8 @@ from sfumato.base.section import (
     Positive,
     Section,
     Share,
-    ValueRange,
 )
-from sfumato.diffusion.guidance import GuidanceConfig
-from sfumato.diffusion.spacing import TimestepSpacing
-from sfumato.diffusion.targets import LossWeight
+from sfumato.diffusion.process import LossWeight
 
 Auto = Literal["auto"]
 Fit = Literal["crop", "squash"]
@@ -27,14 +25,13 @@ Level = Literal["plain", "attention"]
 Loading = Literal["memory", "stream"]
 AUTO_CAPTION = ("auto",)
 FEWEST_IMAGES = 10
-"""Fewer images are not worth a measurement."""
+"""Fewer images cannot be measured."""
 
 
 class DataConfig(Section):
-    """Which images, at which size, with which captions.
+    """The images, their size and their captions.
 
-    What is `auto` is found in the images and made concrete before a run begins; its
-    experiment.yaml holds what was found.
+    `auto` is replaced by what the images say before a run begins; experiment.yaml has the result.
     """
 
     source: str = ""
@@ -47,17 +44,17 @@ class DataConfig(Section):
     """How images that are not square become so: crop (the centre) or squash (the paper)."""
     caption: tuple[str, ...] = AUTO_CAPTION
     """Caption templates with {caption}, the image's own, {class_name}, {word} or {label}; a step
-    draws one for each image. auto: {caption} where there are captions."""
+    picks one for each image. auto: {caption} where there are captions."""
     held_out: tuple[str, ...] = ()
-    """Caption templates that are never trained on; `sfumato evaluate --held-out` asks for them."""
+    """Caption templates that are never trained on, for `sfumato evaluate --held-out`."""
     value_range: ValueRange = (-1.0, 1.0)
     """Range of pixel values inside the network; sampled images are clamped to it."""
     split_seed: int = 0
-    """Seed of the split into train, judge and test, where a source has none of its own."""
+    """Seed of the split into train, classifier and test, where a source has none of its own."""
     test_share: Share = 0.1
     """Share of the images held out for test, where a source has no test part of its own."""
     tuning_share: Share = 0.0
-    """Share of the test images that a judge may be tuned on; figures come from the others."""
+    """Share of the test images that a classifier may be tuned on; metrics use the others."""
     max_damaged: Share = 0.01
     """Largest share of damaged rows that are skipped; more of them end the run."""
     loading: Loading | Auto = "auto"
@@ -180,7 +177,7 @@ class UNetConfig(Section):
 
 
 class AveragingConfig(Section):
-    """Exponential moving average of the weights, timed in images so that batch size is free."""
+    """Exponential moving average of the weights, timed in images, whatever the batch size."""
 
     halflife_images: NotNegative = 500_000
     """Images after which a weight's share in the average has halved; 0: no averaging."""
@@ -208,7 +205,7 @@ class ClassifierConfig(Section):
 
 
 class TextConfig(Section):
-    """Which text encoder, and how many tokens it hands on."""
+    """The text encoder and the number of tokens."""
 
     encoder: str = "bundled"
     """`bundled`, a folder, or a Hub name such as openai/clip-vit-base-patch32."""
@@ -220,7 +217,7 @@ class TowersConfig(Section):
     """Sizes of the two towers."""
 
     text_width: Count = 512
-    """Width of the text tokens: 512, so that U-Nets keep the paper's cross-attention."""
+    """Width of the text tokens; 512 is that of the paper's cross-attention."""
     text_layers: Count = 2
     """Transformer layers of the text tower."""
     text_heads: Count = 8
@@ -233,21 +230,6 @@ class TowersConfig(Section):
     """Channels of the image tower at 32, 16, 8 and 4 pixels."""
     embedding: Count = 128
     """Width of the space that both towers map into."""
-
-
-class SamplingConfig(Section):
-    """How a trained model draws, unless a command says otherwise."""
-
-    scheduler: str = "DPMSolver++"
-    """Sampler: DDPM, DDIM, DPMSolver++, UniPC, Euler, EulerAncestral or Heun."""
-    steps: Count = 20
-    """Denoising steps. A guided step costs two network calls an image, with Heun nearly four."""
-    guidance_scale: GuidanceScale = 3.0
-    """w of Eq. 1: 0 is unconditional, 1 conditional without guidance."""
-    guidance: GuidanceConfig = GuidanceConfig()
-    """Form of guidance, short (`apg:eta=0`) or as a section."""
-    timestep_spacing: TimestepSpacing = "trailing"
-    """Which timesteps are visited: `trailing` starts at the noisiest that the sampler takes."""
 
 
 class OptimizerConfig(Section):
@@ -268,7 +250,7 @@ class OptimizerConfig(Section):
 
 
 class TrainingConfig(Section):
-    """How long, in which batches, and what is kept."""
+    """Length, batches, optimizer, averages, and what is logged and kept."""
 
     batch_size: Count
     """Images of one optimizer step, over all ranks."""
@@ -294,9 +276,9 @@ class TrainingConfig(Section):
     """Images between two lines of metrics.jsonl."""
     sample_every_images: Count = 10_000
     """Images between two grids of samples."""
-    agreement_every_images: Count | None = None
-    """Images between two quick evaluations (`evaluation.quick_count`), lines of agreement.jsonl;
-    null for none. A judge that is not in the cache is trained first."""
+    accuracy_every_images: Count | None = None
+    """Images between two quick evaluations (`evaluation.quick_count`), lines of accuracy.jsonl;
+    null for none. A classifier that is not in the cache is trained first."""
     checkpoint_every_images: Count = 10_000
     """Images between two checkpoints."""
     keep_checkpoints: Count = 2
@@ -323,7 +305,7 @@ class TrainingConfig(Section):
         """Length of the run in images."""
         if self.images is not None:
             return self.images
-        assert self.epochs is not None  # the validator saw to it
+        assert self.epochs is not None  # by `_one_length`
         return round(self.epochs * data_set_size)
 
 
@@ -341,33 +323,38 @@ class FeaturesConfig(Section):
     small_clip: str = "bundled"
     """The small CLIP: bundled, or the folder of another."""
     may_download: bool = False
-    """Whether weights that are not at hand are fetched (91 MiB, and what the Hub names hold)."""
+    """Whether missing weights are downloaded (91 MiB, and what the Hub names hold)."""
 
 
 class EvaluationConfig(Section):
-    """What is measured when nothing else is asked for."""
+    """What `sfumato evaluate` measures."""
 
     guidance_scales: tuple[GuidanceScale, ...] = (1, 2, 3, 5)
     """The guidance scales of a table."""
     count: int = 100
-    """Images drawn for each guidance scale."""
+    """Images sampled for each guidance scale."""
     quick_count: int = 200
-    """Images of a quick evaluation during training (`training.agreement_every_images`)."""
+    """Images of a quick evaluation during training (`training.accuracy_every_images`)."""
     quick_scales: tuple[GuidanceScale, ...] = (1,)
     """Guidance scales of a quick evaluation."""
     labels: Literal["balanced", "random"] = "balanced"
-    """Classes asked for: in turn, as many of each, or drawn by lot."""
-    judge: str = "auto"
-    """Who reads the classes: auto (trained once and kept), a run of `sfumato train classifier`, an
-    image classifier of transformers (a folder or Hub name), untrained or untrained:SEED."""
-    extractors: tuple[str, ...] = ("inception", "clip", "dinov2", "small-clip", "judge")
-    """Networks whose features are measured; those whose weights are not at hand say so."""
+    """Classes of the prompts: `balanced` as many of each, `random` chosen at random."""
+    classifier: str = "auto"
+    """Classifier of the class accuracy: auto (trained once and kept), a run of `sfumato train
+    classifier`, an image classifier of transformers (a folder or Hub name), untrained or
+    untrained:SEED."""
+    extractors: tuple[str, ...] = ("inception", "clip", "dinov2", "small-clip", "classifier")
+    """Networks whose features are measured; those without weights on this machine are skipped."""
     features: FeaturesConfig = FeaturesConfig()
     """Where the weights of the extractors come from."""
     reference_count: int | None = None
     """Real images on the other side: the first so many of the reference split; null for all."""
-    floor_pairs: int = Field(default=10, ge=2)
-    """Real sets that are measured like a generated one, for the floor."""
+    first_seed: int = Field(default=0, ge=0)
+    """Seed of the first image of each row; the next ones count up."""
+    held_out: bool = False
+    """Whether the prompts are the captions of data.held_out, which are never trained on."""
+    baseline_pairs: int = Field(default=10, ge=2)
+    """Sets of real images that are measured like generated ones: the real-vs-real baseline."""
 
     @field_validator("count", "quick_count")
     @classmethod

@@ -12,15 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato.base.errors import ConfigError, DamagedDataError, InputError, nearest
+from sfumato.base.errors import DamagedDataError, InputError
 from sfumato.config.sections import DataConfig
 from sfumato.data.captions import OWN, caption_images, class_captions, fields
 from sfumato.data.decode import NO_CAPTION, Decoded, Target, decode_rows
 from sfumato.data.prepared import MappedImages, read_prepared
 from sfumato.data.sources.digits import read_digits
 from sfumato.data.sources.folder import read_folder
-from sfumato.data.sources.hub import hub_folder, is_hub_name
+from sfumato.data.sources.hub import hub_folder
 from sfumato.data.sources.idx import read_idx
+from sfumato.data.sources.local import local_folder
 from sfumato.data.sources.parquet import Columns, read_parquet
 from sfumato.data.table import Damage, Part, RawImages, list_damage, visible_files
 
@@ -123,32 +124,8 @@ def _open_folder(folder: Path, config: DataConfig) -> RawImages:
 
 
 def source_folder(source: str) -> Path:
-    """The local folder of a source that is not bundled."""
-    if not source:
-        raise ConfigError(
-            "No images are named.",
-            hint="Add --data FOLDER (your own images), --data OWNER/NAME (from the Hub) or "
-            "--data digits.",
-        )
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.is_file():
-        raise InputError(f"{folder} is a file.", hint="Give the folder that it lies in.")
-    if is_hub_name(source):
-        if folder.parent.is_dir():
-            raise InputError(
-                f"There is no folder '{folder.name}' in {folder.parent}.",
-                hint="Check the spelling. A data set of the Hub by this name is fetched from any "
-                f"place that has no folder '{folder.parts[0]}'.",
-            )
-        return hub_folder(source)
-    if "/" in source or source.startswith(("~", ".")):
-        raise InputError(f"{folder} does not exist.", hint="Give a folder of images.")
-    raise ConfigError(
-        f"data.source: no source named '{source}'.",
-        hint=f"{nearest(source, sorted(BUNDLED))} A folder or a Hub name OWNER/NAME will do too.",
-    )
+    """The local folder of a source that is not bundled, downloaded where it is a Hub name."""
+    return local_folder(source) or hub_folder(source)
 
 
 def source_name(config: DataConfig) -> str:

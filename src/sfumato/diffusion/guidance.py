@@ -7,16 +7,16 @@ here and a line in `GUIDANCE_FORMS`; the fields that it adds are its parameters.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, Protocol
-
-import torch
-from pydantic import Field, model_validator
-from torch import Tensor
+from functools import cache
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from sfumato.base.errors import InputError, nearest
-from sfumato.base.section import Section, ValueRange
+from sfumato.base.images import ValueRange
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Branch = Literal["cond", "uncond", "weak"]
 """The caption; the null prompt; the caption, but by the weaker network of autoguidance."""
@@ -34,7 +34,7 @@ class Guidance(Protocol):
         """
         ...
 
-    def combine(self, x0: Mapping[Branch, Tensor], memory: dict[str, Tensor]) -> Tensor:
+    def combine(self, x0: "Mapping[Branch, Tensor]", memory: "dict[str, Tensor]") -> "Tensor":
         """One x0 (B, C, H, W) from those of the branches, each (B, C, H, W).
 
         `memory`: what the form keeps from step to step; empty at the start of a sampling run, and
@@ -64,12 +64,12 @@ class ClassifierFreeGuidance:
             return ("cond",)
         return ("cond", self.away_from)
 
-    def combine(self, x0: Mapping[Branch, Tensor], memory: dict[str, Tensor]) -> Tensor:
+    def combine(self, x0: "Mapping[Branch, Tensor]", memory: "dict[str, Tensor]") -> "Tensor":
         if len(x0) == 1:
             return next(iter(x0.values()))
         return self.guided(x0["cond"], x0[self.away_from], memory)
 
-    def guided(self, cond: Tensor, uncond: Tensor, memory: dict[str, Tensor]) -> Tensor:
+    def guided(self, cond: "Tensor", uncond: "Tensor", memory: "dict[str, Tensor]") -> "Tensor":
         """Eq. 1 for two predictions (B, C, H, W)."""
         return uncond + self.scale * (cond - uncond)
 
@@ -113,7 +113,7 @@ class RescaledGuidance(ClassifierFreeGuidance):
         if not 0 <= self.phi <= 1:
             raise ValueError("phi is a share: 0 (plain) to 1 (all of the rescaled prediction)")
 
-    def guided(self, cond: Tensor, uncond: Tensor, memory: dict[str, Tensor]) -> Tensor:
+    def guided(self, cond: "Tensor", uncond: "Tensor", memory: "dict[str, Tensor]") -> "Tensor":
         plain = super().guided(cond, uncond, memory)
         factor = _per_image_std(cond) / _per_image_std(plain).clamp_min(1e-12)
         factor = self.phi * factor + (1 - self.phi)
@@ -135,10 +135,12 @@ class DynamicThresholding(ClassifierFreeGuidance):
         if not 0 < self.percentile <= 1:
             raise ValueError("percentile is a share above 0, up to 1")
 
-    def combine(self, x0: Mapping[Branch, Tensor], memory: dict[str, Tensor]) -> Tensor:
+    def combine(self, x0: "Mapping[Branch, Tensor]", memory: "dict[str, Tensor]") -> "Tensor":
         plain = super().combine(x0, memory)
         half = (self.value_range[1] - self.value_range[0]) / 2
         from_centre = plain - self.centre
+        import torch
+
         # Row by row: torch.quantile takes at most 2^24 numbers at once.
         rows = from_centre.abs().flatten(1)
         limits = torch.stack([row.quantile(self.percentile) for row in rows]).clamp_min(half)
@@ -165,7 +167,7 @@ class AdaptiveProjectedGuidance(ClassifierFreeGuidance):
         if self.norm < 0:
             raise ValueError("norm is at least 0 (0: no limit)")
 
-    def guided(self, cond: Tensor, uncond: Tensor, memory: dict[str, Tensor]) -> Tensor:
+    def guided(self, cond: "Tensor", uncond: "Tensor", memory: "dict[str, Tensor]") -> "Tensor":
         direction = cond - uncond
         if "direction" in memory:
             direction = direction + self.momentum * memory["direction"]
@@ -215,136 +217,95 @@ def form_parameters(form: str) -> dict[str, float]:
     return {name: getattr(GUIDANCE_FORMS[form], name) for name in own}
 
 
-def build_guidance(
-    form: str,
-    parameters: Mapping[str, float],
-    *,
-    scale: float,
-    value_range: ValueRange = (-1.0, 1.0),
-) -> ClassifierFreeGuidance:
-    """A registered form at guidance scale `scale`; `ValueError` for a parameter out of range."""
-    return GUIDANCE_FORMS[form](scale, value_range, **parameters)
+@dataclass(frozen=True)
+class GuidanceForm:
+    """A form of guidance and all its parameters, without the scale.
 
-
-def guidance_text(form: str, parameters: Mapping[str, float]) -> str:
-    """The short form, `apg:eta=0,momentum=-0.5`."""
-    values = (
-        f"{name}={int(value) if float(value).is_integer() else value!r}"
-        for name, value in parameters.items()
-    )
-    return ":".join(filter(None, (form, ",".join(values))))
-
-
-def parse_guidance(text: str) -> tuple[str, dict[str, float]]:
-    """A form and all its parameters from the short form.
-
-    `InputError` with the forms that there are.
-    """
-    try:
-        form, given = _split(text)
-        return form, _checked(form, given)
-    except ValueError as error:
-        raise InputError(
-            f"Guidance '{text}': {_ended(str(error))}",
-            hint="Forms and their parameters: "
-            + "; ".join(guidance_text(form, form_parameters(form)) for form in GUIDANCE_FORMS)
-            + ".",
-        ) from error
-
-
-def _ended(sentence: str) -> str:
-    return sentence if sentence.endswith(("?", ".")) else f"{sentence}."
-
-
-def _split(text: str) -> tuple[str, dict[str, float]]:
-    """A form and the parameters that its short form gives; `ValueError` for what is no number."""
-    form, _, rest = text.partition(":")
-    given = {}
-    for part in filter(None, rest.split(",")):
-        name, separator, number = part.partition("=")
-        try:
-            given[name.strip()] = float(number)
-        except ValueError as error:
-            expected = "is not a number" if separator else "has no value"
-            raise ValueError(f"{part} {expected}; write {form}:name=number") from error
-    return form.strip(), given
-
-
-def _checked(form: str, given: Mapping[str, float]) -> dict[str, float]:
-    """All parameters of a form, those not given at its defaults; `ValueError` for a wrong one."""
-    if form not in GUIDANCE_FORMS:
-        near = nearest(form, list(GUIDANCE_FORMS))
-        raise ValueError(f"no form of guidance is named '{form}'. {near}")
-    known = form_parameters(form)
-    for name, value in given.items():
-        if name not in known:
-            near = nearest(name, list(known)) or "It has none."
-            raise ValueError(f"{form} has no parameter '{name}'. {near}")
-        if not math.isfinite(value):
-            raise ValueError(f"{name} should be a finite number")
-    parameters = {**known, **given}
-    build_guidance(form, parameters, scale=2.0)  # its own checks of the parameters
-    return parameters
-
-
-class GuidanceConfig(Section):
-    """A form of guidance and its parameters, without the scale, as a section.
-
-    Written short it is `apg:eta=0,momentum=-0.5`: in YAML, on the command line, in the pipeline's
-    configuration and in a PNG.
+    Written as text it is `apg:eta=0,momentum=-0.5`: in YAML, on the command line, in a saved model
+    and in a PNG.
     """
 
-    form: str = "cfg"
-    """cfg, interval, rescaled, dynamic_thresholding, apg or autoguidance."""
-    parameters: dict[str, float] = Field(default_factory=dict)
-    """The form's own parameters; those not given have the form's defaults."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_text(cls, values: Any) -> Any:
-        if not isinstance(values, str):
-            return values
-        form, given = _split(values)
-        return {"form": form, "parameters": given}
-
-    @model_validator(mode="after")
-    def _known(self) -> "GuidanceConfig":
-        self.parameters.update(_checked(self.form, self.parameters))
-        return self
-
-    @classmethod
-    def parse(cls, text: str) -> "GuidanceConfig":
-        """From the short form; `InputError` with the forms that there are."""
-        form, parameters = parse_guidance(text)
-        return cls(form=form, parameters=parameters)
+    form: str
+    parameters: tuple[tuple[str, float], ...]
 
     def build(
         self, *, scale: float, value_range: ValueRange = (-1.0, 1.0)
     ) -> ClassifierFreeGuidance:
-        """The form itself at guidance scale `scale`."""
-        return build_guidance(self.form, self.parameters, scale=scale, value_range=value_range)
+        """The guidance at `scale`; `ValueError` for a parameter out of range."""
+        return GUIDANCE_FORMS[self.form](scale, value_range, **dict(self.parameters))
 
     @property
     def needs_weak_network(self) -> bool:
         return GUIDANCE_FORMS[self.form].away_from == "weak"
 
     def __str__(self) -> str:
-        """The short form with every parameter: enough to draw again."""
-        return guidance_text(self.form, self.parameters)
+        """The text with every parameter: enough to sample again."""
+        return _format(self.form, self.parameters)
 
     @property
     def label(self) -> str:
-        """The short form with what differs from the defaults: for people."""
+        """The text with the parameters that differ from their defaults."""
         defaults = form_parameters(self.form)
-        changed = {k: v for k, v in self.parameters.items() if v != defaults[k]}
-        return guidance_text(self.form, changed)
+        return _format(self.form, [(k, v) for k, v in self.parameters if v != defaults[k]])
 
 
-def _per_image_std(x0: Tensor) -> Tensor:
+def _format(form: str, parameters: Iterable[tuple[str, float]]) -> str:
+    values = (
+        f"{name}={int(value) if float(value).is_integer() else value!r}"
+        for name, value in parameters
+    )
+    return ":".join(filter(None, (form, ",".join(values))))
+
+
+@cache
+def parse_form(text: str) -> GuidanceForm:
+    """A form from its text, parameters that are not given at their defaults.
+
+    `ValueError` with the nearest form or parameter; `parse_guidance` is for what a user typed.
+    """
+    form, _, rest = text.partition(":")
+    form = form.strip()
+    if form not in GUIDANCE_FORMS:
+        near = nearest(form, list(GUIDANCE_FORMS))
+        raise ValueError(f"no form of guidance is named '{form}'. {near}")
+    parameters = form_parameters(form)
+    for part in filter(None, rest.split(",")):
+        name, separator, number = part.partition("=")
+        name = name.strip()
+        try:
+            value = float(number)
+        except ValueError as error:
+            expected = "is not a number" if separator else "has no value"
+            raise ValueError(f"{part} {expected}; write {form}:name=number") from error
+        if name not in parameters:
+            near = nearest(name, list(parameters)) or "It has none."
+            raise ValueError(f"{form} has no parameter '{name}'. {near}")
+        if not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number")
+        parameters[name] = value
+    found = GuidanceForm(form, tuple(parameters.items()))
+    found.build(scale=2.0)  # the form's own checks of its parameters
+    return found
+
+
+def parse_guidance(text: str) -> GuidanceForm:
+    """A form from its text; `InputError` that lists the forms and their parameters."""
+    try:
+        return parse_form(text)
+    except ValueError as error:
+        sentence = str(error)
+        forms = "; ".join(_format(form, form_parameters(form).items()) for form in GUIDANCE_FORMS)
+        raise InputError(
+            f"Guidance '{text}': {sentence}" + ("" if sentence.endswith(("?", ".")) else "."),
+            hint=f"Forms and their parameters: {forms}.",
+        ) from error
+
+
+def _per_image_std(x0: "Tensor") -> "Tensor":
     """(B, 1, 1, 1) float64 standard deviation over channels and pixels."""
     return x0.double().std((1, 2, 3), keepdim=True)
 
 
-def _per_image_norm(x0: Tensor) -> Tensor:
+def _per_image_norm(x0: "Tensor") -> "Tensor":
     """(B, 1, 1, 1) L2 norm over channels and pixels."""
     return x0.square().sum((1, 2, 3), keepdim=True).sqrt()

@@ -12,27 +12,23 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sfumato.base.section import ValueRange
+from sfumato.base.images import ValueRange
 from sfumato.diffusion.guidance import Branch, Guidance
-from sfumato.diffusion.schedule import NoiseSchedule, PredictionType
-from sfumato.diffusion.targets import predicted_x0
+from sfumato.diffusion.process import Process
 
-
-class Network(Protocol):
-    """(x_t (B, C, H, W), t (B,), tokens (B, L, D)) -> output (B, C, H, W)."""
-
-    def __call__(self, x_t: Tensor, t: Tensor, tokens: Tensor, /) -> Tensor: ...
+Network = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(x_t (B, C, H, W), t (B,), tokens (B, L, D)) -> output (B, C, H, W)."""
 
 
 class Solver(Protocol):
     """How a sampler goes from one noise level to the next, set up for one batch.
 
-    x_t is variance-preserving throughout, as the network was trained on it: at timestep t it is
-    sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) eps. Solvers that think in sigma rescale inside.
+    x_t is a(t) x0 + s(t) eps of the process throughout, as the network was trained on it; solvers
+    that work in sigma rescale inside.
     """
 
-    timesteps: Tensor
-    """(K,) integer: the noise level of each network evaluation, noisiest first.
+    times: Tensor
+    """(K,) times of the process: the noise level of each network evaluation, noisiest first.
 
     A solver of second order names a level twice where it evaluates the network twice.
     """
@@ -47,25 +43,25 @@ class Solver(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What `on_step` is told: evaluation `index` of `count`, x_t after it, the guided x0."""
+    """What `on_step` gets: evaluation `index` of `count`, x_t after it, the guided x0."""
 
     index: int
     count: int
-    t: int
+    t: float
     x_t: Tensor
     x0: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampled:
-    """`x0`: (B, C, H, W) float in the value range; `calls`: network evaluations an image.
+    """`x0`: (B, C, H, W) float in the value range; `nfe`: network evaluations an image.
 
-    `first_timestep`: the noise level at which sampling started.
+    `first_t`: the time at which sampling started.
     """
 
     x0: Tensor
-    calls: int
-    first_timestep: int
+    nfe: int
+    first_t: float
 
 
 def initial_noise(shape: tuple[int, int, int], generators: Sequence[torch.Generator]) -> Tensor:
@@ -76,138 +72,125 @@ def initial_noise(shape: tuple[int, int, int], generators: Sequence[torch.Genera
     return torch.cat([torch.randn(1, *shape, generator=generator) for generator in generators])
 
 
-def in_fixed_rows(network: Network, rows: int) -> Network:
-    """The same network, evaluated in calls of exactly `rows` images.
+def in_equal_rows(
+    network: Network,
+    rows: int,
+    *,
+    larger: Sequence[int] = (),
+    checked: dict[Hashable, bool] | None = None,
+) -> Network:
+    """The same network, evaluated in calls of `rows` images, or more where that gives equal bits.
 
     On a CPU the last bits of a matrix product depend on the number of its rows. With calls of one
     size (the last one filled up by repeating its last row) an image has the same bits whatever
-    else is in the batch. Measured, not assumed: see tests/test_sampling.py.
+    else is in the batch. Fewer and larger calls are faster: whether a size of `larger` gives the
+    same bits is found on its first use, by evaluating those inputs both ways. `checked` remembers
+    the outcome for the network's shapes and the number of threads, and belongs to one network in
+    one dtype. Measured, not assumed: see tests/test_sampling.py.
     """
+    checked = {} if checked is None else checked
 
-    def call(x_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+    def in_parts(inputs: Sequence[Tensor]) -> Tensor:
         outputs = []
-        for start in range(0, len(x_t), rows):
-            parts = [part[start : start + rows] for part in (x_t, t, tokens)]
+        for start in range(0, len(inputs[0]), rows):
+            parts = [part[start : start + rows] for part in inputs]
             count = len(parts[0])
             if count < rows:
                 parts = [torch.cat([p, p[-1:].expand(rows - count, *p.shape[1:])]) for p in parts]
             outputs.append(network(*parts)[:count])
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
-    return call
-
-
-def in_equal_rows(
-    network: Network, rows: int, *, larger: Sequence[int], checked: dict[Hashable, bool]
-) -> Network:
-    """`in_fixed_rows`, with calls of a larger size wherever that gives the same bits.
-
-    Fewer and larger calls are faster. Whether a size of `larger` may be used is found on its first
-    use, by evaluating those inputs both ways; `checked` remembers the outcome for the network's
-    shapes and the number of threads, and belongs to one network in one dtype.
-    """
-    in_parts = in_fixed_rows(network, rows)
-
-    def part(size: int, inputs: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        x_t, _, tokens = inputs
-        key = (size, x_t.shape[1:], tokens.shape[1:], torch.get_num_threads())
-        if key not in checked:
-            outputs = in_parts(*inputs)
-            checked[key] = torch.equal(outputs, network(*inputs))
-            return outputs
-        return network(*inputs) if checked[key] else in_parts(*inputs)
-
     def call(x_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
-        outputs = []
-        start = 0
+        outputs, start = [], 0
         while start < len(x_t):
             size = max((size for size in larger if size <= len(x_t) - start), default=rows)
-            stop = start + size
-            inputs = (x_t[start:stop], t[start:stop], tokens[start:stop])
-            outputs.append(part(size, inputs) if size > rows else in_parts(*inputs))
-            start = stop
+            inputs = [part[start : start + size] for part in (x_t, t, tokens)]
+            key = (size, x_t.shape[1:], tokens.shape[1:], torch.get_num_threads())
+            if size > rows and checked.get(key, True):
+                output = network(*inputs)
+                if key not in checked:
+                    exact = in_parts(inputs)
+                    checked[key] = torch.equal(output, exact)
+                    output = exact
+            else:
+                output = in_parts(inputs)
+            outputs.append(output)
+            start += size
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     return call
 
 
-def branch_outputs(
+def predicted_x0(
     networks: Mapping[Branch, Network | None],
+    process: Process,
     x_t: Tensor,
     t: Tensor,
     branches: Sequence[Branch],
     tokens: Callable[[tuple[Branch, ...]], Tensor],
 ) -> dict[Branch, Tensor]:
-    """Output (B, C, H, W) of each of `branches`; those of one network share a call.
+    """The x0 (B, C, H, W) of each of `branches`; those of one network share a call.
 
-    `tokens`: the text tokens of several branches, joined along the batch.
+    `t`: (B,) times of the process; `tokens`: those of several branches, joined along the batch.
     """
-    outputs: dict[Branch, Tensor] = {}
+    time = process.network_time(t)
+    predicted: dict[Branch, Tensor] = {}
     for network in dict.fromkeys(networks[branch] for branch in branches):
         assert network is not None, "this guidance needs a weak network"
         together: tuple[Branch, ...] = tuple(b for b in branches if networks[b] is network)
         count = len(together)
-        joined = network(torch.cat([x_t] * count), t.repeat(count), tokens(together))
-        outputs.update(zip(together, joined.to(x_t.dtype).split(len(x_t)), strict=True))
-    return outputs
+        joined = network(torch.cat([x_t] * count), time.repeat(count), tokens(together))
+        for branch, output in zip(together, joined.to(x_t.dtype).split(len(x_t)), strict=True):
+            predicted[branch] = process.x0(output, x_t, t)
+    return predicted
 
 
-def network_calls(timesteps: Tensor, schedule: NoiseSchedule, guidance: Guidance) -> int:
-    """Network evaluations an image of sampling over the levels `timesteps` (K,)."""
-    return sum(len(guidance.branches(sigma)) for sigma in schedule.sigma[timesteps].tolist())
+def nfe_of(times: Tensor, process: Process, guidance: Guidance) -> int:
+    """Network evaluations an image of sampling over `times` (K,)."""
+    return sum(len(guidance.branches(level)) for level in process.noise_level(times).tolist())
 
 
 def sample(
     network: Network,
     solver: Solver,
     *,
-    schedule: NoiseSchedule,
-    prediction_type: PredictionType,
+    process: Process,
     noise: Tensor,
     tokens: dict[Branch, Tensor],
     guidance: Guidance,
     weak_network: Network | None = None,
-    value_range: ValueRange | None,
+    x0_range: ValueRange | None,
     on_step: Callable[[Step], None] | None = None,
 ) -> Sampled:
     """Turn noise into images.
 
     `noise`: (B, C, H, W) standard normal, its dtype is that of all arithmetic outside the network;
     `tokens`: (B, L, D) for each branch the guidance needs; `weak_network`: of a guidance with the
-    branch `weak`; `value_range`: x0 is clamped to it at every evaluation, None for no clamping.
+    branch `weak`; `x0_range`: x0 is clamped to it at every evaluation, None for no clamping.
     """
     x_t = noise
     memory: dict[str, Tensor] = {}
+    networks: dict[Branch, Network | None] = {
+        "cond": network,
+        "uncond": network,
+        "weak": weak_network,
+    }
     joined_tokens = cache(lambda branches: torch.cat([tokens[branch] for branch in branches]))
-    sigmas = schedule.sigma[solver.timesteps].tolist()
-    calls = 0
-    for index, t in enumerate(solver.timesteps):
+    levels = process.noise_level(solver.times).tolist()
+    nfe = 0
+    for index, t in enumerate(solver.times):
         times = t.to(x_t.device).expand(len(x_t))
-        branches = guidance.branches(sigmas[index])
-        outputs = branch_outputs(
-            {"cond": network, "uncond": network, "weak": weak_network},
-            x_t,
-            times,
-            branches,
-            joined_tokens,
-        )
-        x0 = guidance.combine(
-            {
-                branch: predicted_x0(
-                    output, x_t, times, schedule=schedule, prediction_type=prediction_type
-                )
-                for branch, output in outputs.items()
-            },
-            memory,
-        )
-        if value_range is not None:
-            x0 = x0.clamp(*value_range)
+        branches = guidance.branches(levels[index])
+        predicted = predicted_x0(networks, process, x_t, times, branches, joined_tokens)
+        x0 = guidance.combine(predicted, memory)
+        if x0_range is not None:
+            x0 = x0.clamp(*x0_range)
         x_t = solver.step(x0, x_t, index=index)
-        calls += len(branches)
+        nfe += len(branches)
         if on_step is not None:
-            on_step(Step(index=index, count=len(solver.timesteps), t=int(t), x_t=x_t, x0=x0))
+            on_step(Step(index=index, count=len(levels), t=t.item(), x_t=x_t, x0=x0))
     return Sampled(
-        x0=x_t if value_range is None else x_t.clamp(*value_range),
-        calls=calls,
-        first_timestep=int(solver.timesteps[0]),
+        x0=x_t if x0_range is None else x_t.clamp(*x0_range),
+        nfe=nfe,
+        first_t=solver.times[0].item(),
     )

@@ -1,8 +1,7 @@
-"""Is one set of images better than another? Two evaluations of the same seeds and captions."""
+"""`compare`: paired tests of two sets of images of the same seeds and prompts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,76 +10,89 @@ from pydantic import Field
 from torch import Tensor
 
 from sfumato import __version__
+from sfumato.base.environment import now
 from sfumato.base.errors import ConfigError, DamagedDataError, InputError
 from sfumato.base.section import Section
-from sfumato.evaluation.card import MetricCard, Row, read_card
-from sfumato.evaluation.measure import image_values_file
-from sfumato.evaluation.metrics.paired import mcnemar, paired_bootstrap
-from sfumato.evaluation.taken import images_folder
-
-BETTER: dict[str, str] = {
-    "clip_score": "higher",
-    "frechet": "lower",
-    "nearest": "lower",
-    "diversity": "",
-    "saturated": "",
-}
-"""Which way a figure is better; "" where it is read beside the same figure of real images."""
-MEANINGS: dict[str, str] = {
-    "clip_score": "CLIP score",
-    "frechet": "Frechet",
-    "nearest": "nearest real",
-    "diversity": "diversity",
-    "saturated": "saturated",
-}
-
-
-class Agreements(Section):
-    """McNemar's test (exact) of who shows what was asked for."""
-
-    first: float
-    second: float
-    only_first: int
-    """Images that only the first got right."""
-    only_second: int
-    p_value: float
+from sfumato.evaluation.card import FILE_NAME, Card, Row, read_card
+from sfumato.evaluation.evaluate import Evaluated, evaluate, values_file
+from sfumato.evaluation.metrics.paired import mcnemar, paired_bootstrap, share_difference
+from sfumato.evaluation.metrics.registry import all_metrics, metric_of, title_of
+from sfumato.generation.bundle_names import (
+    check_comparable,
+    is_model,
+    model_folder,
+    path_and_scale,
+)
+from sfumato.generation.loading import load
+from sfumato.generation.model import Model
 
 
 class Difference(Section):
-    """One figure of both, and first - second by the paired bootstrap, with its 95 % interval."""
+    """One metric of both, and first - second with its 95 % interval: by a paired bootstrap, of
+    shares by McNemar's exact test and Newcombe's interval."""
 
-    name: str
-    extractor: str = ""
-    """The key of the extractor whose features it is taken on; "" for pixels."""
+    key: str
+    """The metric's name, with ".EXTRACTOR" for those of features."""
     first: float
     second: float
     difference: float
     low: float
     high: float
     p_value: float
+    only_first: int | None = None
+    """Of a share: images that only the first got right."""
+    only_second: int | None = None
     real: float | None = None
-    """The same figure of real images, where it is read beside that."""
+    """The same of real images."""
+
+    @property
+    def title(self) -> str:
+        return title_of(self.key)
 
     @property
     def better(self) -> str:
-        """first, second, or "" where the interval holds 0 or neither way is better."""
-        if not BETTER[self.name] or self.low <= 0 <= self.high:
+        """first, second, or "" where the two are not told apart or neither way is better."""
+        which = metric_of(self.key).better
+        told = (
+            self.p_value < 0.05 if self.only_first is not None else not self.low <= 0 <= self.high
+        )
+        if not which or not told:
             return ""
-        return "first" if (self.difference > 0) == (BETTER[self.name] == "higher") else "second"
+        return "first" if (self.difference > 0) == (which == "higher") else "second"
 
 
 class Comparison(Section):
-    """Two rows of images, image by image of the same seed and caption."""
+    """Two sets of images, image by image of the same seed and prompt."""
 
     first: dict[str, Any]
-    """Folder name, title and settings."""
+    """Name, title and settings."""
     second: dict[str, Any]
     count: int
-    agreement: Agreements | None
     differences: list[Difference]
     reference: str
     sfumato: str = __version__
-    date: str = Field(default_factory=lambda: datetime.now(UTC).isoformat("T", "seconds"))
+    date: str = Field(default_factory=now)
+    folder: Path | None = Field(default=None, exclude=True)
+    """Where the page lies."""
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """The shortest names that tell the two apart."""
+        a, b = self.first, self.second
+        if a["name"] == b["name"]:
+            return a["row"], b["row"]
+        if a["row"] == b["row"]:
+            return a["name"], b["name"]
+        return f"{a['name']}, {a['row']}", f"{b['name']}, {b['row']}"
+
+    def difference(self, key: str) -> Difference:
+        """The difference of one metric; `KeyError` where it is not there."""
+        return {one.key: one for one in self.differences}[key]
+
+    def __str__(self) -> str:
+        from sfumato.evaluation.comparison_page import format_comparison
+
+        return format_comparison(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,100 +100,191 @@ class Side:
     """One row of an evaluation, with what was kept of its images."""
 
     name: str
-    card: MetricCard
+    card: Card
     row: Row
     values: Mapping[str, Tensor]
-    folder: Path
 
     @classmethod
-    def open(cls, folder: Path, title: str, *, name: str) -> "Side":
-        """The row `title` of the evaluation in `folder`; `DamagedDataError` without its values."""
+    def of(cls, card: Card, title: str, *, name: str) -> "Side":
+        """The row `title` of a card; `DamagedDataError` without its values."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        card = read_card(folder)
+        assert card.folder is not None
         row = next((row for row in card.rows if row.title == title), None)
         if row is None:
             raise InputError(
-                f"{folder} has no row '{title}'.",
+                f"{card.folder} has no row '{title}'.",
                 hint=f"It has: {', '.join(row.title for row in card.rows)}.",
             )
-        file = image_values_file(folder, title)
+        file = values_file(card.folder, title)
         try:
             values = load_file(file)
         except (OSError, SafetensorError) as error:
             raise DamagedDataError(
                 f"{file} cannot be read ({error}).", hint="Run `sfumato evaluate` again."
             ) from error
-        return cls(name=name, card=card, row=row, values=values, folder=folder)
-
-    @property
-    def is_judged(self) -> bool:
-        return "seen" in self.values
-
-    @property
-    def right(self) -> Tensor:
-        """(N,) bool: whether the judge sees what was asked for."""
-        return self.values["seen"] == self.values["asked"]
+        return cls(name=name, card=card, row=row, values=values)
 
     def images(self, numbers: Sequence[int]) -> list[Tensor]:
-        """Images by number, uint8 (C, H, W)."""
+        """Sampled images by number, uint8 (C, H, W); empty where they are not kept."""
         from safetensors.torch import load_file
 
+        if not self.row.images or self.card.folder is None:
+            return []
         files = {
-            range(*(int(part) for part in path.stem.split("-"))): path
-            for path in images_folder(self.folder, self.row.title).glob("*.safetensors")
+            range(*(int(part) for part in path.stem.split("-")[:2])): path
+            for path in (self.card.folder / self.row.images).glob("*.safetensors")
         }
-        found = []
-        for number in numbers:
-            part = next(part for part in files if number in part)
-            found.append(load_file(files[part])["images"][number - part.start])
+        loaded = {
+            part: load_file(file)["images"]
+            for part, file in files.items()
+            if any(number in part for number in numbers)
+        }
+        return [
+            images[number - part.start]
+            for number in numbers
+            for part, images in loaded.items()
+            if number in part
+        ]
+
+
+def compare(
+    first: Evaluated | Card,
+    second: Evaluated | Card,
+    *,
+    guidance: float | None = None,
+    out: Path | str | None = None,
+    device: str = "auto",
+    log: Callable[[str], None] = lambda text: None,
+    **options: Any,
+) -> Comparison:
+    """Evaluate both with the same settings, and test everything that both measured pair by pair.
+
+    Args:
+        first, second: as for `evaluate`; also a card, or the folder of one. `PATH@3` is a path at
+            the guidance scale 3.
+        guidance: the scale of paths and cards that name none; else a model's own.
+        out: a folder for the page with both sets side by side.
+        options: as for `evaluate`, such as `count=200`.
+
+    `ConfigError` where the two are unlike, or one and the same.
+    """
+    for one in (first, second):  # a wrong name is reported before anything is sampled
+        if isinstance(one, str | Path):
+            check_comparable(str(one))
+    options |= {"device": device, "log": log}
+    sides = [_side(one, guidance, options) for one in (first, second)]
+    found = compare_sides(*sides)
+    if out is None:
         return found
+    from sfumato.evaluation.comparison_page import write_comparison
+
+    write_comparison(Path(out), found, *sides)
+    return found.model_copy(update={"folder": Path(out)})
 
 
-def compare(first: Side, second: Side) -> Comparison:
-    """Paired tests of everything that both measured; `ConfigError` where they are unlike, or one
-    and the same."""
-    if (first.folder.resolve(), first.row.title) == (second.folder.resolve(), second.row.title):
+def _side(subject: Evaluated | Card, scale: float | None, options: dict[str, Any]) -> Side:
+    """Evaluated, or read from its card."""
+    name = ""
+    if isinstance(subject, str | Path):
+        subject, own = path_and_scale(str(subject))
+        scale = own if own is not None else scale
+        name = short_name(Path(subject))
+        if (Path(subject) / FILE_NAME).is_file():
+            subject = read_card(Path(subject))
+    if isinstance(subject, Card):
+        return Side.of(subject, _row_title(subject, scale), name=name or subject.subject.name)
+    if isinstance(subject, Model) or (isinstance(subject, str) and is_model(subject)):
+        if scale is None:
+            model = load(subject, device="cpu") if isinstance(subject, str) else subject
+            scale = model.sampling.guidance_scale
+        options = {**options, "guidance_scales": (scale,)}
+        options["log"](f"{name or 'model'}, w = {scale:g}:")
+    card = evaluate(subject, **options)
+    return Side.of(card, card.rows[0].title, name=name or card.subject.name)
+
+
+def _row_title(card: Card, scale: float | None) -> str:
+    titles = [row.title for row in card.rows]
+    if scale is not None:
+        return f"w = {scale:g}"
+    if len(titles) > 1:
+        raise InputError(
+            f"{card.folder} has several rows: {', '.join(titles)}.",
+            hint=f"Name one: {card.folder}@3 for w = 3.",
+        )
+    return titles[0]
+
+
+def short_name(path: Path) -> str:
+    """A run's name, for an evaluation inside it as well."""
+    if is_model(path):
+        return model_folder(path).resolve().name
+    resolved = path.resolve()
+    inside = (resolved / FILE_NAME).is_file() and is_model(resolved.parent)
+    return f"{resolved.parent.name}/{resolved.name}" if inside else resolved.name
+
+
+# Comparing ----------------------------------------------------------------------------------------
+
+
+def compare_sides(first: Side, second: Side) -> Comparison:
+    """Paired tests of every metric that both have image by image."""
+    same = first.card.folder is not None and second.card.folder is not None
+    if same and (first.card.folder.resolve(), first.row.title) == (  # pyright: ignore
+        second.card.folder.resolve(),  # pyright: ignore
+        second.row.title,
+    ):
         raise ConfigError(
             f"Both are {first.name}, {first.row.title}.",
             hint="Give two models, or two rows of one: runs/demo@1 runs/demo@3.",
         )
     check_alike(first, second)
-    keys = [key for key in first.values if key in second.values and "seen" not in key]
-    differences = []
-    for key in keys:
-        name, _, extractor = key.partition(".")
-        if name not in BETTER:
-            continue
-        found = paired_bootstrap(first.values[key], second.values[key])
-        differences.append(
-            Difference(
-                name=name,
-                extractor=extractor,
-                first=float(first.values[key].double().mean()),
-                second=float(second.values[key].double().mean()),
-                difference=found.value,
-                low=found.low,
-                high=found.high,
-                p_value=found.p_value,
-                real=_real(first.card, name, extractor),
-            )
-        )
-    differences.sort(key=lambda one: (list(BETTER).index(one.name), one.extractor))
+    order = {name: place for place, name in enumerate(all_metrics())}
+    keys = [key for key in first.values if key in second.values and key != "labels"]
+    keys.sort(key=lambda key: (order.get(key.partition(".")[0], len(order)), key))
     return Comparison(
-        first=_about(first),
-        second=_about(second),
+        first={"name": first.name, "row": first.row.title, **first.row.settings},
+        second={"name": second.name, "row": second.row.title, **second.row.settings},
         count=first.row.count,
-        agreement=_agreements(first, second),
-        differences=differences,
+        differences=[
+            difference(key, first.values[key], second.values[key], first.card.real_value(key))
+            for key in keys
+            if "compare" in metric_of(key).shown
+        ],
         reference=first.card.reference.description,
+    )
+
+
+def difference(key: str, first: Tensor, second: Tensor, real: float | None) -> Difference:
+    """Of one value an image: (N,) each."""
+    if first.dtype == torch.bool:
+        counts, found = mcnemar(first, second), share_difference(first, second)
+        more: dict[str, Any] = {
+            "p_value": counts.p_value,
+            "only_first": counts.only_first,
+            "only_second": counts.only_second,
+        }
+    else:
+        found = paired_bootstrap(first, second)
+        more = {"p_value": found.p_value}
+    low, high = found.interval
+    return Difference(
+        key=key,
+        first=float(first.double().mean()),
+        second=float(second.double().mean()),
+        difference=found.value,
+        low=low,
+        high=high,
+        real=real,
+        **more,
     )
 
 
 def check_alike(first: Side, second: Side) -> None:
     """`ConfigError`, which names every difference, unless both may stand in one column: the same
-    real images, judge, extractors, number of images, seeds and captions.
+    real images, classifier, extractors, number of images, seeds and captions.
     """
     unlike = []
 
@@ -196,12 +299,12 @@ def check_alike(first: Side, second: Side) -> None:
         if a.reference.description == b.reference.description:
             unlike.append("real images: read with other settings")
     same("number of real images", a.reference.count, b.reference.count)
-    same("judge", a.judge and a.judge.identity, b.judge and b.judge.identity)
+    same("classifier", *(card.classifier and card.classifier.identity for card in (a, b)))
     same("seeds", first.row.settings.get("seeds"), second.row.settings.get("seeds"))
     same("captions", a.subject.captions, b.subject.captions)
-    asked = [side.values.get("asked") for side in (first, second)]
-    if asked[0] is not None and asked[1] is not None and not torch.equal(asked[0], asked[1]):
-        unlike.append("classes asked for: in another order")
+    labels = [side.values.get("labels") for side in (first, second)]
+    if labels[0] is not None and labels[1] is not None and not torch.equal(labels[0], labels[1]):
+        unlike.append("classes of the prompts: in another order")
     names = {info.key: info.name for info in b.measured}
     for info in a.measured:
         if info.key in names:
@@ -209,46 +312,6 @@ def check_alike(first: Side, second: Side) -> None:
     if unlike:
         raise ConfigError(
             f"{first.name} and {second.name} cannot be compared:\n  " + "\n  ".join(unlike),
-            hint="Evaluate both with the same data, judge, extractors, --count, --seed and "
+            hint="Evaluate both with the same data, classifier, extractors, --count, --seed and "
             "captions; `sfumato compare` does so when it is given two models.",
         )
-
-
-def disagreements(first: Side, second: Side) -> tuple[list[int], list[int]]:
-    """Numbers of the images that only the first got right, and that only the second did."""
-    if not (first.is_judged and second.is_judged):
-        return [], []
-    right, also = first.right, second.right
-    only_first, only_second = right & ~also, also & ~right
-    return only_first.nonzero().flatten().tolist(), only_second.nonzero().flatten().tolist()
-
-
-def _agreements(first: Side, second: Side) -> Agreements | None:
-    if not (first.is_judged and second.is_judged):
-        return None
-    found = mcnemar(first.right, second.right)
-    return Agreements(
-        first=float(first.right.double().mean()),
-        second=float(second.right.double().mean()),
-        only_first=found.only_first,
-        only_second=found.only_second,
-        p_value=found.p_value,
-    )
-
-
-def _about(side: Side) -> dict[str, Any]:
-    return {"name": side.name, "row": side.row.title, **side.row.settings}
-
-
-def _real(card: MetricCard, name: str, extractor: str) -> float | None:
-    """The figure of real images beside which one is read."""
-    floor = card.floors.get(extractor)
-    if name == "saturated":
-        return card.real.saturated
-    if name == "clip_score" and extractor in card.real.clip_score:
-        return card.real.clip_score[extractor].value
-    if name == "diversity" and floor is not None and floor.diversity is not None:
-        return floor.diversity.value
-    if name == "frechet" and floor is not None and floor.frechet is not None:
-        return floor.frechet.mean
-    return None

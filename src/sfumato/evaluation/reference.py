@@ -1,216 +1,219 @@
-"""What drawn images are held against: real sets, a judge, and the captions that are asked for."""
+"""The real images that sets of images are measured against, and how a set is scored."""
 
-import shlex
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import cached_property
-from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from pydantic import Field
+import torch
 from torch import Tensor
 
-from sfumato import __version__
-from sfumato.base.environment import hardware
-from sfumato.base.errors import InputError
-from sfumato.base.files import write_json
-from sfumato.base.section import Section
-from sfumato.diffusion.guidance import CONVENTION
-from sfumato.diffusion.solvers.schedulers import sampler_of
-from sfumato.evaluation.arms import Measured
-from sfumato.evaluation.card import FeatureFloor, Figure, JudgeInfo, Yardstick
-from sfumato.evaluation.classifier import Judge, load_judge
-from sfumato.evaluation.figures import Features, ReferenceFeatures, feature_figures
-from sfumato.evaluation.floors import RealSets, floor_of, reference_features, yardsticks_of
-from sfumato.evaluation.real import OnImages, RealImages
-from sfumato.evaluation.subjects import Asked, what_to_ask
-from sfumato.generation.model import ImageGenerator
+from sfumato.base.errors import InputError, SfumatoError
+from sfumato.config.sections import DataConfig, EvaluationConfig
+from sfumato.data.records import Records, load_records
+from sfumato.evaluation.card import ExtractorInfo
+from sfumato.evaluation.classifier import ImageClassifier, load_classifier
+from sfumato.evaluation.extractors.extractor import Device, FeatureExtractor
+from sfumato.evaluation.extractors.registry import available_extractors
+from sfumato.evaluation.image_set import ImageSet, OnImages
+from sfumato.evaluation.metrics.features import ImageFeatures
+from sfumato.evaluation.metrics.intervals import Estimate
+from sfumato.evaluation.metrics.registry import Metric, Score, all_metrics
 
-FEWEST_OF_CLASS = 3
-MOST_REAL = 2_000
-
-
-class GroundCard(Section):
-    """What a card has beside its rows: what real images score, and what all of it depends on."""
-
-    real: dict[str, Figure]
-    floor: FeatureFloor | None
-    yardsticks: list[Yardstick]
-    reference: str
-    reference_count: int
-    judge: JudgeInfo
-    scheduler: str
-    timestep_spacing: str = ""
-    steps: int
-    model: dict[str, Any]
-    convention: str = CONVENTION
-    hardware: dict[str, Any] = Field(default_factory=hardware)
-    sfumato: str = __version__
-    date: str = Field(default_factory=lambda: datetime.now(UTC).isoformat("T", "seconds"))
-    command: str = ""
-
-
-Card = TypeVar("Card", bound=GroundCard)
+MOST_TRAINING = 50_000
+NEAREST_BY = ("dinov2", "clip", "small-clip", "classifier", "inception")
+"""Whose features tell the nearest training image: the first of them that is at hand."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found(Generic[Card]):
-    """A card, its folder, and images to show of each row; `before`: found earlier, with its
-    pictures, so that `images` is empty."""
+class Scores:
+    """Every metric of one set of images, with `values` image by image for paired tests, and a note
+    for each that could not be computed."""
 
-    file_name: ClassVar[str]
-
-    card: Card
-    folder: Path
-    images: Sequence[Tensor] = ()
-    before: bool = False
-
-    def save(self) -> None:
-        """Write the card: it comes last, as the sign that all is there."""
-        write_json(self.folder / self.file_name, self.card.model_dump(mode="json"))
+    metrics: dict[str, Estimate]
+    values: dict[str, Tensor]
+    notes: list[str]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Held:
-    """Images held against real ones: every figure, and the pseudo-values (N,) whose mean is the
-    Frechet distance."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reference:
+    """Real images of a data set, the extractors of features, and the classifier.
 
-    measured: Measured
-    figures: dict[str, Figure]
-    distances: Tensor
+    `images`: the first `reference_count` of the reference `split`; `tuning`: the other part of the
+    test images, where there is one. `infos`: of each extractor that was asked for.
+    """
 
-
-@dataclass(frozen=True, kw_only=True)
-class Ground:
-    """The same for everything that one comparison draws: `asked.labels` are classes in turn."""
-
-    real: RealSets
-    judge: Judge
-    asked: Asked
+    data: DataConfig
+    records: Records
+    split: ImageSet
+    images: ImageSet
+    training: ImageSet
+    tuning: ImageSet | None
+    classifier: ImageClassifier | None
+    extractors: Mapping[str, FeatureExtractor]
+    infos: Sequence[ExtractorInfo]
     on_images: OnImages
-    """Told of real images that are read for the first time."""
+    _features: dict[str, ImageFeatures] = field(default_factory=dict)
 
     @classmethod
-    def of(
+    def load(
         cls,
-        generator: ImageGenerator,
+        data: DataConfig,
+        config: EvaluationConfig,
         *,
-        count: int,
-        first_seed: int,
-        judge: str,
-        say: Callable[[str], None],
-    ) -> "Ground":
-        """`InputError` for a model without data or classes, or too few images."""
-        data = generator.data
-        if data is None:
+        device: Device = "cpu",
+        log: Callable[[str], None] = lambda text: None,
+        on_images: OnImages = lambda what, done, total: None,
+    ) -> "Reference":
+        """Raises what opening the data, the classifier and the extractors raises."""
+        records = load_records(data, "reference")
+        split = ImageSet.real(data, "reference")
+        images = split.first(config.reference_count or split.count)
+        if images.count < 2:
             raise InputError(
-                "This model does not say which data it was trained on.",
-                hint="Give a run, or name the images with --data SOURCE.",
+                f"{images.count} real test image is too few to measure against.",
+                hint="Hold out more with --set data.test_share=0.5 when training, or give more "
+                "images.",
             )
-        real = RealSets.load(data)
-        check_enough(count, classes=len(real.reference.records.class_names))
-        reader = load_judge(data, judge, device=generator.pipeline.device, on_training=say)
-        asked = what_to_ask(
-            real.reference.records,
-            count=count,
-            labels="balanced",
-            templates=(),
-            first_seed=first_seed,
-        )
-        assert asked.labels is not None  # the judge would have refused
-        return cls(real=real, judge=reader, asked=asked, on_images=_once(say))
-
-    @property
-    def count(self) -> int:
-        """Images of each set."""
-        return len(self.asked.prompts)
-
-    @cached_property
-    def reference(self) -> ReferenceFeatures:
-        return reference_features(self.real, self.judge.extractor, self.on_images)
-
-    @cached_property
-    def of_real(self) -> Measured:
-        """The first real test images."""
-        return real_measured(self.real.reference, self.real.count, self.judge)
-
-    def hold(self, images: Tensor) -> Held:
-        """Every figure of uint8 images (N, C, H, W) of the classes asked for."""
-        assert self.asked.labels is not None
-        measured = Measured.of(images, self.asked.labels, self.judge)
-        features = Features.gathered([measured.features], measured.labels)
-        found = feature_figures(features, self.reference, balanced=True)
-        return Held(
-            measured=measured,
-            figures={**measured.figures(()), "frechet": found.figures.frechet},
-            distances=found.values["frechet"],
+        classifier = None
+        if len(records.class_names) > 1:
+            classifier = load_classifier(data, config.classifier, device=device, log=log)
+        extractors, infos = _opened(config, device, classifier)
+        return cls(
+            data=data,
+            records=records,
+            split=split,
+            images=images,
+            training=ImageSet.real(data, "train").first(MOST_TRAINING),
+            tuning=ImageSet.real(data, "tuning") if data.tuning_share else None,
+            classifier=classifier,
+            extractors=extractors,
+            infos=infos,
+            on_images=on_images,
         )
 
-    def floor(self, pairs: int) -> FeatureFloor | None:
-        """Real training sets of as many images; None where there are not so many."""
-        return floor_of(
-            self.real,
-            self.judge.extractor,
-            self.reference,
-            self.count,
-            pairs,
-            self.on_images,
-            balanced=True,
+    def features_of(self, images: ImageSet, key: str) -> ImageFeatures:
+        """The features of a set of images on an extractor."""
+        return images.features(
+            self.extractors[key],
+            on_images=lambda what, done, total: self.on_images(f"{what} ({key})", done, total),
         )
 
-    def card_fields(self, generator: ImageGenerator, *, floor_pairs: int) -> dict[str, Any]:
-        """The fields of a `GroundCard` of what `generator` drew."""
-        pipeline = generator.pipeline
-        return {
-            "real": self.of_real.figures(()),
-            "floor": self.floor(floor_pairs),
-            "yardsticks": self.yardsticks(),
-            "reference": self.real.reference.records.description,
-            "reference_count": self.real.count,
-            "judge": JudgeInfo.of(self.judge),
-            "scheduler": sampler_of(pipeline.scheduler)[0],
-            "timestep_spacing": pipeline.scheduler.config["timestep_spacing"],
-            "steps": pipeline.config["num_inference_steps"],
-            "model": dict(generator.provenance),
-            "command": shlex.join(["sfumato", *sys.argv[1:]]),
-        }
+    def features(self, key: str) -> ImageFeatures:
+        """Those of the reference images, which know the training images'."""
+        if key not in self._features:
+            self._features[key] = replace(
+                self.features_of(self.images, key),
+                find_training=lambda: self.features_of(self.training, key),
+            )
+        return self._features[key]
 
-    def yardsticks(self) -> list[Yardstick]:
-        """Altered real images, as many."""
-        return yardsticks_of(
-            self.real, self.judge.extractor, self.reference, self.count, balanced=True
+    def score(self, images: ImageSet, names: Sequence[str] | None = None) -> Scores:
+        """The metrics called `names`, or all that an evaluation computes, of a set of images."""
+        found: dict[str, Score] = {}
+        notes: list[str] = []
+        for metric in all_metrics().values():
+            if metric.default if names is None else metric.name in names:
+                for key, compute in self._computations(metric, images):
+                    try:
+                        score = compute()
+                    except ValueError as error:
+                        notes.append(f"{metric.title}: {error}")
+                    except SfumatoError as error:
+                        if metric.needs != "text":
+                            raise
+                        notes.append(f"{metric.title} ({key.partition('.')[2]}): {error.what}")
+                    else:
+                        if score is not None:
+                            found[key] = score
+        return Scores(
+            metrics={key: score.estimate for key, score in found.items()},
+            values={key: score.values for key, score in found.items() if score.values is not None},
+            notes=list(dict.fromkeys(notes)),
         )
 
+    def _computations(
+        self, metric: Metric, images: ImageSet
+    ) -> Iterator[tuple[str, Callable[[], Score | None]]]:
+        """What there is to compute for a metric: each key in a card, and how."""
+        if metric.per_image is not None:
+            measure = metric.per_image
+            yield metric.name, lambda: metric.score(images.per_image(measure))
+            return
+        compute = metric.compute
+        assert compute is not None
+        for key in self.extractors_of(metric):
+            own = self.features_of(images, key)
+            if metric.needs == "text" and own.embed_text is None:
+                continue
+            if metric.needs == "logits" and own.head is None:
+                continue
+            name = metric.name if metric.needs == "classifier" else f"{metric.name}.{key}"
+            yield name, lambda own=own, key=key: compute(own, self.features(key))
 
-def check_enough(count: int, *, classes: int) -> None:
-    """`InputError` for too few images."""
-    least = FEWEST_OF_CLASS * classes
-    if count < least:
-        raise InputError(
-            f"{count} images are too few: diversity needs {FEWEST_OF_CLASS} of each of {classes} "
-            "classes.",
-            hint=f"Give --count {least} or more.",
+    def extractors_of(self, metric: Metric) -> list[str]:
+        """The keys of the extractors that a metric is computed on."""
+        if metric.needs == "classifier":
+            return [] if self.classifier is None else ["classifier"]
+        if metric.needs == "training":
+            return [key for key in NEAREST_BY if key in self.extractors][:1]
+        return list(self.extractors)
+
+    def pairs_of_each_class(self, most: int) -> ImageSet:
+        """The first reference images, at most `most`, of classes that have two of them there."""
+        images = self.images.first(most)
+        if images.labels is None:
+            return images
+        rows = (images.labels.bincount()[images.labels] > 1).nonzero().squeeze(1)
+        return images.select(rows)
+
+
+def _opened(
+    config: EvaluationConfig, device: Device, classifier: ImageClassifier | None
+) -> tuple[dict[str, FeatureExtractor], list[ExtractorInfo]]:
+    """The extractors by key, the classifier among them, and what is known of those asked for."""
+    extractors: dict[str, FeatureExtractor] = {}
+    infos = []
+    for one in available_extractors(
+        config.extractors, config.features, device=device, classifier=classifier
+    ):
+        about: dict[str, object] = {"key": one.key, "title": one.title}
+        about |= {"missing": one.reason, "hint": one.hint}
+        if one.extractor is not None:
+            extractors[one.key] = one.extractor
+            about |= {"name": one.extractor.name, "dim": one.extractor.dim}
+        infos.append(ExtractorInfo.model_validate(about))
+    if classifier is not None:
+        extractors.setdefault("classifier", classifier)
+    return extractors, infos
+
+
+def nearest_pairs(
+    reference: Reference, images: ImageSet, shown: int = 12
+) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    """The images closest to a training image, the closest first, with that training image, and the
+    same of real test images: uint8 (K, C, H, W) each. None for too few images."""
+    from sfumato.evaluation.metrics.memorisation import MEMORISED_SHARE, memorisation_of
+
+    for key in reference.extractors_of(MEMORISED_SHARE):
+        try:
+            found = memorisation_of(reference.features_of(images, key), reference.features(key))
+        except ValueError:
+            return None
+        closest = found.order[:shown]
+        test = found.test_distances.argsort(stable=True)[:shown]
+        return (
+            images.images(closest.tolist()),
+            reference.training.images(found.indices[closest].tolist()),
+            reference.images.images(test.tolist()),
+            reference.training.images(found.test_indices[test].tolist()),
         )
+    return None
 
 
-def real_measured(images: RealImages, most: int, judge: Judge) -> Measured:
-    """The first real images, at most `most`; classes of which one alone is there are left out,
-    for diversity compares two."""
-    count = min(len(images), most, MOST_REAL)
-    labels = images.labels(count)
-    rows = (labels.bincount()[labels] > 1).nonzero().squeeze(1)
-    return Measured.of(images.at(rows), labels[rows], judge)
+def balanced_images(images: ImageSet, count: int) -> Tensor | None:
+    """The numbers of `count` images, as many of each class; None where there are not so many."""
+    from sfumato.evaluation.image_set import in_turn
 
-
-def _once(say: Callable[[str], None]) -> OnImages:
-    """A sentence for each kind of real images: they are read once and kept."""
-    told: set[str] = set()
-
-    def on_images(what: str, done: int, total: int) -> None:
-        if what not in told:
-            told.add(what)
-            say(f"Measuring {what} ({total:,}; kept for the next time) ...")
-
-    return on_images
+    if images.labels is None:
+        return None
+    shares = in_turn(images.labels, count)
+    return None if shares is None else torch.cat([own[:share] for own, share in shares])

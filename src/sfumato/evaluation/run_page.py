@@ -1,15 +1,14 @@
 """`report.html` of a run: pictures, curves, tables and how they were made."""
 
-import shlex
-import sys
 from pathlib import Path
 
+from sfumato.base.environment import command
 from sfumato.base.files import read_json, write_text
 from sfumato.config.schema import DiffusionExperiment
 from sfumato.data.records import load_records
-from sfumato.evaluation.card import FILE_NAME
-from sfumato.evaluation.measure import Evaluated
-from sfumato.evaluation.subjects import file_name
+from sfumato.evaluation.card import FILE_NAME, Card
+from sfumato.evaluation.store import file_name
+from sfumato.evaluation.tables import card_tables, notes_of
 from sfumato.models.unet import parameter_count
 from sfumato.report.page import data_url, loss_curve, rendered
 from sfumato.training.checkpoint import Checkpoints
@@ -18,51 +17,48 @@ from sfumato.training.records import read_records
 SHOWN_SAMPLE_GRIDS = 4
 
 
-def write_report(
-    folder: Path, *, experiment: DiffusionExperiment, evaluated: Evaluated, grid: Path
-) -> Path:
+def write_report(folder: Path, *, experiment: DiffusionExperiment, card: Card, grid: Path) -> Path:
     """Write `report.html` into a run folder; it needs no other file and no network."""
+    assert card.folder is not None
     records = read_records(folder / "metrics.jsonl")
     timing = read_records(folder / "timing.jsonl")
     checkpoint = Checkpoints(folder / "checkpoints").latest()
-    assert experiment.data.resolution != "auto"
     assert experiment.data.channels != "auto"
     text = rendered(
         "page.html",
         experiment=experiment,
-        card=evaluated.card,
-        parameters=parameter_count(
-            experiment.model,
-            resolution=experiment.data.resolution,
-            channels=experiment.data.channels,
-        ),
+        card=card,
+        tables=card_tables(card),
+        notes=notes_of(card),
+        parameters=parameter_count(experiment.model, channels=experiment.data.channels),
         example_caption=load_records(experiment.data, "test").examples()[0][-1],
         grid=data_url(grid.read_bytes()),
         samples=[
             (int(path.stem.removeprefix("images-")), data_url(path.read_bytes()))
             for path in _spread(sorted((folder / "samples").glob("images-*.png")))
         ],
-        evaluation_grids=_pictures(evaluated, "samples"),
-        nearest=_pictures(evaluated, "nearest"),
+        evaluation_grids=_pictures(card, "samples"),
+        nearest=_pictures(card, "nearest"),
         loss_curve=data_url(loss_curve(records)) if records else None,
         images_per_second=timing[-1]["images_per_second"] if timing else None,
         environment=checkpoint.state["environment"] if checkpoint else {},
         libraries=_library_versions(),
-        command=shlex.join(["sfumato", *sys.argv[1:]]),
+        command=command(),
         configuration=experiment.to_yaml(),
-        card_json=read_json(evaluated.folder / FILE_NAME),
+        card_json=read_json(card.folder / FILE_NAME),
     )
     path = folder / "report.html"
     write_text(path, text)
     return path
 
 
-def _pictures(evaluated: Evaluated, kind: str) -> list[tuple[str, str]]:
+def _pictures(card: Card, kind: str) -> list[tuple[str, str]]:
     """The title of each row that has such a picture, and the picture."""
+    assert card.folder is not None
     return [
         (row.title, data_url(path.read_bytes()))
-        for row in evaluated.card.rows
-        if (path := evaluated.folder / f"{kind}-{file_name(row.title)}.png").exists()
+        for row in card.rows
+        if (path := card.folder / f"{kind}-{file_name(row.title)}.png").exists()
     ]
 
 

@@ -2,7 +2,6 @@
 
     bundle.json                         how it draws, where it comes from, how it was trained
     unet/config.json, model.safetensors the averaged weights, rounded to float16
-    scheduler/scheduler_config.json     the sampler
     figures.json, README.md             what was measured; the model card
     sha256.json                         of each of these, and of the text encoder's files
 
@@ -11,49 +10,62 @@
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfumato.base.errors import DamagedDataError, SfumatoError
 from sfumato.base.files import read_json, sha256_of_file, write_json
-from sfumato.diffusion.solvers.schedulers import SAMPLERS, sampler_name
-from sfumato.generation.bundle_names import HASHES, INDEX, is_in_package
-from sfumato.text.bundled import bundled_clip, bundled_folder
+from sfumato.diffusion.process import process_from_dict
+from sfumato.diffusion.solvers.registry import Sampling
+from sfumato.generation.bundle_names import HASHES, INDEX, is_in_package, model_folder
+from sfumato.generation.model import Model
+from sfumato.models.codec import codec_from_dict
+from sfumato.text.bundled import BUNDLED_FOLDER, load_text_tower
+from sfumato.text.encoder import ClipTextEncoder
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
-    from sfumato.generation.pipeline import TextToImagePipeline
 
 UNET_CONFIG, UNET_WEIGHTS = "unet/config.json", "unet/model.safetensors"
-SCHEDULER = "scheduler/scheduler_config.json"
 FIGURES, CARD = "figures.json", "README.md"
-NEEDED = (INDEX, UNET_CONFIG, UNET_WEIGHTS, SCHEDULER)
+NEEDED = (INDEX, UNET_CONFIG, UNET_WEIGHTS)
 TEXT_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 """The files of the bundled CLIP that an encoding depends on."""
 REINSTALL = "Reinstall sfumato: pip install --force-reinstall --no-deps sfumato"
 
 
-def open_bundle(folder: Path) -> "TextToImagePipeline":
-    """The pipeline of a bundle, with the text encoder that comes with sfumato, in float32.
+def open_bundle(model: str | Path) -> Model:
+    """The model of a bundle, by its name or folder, with the text encoder that comes with
+    sfumato, in float32.
 
     `DamagedDataError` that names the file which is missing or not the one that was written.
     """
-    import diffusers
-
-    from sfumato.generation.pipeline import TextToImagePipeline
-
-    content = verified(folder)
-    scheduler = json.loads(content[SCHEDULER])
-    scheduler_class = SAMPLERS[sampler_name(scheduler["_class_name"])].scheduler_class
-    text_encoder, tokenizer = bundled_clip()
-    return TextToImagePipeline(
-        unet=_unet(json.loads(content[UNET_CONFIG]), content[UNET_WEIGHTS]),
-        scheduler=getattr(diffusers, scheduler_class).from_config(scheduler),
-        text_encoder=text_encoder.eval().requires_grad_(False),
-        tokenizer=tokenizer,
-        **json.loads(content[INDEX])["pipeline"],
+    content = verified(model_folder(model))
+    values = json.loads(content[INDEX])["model"]
+    text_encoder, tokenizer = load_text_tower()
+    return Model(
+        network=_unet(json.loads(content[UNET_CONFIG]), content[UNET_WEIGHTS]),
+        process=process_from_dict(values["process"]),
+        codec=codec_from_dict(values["codec"]),
+        text_encoder=ClipTextEncoder(
+            text_encoder, tokenizer, name="bundled", max_tokens=values["max_tokens"]
+        ),
+        sampling=Sampling(**values["sampling"]),
+        provenance=values["provenance"],
     )
+
+
+def model_values(model: Model) -> dict[str, Any]:
+    """What `open_bundle` needs to know of a model beside its network, as JSON."""
+    return {
+        "process": model.process.to_dict(),
+        "codec": model.codec.to_dict(),
+        "max_tokens": model.text_encoder.max_tokens,
+        "sampling": asdict(model.sampling),
+        "provenance": dict(model.provenance),
+    }
 
 
 def verified(folder: Path) -> dict[str, bytes]:
@@ -61,7 +73,7 @@ def verified(folder: Path) -> dict[str, bytes]:
 
     The bundled text encoder's files are compared as well. `DamagedDataError` as for `open_bundle`.
     """
-    own, text = _recorded(folder)
+    own, text = recorded_hashes(folder)
     content = {}
     for name, sha256 in own.items():
         file = folder / name
@@ -71,7 +83,7 @@ def verified(folder: Path) -> dict[str, bytes]:
         if hashlib.sha256(content[name]).hexdigest() != sha256:
             raise _damaged(f"{file} is damaged: its sha256 is not the recorded one.", folder)
     for name, sha256 in text.items():
-        file = bundled_folder() / name
+        file = BUNDLED_FOLDER / name
         if not file.is_file() or sha256_of_file(file) != sha256:
             raise DamagedDataError(
                 f"{file} is not the text encoder that {folder.name} was trained with: its sha256 "
@@ -85,11 +97,11 @@ def write_hashes(folder: Path) -> None:
     """Record the sha256 of every file in `folder`, and of the bundled text encoder's files."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != HASHES)
     own = {path.relative_to(folder).as_posix(): sha256_of_file(path) for path in files}
-    text = {name: sha256_of_file(bundled_folder() / name) for name in TEXT_FILES}
+    text = {name: sha256_of_file(BUNDLED_FOLDER / name) for name in TEXT_FILES}
     write_json(folder / HASHES, {"files": own, "text_encoder": text})
 
 
-def _recorded(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+def recorded_hashes(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
     file = folder / HASHES
     try:
         values = read_json(file)

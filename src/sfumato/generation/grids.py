@@ -2,34 +2,33 @@
 
 from collections.abc import Sequence
 
-from sfumato.diffusion.guidance import GuidanceConfig
-from sfumato.generation.model import ImageGenerator
+from sfumato.diffusion.guidance import parse_guidance
+from sfumato.generation.model import Model
 from sfumato.report.grids import labelled_grid
 
 
 def scale_grid(
-    generator: ImageGenerator,
+    model: Model,
     prompts: Sequence[str],
     labels: Sequence[str],
     *,
     scales: Sequence[float],
-    forms: Sequence[GuidanceConfig] = (),
+    forms: Sequence[str] = (),
     first_seed: int = 0,
 ) -> bytes:
-    """Forms of guidance and scales as rows, prompts as columns; a column has one seed.
+    """A PNG with forms of guidance and scales as rows, prompts as columns; a column has one seed.
 
-    Without `forms` the generator's own is drawn; labels name the form where there are several.
+    Without `forms` the model's own is used; labels name the form where there are several.
     """
     seeds = range(first_seed, first_seed + len(prompts))
-    rows = [(form, scale) for form in forms or [generator.guidance] for scale in scales]
+    rows = [(form, scale) for form in forms or [model.sampling.guidance] for scale in scales]
+    samples = [model.sample(prompts, seeds, guidance=scale, form=form) for form, scale in rows]
     return labelled_grid(
-        [
-            list(generator.draw(prompts, seeds, guidance_scale=scale, guidance=form))
-            for form, scale in rows
-        ],
+        [images.tensor for images in samples],
         row_labels=[
-            f"{form.label}, w = {scale:g}" if len(forms) > 1 else f"w = {scale:g}"
+            f"{parse_guidance(form).label}, w = {scale:g}" if len(forms) > 1 else f"w = {scale:g}"
             for form, scale in rows
         ],
         column_labels=labels,
+        settings=[settings for images in samples for settings in images.settings],
     )

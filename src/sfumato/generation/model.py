@@ -1,219 +1,292 @@
-"""Open a run or an exported pipeline, and draw pictures from prompts and seeds."""
+"""A trained model: immutable, it samples images from prompts and seeds.
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+This module is part of every export: what needs the rest of sfumato is imported by its name.
+"""
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
+from weakref import WeakKeyDictionary
 
 import torch
-import yaml
 from torch import Tensor
 
-from sfumato import __version__
-from sfumato.base.errors import ConfigError, InputError
-from sfumato.base.files import read_json, whole_folder, write_text
-from sfumato.base.images import TEXT_PREFIX, png_bytes, to_pil, to_uint8
-from sfumato.base.section import Section, validate
-from sfumato.config.sections import (
-    DataConfig,
-    SamplingConfig,
-    TextConfig,
-    TrainingConfig,
-    UNetConfig,
+from sfumato.base.errors import InputError
+from sfumato.base.images import TEXT_PREFIX, ValueRange, png_bytes, to_pil
+from sfumato.diffusion.guidance import CONVENTION, Branch, parse_guidance
+from sfumato.diffusion.process import Process
+from sfumato.diffusion.sampling import (
+    Network,
+    Sampled,
+    Step,
+    in_equal_rows,
+    initial_noise,
+    nfe_of,
+    sample,
 )
-from sfumato.diffusion.guidance import CONVENTION, GuidanceConfig
-from sfumato.diffusion.schedule import DiffusionConfig
-from sfumato.diffusion.solvers.schedulers import build_scheduler, diffusion_of, sampler_of
-from sfumato.diffusion.spacing import TimestepSpacing
-from sfumato.generation.bundle_names import is_bundle, model_folder
-from sfumato.generation.export import FILE_NAME, standalone_source
-from sfumato.generation.pipeline import (
-    TextToImagePipeline,
-    check_sampling_arguments,
-    generators_from_seeds,
-)
-from sfumato.models.unet import build_unet
-from sfumato.text.encoder import ClipTextEncoder, load_text_encoder
-from sfumato.text.prompts import NULL
-from sfumato.training.checkpoint import Checkpoint, Checkpoints, load_part
-from sfumato.training.state import load_state
+from sfumato.diffusion.solvers.registry import Sampling, TimestepSpacing, build_solver, sampler_name
+from sfumato.models.codec import Codec
+from sfumato.models.text_projection import text_projected_once
+from sfumato.text.encoder import NULL, ClipTextEncoder
 
 if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
+    import PIL.Image
 
-TUNED = "tuned.json"
-"""In a run folder: what `sfumato tune` chose to draw with."""
-AVERAGE = "average"
-"""The part of a checkpoint that is drawn with unless another is chosen."""
+    from sfumato.config.sections import DataConfig
 
-
-class RunSections(Section):
-    """The sections of a run's experiment.yaml that drawing needs."""
-
-    name: str
-    seed: int
-    data: DataConfig
-    text: TextConfig
-    model: UNetConfig
-    diffusion: DiffusionConfig
-    training: TrainingConfig
-    sampling: SamplingConfig
-
-
-class Tuned(Section):
-    """The choice of `sfumato tune`: sampling, and which of the averages."""
-
-    sampling: SamplingConfig
-    average: str = AVERAGE
+CPU_ROWS = 16
+"""Rows of a network call on a CPU: an image's bits then do not depend on its batch."""
+LARGER_CPU_ROWS = (32, 64)
+"""Used as well where they give the same bits: calls of 16 cost more time an image."""
+_CHECKED_ROWS: "WeakKeyDictionary[torch.nn.Module, dict]" = WeakKeyDictionary()
+"""By network and dtype: which sizes give the same bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
-    """One image, uint8 (C, H, W), and everything needed to draw it again."""
+class Samples(Sequence["PIL.Image.Image"]):
+    """Images as a sequence of Pillow images, with everything needed to sample them again.
 
-    image: Tensor
-    settings: dict[str, Any]
+    `tensor`: uint8 (N, C, H, W) on the CPU; `x0`: the same as floats in the network's range;
+    `settings`: of each image; `nfe`: network evaluations an image.
+    """
 
-    def png(self) -> bytes:
-        """The image as PNG; its settings are in the text chunks."""
-        text = {TEXT_PREFIX + key: str(value) for key, value in self.settings.items()}
-        return png_bytes(to_pil(self.image), text)
+    tensor: Tensor
+    x0: Tensor
+    settings: list[dict[str, Any]]
+    nfe: int
 
+    def __len__(self) -> int:
+        return len(self.tensor)
 
-def settings_in_png(path: Path) -> dict[str, str]:
-    """What `Picture.png` wrote into a file; empty for other PNGs, `InputError` for non-images."""
-    from PIL import Image, UnidentifiedImageError
+    @overload
+    def __getitem__(self, index: int) -> "PIL.Image.Image": ...
+    @overload
+    def __getitem__(self, index: slice) -> "list[PIL.Image.Image]": ...
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [to_pil(image) for image in self.tensor[index]]
+        return to_pil(self.tensor[index])
 
-    if not path.is_file():
-        raise InputError(f"{path} is not a file.", hint="Give a PNG that sfumato drew.")
-    try:
-        with Image.open(path) as image:
-            image.load()
-            texts = dict(getattr(image, "text", {}))
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise InputError(f"{path} is not an image: {error}.") from error
-    return {k.removeprefix(TEXT_PREFIX): v for k, v in texts.items() if k.startswith(TEXT_PREFIX)}
+    def png(self, index: int) -> bytes:
+        """An image as PNG; its settings are in the text chunks."""
+        text = {TEXT_PREFIX + key: str(value) for key, value in self.settings[index].items()}
+        return png_bytes(self[index], text)
 
+    def _repr_png_(self) -> bytes:
+        """The images in a row, for notebooks."""
+        from sfumato.base.images import grid
 
-def build_pipeline(
-    unet: "UNet2DConditionModel",
-    encoder: ClipTextEncoder,
-    *,
-    data: DataConfig,
-    diffusion: DiffusionConfig,
-    sampling: SamplingConfig,
-    provenance: dict[str, Any] | None = None,
-) -> TextToImagePipeline:
-    """A pipeline around a network that is already in memory."""
-    return TextToImagePipeline(
-        unet=unet,
-        scheduler=build_scheduler(
-            sampling.scheduler, diffusion, timestep_spacing=sampling.timestep_spacing
-        ),
-        text_encoder=encoder.model,
-        tokenizer=encoder.tokenizer,
-        value_range=data.value_range,
-        max_tokens=encoder.max_tokens,
-        guidance_scale=sampling.guidance_scale,
-        num_inference_steps=sampling.steps,
-        guidance=str(sampling.guidance),
-        provenance=provenance,
-    )
+        buffer = io.BytesIO()
+        to_pil(grid(self.tensor, min(len(self), 10), scale=2)).save(buffer, "PNG")
+        return buffer.getvalue()
 
 
-class ImageGenerator:
-    """Draws pictures with a trained model; one seed a picture, the same alone or among others."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Model:
+    """Network, forward process, codec and text encoder, and how they sample unless told otherwise.
 
-    def __init__(
-        self,
-        pipeline: TextToImagePipeline,
-        *,
-        data: DataConfig | None = None,
-        run_folder: Path | None = None,
-    ) -> None:
-        pipeline.set_progress_bar_config(disable=True)
-        self.pipeline = pipeline
-        self.data = data
-        self.run_folder = run_folder
+    `provenance`: where the weights come from; `weak_network`: that of autoguidance; `scheduler`: a
+    diffusers scheduler to sample with instead of our settings of it; `folder`: the run it was
+    loaded from.
+    """
 
-    @classmethod
-    def open(
-        cls, path: str | Path, *, device: str = "auto", checkpoint: int | None = None
-    ) -> "ImageGenerator":
-        """Open a run folder (averaged weights), a pipeline folder, a bundle, or a model that comes
-        with sfumato (`bundled:NAME`).
+    network: torch.nn.Module
+    process: Process
+    codec: Codec
+    text_encoder: ClipTextEncoder
+    sampling: Sampling = field(default_factory=Sampling)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    weak_network: torch.nn.Module | None = None
+    scheduler: Any = None
+    folder: Path | None = None
 
-        `checkpoint`: that of a run after so many images, instead of its newest one. `InputError`
-        where the run has none there, or `path` is no run.
-        """
-        where = resolve_device(device)
-        path = model_folder(path)
-        if (path / "experiment.yaml").is_file():
-            return cls._from_run(path, where, checkpoint)
-        if checkpoint is not None and path.exists():
-            raise InputError(
-                f"{path} is no run, so that it has no checkpoint at {checkpoint:,} images.",
-                hint="Give the folder of the run that it came from.",
-            )
-        if (path / "model_index.json").is_file() or is_bundle(path):
-            try:
-                pipeline = TextToImagePipeline.from_pretrained(path, low_cpu_mem_usage=False)
-            except (OSError, ValueError) as error:
-                raise InputError(f"{path} is not a complete pipeline: {error}") from error
-            recorded = pipeline.config["provenance"].get("data")
-            data = DataConfig.model_validate(recorded) if recorded else None
-            return cls(pipeline.to(where), data=data)
-        raise InputError(
-            f"{path} is neither a run nor a pipeline."
-            if path.exists()
-            else (f"{path} does not exist."),
-            hint="Give a folder made by `sfumato train` or `sfumato demo`, or bundled:mnist.",
-        )
-
-    @classmethod
-    def _from_run(cls, folder: Path, device: torch.device, images: int | None) -> "ImageGenerator":
-        sections = run_sections(folder)
-        checkpoint = _chosen_checkpoint(folder, images)
-        tuned = tuned_settings(folder)
-        average = AVERAGE if tuned is None else tuned.average
-        unet = averaged_unet(checkpoint, sections, part=average)
-        encoder = load_text_encoder(sections.text)
-        recorded = checkpoint.state.get("text_encoder")
-        if recorded is not None and recorded != encoder.identity:
-            raise ConfigError(
-                f"The model was trained with the text encoder '{recorded}', but "
-                f"'{encoder.identity}' was loaded.",
-                hint="Give the encoder it was trained with (text.encoder in experiment.yaml).",
-            )
-        pipeline = build_pipeline(
-            unet,
-            encoder,
-            data=sections.data,
-            diffusion=sections.diffusion,
-            sampling=sections.sampling if tuned is None else tuned.sampling,
-            provenance={
-                "experiment": sections.name,
-                "seed": sections.seed,
-                "images_seen": checkpoint.images_seen,
-                "average": average,
-                "weights_sha256": checkpoint.sha256(average),
-                "text_encoder": encoder.identity,
-                "caption_dropout": sections.training.caption_dropout,
-                "data": sections.data.model_dump(mode="json"),
-                "sfumato": __version__,
-            },
-        )
-        return cls(pipeline.to(device), data=sections.data, run_folder=folder)
+    @cached_property
+    def data(self) -> "DataConfig | None":
+        """The data set that it was trained on, where the provenance names it."""
+        known = self.provenance.get("data")
+        if known is None:
+            return None
+        return import_module("sfumato.config.sections").DataConfig.model_validate(known)
 
     @property
-    def provenance(self) -> dict[str, Any]:
-        return self.pipeline.config["provenance"]
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.network.parameters()).dtype
+
+    def with_(
+        self,
+        *,
+        guidance: float | None = None,
+        form: str | None = None,
+        sampler: str | None = None,
+        steps: int | None = None,
+        timestep_spacing: TimestepSpacing | None = None,
+    ) -> "Model":
+        """The same model with other sampling settings; those not given stay.
+
+        `guidance`: w of Eq. 1; `form`: of guidance, such as `apg:eta=0`. `InputError` for a value
+        out of range, an unknown name, or autoguidance without a weaker network.
+        """
+        changes: dict[str, Any] = {
+            "guidance_scale": guidance,
+            "guidance": None if form is None else str(parse_guidance(form)),
+            "sampler": None if sampler is None else sampler_name(sampler, self.process),
+            "steps": steps,
+            "timestep_spacing": timestep_spacing,
+        }
+        changes = {name: value for name, value in changes.items() if value is not None}
+        if not changes:
+            return self
+        try:
+            sampling = replace(self.sampling, **changes)
+        except ValueError as error:
+            hint = "guidance_scale: 1 is no guidance, 2 to 5 is usual. steps: 1 or more."
+            raise InputError(f"{error}.", hint=hint) from error
+        scheduler = self.scheduler if sampler is None and timestep_spacing is None else None
+        model = replace(self, sampling=sampling, scheduler=scheduler)
+        if form is None or not sampling.form.needs_weak_network:
+            return model
+        if self.folder is not None:
+            return import_module("sfumato.generation.runs").with_weak_network(model)
+        return model._with_exported_weak_network()
+
+    def _with_exported_weak_network(self) -> "Model":
+        """Autoguidance with the weaker network that an export carries."""
+        form, weak = self.sampling.form, self.provenance.get("weak")
+        if weak is None or dict(form.parameters)["images"] not in (0, weak["images_seen"]):
+            raise InputError(
+                f"This model has no weaker network for {form.label}.",
+                hint="Load the run that it came from.",
+            )
+        guidance = f"autoguidance:images={weak['images_seen']}"
+        return replace(self, sampling=replace(self.sampling, guidance=guidance))
+
+    def nfe(self) -> int:
+        """Network evaluations an image."""
+        solver = build_solver(self.process, self.sampling, scheduler=self.scheduler)
+        guidance = self.sampling.form.build(scale=self.sampling.guidance_scale)
+        return nfe_of(solver.times, self.process, guidance)
+
+    def sample(
+        self,
+        prompts: str | Sequence[str],
+        seeds: int | Sequence[int] = 0,
+        *,
+        negative_prompt: str = NULL,
+        x0_range: ValueRange | None = None,
+        batch_size: int = 64,
+        on_step: Callable[[Step], None] | None = None,
+        on_batch: Callable[[int], None] | None = None,
+        **changes: Any,
+    ) -> Samples:
+        """One image for each (prompt, seed); one prompt or one seed is repeated for all others.
+
+        The same seed gives the same image, alone or among others. `x0_range`: x0 is clamped to it
+        at every step instead of the codec's range; `on_batch` gets the number of images of each
+        batch; `changes`: as in `with_`. `InputError` for settings, prompts or seeds out of range.
+        """
+        model = self.with_(**changes)
+        prompts, seeds = _paired(prompts, seeds)
+        parts: list[Sampled] = []
+        for start in range(0, len(prompts), batch_size):
+            batch = slice(start, start + batch_size)
+            parts.append(
+                model.denoise(
+                    prompts[batch],
+                    generators_from_seeds(seeds[batch]),
+                    negative_prompt=negative_prompt,
+                    x0_range=x0_range,
+                    on_step=on_step,
+                )
+            )
+            if on_batch is not None:
+                on_batch(len(prompts[batch]))
+        x0 = torch.cat([part.x0 for part in parts])
+        common = model.settings(first_t=parts[0].first_t, nfe=parts[0].nfe)
+        if negative_prompt != NULL:
+            common["negative_prompt"] = negative_prompt
+        if x0_range is not None:
+            common["x0_range"] = list(x0_range)
+        pairs = zip(prompts, seeds, strict=True)
+        settings = [{"prompt": prompt, "seed": seed, **common} for prompt, seed in pairs]
+        tensor = model.codec.decode(x0).cpu()
+        return Samples(tensor=tensor, x0=x0, settings=settings, nfe=parts[0].nfe)
+
+    def denoise(
+        self,
+        prompts: Sequence[str],
+        generators: Sequence[torch.Generator],
+        *,
+        negative_prompt: str = NULL,
+        x0_range: ValueRange | None = None,
+        on_step: Callable[[Step], None] | None = None,
+    ) -> Sampled:
+        """One batch from CPU generators, one an image: float images in the codec's range."""
+        sampling, codec, weak = self.sampling, self.codec, self.weak_network
+        guidance = sampling.form.build(scale=sampling.guidance_scale, value_range=codec.x0_range)
+        if guidance.away_from == "weak" and weak is None:
+            raise InputError(
+                "This model has no weaker network, which autoguidance needs.",
+                hint="Load the run that it came from, or export that with autoguidance set.",
+            )
+        solver = build_solver(
+            self.process, sampling, generators=generators, scheduler=self.scheduler
+        )
+        config: Any = self.network.config
+        shape = (config["in_channels"], config["sample_size"], config["sample_size"])
+        # Less work an operation than no_grad; the result is an ordinary tensor again.
+        with torch.inference_mode(), ExitStack() as stack:
+            for network in (self.network, weak):
+                if network is not None:
+                    stack.enter_context(text_projected_once(network))
+            sampled = sample(
+                self._network(self.network),
+                solver,
+                process=self.process,
+                noise=initial_noise(shape, generators).to(self.device),
+                tokens=self._tokens(prompts, negative_prompt),
+                guidance=guidance,
+                weak_network=None if weak is None else self._network(weak),
+                x0_range=codec.x0_range if x0_range is None else x0_range,
+                on_step=on_step,
+            )
+        return replace(sampled, x0=sampled.x0.clone())
+
+    def settings(self, **more: Any) -> dict[str, Any]:
+        """What an image of this model depends on beside its prompt and seed."""
+        from sfumato import __version__
+
+        sampling, provenance = self.sampling, self.provenance
+        weak = provenance.get("weak", {}) if sampling.form.needs_weak_network else {}
+        return {
+            "guidance_scale": float(sampling.guidance_scale),
+            "guidance": sampling.guidance,
+            "guidance_convention": CONVENTION,
+            "sampler": sampling.sampler,
+            "timestep_spacing": sampling.timestep_spacing,
+            "steps": sampling.steps,
+            **more,
+            "experiment": provenance.get("experiment", ""),
+            "images_seen": provenance.get("images_seen", ""),
+            "weights_sha256": provenance.get("weights_sha256", ""),
+            "weak_weights_sha256": weak.get("weights_sha256", ""),
+            "text_encoder": provenance.get("text_encoder", ""),
+            "sfumato": __version__,
+        }
 
     def examples(self) -> tuple[list[str], list[str]]:
-        """Captions to draw for a look at the model, and a short label of each.
+        """Captions for a look at the model, and a short label of each.
 
-        From the provenance where it names them, so that no data set is needed; else from the data
-        set. `InputError` for a model that says neither.
+        From the provenance where it names them, else from the data set. `InputError` for a model
+        that knows neither.
         """
         if (known := self.provenance.get("examples")) is not None:
             return list(known), list(known.values())
@@ -222,260 +295,57 @@ class ImageGenerator:
                 "This model does not say which captions it was trained on.",
                 hint="Give prompts after the model's folder.",
             )
-        from sfumato.data.records import load_records
+        return import_module("sfumato.data.records").load_records(self.data, "test").examples()
 
-        return load_records(self.data, "test").examples()
+    def export(self, folder: str | Path) -> None:
+        """Write a diffusers folder that samples with or without sfumato."""
+        import_module("sfumato.generation.export").export_model(self, Path(folder))
 
-    def use(
-        self,
-        *,
-        scheduler: str | None = None,
-        timestep_spacing: TimestepSpacing | None = None,
-        guidance_scale: float | None = None,
-        guidance: GuidanceConfig | None = None,
-        steps: int | None = None,
-    ) -> None:
-        """Change the sampler, guidance or steps that later draws use."""
-        if scheduler is not None or timestep_spacing is not None:
-            there = self.pipeline.scheduler
-            self.pipeline.scheduler = build_scheduler(
-                scheduler or sampler_of(there)[0],
-                diffusion_of(there),
-                timestep_spacing=timestep_spacing or there.config["timestep_spacing"],
-            )
-        changes = {"guidance_scale": guidance_scale, "num_inference_steps": steps}
-        self.pipeline.register_to_config(
-            **{name: value for name, value in changes.items() if value is not None}
-        )
-        if guidance is not None:
-            self.pipeline.register_to_config(guidance=str(guidance))
+    def _network(self, module: torch.nn.Module) -> Network:
+        """A network as the sampling loop calls it; on a CPU in equal rows."""
+        dtype = self.dtype
 
-    def use_average(self, part: str) -> None:
-        """Draw with another average of the run's checkpoint (`averages_of`); `InputError` where
-        there is none of that name, or this is no run."""
-        if self.provenance.get("average", AVERAGE) == part:
-            return
-        self._use_weights(self.provenance["images_seen"], part)
+        def network(x_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+            return module(x_t.to(dtype), t, tokens, return_dict=False)[0]
 
-    def use_checkpoint(self, images: int) -> None:
-        """Draw with the run's checkpoint after so many images, its average of the same name;
-        `InputError` where there is none, or this is no run."""
-        if self.run_folder is None or self.provenance["images_seen"] != images:
-            self._use_weights(images, self.provenance.get("average", AVERAGE))
+        module.eval()
+        if self.device.type != "cpu":
+            return network
+        checked = _CHECKED_ROWS.setdefault(module, {}).setdefault(dtype, {})
+        return in_equal_rows(network, CPU_ROWS, larger=LARGER_CPU_ROWS, checked=checked)
 
-    def _use_weights(self, images: int, part: str) -> None:
-        if self.run_folder is None:
-            raise InputError(
-                "A pipeline has one set of weights.", hint="Give the run that it came from."
-            )
-        checkpoint = _chosen_checkpoint(self.run_folder, images)
-        unet = averaged_unet(checkpoint, run_sections(self.run_folder), part=part)
-        like = self.pipeline.unet
-        self.pipeline.register_modules(unet=unet.to(like.device, like.dtype))
-        self.pipeline.register_to_config(
-            provenance={
-                **self.provenance,
-                "images_seen": images,
-                "average": part,
-                "weights_sha256": checkpoint.sha256(part),
-            }
-        )
-
-    @property
-    def guidance(self) -> GuidanceConfig:
-        """The form of guidance of draws that do not name one."""
-        return GuidanceConfig.parse(self.pipeline.config["guidance"])
-
-    def with_weak_network(self, guidance: GuidanceConfig) -> GuidanceConfig:
-        """Load the weaker network of autoguidance, and name its checkpoint; others as they are."""
-        if not guidance.needs_weak_network:
-            return guidance
-        images = int(guidance.parameters["images"])
-        loaded = self.provenance.get("weak")
-        if self.run_folder is not None:
-            loaded = self._load_weak_network(self.run_folder, images)
-        elif loaded is None or images not in (0, loaded["images_seen"]):
-            raise InputError(
-                f"This pipeline has no weaker network for {guidance.label}.",
-                hint="Draw from the folder of the run that it came from.",
-            )
-        return GuidanceConfig(form=guidance.form, parameters={"images": loaded["images_seen"]})
-
-    def _load_weak_network(self, run_folder: Path, images: int) -> dict[str, Any]:
-        """The averaged network of the checkpoint after `images` (0: the oldest) as `weak_unet`."""
-        own = self.provenance["images_seen"]
-        earlier = {
-            checkpoint.images_seen: checkpoint
-            for checkpoint in Checkpoints(run_folder / "checkpoints").all()
-            if checkpoint.images_seen < own
-        }
-        if not earlier or (images and images not in earlier):
-            there = ", ".join(str(count) for count in earlier) or "none"
-            raise InputError(
-                f"Autoguidance needs an earlier checkpoint than the one at {own:,} images; "
-                f"{run_folder} holds {there}" + (f", not {images}." if images else "."),
-                hint=(
-                    "Name one of them with autoguidance:images=N, or train" if earlier else "Train"
-                )
-                + " with a larger training.keep_checkpoints.",
-            )
-        checkpoint = earlier[images or min(earlier)]
-        weak = {
-            "images_seen": checkpoint.images_seen,
-            "weights_sha256": checkpoint.sha256("average"),
-        }
-        if self.provenance.get("weak") != weak:
-            unet = averaged_unet(checkpoint, run_sections(run_folder))
-            like = self.pipeline.unet
-            self.pipeline.register_modules(weak_unet=unet.to(like.device, like.dtype))
-            self.pipeline.register_to_config(provenance={**self.provenance, "weak": weak})
-        return weak
-
-    def draw(
-        self,
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-        *,
-        guidance_scale: float | None = None,
-        guidance: GuidanceConfig | None = None,
-        steps: int | None = None,
-        batch_size: int = 64,
-        on_batch: Callable[[int], None] | None = None,
-    ) -> Iterator[Picture]:
-        """One picture for each (prompt, seed), in order, a batch in memory at a time."""
-        if len(prompts) != len(seeds):
-            raise InputError(f"{len(seeds)} seeds for {len(prompts)} prompts.")
-        config = self.pipeline.config
-        scale = config["guidance_scale"] if guidance_scale is None else guidance_scale
-        count = config["num_inference_steps"] if steps is None else steps
-        check_sampling_arguments(prompts, guidance_scale=scale, steps=count)
-        form = self.with_weak_network(guidance or self.guidance)
-        weak = self.provenance["weak"] if form.needs_weak_network else {}
-        name, _ = sampler_of(self.pipeline.scheduler)
-        value_range = config["value_range"]
-        for start in range(0, len(prompts), batch_size):
-            part = prompts[start : start + batch_size]
-            part_seeds = seeds[start : start + batch_size]
-            sampled = self.pipeline.sample(
-                part,
-                generators=generators_from_seeds(part_seeds),
-                guidance_scale=scale,
-                guidance=str(form),
-                num_inference_steps=count,
-            )
-            images = to_uint8(sampled.x0, (value_range[0], value_range[1])).cpu()
-            for image, prompt, seed in zip(images, part, part_seeds, strict=True):
-                settings = {
-                    "prompt": prompt,
-                    "seed": seed,
-                    "guidance_scale": float(scale),
-                    "guidance": str(form),
-                    "guidance_convention": CONVENTION,
-                    "scheduler": name,
-                    "timestep_spacing": self.pipeline.scheduler.config["timestep_spacing"],
-                    "first_timestep": sampled.first_timestep,
-                    "steps": count,
-                    "calls": sampled.calls,
-                    "experiment": self.provenance.get("experiment", ""),
-                    "images_seen": self.provenance.get("images_seen", ""),
-                    "weights_sha256": self.provenance.get("weights_sha256", ""),
-                    "weak_weights_sha256": weak.get("weights_sha256", ""),
-                    "text_encoder": self.provenance.get("text_encoder", ""),
-                    "sfumato": __version__,
-                }
-                yield Picture(image=image, settings=settings)
-            if on_batch is not None:
-                on_batch(len(part))
-
-    def export(self, folder: Path) -> None:
-        """Write a diffusers folder (`model_index.json`, safetensors), whole or not at all.
-
-        It carries our pipeline's code as one file, with which diffusers draws without sfumato. A
-        folder already there is replaced. `InputError` for a guidance scale or steps out of range.
-        """
-        config = self.pipeline.config
-        check_sampling_arguments(
-            [NULL], guidance_scale=config["guidance_scale"], steps=config["num_inference_steps"]
-        )
-        self.use(guidance=self.with_weak_network(self.guidance))
-        with whole_folder(folder) as temporary:
-            self.pipeline.save_pretrained(temporary, safe_serialization=True)
-            write_text(temporary / FILE_NAME, standalone_source())
+    def _tokens(self, prompts: Sequence[str], negative_prompt: str) -> dict[Branch, Tensor]:
+        """(B, L, D) in the network's dtype for each branch."""
+        tokens = self.text_encoder.tokens([*prompts, negative_prompt]).to(self.device, self.dtype)
+        cond, uncond = tokens[:-1], tokens[-1:].expand(len(prompts), -1, -1)
+        return {"cond": cond, "uncond": uncond, "weak": cond}
 
 
-def _chosen_checkpoint(folder: Path, images: int | None) -> Checkpoint:
-    """A run's checkpoint after `images`, its newest whole one without it."""
-    checkpoints = Checkpoints(folder / "checkpoints")
-    if images is None:
-        checkpoint = checkpoints.latest()
-        if checkpoint is None:
-            raise InputError(
-                f"{folder} has no checkpoint yet.",
-                hint="Let it train up to its first checkpoint, then try again.",
-            )
-        return checkpoint
-    if not checkpoints.path(images).is_dir():
-        there = ", ".join(str(checkpoint.images_seen) for checkpoint in checkpoints.all())
+def _paired(
+    prompts: str | Sequence[str], seeds: int | Sequence[int]
+) -> tuple[list[str], list[int]]:
+    """As many prompts as seeds; `InputError` where they do not match or there are none."""
+    several_prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    several_seeds = [seeds] if isinstance(seeds, int) else [int(seed) for seed in seeds]
+    if not several_prompts or not several_seeds:
+        what = "seed" if several_prompts else "prompt"
+        raise InputError(f"There is no {what}.", hint="Give at least one.")
+    count = max(len(several_prompts), len(several_seeds))
+    if len(several_prompts) == 1:
+        several_prompts *= count
+    if len(several_seeds) == 1:
+        several_seeds *= count
+    if len(several_prompts) != len(several_seeds):
         raise InputError(
-            f"{folder} has no checkpoint at {images:,} images.", hint=f"It has: {there or 'none'}."
+            f"{len(several_seeds)} seeds for {len(several_prompts)} prompts.",
+            hint="Give one seed for each prompt, or one for all.",
         )
-    return Checkpoint(checkpoints.path(images))
+    return several_prompts, several_seeds
 
 
-def run_sections(folder: Path) -> RunSections:
-    """The sections of a run's experiment.yaml that drawing needs."""
-    file = folder / "experiment.yaml"
-    try:
-        values = yaml.safe_load(file.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not readable YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{file} is not an experiment.")
-    known = {name: values[name] for name in RunSections.model_fields if name in values}
-    return validate(RunSections, known, source=str(file))
-
-
-def tuned_settings(folder: Path) -> Tuned | None:
-    """What `sfumato tune` chose for a run; None where it was not tuned."""
-    file = folder / TUNED
-    return validate(Tuned, read_json(file), source=str(file)) if file.exists() else None
-
-
-def averages_in(checkpoint: Checkpoint) -> list[str]:
-    """The parts of a checkpoint that can be drawn with."""
-    return [part for part in checkpoint.state["files"] if part.startswith(AVERAGE)]
-
-
-def averaged_unet(
-    checkpoint: Checkpoint, sections: RunSections, *, part: str = AVERAGE
-) -> "UNet2DConditionModel":
-    """An averaged network of a checkpoint; only that part of it is read. `InputError` with those
-    that there are."""
-    if part not in averages_in(checkpoint):
-        raise InputError(
-            f"{checkpoint.path} has no '{part}'.",
-            hint=f"It holds {', '.join(averages_in(checkpoint))}; "
-            "training.averaging.also_halflives_images keeps more.",
-        )
-    unet = build_unet(
-        sections.model,
-        resolution=sections.data.resolution,
-        channels=sections.data.channels,
-        seed=sections.seed,
-    )
-    file = checkpoint.verify(part)
-    load_part(unet, load_state(file), file=file)
-    return unet.eval().requires_grad_(False)
-
-
-def resolve_device(name: str) -> torch.device:
-    """`auto` is the accelerator if there is one, else the CPU."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"No device named '{name}'.", hint="Use auto, cpu or cuda.") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError("No CUDA device is available here.", hint="Use --device cpu.")
-    return device
+def generators_from_seeds(seeds: Sequence[int]) -> list[torch.Generator]:
+    """One CPU generator a seed; `InputError` for a seed that torch cannot take."""
+    for seed in seeds:
+        if not 0 <= seed < 2**63:
+            raise InputError(f"Seed {seed} is out of range.", hint="Give 0 to 2**63 - 1.")
+    return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]

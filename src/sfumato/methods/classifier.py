@@ -1,81 +1,65 @@
-"""Training a judge: its experiment, its run, and what it is worth on real images."""
+"""Training the classifier of evaluations, and its accuracy on real images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+
+import torch
 
 from sfumato.base.files import read_json
 from sfumato.config.schema import ClassifierExperiment
 from sfumato.data.survey import settle
-from sfumato.evaluation.classifier import RESULT, judge_run, write_judge
-from sfumato.generation.model import resolve_device
-from sfumato.training.folder import claim_folder
-from sfumato.training.hooks import CheckpointHook, LogHook, cut_back_records, stopping_on_signals
-from sfumato.training.loop import Hook, Run, train
+from sfumato.evaluation.classifier import FILE_NAME, RESULT
+from sfumato.evaluation.classifier_training import classifier_run, write_classifier
+from sfumato.training.loop import Run
+from sfumato.training.run import Method
 
 
-def prepare_classifier(
-    experiment: ClassifierExperiment, folder: Path, *, device: str, hooks: Sequence[Hook] = ()
-) -> Run:
-    """Build the run in `folder`, resumed where it has a checkpoint; `experiment.data` has no auto.
+def _resolve(experiment: ClassifierExperiment) -> ClassifierExperiment:
+    return experiment.model_copy(update={"data": settle(experiment.data)})
 
-    `InputError` for a data set without two classes; nothing is written for it.
-    """
-    training = experiment.training
-    run = judge_run(
+
+def _build(experiment: ClassifierExperiment, folder: Path, device: torch.device) -> Run:
+    """`InputError` for a data set without two classes."""
+    run = classifier_run(
         experiment.data,
         folder,
         network=experiment.network,
-        training=training,
+        training=experiment.training,
         seed=experiment.seed,
-        device=resolve_device(device),
+        device=device,
     )
-    claim_folder(experiment, folder)
     run.provenance = {"experiment": experiment.name}
-    run.hooks = [
-        LogHook(folder / "metrics.jsonl", every_images=training.log_every_images),
-        *hooks,
-        CheckpointHook(every_images=training.checkpoint_every_images),
-    ]
-    run.resume()
-    cut_back_records(run)
     return run
 
 
-def run_classifier(
-    experiment: ClassifierExperiment,
-    folder: Path,
-    *,
-    device: str = "auto",
-    hooks: Sequence[Hook] = (),
-    on_start: Callable[[Run], None] = lambda run: None,
-) -> Run:
-    """Train to the end (or to a request to stop); then tune, measure and write `judge/`."""
-    experiment = experiment.model_copy(update={"data": settle(experiment.data)})
-    run = prepare_classifier(experiment, folder, device=device, hooks=hooks)
-    on_start(run)
-    if not run.finished:
-        with stopping_on_signals(run):
-            train(run)
-    if run.finished and not (folder / RESULT / "judge.json").exists():
-        write_judge(run, experiment.data, folder / RESULT)
-    return run
+def _finish(experiment: ClassifierExperiment, run: Run) -> None:
+    """Choose weights and temperature, measure, and write the result."""
+    if not (run.folder / RESULT / FILE_NAME).exists():
+        write_classifier(run, experiment.data, run.folder / RESULT)
 
 
-def finished_lines(folder: Path) -> tuple[str, ...]:
-    """What a finished run is worth, for people."""
-    about = read_json(folder / RESULT / "judge.json")
+def _describe(experiment: ClassifierExperiment, run: Run) -> Sequence[str]:
+    about = read_json(run.folder / RESULT / FILE_NAME)
     accuracy = about["test_accuracy"]
     chance = 1 / len(about["class_names"])
-    doubt = (
-        (f"That is no better than guessing ({100 * chance:.0f} %): it is no judge.",)
-        if accuracy["low"] <= chance
-        else ()
-    )
     tuned = f", temperature {about['temperature']:.2f}" if about["tuning"] else ""
-    return (
-        f"Judge in {folder / RESULT}: {100 * accuracy['value']:.2f} % of {accuracy['count']:,} "
-        f"real images right ({100 * accuracy['low']:.2f} - {100 * accuracy['high']:.2f}; the "
-        f"{about['weights']} weights{tuned}).",
+    lines = [
+        f"Classifier in {run.folder / RESULT}: {100 * accuracy['value']:.2f} % of "
+        f"{accuracy['count']:,} real images correct ({100 * accuracy['low']:.2f} - "
+        f"{100 * accuracy['high']:.2f}; the {about['weights']} weights{tuned}).",
         f"Measured on {about['test_images']}.",
-        *doubt,
-    )
+    ]
+    if accuracy["low"] <= chance:
+        lines.append(
+            f"This is no better than chance ({100 * chance:.0f} %): do not use it for evaluation."
+        )
+    return lines
+
+
+CLASSIFIER = Method(
+    schema=ClassifierExperiment,
+    resolve=_resolve,
+    build=_build,
+    finish=_finish,
+    describe=_describe,
+)

@@ -1,8 +1,7 @@
-"""Training the small CLIP: its experiment, its run, and what it is worth on real images."""
+"""Training the small CLIP, and its zero-shot accuracy on real images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sfumato import __version__
-from sfumato.base.environment import environment
+from sfumato.base.environment import environment, now
 from sfumato.base.errors import ConfigError
 from sfumato.base.files import read_json, sha256_of_file, whole_folder, write_json, write_text
 from sfumato.config.schema import ClassSet, ClipExperiment
@@ -18,21 +17,25 @@ from sfumato.config.sections import DataConfig
 from sfumato.data.captions import captions_from_templates
 from sfumato.data.loading import DeviceBatches
 from sfumato.data.records import Records, Split, load_records
-from sfumato.evaluation.metrics.intervals import Proportion, wilson
-from sfumato.generation.model import resolve_device
-from sfumato.text.bundled import load_towers, save_towers
+from sfumato.evaluation.metrics.intervals import wilson
 from sfumato.text.tokenizer import train_tokenizer, vocabulary_corpus
-from sfumato.text.towers import IMAGE_PX, ClipTowers, build_towers, tokenize
-from sfumato.training.folder import claim_folder
-from sfumato.training.hooks import CheckpointHook, LogHook, cut_back_records, stopping_on_signals
-from sfumato.training.loop import Hook, Run, train
+from sfumato.text.towers import (
+    IMAGE_PX,
+    ClipTowers,
+    build_towers,
+    load_towers,
+    save_towers,
+    tokenize,
+)
+from sfumato.training.loop import Run
 from sfumato.training.objectives.clip import ClassTexts, ClipObjective
+from sfumato.training.run import Method
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
-RESULT = "clip"
-"""Folder inside a run that holds the finished encoder."""
+RESULT, FILE_NAME = "clip", "figures.json"
+"""Folder inside a run that holds the finished encoder, and its results in there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,65 +83,50 @@ def _data(source: str, group: ClassSet) -> DataConfig:
     return DataConfig(source=source, resolution=IMAGE_PX, channels=3, caption=group.caption)
 
 
-@dataclass(frozen=True, kw_only=True)
-class PreparedClip:
-    """A run, its tokenizer, and a line about the images that it trains on."""
+@dataclass(kw_only=True)
+class ClipRun(Run):
+    """A run, its tokenizer, and a description of the images that it trains on."""
 
-    run: Run
     tokenizer: "CLIPTokenizer"
     trained_on: str
 
 
-def prepare_clip(
-    experiment: ClipExperiment, folder: Path, *, device: str, hooks: Sequence[Hook] = ()
-) -> PreparedClip:
-    """Build the run in `folder`, resumed where it has a checkpoint."""
-    where = resolve_device(device)
-    claim_folder(experiment, folder)
+def _build(experiment: ClipExperiment, folder: Path, device: torch.device) -> ClipRun:
     data = load_class_data(experiment, "train")
     tokenizer = train_tokenizer(
         vocabulary_corpus([caption for captions in data.captions for caption in captions]),
         vocab_size=experiment.vocabulary,
     )
-    towers = build_towers(experiment.towers, tokenizer, seed=experiment.seed).to(where)
     training = experiment.training
-    run = Run(
+    objective = ClipObjective(
+        build_towers(experiment.towers, tokenizer, seed=experiment.seed).to(device),
+        class_texts(data, tokenizer, positions=experiment.towers.positions),
+        optimizer=training.optimizer,
+        captions_per_class=training.captions_per_class,
+        distractors=training.distractors,
+    )
+    records = Records(
+        images=data.images,
+        labels=data.labels,
+        class_names=data.class_names,
+        prompts=data.labels[:, None],  # captions are sampled for a class, not for an image
+        captions=data.class_names,
+        class_captions=data.class_names,
+        description=data.description,
+    )
+    return ClipRun(
         folder=folder,
-        objective=ClipObjective(
-            towers,
-            class_texts(data, tokenizer, positions=experiment.towers.positions),
-            optimizer=training.optimizer,
-            captions_per_class=training.captions_per_class,
-            distractors=training.distractors,
-        ),
+        objective=objective,
         batches=DeviceBatches(
-            Records(
-                images=data.images,
-                labels=data.labels,
-                class_names=data.class_names,
-                prompts=data.labels[:, None],  # captions are drawn a class, not an image
-                captions=data.class_names,
-                class_captions=data.class_names,
-                description=data.description,
-            ),
-            seed=experiment.seed,
-            batch_size=training.batch_size,
-            device=where,
+            records, seed=experiment.seed, batch_size=training.batch_size, device=device
         ),
         seed=experiment.seed,
         total_images=training.images,
-        device=where,
-        keep_checkpoints=training.keep_checkpoints,
+        device=device,
         provenance={"experiment": experiment.name},
+        tokenizer=tokenizer,
+        trained_on=data.description,
     )
-    run.hooks = [
-        LogHook(folder / "metrics.jsonl", every_images=training.log_every_images),
-        *hooks,
-        CheckpointHook(every_images=training.checkpoint_every_images),
-    ]
-    run.resume()
-    cut_back_records(run)
-    return PreparedClip(run=run, tokenizer=tokenizer, trained_on=data.description)
 
 
 def class_texts(data: ClassData, tokenizer: "CLIPTokenizer", *, positions: int) -> ClassTexts:
@@ -154,46 +142,27 @@ def class_texts(data: ClassData, tokenizer: "CLIPTokenizer", *, positions: int) 
     )
 
 
-def run_clip(
-    experiment: ClipExperiment,
-    folder: Path,
-    *,
-    device: str = "auto",
-    hooks: Sequence[Hook] = (),
-    on_start: Callable[[Run], None] = lambda run: None,
-) -> Run:
-    """Train to the end (or to a request to stop); then round, measure and write `clip/`."""
-    prepared = prepare_clip(experiment, folder, device=device, hooks=hooks)
-    run = prepared.run
-    on_start(run)
-    if not run.finished:
-        with stopping_on_signals(run):
-            train(run)
-    if run.finished and not (folder / RESULT / "figures.json").exists():
-        _write_result(experiment, prepared)
-    return run
-
-
-def _write_result(experiment: ClipExperiment, prepared: PreparedClip) -> None:
-    run, tokenizer = prepared.run, prepared.tokenizer
+def _finish(experiment: ClipExperiment, run: ClipRun) -> None:
+    """Round the weights, measure them, and write `clip/`."""
+    if (run.folder / RESULT / FILE_NAME).exists():
+        return
     assert isinstance(run.objective, ClipObjective)
     towers = run.objective.towers.cpu()
     with whole_folder(run.folder / RESULT) as temporary:
-        save_towers(towers, tokenizer, experiment.towers, temporary)
+        save_towers(towers, run.tokenizer, experiment.towers, temporary)
         rounded, _ = load_towers(temporary)  # what is measured is what is shipped
-        figures = zero_shot(experiment, rounded, tokenizer)
         weights = ("model.safetensors", "image_tower.safetensors")
         about = {
-            "figures": figures,
+            "figures": zero_shot(experiment, rounded, run.tokenizer),
             "images_seen": run.images_seen,
             "seed": experiment.seed,
-            "trained_on": prepared.trained_on,
+            "trained_on": run.trained_on,
             "sha256": {name: sha256_of_file(temporary / name) for name in weights},
             "environment": environment(),
             "sfumato": __version__,
-            "date": datetime.now(UTC).date().isoformat(),
+            "date": now()[:10],
         }
-        write_json(temporary / "figures.json", about)
+        write_json(temporary / FILE_NAME, about)
         write_text(temporary / "README.md", model_card(experiment, about))
 
 
@@ -265,10 +234,16 @@ def model_card(experiment: ClipExperiment, about: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def finished_figures(folder: Path) -> dict[str, Proportion]:
-    """The zero-shot figures of a finished run, by set of classes."""
-    figures = read_json(folder / RESULT / "figures.json")["figures"]
-    return {
-        name: wilson(round(values["accuracy"] * values["images"]), values["images"])
-        for name, values in figures.items()
-    }
+def _describe(experiment: ClipExperiment, run: ClipRun) -> Sequence[str]:
+    results = read_json(run.folder / RESULT / FILE_NAME)["figures"]
+    return (
+        *(
+            f"Zero-shot accuracy on real {name} test images, held-out captions: "
+            f"{100 * one['accuracy']:.1f} % ({100 * one['low']:.1f} - {100 * one['high']:.1f})"
+            for name, one in results.items()
+        ),
+        f"Use it with: sfumato train digits --set text.encoder={run.folder / RESULT}",
+    )
+
+
+CLIP = Method(schema=ClipExperiment, build=_build, finish=_finish, describe=_describe)

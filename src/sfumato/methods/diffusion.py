@@ -1,7 +1,7 @@
-"""An experiment: every section of the configuration, and how they become a training run."""
+"""Training a diffusion model: data, text encoder, network and objective become a run."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,52 +13,85 @@ from sfumato.config.schema import DiffusionExperiment
 from sfumato.data.loaders import open_training, resolve_loading, training_batches
 from sfumato.data.records import Annotations
 from sfumato.data.survey import settle
-from sfumato.diffusion.guidance import GuidanceConfig
-from sfumato.evaluation.classifier import load_judge
-from sfumato.generation.model import ImageGenerator, build_pipeline, resolve_device
+from sfumato.evaluation.classifier import load_classifier
+from sfumato.generation.grids import scale_grid
+from sfumato.generation.loading import load
+from sfumato.generation.model import Model
+from sfumato.generation.runs import model_of
+from sfumato.models.codec import PixelCodec
 from sfumato.models.unet import build_unet, parameter_count
-from sfumato.report.grids import labelled_grid
-from sfumato.text.encoder import ClipTextEncoder, load_text_encoder
-from sfumato.text.opening import check_is_there
+from sfumato.text.encoder import ClipTextEncoder
+from sfumato.text.opening import check_is_there, load_text_encoder
 from sfumato.text.prompts import PromptBank
-from sfumato.training.folder import claim_folder
-from sfumato.training.hooks import (
-    AgreementHook,
-    CheckpointHook,
-    LogHook,
-    SampleHook,
-    cut_back_records,
-    stopping_on_signals,
-)
-from sfumato.training.loop import Hook, Run, train
+from sfumato.training.hooks import AccuracyHook, SampleHook
+from sfumato.training.lint import lint_experiment
+from sfumato.training.loop import Hook, Run
 from sfumato.training.objectives.diffusion import DiffusionObjective
-from sfumato.training.records import AGREEMENT
+from sfumato.training.records import ACCURACY
+from sfumato.training.run import Method
 
 A = TypeVar("A", bound=Annotations)
+MOST_CAPTIONS = 16
+"""Columns of a grid of samples during training."""
+
+
+@dataclass(kw_only=True)
+class DiffusionRun(Run):
+    """A run, and `examples`: captions to sample with."""
+
+    examples: Sequence[str]
 
 
 def network_line(experiment: DiffusionExperiment) -> str:
     """The network in a line: parameters, heads of attention; `experiment.data` has no auto."""
     data = experiment.data
-    assert data.resolution != "auto"
     assert data.channels != "auto"
-    count = parameter_count(experiment.model, resolution=data.resolution, channels=data.channels)
+    count = parameter_count(experiment.model, channels=data.channels)
     return f"U-Net of {count:,} parameters; attention: {experiment.model.heads_text}"
 
 
-def prepare_run(
-    experiment: DiffusionExperiment,
-    folder: Path,
-    *,
-    device: str = "auto",
-    hooks: Sequence[Hook] = (),
-) -> Run:
-    """Build the run of an experiment in `folder`, resumed where it has a checkpoint."""
-    where = resolve_device(device)
+def _resolve(experiment: DiffusionExperiment) -> DiffusionExperiment:
     check_is_there(experiment.text.encoder)
-    data = resolve_loading(settle(experiment.data))
-    experiment = experiment.model_copy(update={"data": data})
-    # Before a folder is made and the images are decoded: what is refused leaves nothing behind.
+    return experiment.model_copy(update={"data": resolve_loading(settle(experiment.data))})
+
+
+def _build(experiment: DiffusionExperiment, folder: Path, device: torch.device) -> DiffusionRun:
+    training, data = experiment.training, experiment.data
+    encoder = _text_encoder(experiment)
+    records = open_training(data)
+    encoder.model.to(device)
+    bank = PromptBank(encoder, records.captions, device=device)
+    encoder.model.to("cpu")
+    network = build_unet(
+        experiment.model, resolution=data.resolution, channels=data.channels, seed=experiment.seed
+    )
+    objective = DiffusionObjective(
+        network.to(device), experiment.diffusion, PixelCodec(data.value_range), bank, training
+    )
+    batches = training_batches(
+        with_bank_rows(records, bank),
+        data,
+        seed=experiment.seed,
+        batch_size=training.batch_size,
+        device=device,
+    )
+    return DiffusionRun(
+        folder=folder,
+        objective=objective,
+        batches=batches,
+        seed=experiment.seed,
+        total_images=training.total_images(len(records)),
+        device=device,
+        micro_batches=training.micro_batches,
+        milestones=training.milestones(len(records)),
+        provenance={"experiment": experiment.name, "text_encoder": encoder.identity},
+        hooks=_hooks(experiment, averaged_model(experiment, objective, encoder), records, folder),
+        examples=records.examples(MOST_CAPTIONS)[0],
+    )
+
+
+def _text_encoder(experiment: DiffusionExperiment) -> ClipTextEncoder:
+    """`ConfigError` for an encoder whose width is not that of the network's cross-attention."""
     encoder = load_text_encoder(experiment.text)
     if encoder.dim != experiment.model.cross_attention_dim:
         raise ConfigError(
@@ -66,64 +99,7 @@ def prepare_run(
             f"encoder '{encoder.name}' is {encoder.dim} wide.",
             hint=f"Set model.cross_attention_dim={encoder.dim}, or choose another encoder.",
         )
-    claim_folder(experiment, folder)
-    records = open_training(experiment.data)
-    encoder.model.to(where)
-    bank = PromptBank(encoder, records.captions, device=where)
-    encoder.model.to("cpu")
-    unet = build_unet(
-        experiment.model,
-        resolution=experiment.data.resolution,
-        channels=experiment.data.channels,
-        seed=experiment.seed,
-    ).to(where)
-    objective = DiffusionObjective(
-        unet,
-        bank,
-        diffusion=experiment.diffusion,
-        optimizer=experiment.training.optimizer,
-        averaging=experiment.training.averaging,
-        value_range=experiment.data.value_range,
-        caption_dropout=experiment.training.caption_dropout,
-        mirrored=experiment.training.mirrored,
-        loss_weight=experiment.training.loss_weight,
-        min_snr_gamma=experiment.training.min_snr_gamma,
-        precision=experiment.training.precision,
-    )
-    training = experiment.training
-    generator = averaged_generator(experiment, objective, encoder)
-    run = Run(
-        folder=folder,
-        objective=objective,
-        batches=training_batches(
-            with_bank_rows(records, bank),
-            experiment.data,
-            seed=experiment.seed,
-            batch_size=training.batch_size,
-            device=where,
-        ),
-        seed=experiment.seed,
-        total_images=training.total_images(len(records)),
-        device=where,
-        micro_batches=training.micro_batches,
-        keep_checkpoints=training.keep_checkpoints,
-        milestones=training.milestones(len(records)),
-        provenance={"experiment": experiment.name, "text_encoder": encoder.identity},
-    )
-    run.hooks = [
-        LogHook(folder / "metrics.jsonl", every_images=training.log_every_images),
-        *hooks,
-        SampleHook(
-            folder / "samples",
-            every_images=training.sample_every_images,
-            draw=sample_grid(generator, records),
-        ),
-        *quick_evaluation(experiment, generator, records, folder),
-        CheckpointHook(every_images=training.checkpoint_every_images),
-    ]
-    run.resume()
-    cut_back_records(run)
-    return run
+    return encoder
 
 
 def with_bank_rows(records: A, bank: PromptBank) -> A:
@@ -132,93 +108,85 @@ def with_bank_rows(records: A, bank: PromptBank) -> A:
     return replace(records, prompts=rows[records.prompts])
 
 
-def averaged_generator(
+def averaged_model(
     experiment: DiffusionExperiment, objective: DiffusionObjective, encoder: ClipTextEncoder
-) -> ImageGenerator:
-    """Draws with the averaged network in the middle of training.
+) -> Model:
+    """The averaged network in the middle of training.
 
-    Autoguidance needs an earlier checkpoint, so that plain guidance stands in for it here.
+    Autoguidance needs an earlier checkpoint, so plain guidance stands in for it here.
     """
     sampling = experiment.sampling
-    if sampling.guidance.needs_weak_network:
-        sampling = sampling.model_copy(update={"guidance": GuidanceConfig()})
-    pipeline = build_pipeline(
-        objective.average.module,
-        encoder,
-        data=experiment.data,
-        diffusion=experiment.diffusion,
-        sampling=sampling,
-    )
-    return ImageGenerator(pipeline, data=experiment.data)
+    if sampling.form.needs_weak_network:
+        sampling = replace(sampling, guidance="cfg")
+    return model_of(objective.average.module, encoder, experiment, sampling=sampling)
 
 
-def sample_grid(
-    generator: ImageGenerator, records: Annotations, *, most_captions: int = 16
-) -> Callable[[], bytes]:
-    """A function that draws a picture of samples: captions by guidance scale."""
-    captions, labels = records.examples(most_captions)
-    scales = [1.0, generator.pipeline.config["guidance_scale"]]
-
-    def draw() -> bytes:
-        return labelled_grid(
-            [
-                list(generator.draw(captions, range(len(captions)), guidance_scale=scale))
-                for scale in scales
-            ],
-            row_labels=[f"w = {scale:g}" for scale in scales],
-            column_labels=labels,
+def _hooks(
+    experiment: DiffusionExperiment, model: Model, records: Annotations, folder: Path
+) -> list[Hook]:
+    """Grids of samples (captions by guidance scale) and, where it is asked for, the accuracy."""
+    training = experiment.training
+    captions, labels = records.examples(MOST_CAPTIONS)
+    scales = [1.0, model.sampling.guidance_scale]
+    hooks: list[Hook] = [
+        SampleHook(
+            folder / "samples",
+            every_images=training.sample_every_images,
+            sample=lambda: scale_grid(model, captions, labels, scales=scales),
         )
+    ]
+    if training.accuracy_every_images is not None:
+        hooks.append(_accuracy_hook(experiment, model, records, folder))
+    return hooks
 
-    return draw
 
+def _accuracy_hook(
+    experiment: DiffusionExperiment, model: Model, records: Annotations, folder: Path
+) -> AccuracyHook:
+    """Class accuracy of samples of every class in turn, by its first caption; image i has seed i.
 
-def quick_evaluation(
-    experiment: DiffusionExperiment, generator: ImageGenerator, records: Annotations, folder: Path
-) -> list[AgreementHook]:
-    """The hook of `training.agreement_every_images`, where that is set: every class in turn by its
-    first caption, image i with the seed i. `InputError` for a data set without classes."""
-    every_images = experiment.training.agreement_every_images
-    if every_images is None:
-        return []
-    evaluation = experiment.evaluation
-    judge = load_judge(experiment.data, evaluation.judge)
-    asked = torch.arange(evaluation.quick_count) % len(records.class_names)
-    prompts = [records.class_captions[label] for label in asked.tolist()]
+    `InputError` for a data set without classes."""
+    evaluation, every_images = experiment.evaluation, experiment.training.accuracy_every_images
+    assert every_images is not None
+    classifier = load_classifier(experiment.data, evaluation.classifier)
+    classes = torch.arange(evaluation.quick_count) % len(records.class_names)
+    prompts = [records.class_captions[label] for label in classes.tolist()]
 
     def measure() -> dict[str, Any]:
-        agreed = {}
+        correct = {}
         for scale in evaluation.quick_scales:
-            drawn = generator.draw(prompts, range(len(prompts)), guidance_scale=scale)
-            seen, _ = judge(torch.stack([picture.image for picture in drawn]))
-            agreed[f"{scale:g}"] = int((seen == asked).sum())
-        return {"count": len(prompts), "agreed": agreed}
+            images = model.sample(prompts, range(len(prompts)), guidance=scale).tensor
+            correct[f"{scale:g}"] = int((classifier.predict(images) == classes).sum())
+        return {"count": len(prompts), "correct": correct}
 
-    return [AgreementHook(folder / AGREEMENT, every_images=every_images, measure=measure)]
+    return AccuracyHook(folder / ACCURACY, every_images=every_images, measure=measure)
 
 
-def run_experiment(
-    experiment: DiffusionExperiment,
-    folder: Path,
-    *,
-    device: str = "auto",
-    hooks: Sequence[Hook] = (),
-    on_start: Callable[[Run], None] = lambda run: None,
-) -> Run:
-    """Train an experiment to its end (or to a request to stop) and export its pipeline.
-
-    `on_start` is told of the run before its first step.
-    """
-    run = prepare_run(experiment, folder, device=device, hooks=hooks)
-    on_start(run)
-    if not run.finished:
-        with stopping_on_signals(run):
-            train(run)
-    if run.finished and exported_images(folder) != run.images_seen:
-        ImageGenerator.open(folder, device="cpu").export(folder / "pipeline")
-    return run
+def _finish(experiment: DiffusionExperiment, run: DiffusionRun) -> None:
+    """Export the averaged network as a diffusers folder."""
+    if exported_images(run.folder) != run.images_seen:
+        load(run.folder, device="cpu").export(run.folder / "model")
 
 
 def exported_images(folder: Path) -> int | None:
-    """After how many images the weights in a run's `pipeline/` were taken; None without one."""
-    index = folder / "pipeline" / "model_index.json"
+    """After how many images the weights in a run's `model/` were taken; None without one."""
+    index = folder / "model" / "model_index.json"
     return read_json(index)["provenance"].get("images_seen") if index.exists() else None
+
+
+def _describe(experiment: DiffusionExperiment, run: DiffusionRun) -> Sequence[str]:
+    prompt = run.examples[min(7, len(run.examples) - 1)]
+    return (
+        f"Samples in {run.folder / 'samples'}.",
+        f'Sample with: sfumato sample {run.folder} "{prompt}"',
+    )
+
+
+DIFFUSION = Method(
+    schema=DiffusionExperiment,
+    resolve=_resolve,
+    build=_build,
+    finish=_finish,
+    describe=_describe,
+    lint=lint_experiment,
+)

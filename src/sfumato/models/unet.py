@@ -38,10 +38,47 @@ def build_unet(
         )
 
 
-def parameter_count(config: UNetConfig, *, resolution: int, channels: int) -> int:
-    """Number of trainable parameters, counted on a network without storage."""
-    import torch
+def parameter_count(config: UNetConfig, *, channels: int) -> int:
+    """Number of trainable parameters, by arithmetic: no torch, no network."""
+    widths, cross = config.block_out_channels, config.cross_attention_dim
+    last, layers = len(widths) - 1, config.layers_per_block
+    time = 4 * widths[0]
+    count = _conv(channels, widths[0]) + _linear(widths[0], time) + _linear(time, time)
+    for level, kind in enumerate(config.levels):  # down
+        width = widths[level]
+        attention = _attention(width, cross) if kind == "attention" else 0
+        count += _resnet(widths[max(level - 1, 0)], width, time)
+        count += (layers - 1) * _resnet(width, width, time) + layers * attention
+        count += _conv(width, width) * (level < last)
+        # up: each block has one more layer, and takes the skips of the down block beside it
+        below, above = widths[min(level + 1, last)], widths[max(level - 1, 0)]
+        inputs = [below + width] + [2 * width] * layers
+        inputs[-1] += above - width
+        count += sum(_resnet(one, width, time) for one in inputs) + (layers + 1) * attention
+        count += _conv(width, width) * (level > 0)
+    middle = 2 * _resnet(widths[last], widths[last], time) + _attention(widths[last], cross)
+    return count + middle + 2 * widths[0] + _conv(widths[0], channels)
 
-    with torch.device("meta"):
-        unet = build_unet(config, resolution=resolution, channels=channels, seed=0)
-    return sum(parameter.numel() for parameter in unet.parameters())
+
+def _conv(channels: int, out_channels: int, size: int = 3) -> int:
+    return channels * out_channels * size**2 + out_channels
+
+
+def _linear(width: int, out_width: int) -> int:
+    return width * out_width + out_width
+
+
+def _resnet(channels: int, out_channels: int, time: int) -> int:
+    norms = 2 * channels + 2 * out_channels
+    convs = _conv(channels, out_channels) + _conv(out_channels, out_channels)
+    shortcut = _conv(channels, out_channels, 1) if channels != out_channels else 0
+    return norms + convs + _linear(time, out_channels) + shortcut
+
+
+def _attention(width: int, cross: int) -> int:
+    """A transformer block: self-attention, cross-attention and a gated MLP between projections."""
+    projections, norms = 2 * _linear(width, width), 4 * 2 * width
+    to_itself = 3 * width**2 + _linear(width, width)
+    to_caption = width**2 + 2 * cross * width + _linear(width, width)
+    mlp = _linear(width, 8 * width) + _linear(4 * width, width)
+    return projections + norms + to_itself + to_caption + mlp

@@ -7,15 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato.base.section import ValueRange
-from sfumato.evaluation.arms import MEASURES, PIXELS, Measured
-from sfumato.evaluation.card import Figure
+from sfumato.base.images import ValueRange
 from sfumato.evaluation.metrics.curves import Plateau, plateau
 from sfumato.evaluation.metrics.diversity import diversity_difference
-from sfumato.evaluation.metrics.intervals import difference_of_shares, wilson
+from sfumato.evaluation.metrics.intervals import Estimate, difference_of_shares, wilson
 from sfumato.evaluation.metrics.paired import paired_bootstrap, share_difference
+from sfumato.evaluation.metrics.registry import metric_of
+from sfumato.evaluation.reference import Scores
+from sfumato.studies.study import ACCURACY, DIVERSITY, OF_PIXELS
 from sfumato.studies.verdicts import (
-    AGREEMENT,
+    ACCURACY as ACCURACY_MARGIN,
+)
+from sfumato.studies.verdicts import (
     NOT_HELD,
     SHARE_OF_REAL,
     UNDECIDED,
@@ -42,15 +45,17 @@ LOSS = 0.05
 class Evidence:
     """What claims are decided from.
 
-    `measured` by arm and guidance scale: `without` and `with` dropout, `clipped`, `stretched` and
-    `early` (an older checkpoint's), as far as there are such; `digits`: the classes 4 and 5, or
-    none; `also_differ`: what the two models differ in beside dropout; `epochs`: of the older
-    checkpoint and of the newest one; `losses`: the records of metrics.jsonl, `total_images` the
-    run's length; `value_range`: of the pixels inside the network.
+    `scores` by arm and guidance scale: `without` and `with` dropout, `clipped`, `stretched` and
+    `early` (an older checkpoint's), as far as there are such; `labels` (N,): the classes of the
+    images; `digits`: the classes 4 and 5, or none; `also_differ`: what the two models differ in
+    beside dropout; `epochs`: of the older checkpoint and of the newest one; `losses`: the records
+    of metrics.jsonl, `total_images` the run's length; `value_range`: of the pixels inside the
+    network.
     """
 
-    measured: Mapping[tuple[str, float], Measured]
-    real: Mapping[str, Figure]
+    scores: Mapping[tuple[str, float], Scores]
+    labels: Tensor
+    real: Mapping[str, Estimate]
     digits: Sequence[int]
     also_differ: Sequence[str]
     epochs: tuple[float, float] | None
@@ -72,14 +77,14 @@ class Evidence:
         ]
 
     def _margin(self, measure: str) -> float:
-        relative = measure in ("high_frequency", "diversity")
+        relative = measure in ("high_frequency", DIVERSITY)
         return SHARE_OF_REAL * self.real[measure].value if relative else GREY_LEVEL
 
     def _has(self, key: str) -> bool:
-        return (key, GUIDED) in self.measured
+        return (key, GUIDED) in self.scores
 
     def _values(self, key: str, scale: float, measure: str) -> Tensor:
-        return self.measured[key, scale].pixels[measure]
+        return self.scores[key, scale].values[measure]
 
     def _rise(self, key: str, measure: str) -> Tensor:
         """(N,): how much more an image has at w = 5 than the same one at w = 1."""
@@ -95,7 +100,7 @@ class Evidence:
         return self._effect(f"{_NOISE[measure]}, w = 5 less w = 1", first, second, measure)
 
     def _mean(self, key: str, scale: float, measure: str) -> str:
-        return MEASURES[measure].told(float(self._values(key, scale, measure).mean()))
+        return metric_of(measure).format(float(self._values(key, scale, measure).mean()))
 
     def _noisier(self, measure: str) -> Claim:
         effect = self._noise_effect("without", measure)
@@ -105,7 +110,7 @@ class Evidence:
             verdict=decide(effect),
             sentence=f"{self._mean('without', NONE, measure)} at w = 1, "
             f"{self._mean('without', GUIDED, measure)} at w = 5; real digits have "
-            f"{MEASURES[measure].told(self.real[measure].value)}.",
+            f"{metric_of(measure).format(self.real[measure].value)}.",
             effects=[effect],
             figure="findings.png",
         )
@@ -191,7 +196,7 @@ class Evidence:
             measure,
         )
         ways = (("without", "ours"), ("clipped", "clipped"), ("stretched", "clipped and stretched"))
-        told = "; ".join(
+        values = "; ".join(
             f"{name} {self._mean(way, NONE, measure)} to {self._mean(way, GUIDED, measure)}"
             for way, name in ways
         )
@@ -199,52 +204,51 @@ class Evidence:
             key=key,
             claim=claim,
             verdict=decide(effect),
-            sentence=f"From w = 1 to 5: {told}.",
+            sentence=f"From w = 1 to 5: {values}.",
             effects=[effect],
             figure="examples.png",
         )
 
     def _digits(self) -> list[Claim]:
-        keys = ("digits_are_worse", "digits_are_mended")
+        keys = ("digits_are_worse", "digits_improve")
         claims = (
             "Without guidance digits 4 and 5 are worse than the others",
-            "Guidance at w = 5 mends digits 4 and 5",
+            "Guidance at w = 5 improves digits 4 and 5",
         )
         if not self.digits:
             why = "These data have no classes 4 and 5."
             return [_undecided(*both, why) for both in zip(keys, claims, strict=True)]
-        unguided, guided = (self.measured["without", scale] for scale in (NONE, GUIDED))
-        chosen = torch.isin(unguided.labels, torch.tensor(self.digits))
+        unguided, guided = (self._values("without", scale, ACCURACY) for scale in (NONE, GUIDED))
+        chosen = torch.isin(self.labels, torch.tensor(self.digits))
         shares = [
-            wilson(int(right.sum()), len(right))
-            for right in (unguided.right[~chosen], unguided.right[chosen])
+            wilson(int(right.sum()), len(right)) for right in (unguided[~chosen], unguided[chosen])
         ]
         worse = difference_of_shares(*shares)
-        mended = share_difference(guided.right[chosen], unguided.right[chosen])
+        improved = share_difference(guided[chosen], unguided[chosen])
 
         def share(right: Tensor) -> str:
             return f"{100 * float(right.double().mean()):.1f} % of {len(right)}"
 
         effects = (
             Effect.of(
-                "agreement of the others less that of 4 and 5",
+                "class accuracy of the others less that of 4 and 5",
                 worse,
-                measure="agreement",
-                margin=AGREEMENT,
+                measure=ACCURACY,
+                margin=ACCURACY_MARGIN,
             ),
             Effect.of(
-                "agreement of 4 and 5, w = 5 less w = 1",
-                mended,
-                measure="agreement",
-                margin=AGREEMENT,
+                "class accuracy of 4 and 5, w = 5 less w = 1",
+                improved,
+                measure=ACCURACY,
+                margin=ACCURACY_MARGIN,
             ),
         )
         sentences = (
-            f"At w = 1 the judge agrees on {share(unguided.right[chosen])} digits 4 and 5, and on "
-            f"{share(unguided.right[~chosen])} others.",
-            f"Digits 4 and 5: {share(unguided.right[chosen])} at w = 1, "
-            f"{share(guided.right[chosen])} at w = 5; the others "
-            f"{share(unguided.right[~chosen])} and {share(guided.right[~chosen])}.",
+            f"At w = 1 the classifier is right on {share(unguided[chosen])} digits 4 and 5, and on "
+            f"{share(unguided[~chosen])} others.",
+            f"Digits 4 and 5: {share(unguided[chosen])} at w = 1, "
+            f"{share(guided[chosen])} at w = 5; the others "
+            f"{share(unguided[~chosen])} and {share(guided[~chosen])}.",
         )
         return [
             Claim(key=k, claim=c, verdict=decide(e), sentence=s, effects=[e], figure=_JSON)
@@ -252,10 +256,10 @@ class Evidence:
         ]
 
     def _longer(self) -> list[Claim]:
-        """5 against 20 epochs: agreement at w = 1 and 5, noise at w = 5."""
-        start = f"{LATE_EPOCHS} epochs draw better digits than {EARLY_EPOCHS}"
+        """5 against 20 epochs: class accuracy at w = 1 and 5, noise at w = 5."""
+        start = f"{LATE_EPOCHS} epochs give better digits than {EARLY_EPOCHS}"
         asked = {
-            f"longer_agreement_w{scale:g}": f"{start}: agreement at w = {scale:g}"
+            f"longer_accuracy_w{scale:g}": f"{start}: class accuracy at w = {scale:g}"
             for scale in (NONE, GUIDED)
         }
         asked["longer_noise"] = f"{start}: less border RMS at w = 5"
@@ -266,12 +270,13 @@ class Evidence:
             ]
         effects = [
             Effect.of(
-                f"agreement at w = {scale:g}, later less earlier",
+                f"class accuracy at w = {scale:g}, later less earlier",
                 share_difference(
-                    self.measured["without", scale].right, self.measured["early", scale].right
+                    self._values("without", scale, ACCURACY),
+                    self._values("early", scale, ACCURACY),
                 ),
-                measure="agreement",
-                margin=AGREEMENT,
+                measure=ACCURACY,
+                margin=ACCURACY_MARGIN,
             )
             for scale in (NONE, GUIDED)
         ]
@@ -288,9 +293,9 @@ class Evidence:
         near = abs(early - EARLY_EPOCHS) <= 0.5 and abs(late - LATE_EPOCHS) <= 0.5
 
         def share(key: str, scale: float) -> str:
-            return f"{100 * float(self.measured[key, scale].right.double().mean()):.1f} %"
+            return f"{100 * float(self._values(key, scale, ACCURACY).double().mean()):.1f} %"
 
-        told = [f"{share('early', w)} and {share('without', w)}" for w in (NONE, GUIDED)] + [
+        values = [f"{share('early', w)} and {share('without', w)}" for w in (NONE, GUIDED)] + [
             f"{self._mean('early', GUIDED, 'border_rms')} and "
             f"{self._mean('without', GUIDED, 'border_rms')}"
         ]
@@ -304,7 +309,7 @@ class Evidence:
                 effects=[effect],
                 figure=_JSON,
             )
-            for (key, claim), effect, found in zip(asked.items(), effects, told, strict=True)
+            for (key, claim), effect, found in zip(asked.items(), effects, values, strict=True)
         ]
 
     def _diversity(self, key: str) -> Claim:
@@ -312,24 +317,24 @@ class Evidence:
         claim = f"Diversity within a class falls from w = 1 to w = 5, {which}"
         if not self._has(key):
             return _undecided(f"diversity_{key}", claim, "No run with caption dropout was given.")
-        first, second = (self.measured[key, scale] for scale in (NONE, GUIDED))
+        first, second = (self._values(key, scale, DIVERSITY) for scale in (NONE, GUIDED))
         effect = Effect.of(
             "diversity at w = 1 less w = 5",
-            diversity_difference(first.diversity, second.diversity, first.labels),
-            measure="diversity",
-            margin=self._margin("diversity"),
+            diversity_difference(first, second, self.labels),
+            measure=DIVERSITY,
+            margin=self._margin(DIVERSITY),
         )
-        told = ", ".join(
-            f"{found.diversity.value:.2f} at w = {scale:g}"
-            for (arm, scale), found in self.measured.items()
+        values = ", ".join(
+            f"{found.metrics[DIVERSITY].value:.2f} at w = {scale:g}"
+            for (arm, scale), found in self.scores.items()
             if arm == key and scale >= NONE
         )
         return Claim(
             key=f"diversity_{key}",
             claim=claim,
             verdict=decide(effect),
-            sentence=f"Mean distance of two images of a class: {told}; real digits "
-            f"{self.real['diversity'].value:.3g}.",
+            sentence=f"Mean distance of two images of a class: {values}; real digits "
+            f"{self.real[DIVERSITY].value:.3g}.",
             effects=[effect],
             figure="findings.png",
         )
@@ -349,7 +354,7 @@ class Evidence:
             margin=LOSS,
         )
         verdict: Verdict = opposite(decide(effect))
-        sentence = _loss_told(found)
+        sentence = _loss_text(found)
         seen = self.losses[-1]["images"]
         if seen < 0.95 * self.total_images:
             sentence += (
@@ -378,17 +383,17 @@ and fine grain anywhere."""
 
 _JSON = "findings.json"
 
-assert set(_NOISE) < set(PIXELS)
+assert set(_NOISE) < set(OF_PIXELS)
 
 
 def _undecided(key: str, claim: str, why: str) -> Claim:
     return Claim(key=key, claim=claim, verdict=UNDECIDED, sentence=why)
 
 
-def _loss_told(found: Plateau) -> str:
+def _loss_text(found: Plateau) -> str:
     return (
         f"Its mean is {found.first_tenth:.4f} in the first tenth of the records, "
         f"{found.third_quarter:.4f} in the third quarter and {found.last_quarter:.4f} in the last: "
-        f"{100 * found.fall.value:.1f} % less (95 % interval {100 * found.fall.low:.1f} to "
-        f"{100 * found.fall.high:.1f}); at rest is less than {100 * LOSS:g} %."
+        f"{100 * found.fall.value:.1f} % less (95 % interval {100 * found.fall.interval[0]:.1f} to "
+        f"{100 * found.fall.interval[1]:.1f}); at rest is less than {100 * LOSS:g} %."
     )

@@ -4,63 +4,53 @@ Arms are models and ways from their samples to pixels; each claim is decided fro
 differences of two (arm, scale) on the same seeds and captions.
 """
 
-import shlex
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
 from sfumato import __version__
-from sfumato.base.environment import hardware
+from sfumato.base.environment import command, hardware, now
 from sfumato.base.errors import InputError
 from sfumato.base.files import folder_for, read_json, sibling, write_json
+from sfumato.base.images import ValueRange
 from sfumato.base.section import Section, validate
 from sfumato.config.sections import DataConfig
-from sfumato.data.records import Records, load_records, source_identity
-from sfumato.diffusion.solvers.schedulers import sampler_of
-from sfumato.evaluation.arms import (
-    BORDER_PX,
-    EDGE_PX,
-    ArmFigures,
-    CallsDone,
-    Draws,
-    Measured,
-    OnCalls,
-    ScaleFigures,
-)
-from sfumato.evaluation.card import Figure, JudgeInfo
-from sfumato.evaluation.classifier import load_judge
-from sfumato.evaluation.real import RealImages
-from sfumato.evaluation.reference import MOST_REAL, check_enough, real_measured
-from sfumato.evaluation.subjects import Asked, what_to_ask
-from sfumato.generation.model import ImageGenerator, run_sections
+from sfumato.data.records import load_records, source_identity
+from sfumato.evaluation.card import ClassifierInfo
+from sfumato.evaluation.image_set import ImageSet, OnImages
+from sfumato.evaluation.metrics.intervals import Estimate, wilson
+from sfumato.evaluation.metrics.pixels import BORDER_PX, EDGE_PX
+from sfumato.evaluation.prompt_set import PromptSet
+from sfumato.evaluation.reference import Scores
+from sfumato.evaluation.sampled_images import complete
+from sfumato.generation.loading import load
+from sfumato.generation.model import Model
+from sfumato.generation.runs import experiment_of_run
 from sfumato.paper.claims import EARLY_EPOCHS, GUIDED, NONE, Evidence
+from sfumato.studies.study import ACCURACY, Study, StudyConfig, real_images
 from sfumato.studies.verdicts import RULE, Claim
 from sfumato.training.checkpoint import Checkpoints
 from sfumato.training.records import read_records
 
 FILE_NAME = "findings.json"
-FORMAT = 2
+FORMAT = 3
 DIGITS = ("4", "5")
+CLIPPED: ValueRange = (-1.0, 1.0)
+"""What diffusers' DDPMScheduler clips x0 to unless set otherwise."""
 
 
-class FindingsConfig(Section):
-    """What is drawn for the findings."""
+class FindingsConfig(StudyConfig):
+    """What is sampled for the findings."""
 
     guidance_scales: tuple[float, ...] = (0, 1, 2, 3, 5, 10, 20)
     """Of the main arms; 1 and 5, which the paper compares, must be among them."""
     clipped_scales: tuple[float, ...] = (NONE, GUIDED)
     """Of the arm whose x0 is clipped as the paper's scheduler does."""
-    count: int = 500
-    """Images of each arm and scale, classes in turn."""
-    first_seed: int = 0
-    judge: str = "auto"
-    """Who reads the classes, as in `evaluation.judge`."""
 
     @field_validator("guidance_scales", "clipped_scales")
     @classmethod
@@ -70,16 +60,38 @@ class FindingsConfig(Section):
         return tuple(sorted(set(value)))
 
 
+class ScaleMetrics(Section):
+    """What an arm scores at one guidance scale."""
+
+    guidance_scale: float
+    nfe: int
+    """Network evaluations an image; a guided step takes two."""
+    seconds: float
+    """Time of sampling."""
+    images: str
+    """The folder of the images."""
+    metrics: dict[str, Estimate]
+
+
+class ArmMetrics(Section):
+    """One model and one way from its samples to pixels, at each guidance scale."""
+
+    key: str
+    title: str
+    settings: dict[str, Any]
+    scales: list[ScaleMetrics]
+
+
 class Findings(Section):
-    """Every claim with its verdict, every figure, and everything that they depend on."""
+    """Every claim with its verdict, every metric, and everything that they depend on."""
 
     format: int = FORMAT
     claims: list[Claim]
-    arms: list[ArmFigures]
-    real: dict[str, Figure]
+    arms: list[ArmMetrics]
+    real: dict[str, Estimate]
     real_count: int
     reference: str
-    judge: JudgeInfo
+    classifier: ClassifierInfo
     config: FindingsConfig
     seeds: tuple[int, int]
     captions: list[str]
@@ -90,159 +102,180 @@ class Findings(Section):
     confidence: float = 0.95
     hardware: dict[str, Any] = Field(default_factory=hardware)
     sfumato: str = __version__
-    date: str = Field(default_factory=lambda: datetime.now(UTC).isoformat("T", "seconds"))
+    date: str = Field(default_factory=now)
     command: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Found:
-    """The findings, the folder for them, and the first images of each row by its title.
-
-    `before`: the same were found before, with their pictures; `rows` is empty then.
-    """
-
-    findings: Findings
-    folder: Path
-    rows: Mapping[str, Tensor] = field(default_factory=dict)
-    before: bool = False
-
-    def save(self) -> Path:
-        """Write `findings.json`: it comes last, as the sign that all is there."""
-        write_json(self.folder / FILE_NAME, self.findings.model_dump(mode="json"))
-        return self.folder / FILE_NAME
+    folder: Path | None = Field(default=None, exclude=True)
+    from_cache: bool = Field(default=False, exclude=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Arm:
     key: str
     title: str
-    draws: Mapping[float, Draws]
-    stretched: bool = False
-
-    @property
-    def tensor(self) -> str:
-        return "stretched" if self.stretched else "images"
+    sets: Mapping[float, ImageSet]
 
 
 def measure_findings(
-    without: ImageGenerator,
-    with_dropout: ImageGenerator | None,
+    without: Model,
+    with_dropout: Model | None,
     config: FindingsConfig,
     *,
     base: Path,
-    say: Callable[[str], None] = lambda sentence: None,
-    on_calls: OnCalls = lambda done, total: None,
-) -> Found:
-    """Draw every arm, measure every image once, decide every claim.
+    log: Callable[[str], None] = lambda text: None,
+    on_images: OnImages = lambda what, done, total: None,
+) -> Findings:
+    """Sample every arm, score every set once, decide every claim, write pictures and findings.
 
-    `without`: a run without caption dropout, drawn by its own sampler as it is set; `with_dropout`:
-    one with it, of the same data. The findings belong in `base`, or in `base`-2, ... where that
-    holds others; images lie in `base`-images and are shared by all. Killed and started again with
-    the same arguments it goes on; what was found and saved before is read.
-    `InputError` for runs that are no pair, or too few images.
+    `without`: a run without caption dropout, sampled with its own settings; `with_dropout`: one
+    with it, of the same data. The findings belong in `base`, or in `base`-2, ... where that holds
+    others; images lie in `base`-images and are shared by all. Killed and started again with the
+    same arguments it goes on; what was saved before is read. `InputError` for runs that are no
+    pair, or too few images.
     """
     run_folder, data = _run_of(without, dropout=False)
     if with_dropout is not None:
         _check_pair(data, _run_of(with_dropout, dropout=True)[1])
-    real = RealImages.load(data, "reference")
-    classes = len(real.records.class_names)
-    check_enough(config.count, classes=classes)
-    judge = load_judge(data, config.judge, device=without.pipeline.device, on_training=say)
-    store = sibling(base, "images")
+    study = Study.of(without, config, data=data, log=log)
     early = _earlier(without, run_folder, data)
-    arms = _arms(without, with_dropout, early, config, real.records, store)
-    folder = folder_for(base, _request(arms, config, real, judge.identity), say=say)
+    store = sibling(base, "images")
+    arms = _arms(without, with_dropout, early, study, store)
+    request = {
+        "format": FORMAT,
+        "arms": {arm.key: [images.key for images in arm.sets.values()] for arm in arms},
+        **study.request(),
+    }
+    folder = folder_for(base, request, say=log)
     if (folder / FILE_NAME).exists():
-        return Found(findings=read_findings(folder), folder=folder, before=True)
+        return read_findings(folder).model_copy(update={"from_cache": True})
+    # The stretched arm's images lie in the files of the clipped one.
+    sampled = {images.name: images for arm in arms for images in arm.sets.values()}
+    complete(list(sampled.values()), on_images, what="network evaluations")
+    scores = {
+        (arm.key, scale): study.score(images) for arm in arms for scale, images in arm.sets.items()
+    }
+    evidence = _evidence(study, scores, run_folder, without, early, with_dropout)
+    findings = _findings(study, evidence, arms, folder)
+    from sfumato.paper.findings_page import write_findings
 
-    all_draws = {id(d): d for arm in arms for d in arm.draws.values()}.values()
-    on_part = CallsDone(all_draws, on_calls)
-    digits = _places(real.records.class_names, DIGITS)
-    measured: dict[tuple[str, float], Measured] = {}
-    figures: dict[str, list[ScaleFigures]] = {arm.key: [] for arm in arms}
-    for arm in arms:
-        for scale, draws in arm.draws.items():
-            taken = draws.take(on_part)
-            assert draws.asked.labels is not None  # the data have classes: the judge saw to it
-            found = Measured.of(taken[arm.tensor], draws.asked.labels, judge)
-            measured[arm.key, scale] = found
-            figures[arm.key].append(
-                ScaleFigures(
-                    guidance_scale=scale,
-                    calls=draws.calls,
-                    seconds=round(float(taken["seconds"]), 2),
-                    drawn=f"{store.name}/{draws.parts.folder.name}",
-                    figures=found.figures(digits),
-                )
-            )
-    of_real = real_measured(real, MOST_REAL, judge)
-    also_differ = [] if with_dropout is None else _differences(without, with_dropout)
-    size = len(load_records(data, "train"))
-    evidence = Evidence(
-        measured=measured,
-        real=of_real.figures(digits),
+    write_findings(findings, _shown(arms, study), run_folder)
+    write_json(folder / FILE_NAME, findings.model_dump(mode="json"))
+    return findings
+
+
+def _evidence(
+    study: Study,
+    scores: Mapping[tuple[str, float], Scores],
+    run_folder: Path,
+    without: Model,
+    early: Model | None,
+    with_dropout: Model | None,
+) -> Evidence:
+    reference = study.reference
+    size = len(load_records(reference.data, "train"))
+    real = real_images(reference)
+    digits = _places(reference.records.class_names, DIGITS)
+    assert study.prompts.labels is not None  # the data have classes
+    assert real.labels is not None
+    epochs = None
+    if early is not None:
+        seen, newest = (model.provenance["images_seen"] for model in (early, without))
+        epochs = (seen / size, newest / size)
+    return Evidence(
+        scores=scores,
+        labels=study.prompts.labels,
+        real=_with_digits(study.real, real.labels, digits),
         digits=digits,
-        also_differ=also_differ,
-        epochs=None
-        if early is None
-        else (early.provenance["images_seen"] / size, without.provenance["images_seen"] / size),
+        also_differ=[] if with_dropout is None else _differences(without, with_dropout),
+        epochs=epochs,
         losses=read_records(run_folder / "metrics.jsonl"),
-        total_images=run_sections(run_folder).training.total_images(size),
-        value_range=without.pipeline.config["value_range"],
+        total_images=experiment_of_run(run_folder).training.total_images(size),
+        value_range=without.codec.x0_range,
     )
-    findings = Findings(
+
+
+def _findings(study: Study, evidence: Evidence, arms: Sequence[_Arm], folder: Path) -> Findings:
+    reference, config = study.reference, study.config
+    assert isinstance(config, FindingsConfig)
+    assert reference.classifier is not None  # the data have classes
+    real = study.real.values["saturated"]
+    return Findings(
         claims=evidence.claims(),
-        arms=[
-            ArmFigures(
-                key=arm.key,
-                title=arm.title,
-                settings={
-                    name: value
-                    for name, value in next(iter(arm.draws.values())).settings.items()
-                    if name != "guidance_scale"
-                },
-                scales=figures[arm.key],
-            )
-            for arm in arms
-        ],
+        arms=[_arm_metrics(arm, evidence) for arm in arms],
         real=dict(evidence.real),
-        real_count=len(of_real.labels),
-        reference=real.records.description,
-        judge=JudgeInfo.of(judge),
+        real_count=len(real),
+        reference=reference.records.description,
+        classifier=ClassifierInfo.of(reference.classifier),
         config=config,
         seeds=(config.first_seed, config.first_seed + config.count - 1),
-        captions=list(real.records.class_captions),
-        also_differ=also_differ,
-        notes=_notes(of_real, data),
-        command=shlex.join(["sfumato", *sys.argv[1:]]),
+        captions=list(reference.records.class_captions),
+        also_differ=list(evidence.also_differ),
+        notes=_notes(study.real, reference.data),
+        command=command(),
+        folder=folder,
     )
-    return Found(findings=findings, folder=folder, rows=_shown(arms, measured, of_real, classes))
+
+
+def _arm_metrics(arm: _Arm, evidence: Evidence) -> ArmMetrics:
+    settings = next(iter(arm.sets.values())).settings
+    scales = []
+    for scale, images in arm.sets.items():
+        assert images.nfe is not None
+        assert images.folder is not None
+        scores = evidence.scores[arm.key, scale]
+        scales.append(
+            ScaleMetrics(
+                guidance_scale=scale,
+                nfe=images.nfe,
+                seconds=images.seconds or 0,
+                images=f"{images.folder.parent.name}/{images.folder.name}",
+                metrics=_with_digits(scores, evidence.labels, evidence.digits),
+            )
+        )
+    return ArmMetrics(
+        key=arm.key,
+        title=arm.title,
+        settings={name: value for name, value in settings.items() if name != "guidance_scale"},
+        scales=scales,
+    )
+
+
+def _with_digits(scores: Scores, labels: Tensor, digits: Sequence[int]) -> dict[str, Estimate]:
+    """The metrics, with the class accuracy of `digits` and of the others apart, where the data have
+    such classes."""
+    found = dict(scores.metrics)
+    if digits:
+        right, chosen = scores.values[ACCURACY], torch.isin(labels, torch.tensor(digits))
+        for name, own in (("4 and 5", right[chosen]), ("others", right[~chosen])):
+            if len(own):
+                found[f"{ACCURACY}.{name}"] = wilson(int(own.sum()), len(own))
+    return found
 
 
 def read_findings(folder: Path) -> Findings:
-    """What `Found.save` wrote into `folder`; `ConfigError` where it is of another form."""
-    return validate(Findings, read_json(folder / FILE_NAME), source=str(folder / FILE_NAME))
+    """The findings in `folder`; `ConfigError` where they are of another form."""
+    values = {**read_json(folder / FILE_NAME), "folder": folder}
+    return validate(Findings, values, source=str(folder / FILE_NAME))
 
 
-# What is drawn ------------------------------------------------------------------------------------
+# What is sampled ----------------------------------------------------------------------------------
 
 
-def _run_of(generator: ImageGenerator, *, dropout: bool) -> tuple[Path, DataConfig]:
+def _run_of(model: Model, *, dropout: bool) -> tuple[Path, DataConfig]:
     """The run's folder and data; `InputError` for a pipeline, or where dropout is the other way."""
-    if generator.run_folder is None or generator.data is None:
+    if model.folder is None or model.data is None:
         raise InputError(
             "Findings are of runs: a pipeline has no record of its training.",
             hint="Give the folder of the run that it came from.",
         )
-    share = generator.provenance["caption_dropout"]
+    share = model.provenance["caption_dropout"]
     if (share > 0) != dropout:
-        first = f"{generator.run_folder} was trained with caption_dropout = {share:g}"
+        first = f"{model.folder} was trained with caption_dropout = {share:g}"
         raise InputError(
             f"{first}, but {'the second' if dropout else 'the first'} run is the one "
             f"{'with' if dropout else 'without'} dropout.",
             hint="sfumato findings RUN_WITHOUT_DROPOUT [RUN_WITH_DROPOUT]",
         )
-    return generator.run_folder, generator.data
+    return model.folder, model.data
 
 
 def _check_pair(first: DataConfig, second: DataConfig) -> None:
@@ -261,127 +294,61 @@ def _check_pair(first: DataConfig, second: DataConfig) -> None:
 
 
 def _arms(
-    without: ImageGenerator,
-    with_dropout: ImageGenerator | None,
-    early: ImageGenerator | None,
-    config: FindingsConfig,
-    reference: Records,
-    store: Path,
+    without: Model, with_dropout: Model | None, early: Model | None, study: Study, store: Path
 ) -> list[_Arm]:
     """Every (arm, scale), the clipped one once for its two ways to pixels."""
+    config = study.config
+    assert isinstance(config, FindingsConfig)
 
-    def draws(
-        generator: ImageGenerator, scales: Sequence[float], *, clipped: bool = False
-    ) -> dict[float, Draws]:
-        own = reference
-        if generator.data is not None and generator.data.caption != data.caption:
-            own = load_records(generator.data, "reference")  # each is asked as it was trained
+    def sets(model: Model, scales: Sequence[float], **options: Any) -> dict[float, ImageSet]:
+        prompts = study.prompts
+        if model.data is not None and model.data.caption != study.reference.data.caption:
+            own = load_records(model.data, "reference")  # each gets the captions it was trained on
+            prompts = PromptSet.of(own, config.count, seed=config.first_seed)
+        seeds = range(config.first_seed, config.first_seed + config.count)
         return {
-            scale: Draws(
-                generator=generator,
-                asked=_asked(own, config),
-                guidance_scale=scale,
-                first_seed=config.first_seed,
-                store=store,
-                clipped=clipped,
-            )
+            scale: ImageSet.sampled(model, prompts, seeds, guidance=scale, folder=store, **options)
             for scale in scales
         }
 
-    assert without.data is not None
-    data = without.data
-    arms = [
-        _Arm(
-            key="without",
-            title="no dropout",
-            draws=draws(without, config.guidance_scales),
-        )
-    ]
-    if _clips_elsewhere(without):
-        clipped = draws(without, config.clipped_scales, clipped=True)
-        arms += [
-            _Arm(key="clipped", title="no dropout, x0 in [-1, 1]", draws=clipped),
-            _Arm(
-                key="stretched",
-                title="no dropout, x0 in [-1, 1], min-max",
-                draws=clipped,
-                stretched=True,
-            ),
-        ]
+    def arm(key: str, title: str, own: dict[float, ImageSet]) -> _Arm:
+        return _Arm(key=key, title=title, sets=own)
+
+    scales, clipped = config.guidance_scales, config.clipped_scales
+    arms = [arm("without", "no dropout", sets(without, scales))]
+    if tuple(without.codec.x0_range) != CLIPPED:  # else the paper's clipping changes nothing
+        title = "no dropout, x0 in [-1, 1]"
+        arms.append(arm("clipped", title, sets(without, clipped, x0_range=CLIPPED)))
+        own = sets(without, clipped, x0_range=CLIPPED, tensor="stretched")
+        arms.append(arm("stretched", f"{title}, min-max", own))
     if early is not None:
         images = early.provenance["images_seen"]
-        arms.append(
-            _Arm(
-                key="early",
-                title=f"no dropout, after {images:,} images",
-                draws=draws(early, (NONE, GUIDED)),
-            )
-        )
+        title = f"no dropout, after {images:,} images"
+        arms.append(arm("early", title, sets(early, (NONE, GUIDED))))
     if with_dropout is not None:
         share = with_dropout.provenance["caption_dropout"]
-        arms.append(
-            _Arm(
-                key="with",
-                title=f"dropout {100 * share:g} %",
-                draws=draws(with_dropout, config.guidance_scales),
-            )
-        )
+        arms.append(arm("with", f"dropout {100 * share:g} %", sets(with_dropout, scales)))
     return arms
 
 
-def _asked(records: Records, config: FindingsConfig) -> Asked:
-    return what_to_ask(
-        records,
-        count=config.count,
-        labels="balanced",
-        templates=(),
-        first_seed=config.first_seed,
-    )
-
-
-def _clips_elsewhere(generator: ImageGenerator) -> bool:
-    """Whether the paper's clipping to [-1, 1] is another than to the value range."""
-    return tuple(generator.pipeline.config["value_range"]) != (-1.0, 1.0)
-
-
-def _earlier(generator: ImageGenerator, run: Path, data: DataConfig) -> ImageGenerator | None:
+def _earlier(model: Model, run: Path, data: DataConfig) -> Model | None:
     """The run's older checkpoint nearest `EARLY_EPOCHS`, with the same sampler; None if none is."""
     aim = EARLY_EPOCHS * len(load_records(data, "train"))
     older = [
         checkpoint.images_seen
         for checkpoint in Checkpoints(run / "checkpoints").all()
-        if checkpoint.images_seen < generator.provenance["images_seen"]
+        if checkpoint.images_seen < model.provenance["images_seen"]
     ]
     if not older:
         return None
-    found = ImageGenerator.open(
-        run,
-        device=str(generator.pipeline.device),
-        checkpoint=min(older, key=lambda images: abs(images - aim)),
+    nearest = min(older, key=lambda images: abs(images - aim))
+    sampling = model.sampling
+    return load(run, device=str(model.device), checkpoint=nearest).with_(
+        form=sampling.guidance,
+        sampler=sampling.sampler,
+        steps=sampling.steps,
+        timestep_spacing=sampling.timestep_spacing,
     )
-    config = generator.pipeline.config
-    found.use(
-        scheduler=sampler_of(generator.pipeline.scheduler)[0],
-        timestep_spacing=generator.pipeline.scheduler.config["timestep_spacing"],
-        steps=config["num_inference_steps"],
-        guidance=generator.guidance,
-    )
-    return found
-
-
-def _request(
-    arms: Sequence[_Arm], config: FindingsConfig, real: RealImages, judge: str
-) -> dict[str, Any]:
-    """Everything that the findings depend on: equal requests have equal findings."""
-    return {
-        "format": FORMAT,
-        "arms": {
-            arm.key: [draws.parts.folder.name for draws in arm.draws.values()] for arm in arms
-        },
-        "config": config.model_dump(mode="json"),
-        "reference": real.digest,
-        "judge": judge,
-    }
 
 
 def _places(names: Sequence[str], wanted: Sequence[str]) -> list[int]:
@@ -405,11 +372,11 @@ _NO_MATTER = {
 _CADENCE = ("_every_images", "keep_checkpoints", "checkpoint_epochs", "also_halflives_images")
 
 
-def _differences(first: ImageGenerator, second: ImageGenerator) -> list[str]:
+def _differences(first: Model, second: Model) -> list[str]:
     """What the two models differ in beside dropout, as "setting: value and value"."""
 
-    def settings(generator: ImageGenerator) -> dict[str, Any]:
-        assert generator.run_folder is not None
+    def settings(model: Model) -> dict[str, Any]:
+        assert model.folder is not None
         flat: dict[str, Any] = {}
 
         def add(values: Mapping[str, Any], prefix: str) -> None:
@@ -419,17 +386,14 @@ def _differences(first: ImageGenerator, second: ImageGenerator) -> list[str]:
                 else:
                     flat[prefix + name] = value
 
-        add(run_sections(generator.run_folder).model_dump(mode="json"), "")
-        scheduler = generator.pipeline.scheduler
-        used = {
-            "scheduler": sampler_of(scheduler)[0],
-            "steps": generator.pipeline.config["num_inference_steps"],
-            "timestep_spacing": scheduler.config["timestep_spacing"],
-        }
-        flat |= {f"sampling.{name}": value for name, value in used.items()}
+        values = experiment_of_run(model.folder).model_dump(mode="json")
+        kept = ("name", "seed", "data", "text", "model", "diffusion", "training", "sampling")
+        add({name: values[name] for name in kept}, "")
+        used = ("sampler", "steps", "timestep_spacing")
+        flat.update({f"sampling.{name}": getattr(model.sampling, name) for name in used})
         # Not what was asked for: how far the weights have come.
         flat = {k: v for k, v in flat.items() if k not in ("training.images", "training.epochs")}
-        return flat | {"images seen": generator.provenance["images_seen"]}
+        return flat | {"images seen": model.provenance["images_seen"]}
 
     one, other = settings(first), settings(second)
     return [
@@ -445,9 +409,9 @@ def _short(value: object) -> str:
     return f"{len(value)} of them" if isinstance(value, list) and len(value) > 4 else str(value)
 
 
-def _notes(real: Measured, data: DataConfig) -> list[str]:
+def _notes(real: Scores, data: DataConfig) -> list[str]:
     blank = {
-        px: float((real.pixels[name] == 0).double().mean())
+        px: float((real.values[name] == 0).double().mean())
         for px, name in ((BORDER_PX, "border_rms"), (EDGE_PX, "edge_rms"))
     }
     return [
@@ -456,21 +420,20 @@ def _notes(real: Measured, data: DataConfig) -> list[str]:
         for px, share in blank.items()
     ] + [
         "The differences are of images with the same seed and caption; w = 0 is unconditional, so "
-        "that its agreement is that of chance."
+        "its class accuracy is that of chance."
     ]
 
 
-def _shown(
-    arms: Sequence[_Arm],
-    measured: Mapping[tuple[str, float], Measured],
-    real: Measured,
-    classes: int,
-) -> dict[str, Tensor]:
+def _shown(arms: Sequence[_Arm], study: Study) -> dict[str, Tensor]:
     """One image of each class at w = 1 and 5 of each arm, and real ones: (classes, C, H, W)."""
+    classes = len(study.reference.records.class_names)
     rows = {
-        f"{arm.title}, w = {scale:g}": measured[arm.key, scale].images[:classes]
+        f"{arm.title}, w = {scale:g}": arm.sets[scale].images(range(classes))
         for arm in arms
         for scale in (NONE, GUIDED)
     }
-    first = [int((real.labels == label).nonzero()[0]) for label in real.labels.unique().tolist()]
-    return rows | {"real": real.images[first][:classes]}
+    real = real_images(study.reference)
+    assert real.labels is not None
+    labels = real.labels
+    first = [int((labels == label).nonzero()[0]) for label in labels.unique().tolist()]
+    return rows | {"real": real.images(first[:classes])}

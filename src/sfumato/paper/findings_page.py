@@ -1,25 +1,34 @@
 """The findings as pictures and tables: noise over w, one image of each class, Markdown."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from sfumato.base.files import write_bytes, write_text
-from sfumato.evaluation.arms import MEASURES, ArmFigures
-from sfumato.generation.model import Picture
-from sfumato.paper.findings import FILE_NAME, Findings, Found
+from sfumato.evaluation.metrics.registry import title_of
+from sfumato.paper.findings import ArmMetrics, Findings
 from sfumato.report.grids import labelled_grid
 from sfumato.report.page import loss_curve
-from sfumato.studies.scale_charts import Line, effect_told, figure_told, how_drawn, scale_panels
+from sfumato.studies.scale_charts import (
+    Line,
+    format_effect,
+    format_estimate,
+    how_sampled,
+    scale_panels,
+)
+from sfumato.studies.study import ACCURACY, DIVERSITY, OF_PIXELS
 from sfumato.training.records import read_records
 
 PANELS = (
     "border_rms",
     "border_deviation",
-    "agreement",
+    ACCURACY,
     "edge_rms",
     "high_frequency",
-    "diversity",
+    DIVERSITY,
 )
+COLUMNS = (*OF_PIXELS, ACCURACY, f"{ACCURACY}.4 and 5", f"{ACCURACY}.others", DIVERSITY)
 COLOURS = {
     "without": "#b03a2e",
     "clipped": "#d98880",
@@ -30,19 +39,21 @@ COLOURS = {
 _MARKERS = {"without": "o", "clipped": "v", "stretched": "^", "early": "D", "with": "s"}
 
 
-def write_findings(found: Found, run: Path) -> list[Path]:
-    """`findings.png`, `examples.png`, `loss.png`, `findings.md`, and at last `findings.json`."""
+def write_findings(findings: Findings, examples: Mapping[str, Tensor], run: Path) -> None:
+    """`findings.png`, `examples.png`, `loss.png` and `findings.md` into the findings' folder.
+
+    `examples`: one image of each class for each row of the grid.
+    """
+    assert findings.folder is not None
     records = read_records(run / "metrics.jsonl")
     written = {
-        "findings.png": noise_figure(found.findings),
-        "examples.png": _examples(found),
+        "findings.png": noise_figure(findings),
+        "examples.png": _examples(findings, examples),
         **({"loss.png": loss_curve(records)} if records else {}),
     }
     for name, png in written.items():
-        write_bytes(found.folder / name, png)
-    write_text(found.folder / "findings.md", markdown(found.findings))
-    found.save()
-    return [found.folder / name for name in (*written, "findings.md", FILE_NAME)]
+        write_bytes(findings.folder / name, png)
+    write_text(findings.folder / "findings.md", markdown(findings))
 
 
 def noise_figure(findings: Findings) -> bytes:
@@ -51,7 +62,7 @@ def noise_figure(findings: Findings) -> bytes:
         Line(
             label=arm.title,
             points={
-                one.guidance_scale: {name: one.figures[name] for name in PANELS}
+                one.guidance_scale: {name: one.metrics[name] for name in PANELS}
                 for one in arm.scales
             },
             colour=COLOURS[arm.key],
@@ -61,20 +72,18 @@ def noise_figure(findings: Findings) -> bytes:
         for arm in findings.arms
     ]
     first, config = findings.arms[0].settings, findings.config
-    title = how_drawn(first["scheduler"], first["steps"], config.count)
+    title = how_sampled(first["sampler"], first["steps"], config.count)
     return scale_panels(lines, findings.real, PANELS, title=title)
 
 
-def _examples(found: Found) -> bytes:
+def _examples(findings: Findings, examples: Mapping[str, Tensor]) -> bytes:
     """One image of each class in each row; the seeds are the same in all but the real ones."""
-    classes = min(len(images) for images in found.rows.values())
+    classes = min(len(images) for images in examples.values())
     return labelled_grid(
-        [
-            [Picture(image=image, settings={"seeds": found.findings.seeds}) for image in images]
-            for images in (rows[:classes] for rows in found.rows.values())
-        ],
-        row_labels=list(found.rows),
+        [images[:classes] for images in examples.values()],
+        row_labels=list(examples),
         column_labels=[""] * classes,
+        settings=[{"seeds": findings.seeds}],
     )
 
 
@@ -85,26 +94,26 @@ def markdown(findings: Findings) -> str:
         "",
         f"{findings.config.count:,} images of each model and scale, seeds {findings.seeds[0]} to "
         f"{findings.seeds[1]} in all; real: {findings.real_count:,} of {findings.reference}. "
-        f"Judge: {findings.judge.identity}. {findings.rule}",
+        f"Classifier: {findings.classifier.identity}. {findings.rule}",
         "",
         "| claim | verdict | effect | because | figure |",
         "| --- | --- | --- | --- | --- |",
     ]
     for claim in findings.claims:
-        effects = "; ".join(effect_told(effect) for effect in claim.effects)
+        effects = "; ".join(format_effect(effect) for effect in claim.effects)
         lines.append(
             f"| {claim.claim} | **{claim.verdict}** | {effects} | {claim.sentence} "
             f"| {claim.figure} |"
         )
-    names = [name for name in MEASURES if name in findings.real]
+    keys = [key for key in COLUMNS if key in findings.real]
     lines += [
         "",
-        "| images | w | calls | " + " | ".join(MEASURES[name].title for name in names) + " |",
-        "| --- | --- | --- |" + " --- |" * len(names),
+        "| images | w | NFE | " + " | ".join(title_of(key) for key in keys) + " |",
+        "| --- | --- | --- |" + " --- |" * len(keys),
     ]
     for arm in findings.arms:
-        lines += _arm_rows(arm, names)
-    cells = [figure_told(name, findings.real.get(name)) for name in names]
+        lines += _arm_rows(arm, keys)
+    cells = [format_estimate(key, findings.real.get(key)) for key in keys]
     lines.append(f"| real | | | {' | '.join(cells)} |")
     lines += ["", *(f"- {note}" for note in findings.notes)]
     if findings.also_differ:
@@ -113,7 +122,7 @@ def markdown(findings: Findings) -> str:
         how = arm.settings
         model = how["model"]
         lines.append(
-            f"- {arm.title}: {how['scheduler']}, {how['steps']} steps, guidance {how['guidance']}, "
+            f"- {arm.title}: {how['sampler']}, {how['steps']} steps, guidance {how['guidance']}, "
             f"{model['images_seen']:,} images seen, weights sha256 {model['weights_sha256'][:16]}."
         )
     made = findings.hardware
@@ -121,10 +130,10 @@ def markdown(findings: Findings) -> str:
     return "\n".join(lines)
 
 
-def _arm_rows(arm: ArmFigures, names: Sequence[str]) -> list[str]:
+def _arm_rows(arm: ArmMetrics, keys: Sequence[str]) -> list[str]:
     return [
-        f"| {arm.title} | {one.guidance_scale:g} | {one.calls} | "
-        + " | ".join(figure_told(name, one.figures.get(name)) for name in names)
+        f"| {arm.title} | {one.guidance_scale:g} | {one.nfe} | "
+        + " | ".join(format_estimate(key, one.metrics.get(key)) for key in keys)
         + " |"
         for one in arm.scales
     ]

@@ -1,64 +1,53 @@
-"""Table 1 of the paper by its own protocol and by one that can be believed, of the same images.
+"""Table 1 of the paper by its own protocol and by one with baselines, of the same images.
 
 The paper (section 3.3.6): 1,000 images, 100 a class, against 1,000 real test images, FID by
 pytorch-fid, accuracy by an ImageNet ResNet-18 whose first and last layers were never trained. The
-other: a trained judge, all reference images, intervals, and what real images score.
+other: a trained classifier, all reference images, intervals, and what real images score.
 """
 
-import shlex
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import partial
+from pathlib import Path
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from sfumato import __version__
+from sfumato.base.environment import command, now
 from sfumato.base.errors import InputError
 from sfumato.base.files import write_json
 from sfumato.base.section import Section
-from sfumato.config.sections import EvaluationConfig
-from sfumato.evaluation.card import Figure, Untrained, figure
-from sfumato.evaluation.classifier import UntrainedHeads, load_judge, untrained_heads
+from sfumato.config.sections import DataConfig, EvaluationConfig
+from sfumato.evaluation.card import Card
+from sfumato.evaluation.classifier import ImageClassifier, load_classifier
+from sfumato.evaluation.evaluate import evaluate, prompts_of, sampled_sets, with_overrides
 from sfumato.evaluation.extractors.extractor import FeatureExtractor, WeightsNotAtHandError
 from sfumato.evaluation.extractors.registry import load_extractor
 from sfumato.evaluation.extractors.vision import ResNetBody, load_resnet_body
-from sfumato.evaluation.figures import (
-    Features,
-    ReferenceFeatures,
-    feature_figures,
-    in_turn,
-    reference_of,
-)
-from sfumato.evaluation.floors import RealSets
-from sfumato.evaluation.measure import Evaluated, untrained_of
-from sfumato.evaluation.parts import Parts
-from sfumato.evaluation.real import RealImages
-from sfumato.evaluation.taken import PART_IMAGES, images_folder
-from sfumato.evaluation.target import Target
+from sfumato.evaluation.image_set import ImageSet, OnImages
+from sfumato.evaluation.metrics.features import ImageFeatures
+from sfumato.evaluation.metrics.frechet import frechet_score
+from sfumato.evaluation.metrics.intervals import Estimate
+from sfumato.evaluation.reference import balanced_images
+from sfumato.evaluation.untrained import accuracies_by_seed, over_seeds, untrained_accuracies
+from sfumato.generation.model import Model
 
 FILE_NAME = "table1.json"
-SCALES = (0.0, 2.0, 5.0, 10.0)
-COUNT = 1_000
-HEADS = 20
 _INCEPTION = "inception-pytorch-fid"
 
 
 class Paper(Section):
     """One set of images by the paper's protocol."""
 
-    fid: Figure | None
+    fid: Estimate | None
     """pytorch-fid's, against as many real test images; None where its weights are not at hand."""
-    frechet: Figure
-    """The same on the judge's features, which are at hand everywhere."""
-    first_head: Figure | None
+    frechet: Estimate
+    """The same on the classifier's features, which are at hand everywhere."""
+    first_head: Estimate | None
     """Accuracy of the paper's classifier, seed 0; None where ResNet-18 is not at hand."""
-    heads: Untrained | None
+    heads: Estimate | None
     """The same of 20 such classifiers, which differ in their random layers alone."""
-    random_networks: Untrained
+    random_networks: Estimate
     """Accuracy of 20 small networks with random weights all through."""
 
 
@@ -67,10 +56,10 @@ class Table1Row(Section):
 
     title: str
     paper: Paper
-    frechet: Figure | None
-    """On the judge's features, against all reference images."""
-    agreement: Figure | None
-    """Of the trained judge; None for real images, whose row is of the paper's protocol."""
+    frechet: Estimate | None
+    """On the classifier's features, against all reference images."""
+    class_accuracy: Estimate | None
+    """Of the trained classifier; None for real images, whose row is of the paper's protocol."""
 
 
 class Table1(Section):
@@ -79,183 +68,154 @@ class Table1(Section):
     rows: list[Table1Row]
     count: int
     reference_count: int
-    floor: Figure | None
+    baseline: Estimate | None
     """Frechet distance of real training sets of `count` images against all reference images."""
-    judge_accuracy: Figure
-    """Of the trained judge on the reference images."""
+    classifier_accuracy: Estimate
+    """Of the trained classifier on the reference images."""
     chance: float
     missing: dict[str, str]
     """What is not at hand, and why."""
     reference: str
-    judge: str
+    classifier: str
     card: str
     """The evaluation that the images belong to."""
-    drawn: str = ""
+    sampled: str = ""
     """By which form of guidance, sampler and steps."""
     sfumato: str = __version__
-    date: str = Field(default_factory=lambda: datetime.now(UTC).isoformat("T", "seconds"))
+    date: str = Field(default_factory=now)
     command: str = ""
+    folder: Path | None = Field(default=None, exclude=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tools:
-    """What the paper's protocol needs beside a judge, opened before anything is drawn. `missing`:
-    what is not at hand, and why."""
+    """What the paper's protocol needs, opened before anything is sampled: images of each class on
+    the other side, and networks. `missing`: what is not at hand, and why."""
 
+    data: DataConfig
+    test: ImageSet
+    others: ImageSet
+    """Other real images, as many."""
     inception: FeatureExtractor | None
     body: ResNetBody | None
     missing: dict[str, str]
 
     @classmethod
-    def open(cls, target: Target, config: EvaluationConfig) -> "Tools":
+    def open(cls, data: DataConfig, config: EvaluationConfig) -> "Tools":
         """Raises for weights that are there and cannot be used, and where the real images are too
-        few or the images drawn have no classes."""
-        if target.subjects[0].labels is None:
+        few or have no classes."""
+        real = ImageSet.real(data, "reference")
+        others = ImageSet.real(data, "tuning" if data.tuning_share else "train")
+        if real.labels is None:
             raise InputError("Table 1 needs images of known classes.")
-        real = RealSets.load(target.data)
-        for images in (real.reference, real.tuning or real.training):
-            _rows_of_each_class(images, target.subjects[0].count)
+        test, others = (_of_each_class(one, config.count) for one in (real, others))
         missing: dict[str, str] = {}
         inception = body = None
+        features = config.features
         try:
-            inception = load_extractor(_INCEPTION, config.features)
+            inception = load_extractor(_INCEPTION, features)
         except WeightsNotAtHandError as error:
             missing["fid"] = f"{error.what} {error.hint}"
         try:
-            body = load_resnet_body(
-                config.features.resnet, may_download=config.features.may_download
-            )
+            body = load_resnet_body(features.resnet, may_download=features.may_download)
         except WeightsNotAtHandError as error:
             missing["resnet"] = f"{error.what} {error.hint}"
-        return cls(inception=inception, body=body, missing=missing)
+        return cls(
+            data=data, test=test, others=others, inception=inception, body=body, missing=missing
+        )
+
+    def measure(self, images: Tensor, labels: Tensor, classifier: ImageClassifier) -> Paper:
+        """Images by the paper's protocol."""
+        classes = len(classifier.class_names)
+        body, heads = self.body, None
+        if body is not None:
+            heads = accuracies_by_seed(
+                lambda seed: body.logits(images, classes=classes, seed=seed), labels
+            )
+        networks = untrained_accuracies(self.data, images, labels)
+        return Paper(
+            fid=None if self.inception is None else self._distance(images, self.inception),
+            frechet=self._distance(images, classifier),
+            first_head=None if heads is None else heads[0],
+            heads=None if heads is None else over_seeds(heads, classes=classes),
+            random_networks=over_seeds(networks, classes=classes),
+        )
+
+    def _distance(self, images: Tensor, extractor: FeatureExtractor) -> Estimate:
+        against = self.test.features(extractor)
+        return frechet_score(ImageFeatures(all_rows=extractor(images)), against).estimate
 
 
 def measure_table1(
-    target: Target,
-    config: EvaluationConfig,
-    evaluated: Evaluated,
-    tools: Tools,
+    model: Model,
     *,
-    say: Callable[[str], None] = lambda sentence: None,
+    overrides: Sequence[str] = (),
+    out: Path | None = None,
+    log: Callable[[str], None] = lambda text: None,
+    on_images: OnImages = lambda what, done, total: None,
 ) -> Table1:
     """Both protocols of the images of an evaluation, written beside its card as table1.json."""
-    card = evaluated.card
-    judge = load_judge(target.data, config.judge, on_training=say)
-    count = target.subjects[0].count
-    real = RealSets.load(target.data)
-    against = _Against.of(_of_each_class(real.reference, count)[0], tools, judge.extractor)
-    measure = partial(_paper, target=target, tools=tools, judge=judge.extractor, against=against)
+    own, data, config = with_overrides(model, overrides)
+    tools = Tools.open(data, config)
+    card = evaluate(model, overrides=overrides, out=out, log=log, on_images=on_images)
+    assert card.folder is not None
+    classifier = load_classifier(data, config.classifier, log=log)
     rows = []
-    for subject, row in zip(target.subjects, card.rows, strict=True):
-        assert subject.labels is not None  # `Tools.open` saw to it
-        say(f"Measuring {row.title} by the paper's protocol ...")
-        parts = Parts(images_folder(evaluated.folder, subject.title), count=count, rows=PART_IMAGES)
-        drawn = torch.cat([parts.get(part, subject.make)["images"] for part in parts])
+    sets = sampled_sets(own, prompts_of(data, config), config)
+    for images, row in zip(sets, card.rows, strict=True):
+        assert images.labels is not None  # the data have classes
+        log(f"Measuring {row.title} by the paper's protocol ...")
+        pixels = images.kept_in(card.folder / "images").images()
         rows.append(
             Table1Row(
                 title=row.title,
-                paper=measure(drawn, subject.labels),
-                frechet=row.features["judge"].frechet,
-                agreement=row.agreement,
+                paper=tools.measure(pixels, images.labels, classifier),
+                frechet=row.metrics["frechet.classifier"],
+                class_accuracy=row.class_accuracy,
             )
         )
-    others = real.tuning or real.training
-    say("Measuring real images by the paper's protocol ...")
-    other_images, other_labels = _of_each_class(others, count)
-    rows.append(
-        Table1Row(
-            title="other real test images" if real.tuning else "real training images",
-            paper=measure(other_images, other_labels),
-            frechet=None,
-            agreement=None,
-        )
-    )
-    floor = card.floors.get("judge")
-    spread = None if floor is None else floor.frechet
-    table = Table1(
-        rows=rows,
-        count=count,
-        reference_count=card.reference.count,
-        floor=None
-        if spread is None
-        else Figure(value=spread.mean, low=spread.mean - spread.std, high=spread.mean + spread.std),
-        judge_accuracy=figure(judge.test_accuracy),
-        chance=rows[0].paper.random_networks.chance,
-        missing=tools.missing,
-        reference=card.reference.description,
-        judge=judge.identity,
-        card=evaluated.folder.name,
-        drawn="{guidance}, {scheduler} in {steps} steps".format_map(card.rows[0].settings),
-        command=shlex.join(["sfumato", *sys.argv[1:]]),
-    )
-    write_json(evaluated.folder / FILE_NAME, table.model_dump(mode="json"))
+    log("Measuring real images by the paper's protocol ...")
+    assert tools.others.labels is not None
+    title = "other real test images" if data.tuning_share else "real training images"
+    paper = tools.measure(tools.others.images(), tools.others.labels, classifier)
+    rows.append(Table1Row(title=title, paper=paper, frechet=None, class_accuracy=None))
+    table = _table(card, rows, classifier, tools)
+    write_json(card.folder / FILE_NAME, table.model_dump(mode="json"))
     return table
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Against:
-    """The real test images of the paper's protocol."""
-
-    inception: ReferenceFeatures | None
-    judge: ReferenceFeatures
-
-    @classmethod
-    def of(cls, images: Tensor, tools: Tools, judge: FeatureExtractor) -> "_Against":
-        inception = tools.inception
-        return cls(
-            inception=None if inception is None else reference_of(inception(images)),
-            judge=reference_of(judge(images)),
-        )
-
-
-def _paper(
-    images: Tensor,
-    labels: Tensor,
-    *,
-    target: Target,
-    tools: Tools,
-    judge: FeatureExtractor,
-    against: _Against,
-) -> Paper:
-    fid = heads = None
-    if tools.inception is not None and against.inception is not None:
-        fid = _distance(tools.inception(images), labels, against.inception)
-    random_networks = untrained_heads(target.data, images, labels, count=HEADS)
-    classes = round(1 / random_networks.chance)
-    if tools.body is not None:
-        body = tools.body
-        heads = UntrainedHeads.of(
-            lambda seed: body.logits(images, classes=classes, seed=seed),
-            labels,
-            classes=classes,
-            count=HEADS,
-        )
-    return Paper(
-        fid=fid,
-        frechet=_distance(judge(images), labels, against.judge),
-        first_head=None if heads is None else figure(heads.accuracies[0]),
-        heads=None if heads is None else untrained_of(heads),
-        random_networks=untrained_of(random_networks),
+def _table(card: Card, rows: list[Table1Row], classifier: ImageClassifier, tools: Tools) -> Table1:
+    baseline = card.baselines.get("classifier")
+    spread = None if baseline is None else baseline.metrics.get("frechet")
+    assert card.folder is not None
+    return Table1(
+        rows=rows,
+        count=card.rows[0].count,
+        reference_count=card.reference.count,
+        baseline=None
+        if spread is None
+        else Estimate(
+            value=spread.mean, low=spread.mean - spread.std, high=spread.mean + spread.std
+        ),
+        classifier_accuracy=classifier.test_accuracy,
+        chance=rows[0].paper.random_networks.details["chance"],
+        missing=tools.missing,
+        reference=card.reference.description,
+        classifier=classifier.identity,
+        card=card.folder.name,
+        sampled="{guidance}, {sampler} in {steps} steps".format_map(card.rows[0].settings),
+        command=command(),
+        folder=card.folder,
     )
 
 
-def _distance(features: Tensor, labels: Tensor, against: ReferenceFeatures) -> Figure:
-    own = Features.gathered([features], labels)
-    return feature_figures(own, against, balanced=True).figures.frechet
-
-
-def _of_each_class(real: RealImages, count: int) -> tuple[Tensor, Tensor]:
-    """`count` images, as many of each class, and their classes."""
-    rows = _rows_of_each_class(real, count)
-    return real.at(rows), real.labels(len(real))[rows]
-
-
-def _rows_of_each_class(real: RealImages, count: int) -> Tensor:
-    shares = in_turn(real.labels(len(real)), count)
-    if shares is None:
+def _of_each_class(real: ImageSet, count: int) -> ImageSet:
+    """`count` images, as many of each class."""
+    rows = balanced_images(real, count)
+    if rows is None:
         raise InputError(
             f"Table 1 takes {count:,} real images, as many of each class; there are "
-            f"{len(real):,} in {real.records.description}.",
+            f"{len(real):,} in {real.settings['images']}.",
             hint="Give --count a smaller number.",
         )
-    return torch.cat([own[:share] for own, share in shares])
+    return real.select(rows)

@@ -1,6 +1,6 @@
 """Table 1 by both protocols, as Markdown."""
 
-from sfumato.evaluation.card import Figure, Untrained
+from sfumato.evaluation.metrics.intervals import Estimate
 from sfumato.paper.table1 import Table1, Table1Row
 
 
@@ -13,9 +13,9 @@ def columns(table: Table1) -> list[str]:
         "untrained head, seed 0",
         "20 such heads",
         "20 untrained networks",
-        f"Frechet (judge), {size} against {size}",
-        f"Frechet (judge), {size} against {table.reference_count:,}",
-        "agreement of the trained judge",
+        f"Frechet (classifier), {size} against {size}",
+        f"Frechet (classifier), {size} against {table.reference_count:,}",
+        "class accuracy (trained classifier)",
     ]
 
 
@@ -30,7 +30,7 @@ def cells(row: Table1Row) -> list[str]:
         _range(paper.random_networks),
         _distance(paper.frechet),
         _distance(row.frechet),
-        _share(row.agreement),
+        _share(row.class_accuracy),
     ]
 
 
@@ -38,7 +38,7 @@ def rows_of(table: Table1) -> list[list[str]]:
     """All rows: the guidance scales, real images by the paper's protocol, and what real images
     score by the other one."""
     empty = [""] * (len(columns(table)) - 3)
-    real = ["real images", *empty, _distance(table.floor), _share(table.judge_accuracy)]
+    real = ["real images", *empty, _distance(table.baseline), _share(table.classifier_accuracy)]
     return [*map(cells, table.rows), real]
 
 
@@ -61,39 +61,43 @@ def told(table: Table1) -> list[str]:
     real = table.rows[-1]
     kind = "heads" if real.paper.heads is not None else "networks"
 
-    def of(row: Table1Row) -> Untrained:
+    def of(row: Table1Row) -> Estimate:
         return row.paper.heads or row.paper.random_networks
 
-    spread = [100 * (of(row).highest - of(row).lowest) for row in generated]
-    means = [100 * of(row).mean for row in generated]
+    bounds = [of(row).interval for row in generated]
+    spread = [100 * (upper - lower) for lower, upper in bounds]
+    means = [100 * of(row).value for row in generated]
+    low, high = of(real).interval
     sentences = [
         f"Untrained {kind}: on {real.title}, whose classes are right by definition, they are "
-        f"right in {100 * of(real).mean:.1f} % on average, from {100 * of(real).lowest:.1f} to "
-        f"{100 * of(real).highest:.1f} %; chance is {100 * table.chance:.0f} %. One guidance scale "
+        f"right in {100 * of(real).value:.1f} % on average, from {100 * low:.1f} to "
+        f"{100 * high:.1f} %; chance is {100 * table.chance:.0f} %. One guidance scale "
         f"spans up to {max(spread):.1f} points over the random seeds, the means of the scales lie "
         f"within {max(means) - min(means):.1f} points of each other.",
         f"{real.title.capitalize()} against as many test images score "
-        f"{_distance(real.paper.frechet)} on the judge's features"
+        f"{_distance(real.paper.frechet)} on the classifier's features"
         + (f" and an FID of {_distance(real.paper.fid)}" if real.paper.fid is not None else "")
         + ": a distance below that says nothing. The row `real images` has real training sets of "
-        "as many images against all of the reference, and the judge's accuracy on it.",
-        f"Images of {table.card}, drawn by {table.drawn}; reference: {table.reference}; judge "
-        f"{table.judge}; sfumato {table.sfumato}, {table.date}.",
+        "as many images against all of the reference, and the classifier's accuracy on it.",
+        f"Images of {table.card}, sampled by {table.sampled}; reference: {table.reference}; "
+        f"classifier {table.classifier}; sfumato {table.sfumato}, {table.date}.",
     ]
     return sentences + list(table.missing.values())
 
 
-def _distance(found: Figure | None) -> str:
+def _distance(found: Estimate | None) -> str:
     if found is None or found.low is None or found.high is None:
         return ""
     return f"{found.value:.3g} ± {(found.high - found.low) / 2:.2g}"
 
 
-def _share(found: Figure | None) -> str:
+def _share(found: Estimate | None) -> str:
     if found is None or found.low is None or found.high is None:
         return ""
-    return f"{100 * found.value:.1f} % ({100 * found.low:.1f} - {100 * found.high:.1f})"
+    low, high = found.interval
+    return f"{100 * found.value:.1f} % ({100 * low:.1f} - {100 * high:.1f})"
 
 
-def _range(found: Untrained) -> str:
-    return f"{100 * found.mean:.1f} % ({100 * found.lowest:.1f} - {100 * found.highest:.1f})"
+def _range(found: Estimate) -> str:
+    low, high = found.interval
+    return f"{100 * found.value:.1f} % ({100 * low:.1f} - {100 * high:.1f})"

@@ -1,7 +1,7 @@
 """Labelled grids of pictures."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from sfumato.base.images import TEXT_PREFIX, png_bytes, to_pil
 from sfumato.report.samples import font, wrapped
@@ -10,34 +10,28 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Picture(Protocol):
-    """An image, uint8 (C, H, W), and the settings it was made with."""
-
-    image: "Tensor"
-    settings: dict[str, Any]
-
-
 def labelled_grid(
-    rows: Sequence[Sequence[Picture]],
+    rows: "Sequence[Sequence[Tensor] | Tensor]",
     *,
     row_labels: Sequence[str],
     column_labels: Sequence[str],
+    settings: Sequence[Mapping[str, Any]] = (),
     least_cell_px: int = 64,
     gap_px: int = 4,
 ) -> bytes:
-    """A PNG of `rows` of pictures with a label before each row and above each column.
+    """A PNG of `rows` of images, uint8 (C, H, W), with a label for each row and column.
 
-    Small images are enlarged by whole factors. The settings that all pictures share are in the
-    PNG's text chunks.
+    Small images are enlarged by whole factors. What all `settings` share is in the PNG's text
+    chunks.
     """
     from PIL import Image, ImageDraw
 
     letters = font(14)
-    side = max(rows[0][0].image.shape[1:])
+    side = max(rows[0][0].shape[1:])
     if any(letters.getlength(label) > max(side, least_cell_px) + gap_px for label in column_labels):
         least_cell_px = 2 * least_cell_px  # captions are wrapped, and a line should hold some words
     scale = max(1, -(-least_cell_px // side))
-    height, width = (int(n) * scale for n in rows[0][0].image.shape[1:])
+    height, width = (int(n) * scale for n in rows[0][0].shape[1:])
     left = int(max(letters.getlength(label) for label in row_labels)) + 18
     headings = [wrapped(label, letters, width, 4) for label in column_labels]
     line_px = 18
@@ -56,14 +50,13 @@ def labelled_grid(
     for index, (row, label) in enumerate(zip(rows, row_labels, strict=True)):
         y = top + index * (height + gap_px)
         pen.text((left - 10, y + height // 2), label, font=letters, fill="#333333", anchor="rm")
-        for column, picture in enumerate(row):
-            tile = to_pil(picture.image).resize((width, height), Image.Resampling.NEAREST)
+        for column, image in enumerate(row):
+            tile = to_pil(image).resize((width, height), Image.Resampling.NEAREST)
             canvas.paste(tile, (left + column * (width + gap_px), y))
-    pictures = [picture for row in rows for picture in row]
     shared = {
         key: value
-        for key, value in pictures[0].settings.items()
-        if all(picture.settings[key] == value for picture in pictures)
+        for key, value in (settings[0] if settings else {}).items()
+        if all(one[key] == value for one in settings)
     }
     text = {TEXT_PREFIX + key: str(value) for key, value in shared.items()}
     text[TEXT_PREFIX + "rows"] = " | ".join(row_labels)

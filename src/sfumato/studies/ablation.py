@@ -1,4 +1,4 @@
-"""Ablations: arms that differ in a few settings, several seeds each, equal images, one judge.
+"""Ablations: arms that differ in a few settings, several seeds each, equal images, one classifier.
 
 An ablation is a YAML file (`presets/ablations/`, or one of your own). Every arm and seed is an
 ordinary run with quick evaluations, so that it can be drawn from, and goes on after a kill.
@@ -7,134 +7,58 @@ ordinary run with quick evaluations, so that it can be drawn from, and goes on a
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from pydantic import field_validator, model_validator
 from torch import Tensor
 
 from sfumato import __version__
-from sfumato.base.environment import environment
-from sfumato.base.errors import ConfigError, InputError, nearest
+from sfumato.base.environment import environment, now
+from sfumato.base.errors import InputError, nearest
 from sfumato.base.files import write_bytes, write_json, write_text
-from sfumato.base.section import Section, validate
-from sfumato.config.overrides import read_named
-from sfumato.config.schema import DiffusionExperiment, load_experiment
-from sfumato.evaluation.classifier import load_judge
-from sfumato.evaluation.metrics.intervals import Proportion, wilson
-from sfumato.methods.diffusion import run_experiment
+from sfumato.config.ablation import Ablation
+from sfumato.config.schema import DiffusionExperiment
+from sfumato.evaluation.classifier import load_classifier
+from sfumato.evaluation.metrics.intervals import Estimate, wilson
+from sfumato.methods.registry import run_experiment
 from sfumato.training.hooks import BaseHook
 from sfumato.training.loop import Hook, Run
-from sfumato.training.records import AGREEMENT, read_records
-
-
-class ArmConfig(Section):
-    """A preset with the `section.key=value` in which the arm differs from it."""
-
-    preset: str
-    settings: tuple[str, ...] = ()
-
-
-class Ablation(Section):
-    """What is compared: arms by name."""
-
-    name: str
-    about: str = ""
-    settings: tuple[str, ...] = ()
-    """`section.key=value` of every arm."""
-    arms: dict[str, ArmConfig]
-    base: str
-    """The arm that the others are held against."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    levels: tuple[float, ...] = (0.95, 0.98)
-    """Agreements of which is told after how many images they were reached."""
-    stop_at: float | None = None
-    """A run ends once every quick evaluation's scale reaches this; null for equal images."""
-
-    @field_validator("levels")
-    @classmethod
-    def _shares(cls, values: tuple[float, ...]) -> tuple[float, ...]:
-        if any(not 0 < value <= 1 for value in values):
-            raise ValueError("a level is a share above 0, up to 1")
-        return values
-
-    @model_validator(mode="after")
-    def _has_base(self) -> "Ablation":
-        if self.base not in self.arms:
-            raise ValueError(f"base '{self.base}' is none of the arms: {', '.join(self.arms)}")
-        return self
-
-    def experiment(self, arm: str, seed: int, overrides: Sequence[str] = ()) -> DiffusionExperiment:
-        """The run of one arm and seed. `ConfigError` as `load_experiment`, or without quick
-        evaluations."""
-        own = self.arms[arm]
-        settings = [*self.settings, *own.settings, *overrides, f"seed={seed}"]
-        experiment = load_experiment(own.preset, settings)
-        if experiment.training.agreement_every_images is None:
-            raise ConfigError(
-                f"ablation '{self.name}', arm '{arm}': without quick evaluations there is nothing "
-                "to compare.",
-                hint="Add training.agreement_every_images=N to its settings.",
-            )
-        return experiment
-
-
-def ablation_names() -> list[str]:
-    """The ablations that come with sfumato."""
-    folder = files("sfumato.config.presets") / "ablations"
-    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir())
-
-
-def load_ablation(name: str) -> Ablation:
-    """An ablation by name or from a YAML file. `ConfigError` with the nearest match."""
-    values, source = read_named(
-        name,
-        kind="ablation",
-        folder=files("sfumato.config.presets") / "ablations",
-        names=ablation_names(),
-        hint="One of your own is given by its YAML file.",
-    )
-    return validate(Ablation, values, source=source)
-
-
-# What was found -----------------------------------------------------------------------------------
+from sfumato.training.records import ACCURACY, read_records
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """Quick evaluations of one run at one guidance scale: `agreed` of `count` images after each of
+    """Quick evaluations of one run at one guidance scale: `correct` of `count` images after each of
     `images` seen."""
 
     images: list[int]
-    agreed: list[int]
+    correct: list[int]
     count: int
 
     def reached(self, level: float) -> float:
         """Images seen at the first evaluation with at least `level`; infinite where there is
         none."""
-        for images, agreed in zip(self.images, self.agreed, strict=True):
-            if agreed >= level * self.count:
+        for images, correct in zip(self.images, self.correct, strict=True):
+            if correct >= level * self.count:
                 return images
         return math.inf
 
     @property
-    def final(self) -> Proportion:
-        return wilson(self.agreed[-1], self.count)
+    def final(self) -> Estimate:
+        return wilson(self.correct[-1], self.count)
 
 
 def read_curve(records: Sequence[Mapping[str, Any]], scale: str) -> Curve:
-    """A curve from the lines of agreement.jsonl; `InputError` where there are none at `scale`."""
-    found = [record for record in records if scale in record["agreed"]]
+    """A curve from the lines of accuracy.jsonl; `InputError` where there are none at `scale`."""
+    found = [record for record in records if scale in record["correct"]]
     if not found:
         raise InputError(f"No quick evaluation at w = {scale}.")
     return Curve(
         images=[record["images"] for record in found],
-        agreed=[record["agreed"][scale] for record in found],
+        correct=[record["correct"][scale] for record in found],
         count=found[0]["count"],
     )
 
@@ -158,7 +82,7 @@ class StopAtLevel(BaseHook):
 def is_reached(records: Sequence[Mapping[str, Any]], level: float) -> bool:
     """Whether the last of `records` is at or above `level` at every scale."""
     return bool(records) and all(
-        agreed >= level * records[-1]["count"] for agreed in records[-1]["agreed"].values()
+        correct >= level * records[-1]["count"] for correct in records[-1]["correct"].values()
     )
 
 
@@ -179,10 +103,10 @@ class Arm:
         )
 
     @cached_property
-    def final(self) -> Proportion:
-        """Agreement at the end, all seeds together."""
-        agreed = sum(curve.agreed[-1] for curve in self.curves.values())
-        return wilson(agreed, sum(curve.count for curve in self.curves.values()))
+    def final(self) -> Estimate:
+        """Class accuracy at the end, all seeds together."""
+        correct = sum(curve.correct[-1] for curve in self.curves.values())
+        return wilson(correct, sum(curve.count for curve in self.curves.values()))
 
     def images_text(self, level: float) -> str:
         """`12,000`, or `> 16,000` where the median run never got there."""
@@ -206,11 +130,11 @@ class Ablated:
 
     ablation: Ablation
     scale: str
-    judge: str
+    classifier: str
     arms: Sequence[Arm]
 
     def table(self) -> list[list[str]]:
-        """Header and rows: arm, seeds, agreement at the end, images to each level, fewer images
+        """Header and rows: arm, seeds, accuracy at the end, images to each level, fewer images
         than the base by the last level that it is told of."""
         base = next((arm for arm in self.arms if arm.name == self.ablation.base), None)
         levels = self.ablation.levels
@@ -218,7 +142,7 @@ class Ablated:
             [
                 "arm",
                 "seeds",
-                "agreement at the end",
+                "accuracy at the end",
                 "lowest - highest seed",
                 *(f"images to {100 * level:g} %" for level in levels),
                 *([] if base is None else [f"fewer, to {100 * level:g} %" for level in levels]),
@@ -230,7 +154,7 @@ class Ablated:
                 [
                     arm.name,
                     str(len(arm.curves)),
-                    f"{100 * final.value:.1f} % ({100 * final.low:.1f} - {100 * final.high:.1f})",
+                    str(final),
                     f"{100 * min(each):.1f} - {100 * max(each):.1f} %",
                     *(arm.images_text(level) for level in levels),
                     *([] if base is None else [ratio_text(base, arm, level) for level in levels]),
@@ -282,12 +206,12 @@ def run_ablation(
         for seed in ablation.seeds
     }  # all of them first: a mistake in the last arm is told before hours of training
     first = next(iter(experiments.values()))
-    judge = load_judge(first.data, first.evaluation.judge, on_training=say)
+    classifier = load_classifier(first.data, first.evaluation.classifier, log=say)
     for seed in seeds or ablation.seeds:  # seed by seed: early on all arms can be seen
         for arm in only or ablation.arms:
             place = run_folder(folder, arm, seed)
             level = ablation.stop_at
-            if level is not None and is_reached(read_records(place / AGREEMENT), level):
+            if level is not None and is_reached(read_records(place / ACCURACY), level):
                 continue
             say(f"{arm}, seed {seed}")
             run = run_experiment(
@@ -296,10 +220,10 @@ def run_ablation(
                 device=device,
                 hooks=[
                     *([progress()] if progress else []),
-                    *([] if level is None else [StopAtLevel(place / AGREEMENT, level)]),
+                    *([] if level is None else [StopAtLevel(place / ACCURACY, level)]),
                 ],
             )
-            early = level is not None and is_reached(read_records(place / AGREEMENT), level)
+            early = level is not None and is_reached(read_records(place / ACCURACY), level)
             if not run.finished and not early:
                 return None
     scales = [f"{scale:g}" for scale in first.evaluation.quick_scales]
@@ -307,7 +231,7 @@ def run_ablation(
         Ablated(
             ablation=ablation,
             scale=scale,
-            judge=judge.identity,
+            classifier=classifier.identity,
             arms=_arms(ablation, folder, scale),
         )
         for scale in scales
@@ -322,7 +246,7 @@ def _arms(ablation: Ablation, folder: Path, scale: str) -> list[Arm]:
     for name in ablation.arms:
         curves = {}
         for seed in ablation.seeds:
-            records = read_records(run_folder(folder, name, seed) / AGREEMENT)
+            records = read_records(run_folder(folder, name, seed) / ACCURACY)
             if records:
                 curves[seed] = read_curve(records, scale)
         if curves:
@@ -344,13 +268,13 @@ def _write(
         {
             "ablation": ablation.model_dump(mode="json"),
             "overrides": list(overrides),
-            "judge": found[0].judge,
-            "samplers": {arm: one.sampling.model_dump(mode="json") for arm, one in arms.items()},
+            "classifier": found[0].classifier,
+            "samplers": {arm: asdict(one.sampling) for arm, one in arms.items()},
             "data": base.data.source,
             "curves": {
                 one.scale: {
                     arm.name: {
-                        str(seed): {"images": curve.images, "agreed": curve.agreed}
+                        str(seed): {"images": curve.images, "correct": curve.correct}
                         for seed, curve in arm.curves.items()
                     }
                     for arm in one.arms
@@ -360,7 +284,7 @@ def _write(
             "count": base.evaluation.quick_count,
             "environment": environment(),
             "sfumato": __version__,
-            "date": datetime.now(UTC).isoformat("T", "seconds"),
+            "date": now(),
         },
     )
     write_text(folder / "ablation.md", "\n".join(markdown(one) for one in found))
@@ -377,8 +301,9 @@ def markdown(found: Ablated) -> str:
     ]
     curve = next(iter(found.arms[0].curves.values()))
     how = (
-        f"w = {found.scale}; {curve.count} images at each evaluation; judge {found.judge}. Images "
-        "to a level: median over the seeds of the first evaluation at or above it; > : the median "
+        f"w = {found.scale}; {curve.count} images at each evaluation; classifier "
+        f"{found.classifier}. Images to a level: median over the seeds of the first evaluation at "
+        "or above it; > : the median "
         f"run had not reached it at its end. Fewer: the images of '{found.ablation.base}' over "
         "those of the arm."
     )
@@ -386,8 +311,8 @@ def markdown(found: Ablated) -> str:
 
 
 def chart(found: Sequence[Ablated]) -> bytes:
-    """PNG: agreement over images seen, a panel for each guidance scale, a line for each arm (mean
-    over the seeds, as far as all have come) with the seeds as a band and as thin lines."""
+    """PNG: class accuracy over images seen, a panel for each guidance scale, a line for each arm
+    (mean over the seeds, as far as all have come) with the seeds as a band and as thin lines."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import StrMethodFormatter
 
@@ -397,7 +322,7 @@ def chart(found: Sequence[Ablated]) -> bytes:
         for place, arm in enumerate(one.arms):
             length = min(len(curve.images) for curve in arm.curves.values())
             shares = [
-                [100 * agreed / curve.count for agreed in curve.agreed[:length]]
+                [100 * correct / curve.count for correct in curve.correct[:length]]
                 for curve in arm.curves.values()
             ]
             images = next(iter(arm.curves.values())).images[:length]
@@ -408,7 +333,7 @@ def chart(found: Sequence[Ablated]) -> bytes:
                 "ls": "--" if is_base else "-",
             }
             for curve in arm.curves.values():
-                each = [100 * agreed / curve.count for agreed in curve.agreed]
+                each = [100 * correct / curve.count for correct in curve.correct]
                 axes.plot(curve.images, each, lw=0.7, alpha=0.5, **style)
             axes.plot(images, mean, lw=1.8, label=arm.name, marker="o", ms=3, **style)
             axes.fill_between(
@@ -419,7 +344,7 @@ def chart(found: Sequence[Ablated]) -> bytes:
                 alpha=0.12,
                 lw=0,
             )
-        axes.set(xlabel="images seen", ylabel="agreement, %", ylim=(0, 101))
+        axes.set(xlabel="images seen", ylabel="class accuracy, %", ylim=(0, 101))
         axes.set_title(f"w = {one.scale}", fontsize=10)
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axes.grid(alpha=0.25)

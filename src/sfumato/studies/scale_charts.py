@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sfumato.evaluation.arms import MEASURES
-from sfumato.evaluation.card import Figure
-from sfumato.evaluation.reference import GroundCard
+from sfumato.evaluation.metrics.intervals import Estimate
+from sfumato.evaluation.metrics.registry import metric_of, title_of
+from sfumato.studies.study import FRECHET, StudyCard
 from sfumato.studies.verdicts import Effect
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class Line:
     """One line of every panel: figures by guidance scale, then by measure."""
 
     label: str
-    points: Mapping[float, Mapping[str, Figure]]
+    points: Mapping[float, Mapping[str, Estimate]]
     colour: str
     marker: str = "o"
     main: bool = True
@@ -31,7 +31,7 @@ class Line:
 
 def scale_panels(
     lines: Sequence[Line],
-    real: Mapping[str, Figure],
+    real: Mapping[str, Estimate],
     measures: Sequence[str],
     *,
     title: str,
@@ -39,7 +39,7 @@ def scale_panels(
     to_scale: bool = False,
 ) -> bytes:
     """PNG: a panel for each measure over w (or another, `over`) in two rows, with 95 % intervals;
-    real images as a band. `title` says how the images were drawn.
+    real images as a band. `title` says how the images were sampled.
 
     Not `to_scale` the points stand side by side: w = 0, 1, 2 would lie on each other beside 20.
     """
@@ -68,26 +68,26 @@ def scale_panels(
     return buffer.getvalue()
 
 
-def how_drawn(scheduler: str, steps: int, count: int) -> str:
+def how_sampled(sampler: str, steps: int, count: int) -> str:
     """The title of a figure: sampler, steps, and images behind each point."""
-    return f"{scheduler}, {steps} steps; {count:,} images a point"
+    return f"{sampler}, {steps} steps; {count:,} images a point"
 
 
 def _panel(
     axes: "Axes",
     lines: Sequence[Line],
-    real: Figure | None,
+    real: Estimate | None,
     measure: str,
     places: Mapping[float, float],
 ) -> None:
     """`places`: where on the axis each scale stands."""
-    factor = MEASURES[measure].factor
+    factor = 100 if metric_of(measure).percent else 1
     if real is not None:
         axes.axhline(factor * real.value, color="#555555", lw=1, ls="--", label="real test images")
         if real.low is not None and real.high is not None:
             axes.axhspan(factor * real.low, factor * real.high, color="#999999", alpha=0.35, lw=0)
     for line in lines:
-        y = [figures[measure] for figures in line.points.values()]
+        y = [metrics[measure] for metrics in line.points.values()]
         axes.errorbar(
             [places[scale] + _beside(line, lines, scale) for scale in line.points],
             [factor * one.value for one in y],
@@ -103,8 +103,8 @@ def _panel(
             capsize=2.5,
             label=line.label,
         )
-    title = MEASURES[measure].title
-    percent = MEASURES[measure].percent and not title.endswith("%")
+    title = title_of(measure)
+    percent = metric_of(measure).percent and not title.endswith("%")
     axes.set_title(title + (", %" if percent else ""), fontsize=10)
     axes.margins(y=0.08)
     axes.set_ylim(bottom=0)
@@ -122,51 +122,42 @@ def _or(value: float | None, other: float) -> float:
     return other if value is None else value
 
 
-def figure_told(measure: str, found: Figure | None) -> str:
-    """A value with its interval in brackets, in the measure's unit."""
-    if found is None:
-        return ""
-    of = MEASURES[measure]
-    text = of.told(found.value)
-    if found.low is None or found.high is None:
-        return text
-    return f"{text} ({of.told(found.low)}, {of.told(found.high)})"
+def format_estimate(key: str, found: Estimate | None) -> str:
+    """A value with its interval in brackets, in the metric's unit."""
+    return metric_of(key).format_estimate(found)
 
 
-def value_told(measure: str, found: Figure | None) -> str:
-    """A value alone, in the measure's unit."""
-    return "" if found is None else MEASURES[measure].told(found.value)
+def format_value(key: str, found: Estimate | None) -> str:
+    """A value alone, in the metric's unit."""
+    return "" if found is None else metric_of(key).format(found.value)
 
 
 def real_rows(
-    card: GroundCard,
-    names: Sequence[str],
+    card: StudyCard,
+    keys: Sequence[str],
     *,
-    told: Callable[[str, Figure | None], str],
+    format_of: Callable[[str, Estimate | None], str],
     before: int = 0,
     after: int = 0,
 ) -> list[list[str]]:
-    """Rows of a table for what real images score: title, `before` empty cells, one for each measure
-    of `names`, `after` empty cells."""
+    """Rows of a table for what real images score: title, `before` empty cells, one for each metric
+    of `keys`, `after` empty cells."""
 
     def row(title: str, cells: Mapping[str, str]) -> list[str]:
-        return [title, *[""] * before, *(cells.get(name, "") for name in names), *[""] * after]
+        return [title, *[""] * before, *(cells.get(key, "") for key in keys), *[""] * after]
 
-    rows = [row("real test images", {name: told(name, card.real.get(name)) for name in names})]
-    if card.floor is not None and card.floor.frechet is not None:
-        floor = card.floor.frechet
-        title = f"real training images, {card.floor.pairs} sets"
-        rows.append(row(title, {"frechet": f"{floor.mean:.3g} ± {floor.std:.2g}"}))
-    return rows + [
-        row(yardstick.title, {"frechet": f"{yardstick.frechet:.3g}"})
-        for yardstick in card.yardsticks
-    ]
+    rows = [row("real test images", {key: format_of(key, card.real.get(key)) for key in keys})]
+    if card.baseline is not None and "frechet" in card.baseline.metrics:
+        spread = card.baseline.metrics["frechet"]
+        title = f"real training images, {card.baseline.pairs} sets"
+        rows.append(row(title, {FRECHET: f"{spread.mean:.3g} ± {spread.std:.2g}"}))
+    return rows + [row(one.title, {FRECHET: f"{one.frechet:.3g}"}) for one in card.perturbations]
 
 
-def effect_told(effect: Effect) -> str:
+def format_effect(effect: Effect) -> str:
     """What it is, how large with its interval, and what would matter."""
-    of = MEASURES[effect.measure]
+    of = metric_of(effect.measure)
     return (
-        f"{effect.what}: {of.told(effect.value)} ({of.told(effect.low)}, {of.told(effect.high)}), "
-        f"margin {of.told(effect.margin)}"
+        f"{effect.what}: {of.format(effect.value)} ({of.format(effect.low)}, "
+        f"{of.format(effect.high)}), margin {of.format(effect.margin)}"
     )

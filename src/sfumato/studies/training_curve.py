@@ -1,37 +1,29 @@
-"""What a run's kept checkpoints draw: quality over the images that training has seen."""
+"""What a run's kept checkpoints sample: quality over the images that training has seen."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
-
-from pydantic import Field
-from torch import Tensor
 
 from sfumato.base.errors import DamagedDataError, InputError
-from sfumato.base.files import folder_for, read_json, sibling
+from sfumato.base.files import folder_for, read_json, sibling, write_json
 from sfumato.base.section import Section, validate
-from sfumato.evaluation.arms import CallsDone, Draws, OnCalls
-from sfumato.evaluation.card import Figure
-from sfumato.evaluation.reference import Found, Ground, GroundCard
-from sfumato.generation.model import ImageGenerator
-from sfumato.generation.pipeline import check_sampling_arguments
+from sfumato.config.sections import DataConfig
+from sfumato.evaluation.image_set import ImageSet, OnImages
+from sfumato.evaluation.metrics.intervals import Estimate
+from sfumato.evaluation.reference import Scores
+from sfumato.evaluation.sampled_images import complete
+from sfumato.generation.loading import load
+from sfumato.generation.model import Model
+from sfumato.studies.study import Study, StudyCard, StudyConfig
 from sfumato.training.checkpoint import Checkpoints
 
 FILE_NAME = "curve.json"
-FORMAT = 1
+FORMAT = 2
 SHOWN = 10
 
 
-class CurveConfig(Section):
-    """What each checkpoint draws."""
-
-    count: int = 500
-    """Images of each checkpoint, classes in turn."""
-    first_seed: int = Field(default=0, ge=0)
-    judge: str = "auto"
-    """Who reads the classes, as in `evaluation.judge`."""
-    floor_pairs: int = Field(default=10, ge=2)
-    """Real sets that are measured like a drawn one, for the floor."""
+class CurveConfig(StudyConfig):
+    """What each checkpoint samples."""
 
 
 class CurvePoint(Section):
@@ -39,15 +31,14 @@ class CurvePoint(Section):
 
     images_seen: int
     weights_sha256: str
-    calls: int
+    nfe: int
     """Network evaluations an image."""
     seconds: float
-    """Time of drawing."""
-    figures: dict[str, Figure]
-    """By the keys of `arms.MEASURES`."""
+    """Time of sampling."""
+    metrics: dict[str, Estimate]
 
 
-class CurveCard(GroundCard):
+class CurveCard(StudyCard):
     """Every point, and everything that they depend on; `model` is that of the last."""
 
     format: int = FORMAT
@@ -59,110 +50,132 @@ class CurveCard(GroundCard):
     config: CurveConfig
 
 
-class CurveFound(Found[CurveCard]):
-    """`images`: of each point the first ones, one a class, at most `SHOWN`."""
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """One checkpoint's model and images."""
 
-    file_name: ClassVar = FILE_NAME
+    model: Model
+    images: ImageSet
+    scores: Scores
 
 
 def measure_curve(
-    generator: ImageGenerator,
+    model: Model,
     config: CurveConfig,
     *,
     base: Path,
-    say: Callable[[str], None] = lambda sentence: None,
-    on_calls: OnCalls = lambda done, total: None,
-) -> CurveFound:
-    """Draw with every checkpoint that the run of `generator` has kept, by its settings and with the
-    same seeds and captions; measure every image once.
+    data: DataConfig | None = None,
+    log: Callable[[str], None] = lambda text: None,
+    on_images: OnImages = lambda what, done, total: None,
+) -> CurveCard:
+    """Sample with every checkpoint that the run of `model` has kept, by its settings and with the
+    same seeds and captions; score every set once; write card and pictures.
 
-    Autoguidance leads away from its weaker checkpoint, so that this one and those before it are
-    left out; so is one that is damaged, or removed meanwhile by training that goes on. The card
-    lies in `base`, or in `base`-2, ... where that holds another; images lie in `base`-images and
-    are not drawn again. `InputError` for a pipeline, a model without data or classes, too few
-    images, or where no checkpoint is left. The generator is left at the last checkpoint.
+    Autoguidance leads away from its weaker checkpoint, so this one and those before it are left
+    out; so is one that is damaged, or removed meanwhile by training that goes on. The card lies in
+    `base`, or in `base`-2, ... where that holds another; images lie in `base`-images and are not
+    sampled again. `InputError` for a pipeline, a model without data or classes, too few images, or
+    where no checkpoint is left.
     """
-    if generator.run_folder is None:
+    if model.folder is None:
         raise InputError(
             "A curve is of a run: a pipeline has one set of weights.",
             hint="Give the folder of the run that it came from.",
         )
-    settings = generator.pipeline.config
-    scale = settings["guidance_scale"]
-    check_sampling_arguments(["any"], guidance_scale=scale, steps=settings["num_inference_steps"])
-    form = generator.with_weak_network(generator.guidance)
-    after = int(form.parameters["images"]) if form.needs_weak_network else -1
-    ground = Ground.of(
-        generator, count=config.count, first_seed=config.first_seed, judge=config.judge, say=say
-    )
-    checkpoints = Checkpoints(generator.run_folder / "checkpoints")
-    names = list(ground.real.reference.records.class_names[:SHOWN])
-    draws: list[Draws] = []
-    points: list[CurvePoint] = []
-    shown: list[Tensor] = []
-    kept = [images for images in checkpoints.counts() if images > after]
-    for place, images in enumerate(kept):
-        try:
-            generator.use_checkpoint(images)
-        except (InputError, DamagedDataError) as error:
-            say(f"Left out: {error.what}")
-            continue
-        one = Draws(
-            generator=generator,
-            asked=ground.asked,
-            guidance_scale=scale,
-            first_seed=config.first_seed,
-            store=sibling(base, "images"),
-            guidance=form,
-        )
-        draws.append(one)
-        say(f"{images:,} images seen")
-        taken = one.take(CallsDone([one], _of_all(on_calls, place, len(kept))))
-        points.append(
-            CurvePoint(
-                images_seen=images,
-                weights_sha256=generator.provenance["weights_sha256"],
-                calls=one.calls,
-                seconds=round(float(taken["seconds"]), 2),
-                figures=ground.hold(taken["images"]).figures,
-            )
-        )
-        shown.append(taken["images"][: len(names)])
-    if not points:
+    study = Study.of(model, config, data=data, log=log)
+    measured = _every_checkpoint(model, study, sibling(base, "images"), log, on_images)
+    if not measured:
         raise InputError(
-            f"{generator.run_folder} has kept no checkpoint that can be drawn with.",
+            f"{model.folder} has kept no checkpoint that can be sampled with.",
             hint="training.checkpoint_epochs and training.keep_checkpoints keep more.",
         )
-    folder = folder_for(
-        base,
-        {
-            "format": FORMAT,
-            "weights": [point.weights_sha256 for point in points],
-            "draws": {**draws[-1].settings, "model": None},
-            "config": config.model_dump(mode="json"),
-            "reference": ground.real.reference.digest,
-            "judge": ground.judge.identity,
-        },
-        say=say,
-    )
+    request = {
+        "format": FORMAT,
+        "weights": [one.model.provenance["weights_sha256"] for one in measured],
+        "sampling": {**measured[-1].images.settings, "model": None},
+        **study.request(),
+    }
+    folder = folder_for(base, request, say=log)
     if (folder / FILE_NAME).exists():
-        return CurveFound(card=read_curve(folder), folder=folder, before=True)
+        return read_curve(folder).model_copy(update={"from_cache": True})
+    names = list(study.reference.records.class_names[:SHOWN])
     card = CurveCard(
-        points=points,
-        guidance=str(form),
-        guidance_scale=scale,
+        points=[_point(one) for one in measured],
+        guidance=model.sampling.guidance,
+        guidance_scale=model.sampling.guidance_scale,
         shown=names,
         config=config,
-        **ground.card_fields(generator, floor_pairs=config.floor_pairs),
+        folder=folder,
+        **study.card_fields(measured[-1].model),
     )
-    return CurveFound(card=card, folder=folder, images=shown)
+    from sfumato.studies.training_curve_page import write_curve
+
+    write_curve(card, [one.images.images(range(len(names))) for one in measured])
+    write_json(folder / FILE_NAME, card.model_dump(mode="json"))
+    return card
 
 
-def _of_all(on_calls: OnCalls, place: int, count: int) -> OnCalls:
-    """`on_calls` as told by number `place` of `count` that take as many calls each."""
-    return lambda done, total: on_calls(place * total + done, count * total)
+def _every_checkpoint(
+    model: Model,
+    study: Study,
+    store: Path,
+    log: Callable[[str], None],
+    on_images: OnImages,
+) -> Sequence[_Measured]:
+    """Those that can be sampled with."""
+    assert model.folder is not None
+    form = model.sampling.form
+    after = int(dict(form.parameters)["images"]) if form.needs_weak_network else -1
+    kept = [n for n in Checkpoints(model.folder / "checkpoints").counts() if n > after]
+    measured = []
+    for place, images_seen in enumerate(kept):
+        try:
+            own = _at_checkpoint(model, images_seen)
+        except (InputError, DamagedDataError) as error:
+            log(f"Left out: {error.what}")
+            continue
+        log(f"{images_seen:,} images seen")
+        images = study.sampled(own, store)
+
+        def on_all(what: str, done: int, total: int, place: int = place) -> None:
+            on_images(what, place * total + done, len(kept) * total)
+
+        complete([images], on_all, what="network evaluations")
+        measured.append(_Measured(model=own, images=images, scores=study.score(images)))
+    return measured
+
+
+def _at_checkpoint(model: Model, images_seen: int) -> Model:
+    """The same settings with the weights of another checkpoint."""
+    assert model.folder is not None
+    own = load(
+        model.folder,
+        device=str(model.device),
+        checkpoint=images_seen,
+        average=model.provenance.get("average"),
+    )
+    sampling = model.sampling
+    return own.with_(
+        guidance=sampling.guidance_scale,
+        form=sampling.guidance,
+        sampler=sampling.sampler,
+        steps=sampling.steps,
+        timestep_spacing=sampling.timestep_spacing,
+    )
+
+
+def _point(one: _Measured) -> CurvePoint:
+    assert one.images.nfe is not None
+    return CurvePoint(
+        images_seen=one.model.provenance["images_seen"],
+        weights_sha256=one.model.provenance["weights_sha256"],
+        nfe=one.images.nfe,
+        seconds=one.images.seconds or 0,
+        metrics=one.scores.metrics,
+    )
 
 
 def read_curve(folder: Path) -> CurveCard:
     """The card in `folder`; `ConfigError` for one of another version."""
-    return validate(CurveCard, read_json(folder / FILE_NAME), source=str(folder / FILE_NAME))
+    values = {**read_json(folder / FILE_NAME), "folder": folder}
+    return validate(CurveCard, values, source=str(folder / FILE_NAME))

@@ -1,65 +1,68 @@
 """A curve over training as a chart, a table, and the same images by every checkpoint."""
 
-from pathlib import Path
+from collections.abc import Sequence
+
+from torch import Tensor
 
 from sfumato.base.files import write_bytes, write_text
-from sfumato.evaluation.arms import MEASURES
-from sfumato.generation.model import Picture
+from sfumato.evaluation.metrics.registry import title_of
 from sfumato.report.grids import labelled_grid
-from sfumato.studies.scale_charts import Line, figure_told, how_drawn, real_rows, scale_panels
-from sfumato.studies.training_curve import FILE_NAME, CurveCard, CurveFound
+from sfumato.studies.scale_charts import (
+    Line,
+    format_estimate,
+    how_sampled,
+    real_rows,
+    scale_panels,
+)
+from sfumato.studies.study import ACCURACY, DIVERSITY, FRECHET
+from sfumato.studies.training_curve import CurveCard
 
-PANELS = ("agreement", "frechet", "diversity", "saturated")
+PANELS = (ACCURACY, FRECHET, DIVERSITY, "saturated")
 
 
-def write_curve(found: CurveFound) -> list[Path]:
-    """`curve.png`, `examples.png`, `curve.md`, and at last `curve.json`."""
-    write_bytes(found.folder / "curve.png", chart(found.card))
-    write_bytes(found.folder / "examples.png", _examples(found))
-    write_text(found.folder / "curve.md", markdown(found.card))
-    found.save()
-    return [found.folder / name for name in ("curve.png", "examples.png", "curve.md", FILE_NAME)]
+def write_curve(card: CurveCard, examples: Sequence[Tensor]) -> None:
+    """`curve.png`, `examples.png` and `curve.md` into the card's folder.
+
+    `examples`: of each checkpoint, the first image of each class that is shown.
+    """
+    assert card.folder is not None
+    write_bytes(card.folder / "curve.png", chart(card))
+    grid = labelled_grid(
+        [list(images) for images in examples],
+        row_labels=[f"{point.images_seen:,}" for point in card.points],
+        column_labels=card.shown,
+        settings=[{"first_seed": card.config.first_seed}],
+    )
+    write_bytes(card.folder / "examples.png", grid)
+    write_text(card.folder / "curve.md", markdown(card))
 
 
 def chart(card: CurveCard) -> bytes:
     """PNG: each of `PANELS` over the images seen."""
     line = Line(
         label=f"{card.guidance} at w = {card.guidance_scale:g}",
-        points={point.images_seen: point.figures for point in card.points},
+        points={point.images_seen: point.metrics for point in card.points},
         colour="#1f618d",
     )
-    title = how_drawn(card.scheduler, card.steps, card.config.count)
+    title = how_sampled(card.sampler, card.steps, card.config.count)
     return scale_panels([line], card.real, PANELS, title=title, over="images seen", to_scale=True)
-
-
-def _examples(found: CurveFound) -> bytes:
-    """The first image of each class as columns, checkpoints as rows."""
-    first = found.card.config.first_seed
-    rows = [
-        [Picture(image=image, settings={"first_seed": first}) for image in images]
-        for images in found.images
-    ]
-    return labelled_grid(
-        rows,
-        row_labels=[f"{point.images_seen:,}" for point in found.card.points],
-        column_labels=found.card.shown,
-    )
 
 
 def markdown(card: CurveCard) -> str:
     """Every point with its intervals, what real images score, and how it came about."""
     lines = [
         f"{card.config.count:,} images of each checkpoint, seeds from {card.config.first_seed}, "
-        f"{card.guidance} at w = {card.guidance_scale:g}; {card.scheduler}, {card.steps} steps; "
-        f"judge {card.judge.identity}; real: {card.reference_count:,} of {card.reference}.",
+        f"{card.guidance} at w = {card.guidance_scale:g}; {card.sampler}, {card.steps} steps; "
+        f"classifier {card.classifier.identity}; real: {card.reference_count:,} of "
+        f"{card.reference}.",
         "",
-        "| images seen | " + " | ".join(MEASURES[name].title for name in PANELS) + " |",
+        "| images seen | " + " | ".join(title_of(key) for key in PANELS) + " |",
         "| ---: |" + " ---: |" * len(PANELS),
     ]
     for point in card.points:
-        cells = [figure_told(name, point.figures.get(name)) for name in PANELS]
+        cells = [format_estimate(key, point.metrics.get(key)) for key in PANELS]
         lines.append(f"| {point.images_seen:,} | {' | '.join(cells)} |")
-    rows = real_rows(card, PANELS, told=figure_told)
+    rows = real_rows(card, PANELS, format_of=format_estimate)
     lines += [f"| {' | '.join(row)} |" for row in rows]
     made = card.hardware
     lines += [

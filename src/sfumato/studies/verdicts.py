@@ -7,9 +7,6 @@ from pydantic import Field
 
 from sfumato.base.section import Section
 from sfumato.evaluation.metrics.intervals import Estimate
-from sfumato.evaluation.metrics.paired import PairedDifference
-
-Interval = Estimate | PairedDifference
 
 Verdict = Literal["held", "not held", "not decidable here"]
 HELD: Verdict = "held"
@@ -38,14 +35,14 @@ class Effect(Section):
     margin: float
 
     @classmethod
-    def of(cls, what: str, found: Interval, *, measure: str, margin: float) -> "Effect":
+    def of(cls, what: str, found: Estimate, *, measure: str, margin: float) -> "Effect":
         """From an estimate of the same sign."""
         return cls(
             what=what,
             measure=measure,
             value=found.value,
-            low=found.low,
-            high=found.high,
+            low=found.interval[0],
+            high=found.interval[1],
             margin=margin,
         )
 
@@ -109,5 +106,5 @@ SHARE_OF_REAL = 0.1
 """Smallest difference of a share of power or a distance that matters, as a part of real images'."""
 
 
-AGREEMENT = 0.05
-"""Smallest difference of agreement that matters."""
+ACCURACY = 0.05
+"""Smallest difference of class accuracy that matters."""

@@ -1,48 +1,28 @@
 """The frozen CLIP text encoder behind one contract: from the Hub, a folder, or bundled."""
 
 import json
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from sfumato.base.errors import InputError
+from sfumato.base.errors import InputError, TruncatedPromptWarning
 from sfumato.base.weights import weights_digest
-from sfumato.config.sections import TextConfig
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
 
+NULL = ""
+"""The prompt that a dropped caption is replaced by: the encoded empty string."""
 ENCODE_ROWS = 16
 """Prompts of one call; always this many, so that a prompt's bits do not depend on the others."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TextCondition:
-    """`tokens`: (B, L, D) float16, last hidden state after the final norm; `mask`: (B, L) bool.
-
-    The mask marks the prompt's own tokens. The U-Net gets the tokens alone, as in the paper and in
-    Stable Diffusion.
-    """
-
-    tokens: Tensor
-    mask: Tensor
-
-
-class TextEncoder(Protocol):
-    """A frozen text encoder: `dim` is D, `max_tokens` is L, `identity` says which weights."""
-
-    name: str
-    dim: int
-    max_tokens: int
-
-    @property
-    def identity(self) -> str: ...
-    def encode(self, prompts: Sequence[str]) -> TextCondition: ...
-    def cut(self, prompts: Sequence[str]) -> dict[str, str]: ...
+MAX_REMEMBERED = 1024
+"""Encoded prompts that an encoder remembers between calls."""
 
 
 class ClipTextEncoder:
@@ -62,15 +42,20 @@ class ClipTextEncoder:
         self.name = name
         self.dim: int = model.config.hidden_size
         self.max_tokens = max_tokens
+        self._encoded: dict[str, Tensor] = {}
+        self._encoded_as: tuple[torch.dtype, torch.device] | None = None
 
     @cached_property
     def identity(self) -> str:
         return f"{self.name} sha256:{fingerprint(self.model, self.tokenizer)[:16]}"
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> TextCondition:
-        """Encode prompts on the model's device, rounded to float16 as `PromptBank` keeps them."""
-        tokens, masks = [], []
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """(B, L, D) float16 on the model's device: the last hidden state after the final norm.
+
+        The U-Net gets all tokens without a mask, as in the paper and in Stable Diffusion.
+        """
+        tokens = []
         for start in range(0, len(prompts), ENCODE_ROWS):
             part = list(prompts[start : start + ENCODE_ROWS])
             filled = part + [""] * (ENCODE_ROWS - len(part))
@@ -86,8 +71,20 @@ class ClipTextEncoder:
             ids = batch.input_ids.to(self.model.device)
             hidden = self.model(input_ids=ids).last_hidden_state
             tokens.append(hidden[: len(part)].half())
-            masks.append(batch.attention_mask[: len(part)].bool())
-        return TextCondition(tokens=torch.cat(tokens), mask=torch.cat(masks))
+        return torch.cat(tokens)
+
+    def tokens(self, prompts: Sequence[str]) -> Tensor:
+        """(B, L, D) float32 on the CPU; a prompt is encoded once and remembered."""
+        # Encoding in another dtype or on another device gives other numbers.
+        encoded_as = (self.model.dtype, self.model.device)
+        if self._encoded_as != encoded_as or len(self._encoded) > MAX_REMEMBERED:
+            self._encoded, self._encoded_as = {}, encoded_as
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._encoded]
+        if new:
+            if cut := self.cut(new):
+                warn_of_cut_prompts(cut, self.max_tokens)
+            self._encoded.update(zip(new, self.encode(new).float().cpu(), strict=True))
+        return torch.stack([self._encoded[prompt] for prompt in prompts])
 
     def cut(self, prompts: Sequence[str]) -> dict[str, str]:
         """The prompts that do not fit into `max_tokens`, each with the text that is lost."""
@@ -102,6 +99,26 @@ class ClipTextEncoder:
         return lost
 
 
+def warn_of_cut_prompts(cut: dict[str, str], max_tokens: int) -> None:
+    """One warning that names the prompts that were cut and what each of them lost."""
+    if not cut:
+        return
+    shown = [f"{_short(prompt)} lost {_short(lost)}" for prompt, lost in list(cut.items())[:3]]
+    more = f" and {len(cut) - 3} more" if len(cut) > 3 else ""
+    warnings.warn(
+        f"Cut to {max_tokens} tokens: {'; '.join(shown)}{more}. "
+        "Shorten the prompt, or train with a larger text.max_tokens.",
+        TruncatedPromptWarning,
+        stacklevel=3,
+    )
+
+
+def _short(text: str, most: int = 60) -> str:
+    """`text` in quotes for a message: control characters spelled out, long ones shortened."""
+    plain = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[: most + 1])
+    return f"'{plain[: most - 1]}…'" if len(text) > most else f"'{plain}'"
+
+
 def fingerprint(model: "CLIPTextModel", tokenizer: "CLIPTokenizer") -> str:
     """sha256 over the weights and the vocabulary: what an encoding depends on."""
     digest = weights_digest(model)
@@ -109,13 +126,3 @@ def fingerprint(model: "CLIPTextModel", tokenizer: "CLIPTokenizer") -> str:
     for part in ("normalizer", "pre_tokenizer", "model"):  # padding and truncation are the caller's
         digest.update(json.dumps(parts[part], sort_keys=True).encode())
     return digest.hexdigest()
-
-
-def load_text_encoder(config: TextConfig) -> ClipTextEncoder:
-    """The encoder that `config` names, on the CPU; raises as `open_text_tower`."""
-    from sfumato.text.bundled import bundled_clip
-    from sfumato.text.opening import BUNDLED, open_text_tower
-
-    name = config.encoder
-    model, tokenizer = bundled_clip() if name == BUNDLED else open_text_tower(name)
-    return ClipTextEncoder(model, tokenizer, name=name, max_tokens=config.max_tokens)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from sfumato.base.errors import DamagedDataError, InputError, nearest
 from sfumato.base.files import is_lfs_pointer
 from sfumato.base.hub import LOOKUP_SECONDS, quiet_loading, reach, reason
+from sfumato.config.sections import TextConfig
+from sfumato.text.encoder import ClipTextEncoder
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
@@ -205,3 +207,12 @@ def _needed(there: list[str]) -> list[str]:
         or any(name in names for names in _TOKENIZERS)
         or (weights.endswith(".index.json") and fnmatch(name, shards))
     ]
+
+
+def load_text_encoder(config: TextConfig) -> ClipTextEncoder:
+    """The encoder that `config` names, on the CPU; raises as `open_text_tower`."""
+    from sfumato.text.bundled import load_text_tower
+
+    name = config.encoder
+    model, tokenizer = load_text_tower() if name == BUNDLED else open_text_tower(name)
+    return ClipTextEncoder(model, tokenizer, name=name, max_tokens=config.max_tokens)

@@ -3,25 +3,31 @@
 import math
 import os
 import tempfile
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from sfumato.base.errors import SfumatoError
 from sfumato.base.files import writing
-from sfumato.text.encoder import TextEncoder
-
-NULL = ""
-"""The prompt that a dropped caption is replaced by: the encoded empty string."""
+from sfumato.text.encoder import NULL, warn_of_cut_prompts
 
 _CHUNK_PROMPTS = 128
 
 
-class TruncatedPromptWarning(UserWarning):
-    """A prompt was cut to the encoder's token length."""
+class TextEncoder(Protocol):
+    """A frozen text encoder: `dim` is D, `max_tokens` is L, `identity` says which weights."""
+
+    name: str
+    dim: int
+    max_tokens: int
+
+    @property
+    def identity(self) -> str: ...
+    def encode(self, prompts: Sequence[str]) -> Tensor: ...
+    def cut(self, prompts: Sequence[str]) -> dict[str, str]: ...
 
 
 class PromptBank:
@@ -52,7 +58,7 @@ class PromptBank:
         for start in range(0, len(distinct), _CHUNK_PROMPTS):
             part = distinct[start : start + _CHUNK_PROMPTS]
             cut.update(encoder.cut(part))
-            store.put(start, encoder.encode(part).tokens)
+            store.put(start, encoder.encode(part))
         warn_of_cut_prompts(cut, encoder.max_tokens)
         self._store = store
 
@@ -116,23 +122,3 @@ class _File:
             self._file.seek(row * self._row_bytes)
             self._file.readinto(memoryview(target).cast("B"))
         return gathered
-
-
-def warn_of_cut_prompts(cut: dict[str, str], max_tokens: int) -> None:
-    """One warning that names the prompts that were cut and what each of them lost."""
-    if not cut:
-        return
-    shown = [f"{_short(prompt)} lost {_short(lost)}" for prompt, lost in list(cut.items())[:3]]
-    more = f" and {len(cut) - 3} more" if len(cut) > 3 else ""
-    warnings.warn(
-        f"Cut to {max_tokens} tokens: {'; '.join(shown)}{more}. "
-        "Shorten the prompt, or train with a larger text.max_tokens.",
-        TruncatedPromptWarning,
-        stacklevel=3,
-    )
-
-
-def _short(text: str, most: int = 60) -> str:
-    """`text` in quotes for a message: control characters spelled out, long ones shortened."""
-    plain = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[: most + 1])
-    return f"'{plain[: most - 1]}…'" if len(text) > most else f"'{plain}'"

@@ -1,21 +1,27 @@
 """The two towers of a small CLIP (Radford et al. 2021) for 32-pixel images, and its loss."""
 
+import copy
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfumato.base.errors import DamagedDataError
+from sfumato.base.files import read_json, write_json
 from sfumato.base.images import to_float
 from sfumato.base.randomness import derived_seed
 from sfumato.config.sections import TowersConfig
+from sfumato.text.bundled import load_text_tower
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
 
 IMAGE_PX = 32
 """Height and width that the image tower takes."""
+TOWERS_FILE, IMAGE_FILE = "towers.json", "image_tower.safetensors"
 MAX_LOGIT_SCALE = 100.0
 """As in CLIP: a larger scale makes training unstable."""
 
@@ -168,3 +174,39 @@ def contrastive_loss(
     targets = positive.T[shown]
     of_texts = F.cross_entropy(logits.T[shown], targets / targets.sum(1, keepdim=True))
     return (of_images + of_texts) / 2
+
+
+def save_towers(
+    towers: ClipTowers, tokenizer: "CLIPTokenizer", config: TowersConfig, folder: Path
+) -> None:
+    """Write both towers into `folder`, rounded to float16; those in memory stay as they are."""
+    from safetensors.torch import save_file
+
+    copy.deepcopy(towers.text).half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    rest = {
+        name: value.half().contiguous() if value.is_floating_point() else value
+        for name, value in towers.state_dict().items()
+        if not name.startswith("text.")
+    }
+    save_file(rest, folder / IMAGE_FILE)
+    write_json(folder / TOWERS_FILE, config.model_dump(mode="json"))
+
+
+def load_towers(folder: Path) -> tuple[ClipTowers, "CLIPTokenizer"]:
+    """Both towers, frozen, and the tokenizer, from a folder that `save_towers` wrote."""
+    from safetensors.torch import load_file
+
+    config = TowersConfig.model_validate(read_json(folder / TOWERS_FILE))
+    text, tokenizer = load_text_tower(folder)
+    with torch.random.fork_rng(devices=[]):  # the constructors draw weights that are replaced
+        image = ImageTower(config.image_widths, config.embedding)
+        towers = ClipTowers(text, image, embedding=config.embedding)
+    values = {
+        name: value.float() if value.is_floating_point() else value
+        for name, value in load_file(folder / IMAGE_FILE).items()
+    }
+    missing, unexpected = towers.load_state_dict(values, strict=False)
+    if unexpected or any(not name.startswith("text.") for name in missing):
+        raise DamagedDataError(f"{folder / IMAGE_FILE} does not belong to {folder / TOWERS_FILE}.")
+    return towers.eval().requires_grad_(False), tokenizer

@@ -7,7 +7,7 @@ the versions and threads it was made with.
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from sfumato.base.environment import environment
-from sfumato.base.errors import ConfigError, DamagedDataError, InputError
+from sfumato.base.errors import ConfigError, DamagedDataError, InputError, ResumeWarning
 from sfumato.base.files import (
     read_json,
     remove_folder,
@@ -28,15 +28,12 @@ from sfumato.training.state import Stateful, load_state, save_state
 FORMAT = 1
 
 
-class ResumeWarning(UserWarning):
-    """Something about a resumed run that may change its bits, or a checkpoint passed over."""
-
-
 @dataclass(frozen=True)
 class Checkpoint:
     """One checkpoint folder."""
 
     path: Path
+    _verified: set[str] = field(default_factory=set, compare=False, repr=False)
 
     @cached_property
     def state(self) -> dict[str, Any]:
@@ -55,8 +52,13 @@ class Checkpoint:
         return self.state["files"][part]["sha256"]
 
     def verify(self, part: str) -> Path:
-        """The file of `part`, if it is the one that was written; else `DamagedDataError`."""
+        """The file of `part`, if it is the one that was written; else `DamagedDataError`.
+
+        It is hashed once for this object.
+        """
         file = self.path / f"{part}.safetensors"
+        if part in self._verified:
+            return file
         recorded = self.state["files"].get(part)
         if recorded is None:
             raise DamagedDataError(f"{self.path} has no part named '{part}'.")
@@ -71,6 +73,7 @@ class Checkpoint:
             )
         if sha256_of_file(file) != recorded["sha256"]:
             raise DamagedDataError(f"{file} is damaged: its sha256 is not the recorded one.")
+        self._verified.add(part)
         return file
 
     def load_into(self, parts: Mapping[str, Stateful]) -> None:
@@ -167,8 +170,8 @@ class Checkpoints:
         for checkpoint in older[: max(0, len(older) - (self.keep - 1))]:
             remove_folder(checkpoint.path)
 
-    def latest(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole; None if the run has none yet.
+    def latest(self, *parts: str) -> Checkpoint | None:
+        """The newest checkpoint whose `parts` (all without them) are whole; None if there is none.
 
         A damaged newest one is passed over with a `ResumeWarning`; `DamagedDataError` where every
         checkpoint is damaged.
@@ -176,7 +179,7 @@ class Checkpoints:
         damage: DamagedDataError | InputError | None = None
         for checkpoint in reversed(self.all()):
             try:
-                for part in checkpoint.state["files"]:
+                for part in parts or checkpoint.state["files"]:
                     checkpoint.verify(part)
             except (DamagedDataError, InputError) as error:
                 damage = damage or error

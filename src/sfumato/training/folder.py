@@ -1,4 +1,4 @@
-"""Whose a run folder is: nothing of another experiment is overwritten."""
+"""Which experiment a run folder belongs to: nothing of another one is overwritten."""
 
 import sys
 from pathlib import Path
@@ -9,57 +9,85 @@ from sfumato.config.overrides import build, differences, names_in, parse_yaml, r
 from sfumato.config.schema import Experiment
 from sfumato.training.checkpoint import Checkpoints
 
+DATA = "data"
+"""Inside a run folder: the images of a run that got them from Python instead of a source."""
+
 
 def claim_folder(experiment: Experiment, folder: Path) -> None:
-    """Make `folder` this experiment's, or check that it is; nothing of another is overwritten."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file.", hint="Give --out a new folder.")
-    file = folder / "experiment.yaml"
-    if file.exists():
-        values = parse_yaml(read_text(file), str(file))
-        written = names_in(values)
-        there = build(type(experiment), values, source=str(file))
-        other = {
-            name: values
-            for name, values in differences(there, experiment).items()
-            if not any(
-                name == key or name.startswith(f"{key}.") for key in experiment.changeable_on_resume
-            )
-        }
-        if other:
-            shown = "; ".join(f"{n} is {a!r} there, {b!r} here" for n, (a, b) in other.items())
-            hints = (
-                f" Images that only moved: write their new place into data.source of {file}."
-                if set(other) == {"data.source"}
-                else ""
-            )
-            newer = [name for name in other if name not in written]
-            if newer:
-                hints += (
-                    f" {file} was written before there was {', '.join(newer)}: to go on, write "
-                    "there what the run was trained with."
-                )
-            raise ConfigError(
-                f"{folder} holds another experiment: {shown}.",
-                hint="Choose another --out, or the settings of that folder to go on with it."
-                + hints,
-            )
-    elif folder.exists() and not all(is_temporary(path) for path in folder.iterdir()):
-        raise ConfigError(
-            f"{folder} exists and is not a run of sfumato.",
-            hint="Choose a new or empty folder with --out; nothing there was touched.",
-        )
-    _refuse_a_length_already_passed(experiment, folder)
+    """Make `folder` this experiment's; raises as `check_folder`."""
+    check_folder(experiment, folder)
     make_folder(folder)
-    for place in (folder, folder / "samples", folder / "checkpoints"):
+    for place in (folder, *(folder / name for name in ("samples", "checkpoints", DATA))):
         remove_incomplete(place)
-    text = experiment.to_yaml()
+    file, text = folder / "experiment.yaml", experiment.to_yaml()
     if not file.exists() or file.read_text("utf-8") != text:
         write_text(file, text)
 
 
-def _refuse_a_length_already_passed(experiment: Experiment, folder: Path) -> None:
-    """A run cannot be shortened to before its newest checkpoint; its record would be untrue."""
+def check_folder(experiment: Experiment, folder: Path) -> None:
+    """Check that `folder` is new, or a run of this experiment; nothing is written.
+
+    `ConfigError` for a run of another experiment, or one that has trained for longer;
+    `InputError` for a file.
+    """
+    check_is_run(folder)
+    file = folder / "experiment.yaml"
+    if file.exists():
+        _check_same_experiment(experiment, file)
+    _check_length(experiment, folder)
+
+
+def check_is_run(folder: Path) -> None:
+    """`ConfigError` or `InputError` for what is neither new, nor empty, nor a run folder."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file.", hint="Give --out a new folder.")
+    if not folder.exists() or (folder / "experiment.yaml").exists():
+        return
+    if not all(map(_may_come_first, folder.iterdir())):
+        raise ConfigError(
+            f"{folder} exists and is not a run of sfumato.",
+            hint="Choose a new or empty folder with --out; nothing there was touched.",
+        )
+
+
+def _may_come_first(path: Path) -> bool:
+    """Whether `path` may be in a run folder before experiment.yaml."""
+    return is_temporary(path) or (
+        path.name == DATA
+        and path.is_dir()
+        and all(is_temporary(file) or file.suffix == ".parquet" for file in path.iterdir())
+    )
+
+
+def _check_same_experiment(experiment: Experiment, file: Path) -> None:
+    values = parse_yaml(read_text(file), str(file))
+    written = set(names_in(values))
+    recorded = build(type(experiment), values, source=str(file))
+    changed = {
+        name: values
+        for name, values in differences(recorded, experiment).items()
+        if not any(
+            name == key or name.startswith(f"{key}.") for key in experiment.changeable_on_resume
+        )
+    }
+    if not changed:
+        return
+    shown = "; ".join(f"{n} is {a!r} there, {b!r} here" for n, (a, b) in changed.items())
+    hints = ["Choose another --out, or the settings of that folder to resume it."]
+    if set(changed) == {"data.source"}:
+        hints.append(
+            f"If the images were only moved, write their new place into data.source of {file}."
+        )
+    if new := [name for name in changed if name not in written]:
+        hints.append(
+            f"{file} was written before there was {', '.join(new)}: to resume, add there what the "
+            "run was trained with."
+        )
+    raise ConfigError(f"{file.parent} holds another experiment: {shown}.", hint=" ".join(hints))
+
+
+def _check_length(experiment: Experiment, folder: Path) -> None:
+    """A run cannot be shortened to before its newest checkpoint: its record would be wrong."""
     checkpoints = Checkpoints(folder / "checkpoints")
     images, batch_size = experiment.length(checkpoints.data_set_size() or sys.maxsize)
     seen = max(checkpoints.counts(), default=0)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sfumato.base.files import write_bytes
 from sfumato.training.loop import Run
-from sfumato.training.records import AGREEMENT, append_record, cut_back
+from sfumato.training.records import ACCURACY, append_record, cut_back
 
 
 class BaseHook:
@@ -58,18 +58,18 @@ class LogHook(BaseHook):
 class SampleHook(BaseHook):
     """A picture of the averaged network's samples, always from the same seeds."""
 
-    def __init__(self, folder: Path, *, every_images: int, draw: Callable[[], bytes]) -> None:
+    def __init__(self, folder: Path, *, every_images: int, sample: Callable[[], bytes]) -> None:
         self.folder = folder
         self.every_images = every_images
-        self.draw = draw
+        self.sample = sample
 
     def after_step(self, run: Run, metrics: Mapping[str, Tensor]) -> None:
         if run.due(self.every_images) or run.finished:
-            write_bytes(self.folder / f"images-{run.images_seen:09d}.png", self.draw())
+            write_bytes(self.folder / f"images-{run.images_seen:09d}.png", self.sample())
 
 
-class AgreementHook(BaseHook):
-    """What a judge says of images drawn with the averaged network: a line of agreement.jsonl."""
+class AccuracyHook(BaseHook):
+    """Class accuracy of the averaged network's samples: records of accuracy.jsonl."""
 
     def __init__(
         self, path: Path, *, every_images: int, measure: Callable[[], Mapping[str, Any]]
@@ -115,7 +115,7 @@ class CheckpointHook(BaseHook):
 
 def cut_back_records(run: Run) -> None:
     """After a resume: forget log lines that the run is about to write again."""
-    for name in ("metrics.jsonl", AGREEMENT, "timing.jsonl"):
+    for name in ("metrics.jsonl", ACCURACY, "timing.jsonl"):
         cut_back(run.folder / name, images_seen=run.images_seen)
 
 

@@ -6,18 +6,16 @@ and a line in `TRAINING_RULES` or `SAMPLING_RULES`.
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from sfumato.base.errors import ConfigError, InputError
-from sfumato.diffusion.guidance import GuidanceConfig
-from sfumato.diffusion.schedule import DiffusionConfig, NoiseSchedule
-from sfumato.diffusion.solvers.schedulers import build_scheduler, build_solver, diffusion_of
+from sfumato.base.errors import ConfigError, LintWarning, SfumatoError
+from sfumato.diffusion.process import Process, VariancePreserving
+from sfumato.diffusion.solvers.registry import Sampling, build_solver
 
 if TYPE_CHECKING:
     from sfumato.config.schema import DiffusionExperiment
+    from sfumato.config.sections import DataConfig
 
 NEAR_ZERO_SNR = 1e-6
 """Below it x0 from eps multiplies the network's error by more than 1,000."""
@@ -25,69 +23,57 @@ VISIBLE_SIGNAL = 0.05
 """Share sqrt(alpha_bar) of the image at the first step from which its absence is noticed."""
 
 
-class LintWarning(UserWarning):
-    """A configuration that will not do what it seems to."""
-
-
 @dataclass(frozen=True, kw_only=True)
-class Drawing:
+class SamplingPlan:
     """What the sampling rules look at; `caption_dropout` is None where it is not known."""
 
-    diffusion: DiffusionConfig
-    scheduler: Any
-    steps: int
+    process: Process
+    sampling: Sampling
     guidance_scales: Sequence[float]
-    guidance: GuidanceConfig
     caption_dropout: float | None
+    scheduler: Any = None
+    """A diffusers scheduler to sample with instead of ours."""
 
     @classmethod
-    def of_experiment(cls, experiment: "DiffusionExperiment") -> "Drawing":
+    def of_experiment(cls, experiment: "DiffusionExperiment") -> "SamplingPlan":
         sampling = experiment.sampling
         return cls(
-            diffusion=experiment.diffusion,
-            scheduler=build_scheduler(
-                sampling.scheduler,
-                experiment.diffusion,
-                timestep_spacing=sampling.timestep_spacing,
-            ),
-            steps=sampling.steps,
+            process=experiment.diffusion,
+            sampling=sampling,
             guidance_scales=(sampling.guidance_scale, *experiment.evaluation.guidance_scales),
-            guidance=sampling.guidance,
             caption_dropout=experiment.training.caption_dropout,
         )
 
     @classmethod
-    def of_generator(
-        cls, generator: Any, scales: Sequence[float], guidance: GuidanceConfig
-    ) -> "Drawing":
-        pipeline = generator.pipeline
+    def of_model(cls, model: Any, scales: Sequence[float]) -> "SamplingPlan":
         return cls(
-            diffusion=diffusion_of(pipeline.scheduler),
-            scheduler=pipeline.scheduler,
-            steps=pipeline.config["num_inference_steps"],
+            process=model.process,
+            sampling=model.sampling,
             guidance_scales=scales,
-            guidance=guidance,
-            caption_dropout=generator.provenance.get("caption_dropout"),
+            caption_dropout=model.provenance.get("caption_dropout"),
+            scheduler=model.scheduler,
         )
 
 
-# Rules on what draws ------------------------------------------------------------------------------
+# Rules on sampling --------------------------------------------------------------------------------
 
 
-def guidance_without_dropout(drawing: Drawing) -> str | None:
-    led_away = [scale for scale in drawing.guidance_scales if scale != 1]
-    if drawing.caption_dropout != 0 or not led_away or drawing.guidance.needs_weak_network:
+def guidance_without_dropout(plan: SamplingPlan) -> str | None:
+    led_away = [scale for scale in plan.guidance_scales if scale != 1]
+    if plan.caption_dropout != 0 or not led_away or plan.sampling.form.needs_weak_network:
         return None
     return (
         f"guidance scale {max(led_away, key=lambda scale: abs(scale - 1)):g} needs the prediction "
         "for the null prompt, which a model trained with training.caption_dropout=0 never saw; "
-        "train with 0.1, or draw with w = 1 or autoguidance."
+        "train with 0.1, or sample with w = 1 or autoguidance."
     )
 
 
-def eps_at_near_zero_terminal_snr(drawing: Drawing) -> str | None:
-    terminal = _terminal_snr(drawing.diffusion)
-    if drawing.diffusion.prediction_type != "epsilon" or terminal >= NEAR_ZERO_SNR:
+def eps_at_near_zero_terminal_snr(plan: SamplingPlan) -> str | None:
+    if plan.process.prediction_type != "epsilon":
+        return None
+    terminal = _terminal_snr(plan.process)
+    if terminal >= NEAR_ZERO_SNR:
         return None
     error = f"multiplies its error by {terminal**-0.5:,.0f}" if terminal else "divides by zero"
     return (
@@ -97,35 +83,33 @@ def eps_at_near_zero_terminal_snr(drawing: Drawing) -> str | None:
     )
 
 
-def scheduler_that_clips(drawing: Drawing) -> str | None:
-    config = drawing.scheduler.config
+def scheduler_that_clips(plan: SamplingPlan) -> str | None:
+    if plan.scheduler is None:
+        return None
+    config = plan.scheduler.config
     clipping = [flag for flag in ("clip_sample", "thresholding") if config.get(flag)]
     if not clipping:
         return None
     return (
-        f"{type(drawing.scheduler).__name__} is configured with {clipping[0]}=true: it clips x0 by "
+        f"{type(plan.scheduler).__name__} is configured with {clipping[0]}=true: it clips x0 by "
         "itself and may keep the eps of the unclipped one, which collapses under guidance. sfumato "
         "turns it off, plain diffusers would not; set it to false."
     )
 
 
-def spacing_off_the_trained_range(drawing: Drawing) -> str | None:
-    if drawing.steps < 1:
-        return None  # an error where it is drawn
+def spacing_off_the_trained_range(plan: SamplingPlan) -> str | None:
     try:
-        solver = build_solver(drawing.scheduler, steps=drawing.steps, generators=[])
-    except InputError:
-        return None  # likewise
-    first = int(solver.timesteps[0])
-    schedule = NoiseSchedule.from_config(drawing.diffusion)
-    signal = float(schedule.alpha_bar[first].sqrt())
-    last = drawing.diffusion.num_train_timesteps - 1
+        solver = build_solver(plan.process, plan.sampling, scheduler=plan.scheduler)
+    except SfumatoError:
+        return None  # an error where it samples
+    first, last = solver.times[0], getattr(plan.process, "num_train_timesteps", 2) - 1
+    signal = float(plan.process.scales(first)[0])
     if first == last or signal < VISIBLE_SIGNAL:
         return None
     return (
-        f"the first of {drawing.steps} steps is at t = {first} of {last}, where the network was "
-        f"trained on images that keep {100 * signal:.0f} % of their signal, but gets pure noise; "
-        "set sampling.timestep_spacing=trailing."
+        f"the first of {plan.sampling.steps} steps is at t = {int(first)} of {last}, where the "
+        f"network was trained on images that keep {100 * signal:.0f} % of their signal, but gets "
+        "pure noise; set sampling.timestep_spacing=trailing."
     )
 
 
@@ -133,13 +117,11 @@ def spacing_off_the_trained_range(drawing: Drawing) -> str | None:
 
 
 def averaging_longer_than_the_run(experiment: "DiffusionExperiment") -> str | None:
-    from sfumato.data.loaders import open_training
-
     training = experiment.training
     averaging = training.averaging
     if averaging.halflife_images == 0:
-        return None  # without a look at the data, which may not be at hand yet
-    total = training.images or training.total_images(len(open_training(experiment.data)))
+        return None  # without opening the data
+    total = training.images or training.total_images(_training_rows(experiment.data))
     if averaging.halflife_images <= total:
         return None
     ramp = averaging.rampup_ratio * total
@@ -156,8 +138,10 @@ def averaging_longer_than_the_run(experiment: "DiffusionExperiment") -> str | No
 
 def rescaling_that_does_nothing(experiment: "DiffusionExperiment") -> str | None:
     diffusion = experiment.diffusion
-    before = _terminal_snr(diffusion.model_copy(update={"rescale_zero_terminal_snr": False}))
-    if not diffusion.rescale_zero_terminal_snr or before >= NEAR_ZERO_SNR:
+    if not isinstance(diffusion, VariancePreserving) or not diffusion.rescale_zero_terminal_snr:
+        return None
+    before = _terminal_snr(replace(diffusion, rescale_zero_terminal_snr=False))
+    if before >= NEAR_ZERO_SNR:
         return None
     return (
         f"diffusion.rescale_zero_terminal_snr does nothing to {diffusion.beta_schedule}, which "
@@ -172,15 +156,15 @@ def norms_that_hide_the_time(experiment: "DiffusionExperiment") -> str | None:
         return None
     return (
         f"model.norm_num_groups={model.norm_num_groups} on {blind[0]} channels is an instance "
-        "norm: it subtracts the shift by which a ResNet block is told the time, and such blocks "
+        "norm: it subtracts the shift that carries the time into a ResNet block, and such blocks "
         f"learn nothing of the noise level; model.norm_num_groups={max(1, blind[0] // 4)} has as "
         "many parameters."
     )
 
 
 def weak_checkpoint_not_kept(experiment: "DiffusionExperiment") -> str | None:
-    training, guidance = experiment.training, experiment.sampling.guidance
-    if not guidance.needs_weak_network or training.keep_checkpoints > 1:
+    needs_weak_network = experiment.sampling.form.needs_weak_network
+    if not needs_weak_network or experiment.training.keep_checkpoints > 1:
         return None
     return (
         "autoguidance needs an earlier checkpoint, but training.keep_checkpoints=1 keeps the last "
@@ -188,7 +172,7 @@ def weak_checkpoint_not_kept(experiment: "DiffusionExperiment") -> str | None:
     )
 
 
-SAMPLING_RULES: list[Callable[[Drawing], str | None]] = [
+SAMPLING_RULES: list[Callable[[SamplingPlan], str | None]] = [
     guidance_without_dropout,
     eps_at_near_zero_terminal_snr,
     scheduler_that_clips,
@@ -202,18 +186,18 @@ TRAINING_RULES: list[Callable[["DiffusionExperiment"], str | None]] = [
 ]
 
 
-def lint_drawing(drawing: Drawing) -> list[str]:
+def lint_sampling(plan: SamplingPlan) -> list[str]:
     """What the sampling rules find: a sentence each."""
-    return [found for rule in SAMPLING_RULES if (found := rule(drawing)) is not None]
+    return [found for rule in SAMPLING_RULES if (found := rule(plan)) is not None]
 
 
 def lint_experiment(experiment: "DiffusionExperiment") -> list[str]:
     """What all rules find in an experiment: a sentence each."""
     found = [sentence for rule in TRAINING_RULES if (sentence := rule(experiment)) is not None]
-    return found + lint_drawing(Drawing.of_experiment(experiment))
+    return found + lint_sampling(SamplingPlan.of_experiment(experiment))
 
 
-def tell(findings: Sequence[str], *, strict: bool = False) -> None:
+def warn(findings: Sequence[str], *, strict: bool = False) -> None:
     """A `LintWarning` for each finding, or one `ConfigError` with all of them."""
     if strict and findings:
         raise ConfigError(
@@ -224,6 +208,18 @@ def tell(findings: Sequence[str], *, strict: bool = False) -> None:
         warnings.warn(sentence, LintWarning, stacklevel=2)
 
 
-def _terminal_snr(diffusion: DiffusionConfig) -> float:
-    schedule = NoiseSchedule.from_config(diffusion)
-    return float(schedule.snr(torch.tensor(schedule.num_train_timesteps - 1)))
+def _terminal_snr(process: Process) -> float:
+    """Signal-to-noise ratio of the noisiest level."""
+    if not isinstance(process, VariancePreserving):
+        return 0.0
+    import torch
+
+    return float(process.snr(torch.tensor(process.num_train_timesteps - 1)))
+
+
+def _training_rows(data: "DataConfig") -> int:
+    """Images of the training split, damaged ones included: nothing is decoded."""
+    from sfumato.data.records import open_images, rows_of
+
+    part, keep = rows_of(open_images(data), data, "train")
+    return part.count if keep is None else int(keep.sum())

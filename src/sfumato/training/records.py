@@ -11,8 +11,8 @@ from typing import Any
 
 from sfumato.base.files import make_folder, write_text, writing
 
-AGREEMENT = "agreement.jsonl"
-"""Quick evaluations of a run: images seen, and `agreed` of `count` images by guidance scale."""
+ACCURACY = "accuracy.jsonl"
+"""Quick evaluations of a run: images seen, and `correct` of `count` images by guidance scale."""
 
 
 def append_record(path: Path, record: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face Hub: downloaded once, checked, and used only when whole."""
+"""Data sets of the Hugging Face Hub: downloaded once, checked, and used only when complete."""
 
 import glob
 import hashlib

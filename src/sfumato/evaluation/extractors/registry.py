@@ -10,68 +10,54 @@ from sfumato.evaluation.extractors.extractor import Device, FeatureExtractor, We
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """What an entry makes its extractor from."""
-
-    config: FeaturesConfig
-    device: Device
-    judge: FeatureExtractor | None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Entry:
-    """`about`: for a person, in a line; `distance`: what a Frechet distance on these features is
-    called; `load`: the extractor, or `WeightsNotAtHandError`."""
+    """`about`: one line on the network; `distance`: the name of a Frechet distance on its features;
+    `load`: the extractor, or `WeightsNotAtHandError`."""
 
     about: str
     distance: str
-    load: Callable[[Source], FeatureExtractor]
+    load: Callable[[FeaturesConfig, Device], FeatureExtractor]
 
 
-def _inception(resize: str) -> Callable[[Source], FeatureExtractor]:
-    def load(source: Source) -> FeatureExtractor:
+def _inception(resize: str) -> Callable[[FeaturesConfig, Device], FeatureExtractor]:
+    def load(config: FeaturesConfig, device: Device) -> FeatureExtractor:
         from sfumato.evaluation.extractors.inception_weights import load_inception
 
-        given = source.config.inception
+        given = config.inception
         return load_inception(
             None if given == "auto" else Path(given).expanduser(),
             resize=resize,
-            device=source.device,
-            may_download=source.config.may_download,
+            device=device,
+            may_download=config.may_download,
         )
 
     return load
 
 
-def _clip(source: Source) -> FeatureExtractor:
+def _clip(config: FeaturesConfig, device: Device) -> FeatureExtractor:
     from sfumato.evaluation.extractors.vision import load_clip
 
-    config = source.config
-    return load_clip(config.clip, device=source.device, may_download=config.may_download)
+    return load_clip(config.clip, device=device, may_download=config.may_download)
 
 
-def _dinov2(source: Source) -> FeatureExtractor:
+def _dinov2(config: FeaturesConfig, device: Device) -> FeatureExtractor:
     from sfumato.evaluation.extractors.vision import load_dinov2
 
-    config = source.config
-    return load_dinov2(config.dinov2, device=source.device, may_download=config.may_download)
+    return load_dinov2(config.dinov2, device=device, may_download=config.may_download)
 
 
-def _small_clip(source: Source) -> FeatureExtractor:
+def _small_clip(config: FeaturesConfig, device: Device) -> FeatureExtractor:
     from sfumato.evaluation.extractors.small import load_small_clip
 
-    given = source.config.small_clip
-    folder = None if given == "bundled" else Path(given).expanduser()
-    return load_small_clip(folder, device=source.device)
+    given = config.small_clip
+    return load_small_clip(None if given == "bundled" else Path(given).expanduser(), device=device)
 
 
-def _judge(source: Source) -> FeatureExtractor:
-    if source.judge is None:
-        raise WeightsNotAtHandError(
-            "There is no judge of this data set.",
-            hint="A judge needs two classes or more; the other metrics stand.",
-        )
-    return source.judge
+def _no_classifier(config: FeaturesConfig, device: Device) -> FeatureExtractor:
+    raise WeightsNotAtHandError(
+        "There is no classifier of this data set.",
+        hint="A classifier needs two classes or more; the other metrics stand.",
+    )
 
 
 EXTRACTORS: dict[str, Entry] = {
@@ -100,10 +86,10 @@ EXTRACTORS: dict[str, Entry] = {
         distance="Frechet (small CLIP)",
         load=_small_clip,
     ),
-    "judge": Entry(
+    "classifier": Entry(
         about="last features of the data set's own classifier",
-        distance="Frechet (judge)",
-        load=_judge,
+        distance="Frechet (classifier)",
+        load=_no_classifier,  # unless one is given
     ),
 }
 
@@ -113,25 +99,25 @@ def load_extractor(
     config: FeaturesConfig | None = None,
     *,
     device: Device = "cpu",
-    judge: FeatureExtractor | None = None,
+    classifier: FeatureExtractor | None = None,
 ) -> FeatureExtractor:
-    """The extractor `key` of `EXTRACTORS`; `judge` is handed out for "judge".
+    """The extractor `key` of `EXTRACTORS`; for "classifier" the given one.
 
-    Judges are trained a floor above, so theirs comes in ready (`classifier_features`).
     `InputError` for an unknown key, and all that the loader raises.
     """
     if key not in EXTRACTORS:
         raise InputError(
             f"There is no feature extractor '{key}'.", hint=nearest(key, list(EXTRACTORS))
         )
-    source = Source(config=config or FeaturesConfig(), device=device, judge=judge)
-    return EXTRACTORS[key].load(source)
+    if key == "classifier" and classifier is not None:
+        return classifier
+    return EXTRACTORS[key].load(config or FeaturesConfig(), device)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """An extractor, or why there is none: `reason` and `hint` are "" where there is one. `title` is
-    what the Frechet distance on it is called: FID with the published weights alone."""
+    """An extractor, or why there is none: `reason` and `hint` are "" where there is one.
+    `title`: the name of the Frechet distance on it."""
 
     key: str
     title: str
@@ -145,7 +131,7 @@ def available_extractors(
     config: FeaturesConfig | None = None,
     *,
     device: Device = "cpu",
-    judge: FeatureExtractor | None = None,
+    classifier: FeatureExtractor | None = None,
 ) -> Iterator[Opened]:
     """Open `keys` one after another, so that only one network need be in memory.
 
@@ -154,7 +140,7 @@ def available_extractors(
     """
     for key in keys:
         try:
-            extractor = load_extractor(key, config, device=device, judge=judge)
+            extractor = load_extractor(key, config, device=device, classifier=classifier)
         except WeightsNotAtHandError as error:
             title = EXTRACTORS[key].distance
             yield Opened(key=key, title=title, extractor=None, reason=error.what, hint=error.hint)
@@ -163,9 +149,7 @@ def available_extractors(
 
 
 def distance_title(key: str, extractor: FeatureExtractor) -> str:
-    """What the Frechet distance on an extractor is called: FID is that on the published file."""
-    from sfumato.evaluation.extractors.inception_weights import InceptionExtractor
-
-    if isinstance(extractor, InceptionExtractor) and not extractor.published:
+    """The name of the Frechet distance on an extractor: FID is that on the published file alone."""
+    if not getattr(extractor, "published", True):
         return "Frechet (other Inception)"
     return EXTRACTORS[key].distance

@@ -52,11 +52,11 @@ def load_small_clip(folder: Path | None = None, *, device: Device = "cpu") -> Sm
 
     Features are unit vectors. `WeightsNotAtHandError` where the folder has no towers.
     """
-    from sfumato.text.bundled import TOWERS_FILE, bundled_folder, load_towers
-    from sfumato.text.towers import IMAGE_PX
+    from sfumato.text.bundled import BUNDLED_FOLDER
+    from sfumato.text.towers import IMAGE_PX, TOWERS_FILE, load_towers
 
     which = "bundled" if folder is None else folder.resolve().name
-    folder = bundled_folder() if folder is None else folder
+    folder = BUNDLED_FOLDER if folder is None else folder
     if not (folder / TOWERS_FILE).is_file():
         raise WeightsNotAtHandError(
             f"{folder} holds no small CLIP.",
@@ -79,7 +79,7 @@ def load_small_clip(folder: Path | None = None, *, device: Device = "cpu") -> Sm
 def classifier_features(
     classifier: Classifier, *, identity: str, image_px: int, device: Device = "cpu"
 ) -> BatchedExtractor:
-    """The last features of a data set's judge, before its head: (B, feature_dim).
+    """The last features of a data set's classifier, before its head: (B, feature_dim).
 
     `identity` names its weights by their hash. It sees images of the `image_px` it was trained at
     and no others; grey images are repeated for a classifier of colour.
@@ -90,7 +90,7 @@ def classifier_features(
         return classifier.features(to_float(images, (-1.0, 1.0)))
 
     return BatchedExtractor(
-        name=f"judge {identity}, last features, {image_px} px, no resizing",
+        name=f"classifier {identity}, last features, {image_px} px, no resizing",
         dim=classifier.feature_dim,
         of_batch=of_batch,
         rows=_ROWS,

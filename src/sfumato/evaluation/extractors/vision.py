@@ -147,7 +147,7 @@ def load_dinov2(
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageClassifier:
+class PretrainedClassifier:
     """An image classifier in two halves: `head(extractor(images))` are its logits (N, K).
 
     `identity`: its name and the hash of its weights; `labels`: K names of classes.
@@ -161,7 +161,7 @@ class ImageClassifier:
 
 def load_image_classifier(
     location: str, *, device: Device = "cpu", may_download: bool = False
-) -> ImageClassifier:
+) -> PretrainedClassifier:
     """Any of transformers' image classifiers whose last layer is linear; safetensors only.
 
     `location`: a folder or a Hub name. Pixels are prepared by the model's own processor, in Pillow
@@ -200,9 +200,9 @@ def load_image_classifier(
     sha256 = weights_sha256(model)[:16]
     pixels = hashlib.sha256(processor.to_json_string().encode()).hexdigest()[:8]
     identity = f"{_shown(location)} sha256:{sha256}"
-    return ImageClassifier(
+    return PretrainedClassifier(
         extractor=BatchedExtractor(
-            name=f"judge {identity}, last features, pixels by its own processor "
+            name=f"classifier {identity}, last features, pixels by its own processor "
             f"(settings sha256:{pixels})",
             dim=head.in_features,
             of_batch=lambda images: run(images)[0],
@@ -218,8 +218,8 @@ def load_image_classifier(
 
 @dataclass(frozen=True, kw_only=True)
 class ResNetBody:
-    """ImageNet's ResNet in the middle, random weights at both ends: the paper's judge of CIFAR-10
-    (section 3.3.6). `identity`: the body's name and the hash of its weights."""
+    """ImageNet's ResNet in the middle, random weights at both ends: the paper's classifier of
+    CIFAR-10 (section 3.3.6). `identity`: the body's name and the hash of its weights."""
 
     identity: str
     model: nn.Module

@@ -1,1 +1,4 @@
-"""Metrics as pure functions on arrays of features, labels and pixels; sums in float64."""
+"""Metrics: functions of features, labels and pixels, with sums in float64, and their registry.
+
+A new metric is one module of this package that holds a `Metric` (see `registry.py`).
+"""

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
-from sfumato.evaluation.metrics.checks import checked_values
+from sfumato.evaluation.metrics.features import checked_values
 from sfumato.evaluation.metrics.intervals import Estimate, percentile_interval, resampled
+from sfumato.evaluation.metrics.registry import Metric
 
 FEWEST_IN_QUARTER = 5
 
@@ -55,9 +56,11 @@ def plateau(
             low=low,
             high=high,
             count=len(values),
-            confidence=confidence,
         ),
         first_tenth=float(values[: max(1, len(values) // 10)].mean()),
         third_quarter=float(third.mean()),
         last_quarter=float(last.mean()),
     )
+
+
+LOSS = Metric(name="loss", title="training loss", needs="nothing", percent=True, default=False)

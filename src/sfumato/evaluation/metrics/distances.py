@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sfumato.evaluation.metrics.checks import check_same_width, checked_features
+from sfumato.evaluation.metrics.features import ImageFeatures, check_same_width, checked_features
+from sfumato.evaluation.metrics.registry import Metric, Score
 
 BELOW_RESOLUTION = 1e-13
 """Squared distances below this share of |a|^2 + |b|^2 count as 0: a distance of 3e-7 |a| is less
@@ -98,3 +99,21 @@ def nearest_rows(features: Tensor, reference: Tensor, *, name: str = "features")
         found = column + tile.columns.start
         indices[tile.rows] = torch.where(closer, found, indices[tile.rows])
     return Nearest(distances=squared.sqrt(), indices=indices)
+
+
+def nearest_score(generated: ImageFeatures, reference: ImageFeatures) -> Score:
+    """The distance of each image to the nearest reference image."""
+    found = nearest_rows(generated.rows, reference.rows, name="generated")
+    return NEAREST_REAL.score(found.distances)
+
+
+NEAREST_REAL = Metric(
+    name="nearest_real",
+    title="nearest real",
+    needs="features",
+    compute=nearest_score,
+    better="lower",
+    shown=("compare",),
+    order=205,
+    about="nearest real: an image's distance to the nearest real one",
+)

@@ -7,13 +7,14 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-from sfumato.evaluation.metrics.checks import checked_features
 from sfumato.evaluation.metrics.distances import distance_tiles
+from sfumato.evaluation.metrics.features import ImageFeatures, checked_features
 from sfumato.evaluation.metrics.intervals import Estimate
+from sfumato.evaluation.metrics.registry import Metric, Score
 
 
 @dataclass(frozen=True, kw_only=True)
-class Diversity:
+class Diversity(Estimate):
     """`value`: the mean over classes of `classes[label]`, the mean distance of two of its rows.
 
     In the features' own units, 0 for a class that is one image: it is read beside the same figure
@@ -21,13 +22,14 @@ class Diversity:
     row's mean distance to its class mates.
     """
 
-    value: float
-    low: float
-    high: float
-    confidence: float
     classes: dict[int, float]
     counts: dict[int, int]
     rows: Tensor
+
+    @property
+    def values(self) -> Tensor:
+        """(N,) pseudo-values: their mean is the diversity, and each row counts in two distances."""
+        return self.value + 2 * (self.rows - self.rows.mean())
 
 
 def diversity_within_classes(
@@ -62,7 +64,7 @@ def diversity_within_classes(
         value=value,
         low=max(0.0, value - half),
         high=value + half,
-        confidence=confidence,
+        count=len(features),
         classes=classes,
         counts=counts,
         rows=to_mates,
@@ -70,35 +72,31 @@ def diversity_within_classes(
 
 
 def diversity_difference(
-    first: Diversity, second: Diversity, labels: Tensor, *, confidence: float = 0.95
+    first: Tensor, second: Tensor, labels: Tensor, *, confidence: float = 0.95
 ) -> Estimate:
     """first - second of two sets whose row i has the same seed and class `labels` (N,).
 
+    `first`, `second`: (N,) each, the `Diversity.values`.
+
     The normal interval with the jackknife's variance (Arvesen 1969, of U-statistics) over pairs of
     rows. A bootstrap of the rows' mean distances would be half as wide: a distance belongs to two
-    rows. `ValueError` for sets of other classes or counts, or a class of less than 3 rows.
+    rows. `ValueError` for sets of other sizes, or a class of less than 3 rows.
     """
-    if first.counts != second.counts or labels.shape != first.rows.shape:
+    if not first.shape == second.shape == labels.shape:
         raise ValueError(
-            f"{sum(first.counts.values())} and {sum(second.counts.values())} rows of "
-            f"{len(first.counts)} and {len(second.counts)} classes are no pairs"
+            f"{len(first)} and {len(second)} rows of {len(labels)} labels are no pairs"
         )
-    if min(first.counts.values()) < 3:
+    classes, counts = labels.cpu().unique(return_counts=True)
+    if int(counts.min()) < 3:
         raise ValueError("a class has 2 rows; at least 3 are needed for the jackknife")
-    apart = first.rows - second.rows
+    apart = (first - second) / 2
     variance = sum(
         4 * float(apart[labels.cpu() == label].var()) / n * ((n - 1) / (n - 2)) ** 2
-        for label, n in first.counts.items()
+        for label, n in zip(classes.tolist(), counts.tolist(), strict=True)
     )
-    value = first.value - second.value
-    half = NormalDist().inv_cdf(0.5 + confidence / 2) * sqrt(variance) / len(first.counts)
-    return Estimate(
-        value=value,
-        low=value - half,
-        high=value + half,
-        count=len(apart),
-        confidence=confidence,
-    )
+    value = float(first.mean() - second.mean())
+    half = NormalDist().inv_cdf(0.5 + confidence / 2) * sqrt(variance) / len(classes)
+    return Estimate(value=value, low=value - half, high=value + half, count=len(apart))
 
 
 def _mean_distances(rows: Tensor) -> Tensor:
@@ -107,3 +105,25 @@ def _mean_distances(rows: Tensor) -> Tensor:
     for tile, squared in distance_tiles(rows, rows):
         sums[tile.rows] += squared.sqrt().sum(dim=1)
     return sums / (len(rows) - 1)
+
+
+def diversity_score(generated: ImageFeatures, reference: ImageFeatures) -> Score | None:
+    """None without classes of two images each."""
+    labels = generated.row_labels
+    if labels is None or int(labels.unique(return_counts=True)[1].min()) < 2:
+        return None
+    found = generated.once("diversity", lambda: diversity_within_classes(generated.rows, labels))
+    estimate = Estimate(value=found.value, low=found.low, high=found.high, count=found.count)
+    return Score(estimate=estimate, values=found.values)
+
+
+DIVERSITY = Metric(
+    name="diversity",
+    title="diversity",
+    needs="features",
+    compute=diversity_score,
+    shown=("compare",),
+    real=True,
+    order=260,
+    about="diversity: the distance of two images of a class",
+)

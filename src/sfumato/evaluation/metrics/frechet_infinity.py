@@ -3,34 +3,45 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from math import hypot, sqrt
+from math import hypot
 from statistics import NormalDist
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sfumato.evaluation.metrics.checks import check_same_width, checked_features, checked_pair
-from sfumato.evaluation.metrics.frechet import covariance_root, frechet_sampling_error, frechet_to
-from sfumato.evaluation.metrics.moments import FeatureMoments, FeatureStatistics, feature_statistics
+from sfumato.base.randomness import generator_for
+from sfumato.evaluation.metrics.features import (
+    ImageFeatures,
+    check_same_width,
+    checked_features,
+    checked_pair,
+)
+from sfumato.evaluation.metrics.frechet import (
+    FeatureMoments,
+    FeatureStatistics,
+    covariance_root,
+    feature_statistics,
+    frechet_sampling_error,
+    frechet_to,
+)
+from sfumato.evaluation.metrics.intervals import Estimate
+from sfumato.evaluation.metrics.registry import Metric, Score
 
+DEFAULT_PARTS = 5
 FEWEST_PARTS = 3
 """A line through two points fits without error, so nothing could be said of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrechetInfinity:
-    """`value`: the line's height at 1 / N = 0, with the interval that holds at `confidence`.
+class FrechetInfinity(Estimate):
+    """`value`: the line's height at 1 / N = 0.
 
     `distances[i]` is the mean distance of sub-samples of `sizes[i]` rows, `slope` that of the line
     over 1 / N. The interval joins two independent errors: `sampling_error` of the images drawn
     and `fit_error` of the line. `value` may be a little below 0 for sets that are alike.
     """
 
-    value: float
-    low: float
-    high: float
-    confidence: float
-    count: int
     sizes: tuple[int, ...]
     distances: tuple[float, ...]
     slope: float
@@ -145,29 +156,43 @@ def _extrapolated(
     distances: list[float], *, count: int, sampling_error: float, confidence: float
 ) -> FrechetInfinity:
     """`distances[i]` is the mean over i + 1 parts of `count` rows."""
+    from scipy.stats import linregress
+
     cuts = range(1, len(distances) + 1)
-    height, slope, fit_error = _line([of / count for of in cuts], distances)
+    line: Any = linregress([of / count for of in cuts], distances)
+    height, fit_error = float(line.intercept), float(line.intercept_stderr)
     half = NormalDist().inv_cdf(0.5 + confidence / 2) * hypot(sampling_error, fit_error)
     return FrechetInfinity(
         value=height,
         low=height - half,
         high=height + half,
-        confidence=confidence,
         count=count,
         sizes=tuple(count // of for of in cuts),
         distances=tuple(distances),
-        slope=slope,
+        slope=float(line.slope),
         sampling_error=sampling_error,
         fit_error=fit_error,
     )
 
 
-def _line(x: list[float], y: list[float]) -> tuple[float, float, float]:
-    """Least squares: height at 0, slope, standard error of the height."""
-    n = len(x)
-    mean_x, mean_y = sum(x) / n, sum(y) / n
-    spread = sum((a - mean_x) ** 2 for a in x)
-    slope = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / spread
-    height = mean_y - slope * mean_x
-    rest = sum((b - height - slope * a) ** 2 for a, b in zip(x, y, strict=True)) / (n - 2)
-    return height, slope, sqrt(rest * (1 / n + mean_x**2 / spread))
+def frechet_infinity_score(generated: ImageFeatures, reference: ImageFeatures) -> Score | None:
+    """None where the smallest part would have less rows than features: no line in 1 / N."""
+    rows, others = generated.rows, reference.rows
+    if min(len(rows), len(others)) < DEFAULT_PARTS * rows.shape[1]:
+        return None
+    seeded = generator_for("frechet infinity")
+    found = frechet_infinity_of_both(rows, others, generator=seeded, parts=DEFAULT_PARTS)
+    return Score(
+        estimate=Estimate(value=found.value, low=found.low, high=found.high, count=found.count)
+    )
+
+
+FRECHET_INFINITY = Metric(
+    name="frechet_infinity",
+    title="N to inf",
+    needs="features",
+    compute=frechet_infinity_score,
+    better="lower",
+    interval=False,
+    order=290,
+)

@@ -5,8 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sfumato.evaluation.metrics.checks import checked_features
+from sfumato.base.randomness import generator_for
+from sfumato.evaluation.metrics.features import ImageFeatures, checked_features
+from sfumato.evaluation.metrics.intervals import Estimate
+from sfumato.evaluation.metrics.registry import Metric, Score
 
+FEWEST_IMAGES = 500
+"""Ten parts of less than 50 images have no inception score worth the name."""
 SUM_TOLERANCE = 1e-3
 """By how much a row of probabilities may miss 1: half precision does by 5e-4."""
 
@@ -70,3 +75,26 @@ def _score(probabilities: Tensor) -> Tensor:
     marginal = probabilities.mean(dim=0)
     own = torch.special.xlogy(probabilities, probabilities).sum(dim=1).mean()
     return (own - torch.special.xlogy(marginal, marginal).sum()).clamp(min=0).exp()
+
+
+def inception_score_score(generated: ImageFeatures, reference: ImageFeatures) -> Score | None:
+    """None for less than `FEWEST_IMAGES`."""
+    logits = generated.logits[: len(generated.rows)]
+    if len(logits) < FEWEST_IMAGES:
+        return None
+    found = inception_score_of_logits(logits, generator=generator_for("inception score"))
+    details = {"std": found.std, "whole": found.whole}
+    return Score(estimate=Estimate(value=found.value, count=found.count, details=details))
+
+
+INCEPTION_SCORE = Metric(
+    name="inception_score",
+    title="IS",
+    needs="logits",
+    compute=inception_score_score,
+    better="higher",
+    digits=2,
+    interval=False,
+    real=True,
+    order=295,
+)

@@ -1,85 +1,96 @@
-"""Confidence intervals."""
+"""Values with their confidence intervals."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from math import hypot, sqrt
-from statistics import NormalDist, median
+from dataclasses import dataclass, field
+from math import hypot
+from statistics import median
 
 import torch
 from torch import Tensor
 
-from sfumato.evaluation.metrics.checks import checked_values
+from sfumato.evaluation.metrics.features import checked_values
 
 MOST_INDICES = 2**22
 """Indices drawn at once for a bootstrap: 32 MB."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Proportion:
-    """`successes` of `count`, with the interval [low, high] that holds at `confidence`."""
+class Estimate:
+    """`value` from `count` observations, with its 95 % interval [`low`, `high`] where it has one.
 
-    successes: int
-    count: int
-    low: float
-    high: float
-    confidence: float
+    `percent`: a share, printed in per cent. `details`: further numbers of the same computation.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    count: int | None = None
+    percent: bool = False
+    details: dict[str, float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        def number(value: float) -> str:
+            return f"{100 * value:.1f}" if self.percent else f"{value:.4g}"
+
+        text = number(self.value) + (" %" if self.percent else "")
+        if self.low is None or self.high is None:
+            return text
+        return f"{text} ({number(self.low)} - {number(self.high)})"
 
     @property
-    def value(self) -> float:
-        return self.successes / self.count
+    def interval(self) -> tuple[float, float]:
+        """(`low`, `high`) of an estimate that has them."""
+        assert self.low is not None
+        assert self.high is not None
+        return self.low, self.high
+
+    @property
+    def successes(self) -> int:
+        """Of a share: how many of `count`."""
+        return round(self.value * (self.count or 0))
+
+    @property
+    def half_width(self) -> float | None:
+        """Half of the interval."""
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
 
-def wilson(successes: int, count: int, *, confidence: float = 0.95) -> Proportion:
-    """Wilson's score interval of a proportion (Wilson 1927).
+def wilson(successes: int, count: int, *, confidence: float = 0.95) -> Estimate:
+    """A proportion with Wilson's score interval (Wilson 1927).
 
     `ValueError` unless 0 <= successes <= count and count >= 1.
     """
+    from scipy.stats import binomtest
+
     if not 0 <= successes <= count or count < 1:
         raise ValueError(f"{successes} of {count} is no proportion: 0 <= k <= n, n >= 1")
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    share = successes / count
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * sqrt(share * (1 - share) / count + z * z / (4 * count**2)) / (1 + z * z / count)
-    return Proportion(
-        successes=successes,
+    interval = binomtest(successes, count).proportion_ci(confidence, method="wilson")
+    return Estimate(
+        value=successes / count,
+        low=float(interval.low),
+        high=float(interval.high),
         count=count,
-        low=0.0 if successes == 0 else centre - half,
-        high=1.0 if successes == count else centre + half,
-        confidence=confidence,
+        percent=True,
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """`value` from `count` observations, with the interval [low, high] at `confidence`."""
-
-    value: float
-    low: float
-    high: float
-    count: int
-    confidence: float
-
-
-def difference_of_shares(first: Proportion, second: Proportion) -> Estimate:
+def difference_of_shares(first: Estimate, second: Estimate) -> Estimate:
     """first - second of two independent shares: Newcombe's interval (1998, Statistics in Medicine
     17:873, method 10), from Wilson's limits of both. Of pairs: `share_difference`."""
+    (low, high), (other_low, other_high) = first.interval, second.interval
     value = first.value - second.value
     return Estimate(
         value=value,
-        low=value - hypot(first.value - first.low, second.high - second.value),
-        high=value + hypot(first.high - first.value, second.value - second.low),
-        count=first.count + second.count,
-        confidence=first.confidence,
+        low=value - hypot(first.value - low, other_high - second.value),
+        high=value + hypot(high - first.value, second.value - other_low),
+        count=(first.count or 0) + (second.count or 0),
+        percent=True,
     )
-
-
-class Median(Estimate):
-    """The median of `count` values."""
 
 
 def bootstrap_median(
     values: Sequence[float], *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
-) -> Median:
+) -> Estimate:
     """Percentile bootstrap interval of a median (Efron 1979); the same for the same `seed`.
 
     `ValueError` for no values.
@@ -88,13 +99,11 @@ def bootstrap_median(
         raise ValueError("no values have no median")
     observed = torch.tensor(values, dtype=torch.float64)
     medians = [
-        observed[drawn].quantile(0.5, dim=1)
-        for drawn in resampled(len(values), resamples=resamples, seed=seed)
+        observed[rows].quantile(0.5, dim=1)
+        for rows in resampled(len(values), resamples=resamples, seed=seed)
     ]
     low, high = percentile_interval(torch.cat(medians), confidence=confidence)
-    return Median(
-        value=median(values), low=low, high=high, count=len(values), confidence=confidence
-    )
+    return Estimate(value=median(values), low=low, high=high, count=len(values))
 
 
 def bootstrap_mean(
@@ -107,17 +116,17 @@ def bootstrap_mean(
     """
     values = checked_values(values)
     means = [
-        values[drawn].mean(dim=1)
-        for drawn in resampled(len(values), resamples=resamples, seed=seed)
+        values[rows].mean(dim=1) for rows in resampled(len(values), resamples=resamples, seed=seed)
     ]
     low, high = percentile_interval(torch.cat(means), confidence=confidence)
-    return Estimate(
-        value=float(values.mean()), low=low, high=high, count=len(values), confidence=confidence
-    )
+    return Estimate(value=float(values.mean()), low=low, high=high, count=len(values))
 
 
 def resampled(count: int, *, resamples: int, seed: int) -> Iterator[Tensor]:
-    """Indices (R, `count`) of draws with replacement, `resamples` in all, a few at a time."""
+    """Indices (R, `count`) of draws with replacement, `resamples` in all, a few at a time.
+
+    scipy.stats.bootstrap draws other numbers and holds all resamples at once.
+    """
     generator = torch.Generator().manual_seed(seed)
     together = max(1, MOST_INDICES // count)
     for start in range(0, resamples, together):

@@ -7,28 +7,14 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-from sfumato.evaluation.metrics.checks import checked_pair
 from sfumato.evaluation.metrics.distances import tiles
+from sfumato.evaluation.metrics.features import ImageFeatures, checked_pair
+from sfumato.evaluation.metrics.intervals import Estimate
+from sfumato.evaluation.metrics.registry import Metric, Score
 
 
 @dataclass(frozen=True, kw_only=True)
-class KernelDistance:
-    """`value`, with the interval that holds at `confidence`.
-
-    Unbiased at any number of rows, so 0 on average for equal distributions and often below it.
-    There are `count` generated and `reference_count` reference rows.
-    """
-
-    value: float
-    low: float
-    high: float
-    confidence: float
-    count: int
-    reference_count: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class SubsetKernelDistance(KernelDistance):
+class SubsetKernelDistance(Estimate):
     """`value` is the mean over `subsets` draws of `subset_size` rows, `std` their deviation.
 
     `std` is what torch-fidelity and torchmetrics print; it is the spread at `subset_size` rows,
@@ -47,8 +33,9 @@ def kernel_distance(
     strata: Tensor | None = None,
     reference_sums: Tensor | None = None,
     confidence: float = 0.95,
-) -> KernelDistance:
-    """The estimate from all pairs: Binkowski et al. (2018, Eq. 4) with k(x, y) = (x.y / D + 1)^3.
+) -> Estimate:
+    """The estimate from all pairs, unbiased at any number of rows, so 0 on average for equal
+    distributions and often below it: Binkowski et al. (2018, Eq. 4) with k(x, y) = (x.y / D + 1)^3.
 
     `generated` (N, D), `reference` (M, D), at least 2 rows each; N and M may differ. Time grows
     with (N + M)^2 D, memory does not. The interval is normal with the variance of the first-order
@@ -67,13 +54,11 @@ def kernel_distance(
     found = _mmd(generated, reference, strata=strata, within_y=reference_sums)
     error = sqrt(found.variance / len(generated) + found.reference_variance / len(reference))
     half = NormalDist().inv_cdf(0.5 + confidence / 2) * error
-    return KernelDistance(
+    return Estimate(
         value=found.value,
         low=found.value - half,
         high=found.value + half,
-        confidence=confidence,
         count=len(generated),
-        reference_count=len(reference),
     )
 
 
@@ -116,9 +101,7 @@ def kernel_distance_subsets(
         value=float(values.mean()),
         low=float(values.mean()) - half,
         high=float(values.mean()) + half,
-        confidence=confidence,
         count=len(generated),
-        reference_count=len(reference),
         std=float(values.std(unbiased=False)),
         subsets=subsets,
         subset_size=subset_size,
@@ -175,3 +158,27 @@ def _kernel_sums(x: Tensor, y: Tensor, *, same: bool) -> tuple[Tensor, Tensor]:
         of_x[tile.rows] += kernel.sum(dim=1)
         of_y[tile.columns] += kernel.sum(dim=0)
     return of_x, of_y
+
+
+def kernel_score(generated: ImageFeatures, reference: ImageFeatures) -> Score:
+    """KID; where classes were asked for in turn, pairs of one class count at their true share."""
+    found = kernel_distance(
+        generated.rows,
+        reference.rows,
+        strata=generated.row_labels if generated.balanced else None,
+        reference_sums=reference.once("kernel sums", lambda: kernel_sums(reference.rows)),
+    )
+    return Score(estimate=found)
+
+
+KERNEL = Metric(
+    name="kernel",
+    title="1000 KID",
+    needs="features",
+    compute=kernel_score,
+    better="lower",
+    factor=1000,
+    digits=2,
+    baseline=True,
+    order=210,
+)

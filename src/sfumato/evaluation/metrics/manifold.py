@@ -3,14 +3,16 @@
 A set's manifold is the union of balls around its rows, each out to its k-th nearest other row.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sfumato.evaluation.metrics.checks import checked_pair
 from sfumato.evaluation.metrics.distances import distance_tiles, neighbour_radii
-from sfumato.evaluation.metrics.intervals import Estimate, Proportion, bootstrap_mean, wilson
+from sfumato.evaluation.metrics.features import ImageFeatures, checked_pair
+from sfumato.evaluation.metrics.intervals import Estimate, bootstrap_mean, wilson
+from sfumato.evaluation.metrics.registry import Metric, Score
 
 EDGE = 1 + 1e-9
 """A ball holds its own edge, whichever way its radius is rounded."""
@@ -20,8 +22,8 @@ EDGE = 1 + 1e-9
 class PrecisionRecall:
     """`precision`: of generated rows inside the reference's manifold; `recall`: the other way."""
 
-    precision: Proportion
-    recall: Proportion
+    precision: Estimate
+    recall: Estimate
     neighbours: int
 
 
@@ -31,7 +33,7 @@ class DensityCoverage:
     equal distributions. `coverage`: of reference balls that hold any generated row, in [0, 1]."""
 
     density: Estimate
-    coverage: Proportion
+    coverage: Estimate
     neighbours: int
 
 
@@ -99,3 +101,47 @@ def density_coverage(
         coverage=wilson(int(covered.sum()), len(reference), confidence=confidence),
         neighbours=neighbours,
     )
+
+
+def _manifold(name: str) -> Callable[[ImageFeatures, ImageFeatures], Score]:
+    """The score `name` of the pair of scores that it is computed with, once for both."""
+    of_both, neighbours = (
+        (precision_recall, 3) if name in ("precision", "recall") else (density_coverage, 5)
+    )
+
+    def compute(generated: ImageFeatures, reference: ImageFeatures) -> Score:
+        radii = reference.once(
+            ("radii", neighbours),
+            lambda: neighbour_radii(reference.rows, neighbours=neighbours, name="reference"),
+        )
+        both = generated.once(
+            (of_both, id(reference)),
+            lambda: of_both(
+                generated.rows, reference.rows, neighbours=neighbours, reference_radii=radii
+            ),
+        )
+        return Score(estimate=getattr(both, name))
+
+    return compute
+
+
+def _entry(name: str, order: int, *, interval: bool) -> Metric:
+    return Metric(
+        name=name,
+        title=name,
+        needs="features",
+        compute=_manifold(name),
+        better="higher",
+        factor=1 if name == "density" else 100,
+        digits=2 if name == "density" else 0,
+        interval=interval,
+        baseline=True,
+        order=order,
+        about="precision, recall and coverage in per cent" if name == "precision" else "",
+    )
+
+
+PRECISION = _entry("precision", 220, interval=True)
+RECALL = _entry("recall", 230, interval=True)
+DENSITY = _entry("density", 240, interval=False)
+COVERAGE = _entry("coverage", 250, interval=False)

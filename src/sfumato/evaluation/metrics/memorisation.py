@@ -1,12 +1,14 @@
 """Does a model repeat its training images? Its nearest ones, beside those of real images."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 from torch import Tensor
 
 from sfumato.evaluation.metrics.distances import nearest_rows
-from sfumato.evaluation.metrics.intervals import Proportion, wilson
+from sfumato.evaluation.metrics.features import ImageFeatures
+from sfumato.evaluation.metrics.intervals import Estimate, wilson
+from sfumato.evaluation.metrics.registry import Metric, Score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +22,7 @@ class Memorisation:
     those of test rows.
     """
 
-    share: Proportion
+    share: Estimate
     quantile: float
     threshold: float
     distances: Tensor
@@ -66,3 +68,36 @@ def memorisation(
         test_distances=real.distances,
         test_indices=real.indices,
     )
+
+
+def memorisation_of(generated: ImageFeatures, reference: ImageFeatures) -> Memorisation:
+    """The comparison behind the memorised share; `ValueError` for too few reference images."""
+    return generated.once(
+        "memorisation",
+        lambda: memorisation(
+            generated.all_rows, reference.training.all_rows, test=reference.all_rows
+        ),
+    )
+
+
+def memorised_score(generated: ImageFeatures, reference: ImageFeatures) -> Score:
+    found = memorisation_of(generated, reference)
+    details = {"quantile": found.quantile, "training_count": float(len(reference.training))}
+    return Score(
+        estimate=replace(found.share, details=details),
+        values=None,
+    )
+
+
+MEMORISED_SHARE = Metric(
+    name="memorised_share",
+    title="memorised",
+    needs="training",
+    compute=memorised_score,
+    better="lower",
+    percent=True,
+    digits=0,
+    shown=("table",),
+    order=40,
+    about="memorised: as close to a training image as the closest twentieth of real test images",
+)

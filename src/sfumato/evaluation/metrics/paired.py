@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import exp, lgamma, log, sqrt
+from math import sqrt
 
 import torch
 from torch import Tensor
 
-from sfumato.evaluation.metrics.checks import checked_values
+from sfumato.evaluation.metrics.features import checked_values
 from sfumato.evaluation.metrics.intervals import Estimate, percentile_interval, resampled, wilson
 
 
@@ -24,9 +24,11 @@ class McNemar:
 def mcnemar(first: Tensor, second: Tensor) -> McNemar:
     """McNemar's test (1947) of paired right and wrong, two-sided, by the exact binomial.
 
-    `first` (N,) and `second` (N,) bool: pair i is the same seed and caption. Exact at any count,
-    so there is no approximation to choose. `ValueError` for unequal lengths, no pairs, no bools.
+    `first` (N,) and `second` (N,) bool: pair i is the same seed and caption. `ValueError` for
+    unequal lengths, no pairs, no bools.
     """
+    from scipy.stats import binomtest
+
     if first.dtype != torch.bool or second.dtype != torch.bool:
         raise ValueError(f"mcnemar takes bool, got {first.dtype} and {second.dtype}")
     if first.ndim != 1 or first.shape != second.shape or len(first) == 0:
@@ -35,22 +37,13 @@ def mcnemar(first: Tensor, second: Tensor) -> McNemar:
         )
     only_first = int((first & ~second).sum())
     only_second = int((second & ~first).sum())
+    differ = only_first + only_second
     return McNemar(
         only_first=only_first,
         only_second=only_second,
         count=len(first),
-        p_value=_sign_test(only_first, only_second),
+        p_value=float(binomtest(only_first, differ).pvalue) if differ else 1.0,
     )
-
-
-def _sign_test(wins: int, losses: int) -> float:
-    """P(a fair coin is at least as uneven), by logarithms so that 2^n does not overflow."""
-    n = wins + losses
-    tail = sum(
-        exp(lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1) - n * log(2))
-        for k in range(min(wins, losses) + 1)
-    )
-    return min(1.0, 2 * tail)
 
 
 def share_difference(first: Tensor, second: Tensor, *, confidence: float = 0.95) -> Estimate:
@@ -62,9 +55,11 @@ def share_difference(first: Tensor, second: Tensor, *, confidence: float = 0.95)
     """
     found = mcnemar(first, second)
     n, both = found.count, int((first & second).sum())
-    a, b = (wilson(int(side.sum()), n, confidence=confidence) for side in (first, second))
+    right = [int(side.sum()) for side in (first, second)]
+    a, b = (wilson(successes, n, confidence=confidence) for successes in right)
+    (low, high), (other_low, other_high) = a.interval, b.interval
     neither = n - both - found.only_first - found.only_second
-    cells = a.successes * (n - a.successes) * b.successes * (n - b.successes)
+    cells = right[0] * (n - right[0]) * right[1] * (n - right[1])
     excess = both * neither - found.only_first * found.only_second
     if excess > 0:  # a continuity correction, of positive correlations alone
         excess = max(excess - n / 2, 0)
@@ -76,27 +71,22 @@ def share_difference(first: Tensor, second: Tensor, *, confidence: float = 0.95)
     value = a.value - b.value
     return Estimate(
         value=value,
-        low=value - half(a.value - a.low, b.high - b.value),
-        high=value + half(a.high - a.value, b.value - b.low),
+        low=value - half(a.value - low, other_high - b.value),
+        high=value + half(high - a.value, b.value - other_low),
         count=n,
-        confidence=confidence,
+        percent=True,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairedDifference:
-    """`value` = statistic(first) - statistic(second), with its interval at `confidence`.
+class PairedDifference(Estimate):
+    """statistic(first) - statistic(second), with its interval.
 
     `p_value` (two-sided) is twice the share of resamples on the far side of 0, never below
     2 / (resamples + 1).
     """
 
-    value: float
-    low: float
-    high: float
-    confidence: float
     p_value: float
-    count: int
 
 
 def row_means(values: Tensor) -> Tensor:
@@ -128,8 +118,8 @@ def paired_bootstrap(
         )
     differences = torch.cat(
         [
-            statistic(first[drawn]) - statistic(second[drawn])
-            for drawn in resampled(len(first), resamples=resamples, seed=seed)
+            statistic(first[rows]) - statistic(second[rows])
+            for rows in resampled(len(first), resamples=resamples, seed=seed)
         ]
     )
     low, high = percentile_interval(differences, confidence=confidence)
@@ -138,7 +128,6 @@ def paired_bootstrap(
         value=float(statistic(first[None])[0] - statistic(second[None])[0]),
         low=low,
         high=high,
-        confidence=confidence,
         p_value=min(1.0, 2 * (beyond + 1) / (resamples + 1)),
         count=len(first),
     )

@@ -1,0 +1,33 @@
+"""`sfumato export`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sfumato.cli.options import ModelPath, SamplingOptions
+from sfumato.cli.show import check_empty, log, open_model
+
+
+def export(
+    model: ModelPath,
+    *,
+    out: Annotated[Path, typer.Option(help="A new or empty folder.")],
+    sampling: SamplingOptions,
+) -> None:
+    """Write a diffusers folder that samples with or without sfumato; no pickle."""
+    check_empty(out)
+    open_model(model, "cpu", **sampling.changes()).export(out)
+    log(
+        f"Written to {out}.\n\n"
+        "With sfumato:\n"
+        "  from sfumato import TextToImagePipeline\n"
+        f'  pipe = TextToImagePipeline.from_pretrained("{out}")\n\n'
+        "Without sfumato, by diffusers and transformers alone (it runs the folder's pipeline.py):\n"
+        "  from diffusers import DiffusionPipeline\n"
+        "  pipe = DiffusionPipeline.from_pretrained(\n"
+        f'      "{out}", custom_pipeline="{out}", trust_remote_code=True\n'
+        "  )\n\n"
+        "Then, the same picture from either:\n"
+        '  pipe("a prompt", seeds=[0]).images[0].save("picture.png")'
+    )

@@ -1,0 +1,116 @@
+"""`sfumato train`."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sfumato.base.environment import now
+from sfumato.base.errors import InputError
+from sfumato.cli.options import (
+    INTERRUPTED,
+    Device,
+    Preset,
+    Settings,
+    checked_source,
+    stoppable,
+)
+from sfumato.cli.show import log, unused
+from sfumato.config.schema import (
+    ClassifierExperiment,
+    DiffusionExperiment,
+    Experiment,
+    load_experiment,
+)
+
+if TYPE_CHECKING:
+    from sfumato.training.loop import Run
+
+
+def train(
+    preset: Preset,
+    dataset: Annotated[
+        str | None, typer.Argument(help="A folder of images, a Hub name OWNER/NAME, or digits.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="The same as the second argument.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run's folder; a run that is there is resumed.")
+    ] = None,
+    settings: Settings = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Turn warnings into errors.")] = False,
+    device: Device = "auto",
+) -> None:
+    """Train a preset. Interrupted and started again with the same --out, it resumes exactly."""
+    experiment = _checked(preset, _one_source(dataset, data), settings or [])
+    from sfumato.methods.registry import method_of, run_experiment
+    from sfumato.training.progress import TrainingProgress
+
+    experiment = _prepared(experiment, strict=strict)
+    folder = out or new_folder(Path("runs") / experiment.name)
+    log(f"Run folder {folder}")
+    resumes = f"The same command with --out {folder} resumes from here."
+    with stoppable(f"Stopped. {resumes}"):
+        run = run_experiment(
+            experiment, folder, device=device, hooks=[TrainingProgress()], on_start=log_start
+        )
+    if not run.finished:
+        log(f"\nStopped at {run.images_seen:,} images, saved. {resumes}")
+        raise typer.Exit(INTERRUPTED)
+    log(f"Finished at {run.images_seen:,} images.")
+    for line in method_of(experiment).describe(experiment, run):
+        log(line)
+
+
+def _checked(preset: str, source: str | None, settings: Sequence[str]) -> Experiment:
+    """The experiment; what is mistyped or missing is reported before torch is imported."""
+    chosen = [] if source is None else [f"data.source={json.dumps(source)}"]
+    experiment = load_experiment(preset, [*chosen, *settings])
+    if isinstance(experiment, DiffusionExperiment | ClassifierExperiment):
+        checked_source(experiment.data.source)
+    if isinstance(experiment, DiffusionExperiment):
+        from sfumato.text.opening import fetch
+
+        fetch(experiment.text.encoder)
+    return experiment
+
+
+def _prepared(experiment: Experiment, *, strict: bool) -> Experiment:
+    """The experiment with its data resolved, linted; a report of what will be trained."""
+    from sfumato.cli.data import resolve_data
+    from sfumato.methods.diffusion import network_line
+    from sfumato.methods.registry import method_of
+    from sfumato.training.lint import warn
+
+    if isinstance(experiment, DiffusionExperiment | ClassifierExperiment):
+        experiment = resolve_data(experiment)
+    warn(method_of(experiment).lint(experiment), strict=strict)
+    log(f"{experiment.name}: {experiment.about}")
+    if isinstance(experiment, DiffusionExperiment):
+        log(network_line(experiment))
+    return experiment
+
+
+def _one_source(argument: str | None, option: str | None) -> str | None:
+    if argument is not None and option is not None:
+        raise InputError(
+            f"The data set is given twice: '{argument}' and --data '{option}'.",
+            hint="Leave one of them out.",
+        )
+    return argument if option is None else option
+
+
+def new_folder(base: Path) -> Path:
+    """A folder beside others of the same kind, named by the time; never one that exists."""
+    digits = "".join(filter(str.isdigit, now()[:19]))
+    return unused(base.with_name(f"{base.name}-{digits[:8]}-{digits[8:]}"))
+
+
+def log_start(run: "Run") -> None:
+    """One line before the first step: new, resumed, or finished."""
+    from sfumato.training.progress import start_line
+
+    log(start_line(run))

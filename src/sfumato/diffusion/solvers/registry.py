@@ -1,0 +1,163 @@
+"""The samplers by name and the settings of sampling. Imports no torch.
+
+A new sampler is an entry in `SAMPLERS` under the process that it samples.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from sfumato.base.errors import InputError, nearest
+from sfumato.diffusion.guidance import GuidanceForm, parse_form
+from sfumato.diffusion.process import STRICT, Process
+
+if TYPE_CHECKING:
+    import torch
+
+    from sfumato.diffusion.sampling import Solver
+
+TimestepSpacing = Literal["trailing", "leading", "linspace"]
+
+MAX_SIGMA = 80.0
+"""Where samplers in sigma start at most (Karras et al. 2022, Table 1).
+
+The last level of squaredcos_cap_v2 has sigma 20,291 and a usual step ends near 10. Heun's second
+evaluation multiplies the change of x0 over a step by half the ratio of the two, so a trained model
+would give noise; from 80 it samples as well as the others.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How a trained model samples, unless a call or a command says otherwise."""
+
+    __pydantic_config__ = STRICT
+
+    sampler: str = "DPMSolver++"
+    """Sampler: DDPM, DDIM, DPMSolver++, UniPC, Euler, EulerAncestral or Heun."""
+    steps: int = 20
+    """Denoising steps. A guided step costs two network evaluations, with Heun nearly four."""
+    guidance_scale: float = 3.0
+    """w of Eq. 1: 0 is unconditional, 1 conditional without guidance."""
+    guidance: str = "cfg"
+    """Form of guidance with its parameters, such as `apg:eta=0`."""
+    timestep_spacing: TimestepSpacing = "trailing"
+    """Which timesteps are visited: `trailing` starts at the noisiest that the sampler takes."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be 1 or more (got {self.steps})")
+        if not 0 <= self.guidance_scale <= 1000:
+            raise ValueError(f"guidance_scale must be 0 to 1000 (got {self.guidance_scale:g})")
+        object.__setattr__(self, "guidance", str(parse_form(self.guidance)))
+
+    @property
+    def form(self) -> GuidanceForm:
+        return parse_form(self.guidance)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """One way to sample; those with a `scheduler_class` are diffusers schedulers."""
+
+    scheduler_class: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    draws_noise: bool = False
+    """Whether `step` draws noise (and takes generators)."""
+    in_sigma: bool = False
+    """Whether it steps x0 + sigma eps, not sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps."""
+    max_sigma: float = math.inf
+    """Sampling starts at the noisiest level with no more noise than this."""
+    order: int = 1
+    """Network evaluations of a step but for the last, of the solvers of a flow."""
+
+
+SAMPLERS: dict[str, dict[str, Sampler]] = {
+    "variance_preserving": {
+        "DDPM": Sampler(
+            scheduler_class="DDPMScheduler", settings={"clip_sample": False}, draws_noise=True
+        ),
+        "DDIM": Sampler(scheduler_class="DDIMScheduler", settings={"clip_sample": False}),
+        "DPMSolver++": Sampler(
+            scheduler_class="DPMSolverMultistepScheduler",
+            settings={
+                "algorithm_type": "dpmsolver++",
+                "solver_order": 2,
+                "final_sigmas_type": "zero",
+            },
+        ),
+        "UniPC": Sampler(
+            scheduler_class="UniPCMultistepScheduler",
+            settings={"solver_order": 2, "final_sigmas_type": "zero"},
+        ),
+        "Euler": Sampler(
+            scheduler_class="EulerDiscreteScheduler", in_sigma=True, max_sigma=MAX_SIGMA
+        ),
+        "EulerAncestral": Sampler(
+            scheduler_class="EulerAncestralDiscreteScheduler",
+            draws_noise=True,
+            in_sigma=True,
+            max_sigma=MAX_SIGMA,
+        ),
+        "Heun": Sampler(
+            scheduler_class="HeunDiscreteScheduler",
+            settings={"clip_sample": False},
+            in_sigma=True,
+            max_sigma=MAX_SIGMA,
+        ),
+    },
+    "rectified_flow": {"Euler": Sampler(order=1), "Heun": Sampler(order=2)},
+}
+
+
+def sampler_name(name: str, process: Process | None = None) -> str:
+    """The registered name of a sampler of `process` (of any without it), from that or its diffusers
+    class, in any case. `InputError` with the nearest match if there is none."""
+    kinds = SAMPLERS if process is None else {process.process: SAMPLERS[process.process]}
+    for samplers in kinds.values():
+        for known, sampler in samplers.items():
+            if name.lower() in (known.lower(), sampler.scheduler_class.lower()):
+                return known
+    known_names = list(dict.fromkeys(known for samplers in kinds.values() for known in samplers))
+    of = f" for {process.process}" if process is not None else ""
+    raise InputError(f"No sampler named '{name}'{of}.", hint=nearest(name, known_names))
+
+
+def sampler_of(name: str, process: Process) -> Sampler:
+    """The sampler called `name`; `InputError` as `sampler_name`."""
+    return SAMPLERS[process.process][sampler_name(name, process)]
+
+
+def check_sampling(sampling: Sampling, process: Process) -> None:
+    """`InputError` for a sampler or timestep spacing that `process` does not have."""
+    sampler = sampler_of(sampling.sampler, process)
+    if not sampler.scheduler_class and sampling.timestep_spacing != "trailing":
+        raise InputError(
+            f"timestep_spacing '{sampling.timestep_spacing}' is not available for "
+            f"{process.process}, which samples in equal steps from t = 1.",
+            hint="Use timestep_spacing=trailing.",
+        )
+
+
+def build_solver(
+    process: Process,
+    sampling: Sampling,
+    *,
+    generators: "Sequence[torch.Generator]" = (),
+    scheduler: Any = None,
+) -> "Solver":
+    """The solver of one batch over `sampling.steps` noise levels.
+
+    `generators`: one an image, for samplers that draw noise. `scheduler`: a diffusers scheduler to
+    sample with, in place of a new one with our settings; it is left as it is. `InputError` for more
+    steps than levels, or a scheduler or setting that is not supported.
+    """
+    check_sampling(sampling, process)
+    if sampler_of(sampling.sampler, process).scheduler_class:
+        from sfumato.diffusion.solvers.schedulers import build_scheduler_solver
+
+        return build_scheduler_solver(process, sampling, generators, scheduler)
+    from sfumato.diffusion.solvers.flow import FlowSolver
+
+    return FlowSolver(process, sampling)

@@ -1,0 +1,141 @@
+"""Training a data set's own classifier, choosing its weights, and measuring it on real images."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from sfumato import __version__
+from sfumato.base.environment import environment, now
+from sfumato.base.errors import ConfigError
+from sfumato.base.files import sha256_of_file, whole_folder, write_json
+from sfumato.config.schema import ClassifierTrainingConfig
+from sfumato.config.sections import ClassifierConfig, DataConfig
+from sfumato.data.loading import DeviceBatches
+from sfumato.data.records import Records, load_records, open_images
+from sfumato.evaluation.classifier import (
+    FILE_NAME,
+    FORMAT,
+    WEIGHTS,
+    check_classes,
+    image_settings,
+    logits_of,
+)
+from sfumato.evaluation.metrics.adherence import class_accuracy, confusion_matrix
+from sfumato.evaluation.metrics.calibration import fit_temperature, negative_log_likelihood
+from sfumato.models.classifier import Classifier, build_classifier
+from sfumato.training.loop import Run, train
+from sfumato.training.objectives.classifier import ClassifierObjective
+from sfumato.training.state import save_state
+
+
+def train_once(
+    data: DataConfig, training: ClassifierTrainingConfig, folder: Path, log: Callable[[str], None]
+) -> None:
+    """Train the classifier of a data set into its folder in the cache."""
+    records = load_records(data, "classifier")
+    own = "classifier" in open_images(data).parts
+    whose = "that the model never sees" if own else "of the training part"
+    log(
+        f"Training the classifier on {len(records):,} real images {whose} "
+        f"({training.total_images(len(records)):,} images, once; kept in {folder})"
+    )
+    run = classifier_run(
+        data,
+        folder,
+        network=ClassifierConfig(),
+        training=training,
+        seed=0,
+        device=torch.device("cpu"),
+    )
+    train(run)
+    write_classifier(run, data, folder)
+
+
+def classifier_run(
+    data: DataConfig,
+    folder: Path,
+    *,
+    network: ClassifierConfig,
+    training: ClassifierTrainingConfig,
+    seed: int,
+    device: torch.device,
+) -> Run:
+    """The training of a classifier on its split of `data`, from its start and without hooks."""
+    records = load_records(data, "classifier")
+    check_classes(records, data)
+    if training.shift >= (size := min(records.images.shape[2:])):
+        raise ConfigError(
+            f"training.shift={training.shift} moves images of {size} pixels out of sight.",
+            hint="A sixteenth of their size is usual.",
+        )
+    classifier = build_classifier(
+        network, channels=records.images.shape[1], classes=len(records.class_names), seed=seed
+    )
+    return Run(
+        folder=folder,
+        objective=ClassifierObjective(classifier.to(device), training),
+        batches=DeviceBatches(records, seed=seed, batch_size=training.batch_size, device=device),
+        seed=seed,
+        total_images=training.total_images(len(records)),
+        device=device,
+        keep_checkpoints=training.keep_checkpoints,
+    )
+
+
+def write_classifier(run: Run, data: DataConfig, folder: Path) -> None:
+    """Choose weights and temperature on the tuning split, measure on the reference split, and write
+    `folder` with weights and classifier.json.
+
+    Without a tuning split the last weights are taken, at the temperature 1.
+    """
+    objective = run.objective
+    assert isinstance(objective, ClassifierObjective)
+    weights = {"last": objective.classifier, "average": objective.average.module}
+    chosen, tuning = "last", None
+    if data.tuning_share:
+        records = load_records(data, "tuning")
+        found = {name: _calibrated(network, records) for name, network in weights.items()}
+        chosen = min(found, key=lambda name: found[name]["negative_log_likelihood"])
+        tuning = {"images": records.description, "weights": found}
+    reference = load_records(data, "reference")
+    predicted = logits_of(weights[chosen], reference.images[:]).argmax(1)
+    confusion = confusion_matrix(reference.labels, predicted, classes=len(reference.class_names))
+    accuracy = class_accuracy(confusion).overall
+    with whole_folder(folder) as temporary:
+        file = temporary / WEIGHTS
+        save_state(weights[chosen].state_dict(), file)
+        about = {
+            "format": FORMAT,
+            "network": objective.classifier.config.model_dump(mode="json"),
+            "weights": chosen,
+            "temperature": tuning["weights"][chosen]["temperature"] if tuning else 1.0,
+            "tuning": tuning,
+            "class_names": list(reference.class_names),
+            "data": image_settings(data),
+            "trained_on": load_records(data, "classifier").description,
+            "images_seen": run.images_seen,
+            "seed": run.seed,
+            "test_images": reference.description,
+            "test_accuracy": asdict(accuracy),
+            "confusion": confusion.tolist(),
+            "sha256": sha256_of_file(file),
+            "environment": environment(),
+            "sfumato": __version__,
+            "date": now()[:10],
+        }
+        write_json(temporary / FILE_NAME, about)
+
+
+def _calibrated(classifier: Classifier, records: Records) -> dict[str, float]:
+    """The temperature for `records`, and what the network is worth on them at it."""
+    logits = logits_of(classifier, records.images[:])
+    temperature = fit_temperature(logits, records.labels)
+    return {
+        "accuracy": float((logits.argmax(1) == records.labels).double().mean()),
+        "temperature": temperature,
+        "negative_log_likelihood": negative_log_likelihood(
+            logits, records.labels, temperature=temperature
+        ),
+    }

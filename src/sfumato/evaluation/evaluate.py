@@ -1,0 +1,393 @@
+"""`evaluate`: every metric of a model's samples, or of any images, against real ones."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sfumato.base.environment import command
+from sfumato.base.errors import DamagedDataError, InputError
+from sfumato.base.files import cache_folder, folder_for
+from sfumato.config.overrides import override
+from sfumato.config.sections import DataConfig, EvaluationConfig
+from sfumato.data.records import load_records
+from sfumato.evaluation.baselines import FORMAT, perturbation_baselines, real_baseline
+from sfumato.evaluation.card import (
+    FILE_NAME,
+    Card,
+    Classes,
+    ClassifierInfo,
+    ReferenceInfo,
+    Row,
+    Subject,
+    read_card,
+)
+from sfumato.evaluation.image_set import ImageSet, OnImages
+from sfumato.evaluation.metrics.adherence import class_accuracy_of
+from sfumato.evaluation.metrics.registry import all_metrics
+from sfumato.evaluation.pictures import write_pictures
+from sfumato.evaluation.prompt_set import PromptSet
+from sfumato.evaluation.reference import Reference, Scores
+from sfumato.evaluation.sampled_images import complete
+from sfumato.evaluation.store import digest_of, file_name, write_tensors
+from sfumato.generation.bundle_names import beside, is_model
+from sfumato.generation.loading import load, resolve_device
+from sfumato.generation.model import Model
+from sfumato.generation.runs import experiment_of_run
+
+CUSTOMARY_COUNT = 5_000
+"""Below so many images a Frechet distance says more of their number than of the model."""
+
+Evaluated = str | Path | Model | ImageSet | Sequence[ImageSet]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    """What is evaluated, how, and where the card goes."""
+
+    sets: Sequence[ImageSet]
+    data: DataConfig
+    config: EvaluationConfig
+    subject: Subject
+    base: Path
+    device: Any
+
+
+def evaluate(
+    subject: Evaluated,
+    *,
+    data: DataConfig | str | None = None,
+    out: Path | str | None = None,
+    device: str = "auto",
+    overrides: Sequence[str] = (),
+    log: Callable[[str], None] = lambda text: None,
+    on_images: OnImages = lambda what, done, total: None,
+    **settings: Any,
+) -> Card:
+    """Compute every metric, and write the card with pictures into a folder.
+
+    Args:
+        subject: a model, an `ImageSet` or several, or a path: a run, an exported folder, a bundle,
+            a folder of images, an .npz file.
+        data: the real images, where `subject` does not name them, or others than it names.
+        out: the folder. It gets a number where it holds another evaluation. Without it the folder
+            lies in the run, or beside the images.
+        overrides: `section.key=value` of the sections data, sampling and evaluation.
+        settings: settings of the section evaluation, such as `count=500, guidance_scales=[1, 3]`;
+            those not given are the run's own.
+
+    Killed and called again with the same arguments it goes on: images and features that are there
+    are not made again. Raises what opening the model, the data, the classifier and the extractors
+    raises.
+    """
+    named = [f"evaluation.{name}={json.dumps(value)}" for name, value in settings.items()]
+    task = _open(subject, data, [*overrides, *named], device, log)
+    reference = Reference.load(
+        task.data, task.config, device=task.device, log=log, on_images=on_images
+    )
+    base = task.base if out is None else Path(out)
+    folder = folder_for(base, _request(task, reference), say=log)
+    if (card := _finished_card(folder)) is not None:
+        return card
+    sets = [one.kept_in(folder / "images") if one.name else one for one in task.sets]
+    complete(sets, on_images)
+    card = _card(task, reference, [_row(reference, one, folder) for one in sets])
+    write_pictures(folder, sets, reference)
+    return card.save(folder)
+
+
+# What is evaluated --------------------------------------------------------------------------------
+
+
+def _open(
+    subject: Evaluated,
+    data: DataConfig | str | None,
+    overrides: Sequence[str],
+    device: str,
+    log: Callable[[str], None],
+) -> _Task:
+    if isinstance(data, str):
+        overrides = [f"data.source={json.dumps(data)}", *overrides]
+    own = data if isinstance(data, DataConfig) else None
+    if isinstance(subject, Model):
+        return _model_task(subject, own, overrides, subject.folder, log)
+    if isinstance(subject, str | Path) and is_model(subject):
+        return _model_task(load(subject, device=device), own, overrides, subject, log)
+    return _images_task(subject, own, overrides, device)
+
+
+def _model_task(
+    model: Model,
+    data: DataConfig | None,
+    overrides: Sequence[str],
+    path: str | Path | None,
+    log: Callable[[str], None],
+) -> _Task:
+    model, data, config = with_overrides(model, overrides, data=data, log=log)
+    if config.held_out and not data.held_out:
+        raise InputError(
+            "This model's data set names no held-out captions (data.held_out).",
+            hint="Evaluate without --held-out.",
+        )
+    what = "evaluation-held-out" if config.held_out else "evaluation"
+    name = Path(path).resolve().name if path is not None else model.provenance["experiment"]
+    prompts = prompts_of(data, config)
+    has_classes = prompts.labels is not None
+    return _Task(
+        sets=sampled_sets(model, prompts, config),
+        data=data,
+        config=config,
+        subject=Subject(
+            kind="run" if model.folder is not None else "pipeline",
+            name=name,
+            provenance=dict(model.provenance),
+            captions=list(prompts.templates or (data.caption[:1] if has_classes else ())),
+            labels=config.labels if has_classes else "random",
+        ),
+        base=Path(f"{name}-{what}") if path is None else beside(path, what),
+        device=model.device,
+    )
+
+
+def prompts_of(data: DataConfig, config: EvaluationConfig) -> PromptSet:
+    """What an evaluation asks a model for."""
+    return PromptSet.of(
+        load_records(data, "reference"),
+        config.count,
+        labels=config.labels,
+        templates=data.held_out if config.held_out else (),
+        seed=config.first_seed,
+    )
+
+
+def sampled_sets(model: Model, prompts: PromptSet, config: EvaluationConfig) -> list[ImageSet]:
+    """One set for each guidance scale, of the same prompts and seeds."""
+    seeds = range(config.first_seed, config.first_seed + len(prompts))
+    return [
+        ImageSet.sampled(model, prompts, seeds, guidance=scale) for scale in config.guidance_scales
+    ]
+
+
+def with_overrides(
+    model: Model,
+    overrides: Sequence[str],
+    *,
+    data: DataConfig | None = None,
+    log: Callable[[str], None] = lambda text: None,
+) -> tuple[Model, DataConfig, EvaluationConfig]:
+    """The model with `section.key=value` changes of its sampling section; the data, its own unless
+    given, and the evaluation section of its run with such changes.
+
+    Real images of another source than the model names are logged: nothing else would show it.
+    """
+    run = model.folder
+    sections: dict[str, Any] = {
+        "data": data or model.data or DataConfig(),
+        "sampling": model.sampling,
+        "evaluation": EvaluationConfig() if run is None else experiment_of_run(run).evaluation,
+    }
+    settings = override(sections, overrides) if overrides else sections
+    changed_data: DataConfig = settings["data"]
+    sampling = settings["sampling"]
+    if not changed_data.source:
+        raise InputError(
+            "This model does not say which data set it was trained on.",
+            hint="Evaluate the run folder it came from, or name the images with data.",
+        )
+    if model.data is not None and changed_data.source != model.data.source:
+        log(
+            f"Real images of {changed_data.source}; the model was trained on "
+            f"{model.data.source}. Metrics hold only if that is the same data set."
+        )
+    scheduler = model.scheduler if sampling == model.sampling else None
+    changed = replace(model, sampling=sampling, scheduler=scheduler)
+    if sampling.guidance != model.sampling.guidance:  # autoguidance loads its weaker network
+        changed = changed.with_(form=sampling.guidance)
+    return changed, changed_data, settings["evaluation"]
+
+
+def _images_task(
+    subject: str | Path | ImageSet | Sequence[ImageSet],
+    data: DataConfig | None,
+    overrides: Sequence[str],
+    device: str,
+) -> _Task:
+    from sfumato.evaluation.image_files import read_images, sized
+
+    sections = {"data": data or DataConfig(), "evaluation": EvaluationConfig()}
+    settings = override(sections, [one for one in overrides if not one.startswith("sampling.")])
+    given: DataConfig = settings["data"]
+    if isinstance(subject, str | Path):
+        path = Path(subject)
+        sets = [read_images(path, given if given.source else None)]
+        base, name = path.with_name(f"{path.stem}-evaluation"), path.resolve().name
+    else:
+        sets = [subject] if isinstance(subject, ImageSet) else list(subject)
+        name = sets[0].title
+        base = cache_folder() / "evaluations" / digest_of([one.key for one in sets])
+    if not given.source:
+        raise InputError(
+            f"{name} does not say which real images it is to be measured against.",
+            hint="Name them: --data FOLDER, --data OWNER/NAME or --data digits.",
+        )
+    return _Task(
+        sets=sets,
+        data=sized(given, sets[0].images([0]).shape[1:], name),
+        config=settings["evaluation"],
+        subject=Subject(kind="images", name=name, provenance={"images": [s.key for s in sets]}),
+        base=base,
+        device=resolve_device(device),
+    )
+
+
+# The card -----------------------------------------------------------------------------------------
+
+
+def _request(task: _Task, reference: Reference) -> dict[str, object]:
+    """Everything that the metrics depend on: equal requests have equal cards."""
+    return {
+        "format": FORMAT,
+        "metrics": [metric.name for metric in all_metrics().values() if metric.default],
+        "images": [one.key for one in task.sets],
+        "reference": digest_of(reference.images.settings),
+        "reference_count": reference.images.count,
+        "training": digest_of(reference.training.settings),
+        "extractors": {key: one.name for key, one in reference.extractors.items()},
+        "asked_for": list(task.config.extractors),
+        "baseline_pairs": task.config.baseline_pairs,
+    }
+
+
+def _finished_card(folder: Path) -> Card | None:
+    """The card of a finished evaluation; a damaged one is made again from what is kept beside."""
+    if not (folder / FILE_NAME).exists():
+        return None
+    try:
+        return read_card(folder).model_copy(update={"from_cache": True})
+    except DamagedDataError:
+        return None
+
+
+def values_file(folder: Path, title: str) -> Path:
+    """Where an evaluation keeps what it knows of a row image by image."""
+    return folder / "values" / f"{file_name(title)}.safetensors"
+
+
+def _row(reference: Reference, images: ImageSet, folder: Path) -> Row:
+    """The metrics of one set; the values image by image are kept for `compare`."""
+    scores = reference.score(images)
+    labels = {} if images.labels is None else {"labels": images.labels}
+    write_tensors(values_file(folder, images.title), scores.values | labels)
+    return Row(
+        title=images.title,
+        count=images.count,
+        settings=dict(images.settings),
+        nfe=images.nfe,
+        seconds=images.seconds,
+        metrics=_with_untrained(reference, images, scores),
+        classes=_classes(reference, images),
+        images=f"images/{images.name}" if images.name else "",
+        notes=[*images.notes, *scores.notes],
+    )
+
+
+def _classes(reference: Reference, images: ImageSet) -> Classes | None:
+    if reference.classifier is None:
+        return None
+    found = class_accuracy_of(reference.features_of(images, "classifier"))
+    if found is None:
+        return None
+    return Classes(
+        names=list(reference.classifier.class_names),
+        accuracy=list(found.classes),
+        confusion=found.confusion.tolist(),
+    )
+
+
+def _with_untrained(reference: Reference, images: ImageSet, scores: Scores) -> dict[str, Any]:
+    """The metrics, and what untrained classifiers score where such a one was asked for."""
+    classifier = reference.classifier
+    if classifier is None or images.labels is None:
+        return scores.metrics
+    if not classifier.identity.startswith("untrained:"):
+        return scores.metrics
+    from sfumato.evaluation.untrained import over_seeds, untrained_accuracies
+
+    found = untrained_accuracies(reference.data, images.images(), images.labels)
+    summary = over_seeds(found, classes=len(classifier.class_names))
+    return {**scores.metrics, "untrained_accuracy": summary}
+
+
+def _real_row(reference: Reference, count: int) -> Row:
+    """The reference images as a row of their own; scores that depend on the number at `count`."""
+    metrics = [one for one in all_metrics().values() if one.default and one.real]
+    of_count = [one.name for one in metrics if one.needs == "logits"]
+    scores = reference.score(
+        reference.images, [one.name for one in metrics if one.name not in of_count]
+    )
+    found = _with_untrained(reference, reference.images, scores)
+    found |= reference.score(reference.images.first(count), of_count).metrics
+    if reference.classifier is not None:
+        found["class_accuracy"] = reference.classifier.test_accuracy
+    return Row(title="real", count=reference.images.count, metrics=found)
+
+
+def _card(task: _Task, reference: Reference, rows: list[Row]) -> Card:
+    count, balanced = task.sets[0].count, task.sets[0].balanced
+    baselines, perturbations = {}, {}
+    for key in reference.extractors:
+        found = real_baseline(
+            reference, key, count=count, pairs=task.config.baseline_pairs, balanced=balanced
+        )
+        if found is not None:
+            baselines[key] = found
+        if changed := perturbation_baselines(reference, key, count=count, balanced=balanced):
+            perturbations[key] = changed
+    classifier = reference.classifier
+    card = Card(
+        subject=task.subject,
+        reference=ReferenceInfo(
+            description=reference.records.description,
+            digest=digest_of(reference.images.settings),
+            count=reference.images.count,
+            training_description=str(reference.training.settings["images"]),
+        ),
+        classifier=None if classifier is None else ClassifierInfo.of(classifier),
+        extractors=list(reference.infos),
+        rows=rows,
+        real=_real_row(reference, count),
+        baselines=baselines,
+        perturbations=perturbations,
+        command=command(),
+    )
+    return card.model_copy(update={"warnings": _warnings(card, reference)})
+
+
+def _warnings(card: Card, reference: Reference) -> list[str]:
+    warnings, count = [], card.rows[0].count
+    chance = 1 / max(1, len(reference.records.class_names))
+    accuracy = None if reference.classifier is None else reference.classifier.test_accuracy
+    if accuracy is not None and accuracy.interval[0] <= chance:
+        warnings.append(
+            f"The classifier is right on {100 * accuracy.value:.0f} % of {accuracy.count:,} real "
+            f"images, which guessing may do as well ({100 * chance:.0f} %): class accuracy and "
+            "metrics of its features say nothing."
+        )
+    if count < CUSTOMARY_COUNT:
+        known = "; ".join(
+            f"{info.title} {value:.3g}"
+            for info in card.extractors
+            if (value := card.real_value(f"frechet.{info.key}")) is not None
+        )
+        warnings.append(
+            f"A Frechet distance of {count:,} images lies above that of many "
+            f"({CUSTOMARY_COUNT:,} or more are the custom): compare at equal numbers only."
+            + (f" Real images of the same number score: {known}." if known else "")
+        )
+    if not card.baselines:
+        warnings.append(
+            f"There are less than {count:,} real training images, so there is no real-vs-real "
+            "baseline."
+        )
+    return warnings

@@ -1,0 +1,244 @@
+"""Image sets from files: a folder of images, or an .npz of arrays."""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sfumato.base.errors import DamagedDataError, InputError
+from sfumato.base.files import cache_folder, sha256_of_file
+from sfumato.base.images import settings_in_png
+from sfumato.config.sections import FEWEST_IMAGES, DataConfig
+from sfumato.data.captions import in_words
+from sfumato.data.records import Records, load_records
+from sfumato.evaluation.image_set import ImageSet
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+def sized(data: DataConfig, shape: Sequence[int], what: str) -> DataConfig:
+    """`data` with real images brought to the size and channels (C, H, W) of the given ones."""
+    channels, height, width = shape
+    if height != width:
+        raise InputError(
+            f"The images of {what} are not square: {width} x {height}.",
+            hint="Real images are brought to squares; cut or squash these the same way.",
+        )
+    return data.model_copy(update={"resolution": height, "channels": channels})
+
+
+def read_images(path: Path, data: DataConfig | None) -> ImageSet:
+    """A folder of images or an .npz file; `InputError` for anything else."""
+    if path.is_dir():
+        return read_folder(path, data)
+    if path.suffix == ".npz" and path.is_file():
+        return read_npz(path, data)
+    wrong = "is neither a folder nor an .npz file" if path.exists() else "does not exist"
+    raise InputError(
+        f"{path} {wrong}.",
+        hint="Give a run, an exported pipeline, bundled:mnist, a folder of images or an .npz.",
+    )
+
+
+def read_folder(folder: Path, data: DataConfig | None) -> ImageSet:
+    """The images of a folder, in the order of their names, with the captions of sfumato's PNGs.
+
+    Labels come from those captions, or from subfolders named like the classes of `data`.
+    `InputError` for mixed sizes or modes, none or too few; `DamagedDataError` for one that cannot
+    be read.
+    """
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    )
+    if not files:
+        what = "is empty" if not any(folder.iterdir()) else "holds no images"
+        raise InputError(
+            f"{folder} {what}.", hint=f"Looked for {', '.join(IMAGE_SUFFIXES)} in it and below."
+        )
+    shape = _common_shape(files)
+    prompts = _captions_in(files)
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.relative_to(folder)}\0{sha256_of_file(path)}\n".encode())
+    labels, notes = None, []
+    if data is not None:
+        records = load_records(sized(data, shape, str(folder)), "reference")
+        labels = _labels_of(prompts, records) if prompts else _labels_by_folder(files, records)
+        notes = _why_no_labels(labels, records, "neither captions of sfumato nor folders' names")
+    return _enough(
+        ImageSet(
+            title=folder.resolve().name,
+            count=len(files),
+            make=lambda part: {
+                "images": torch.stack([_read_image(path) for path in files[part.start : part.stop]])
+            },
+            settings={"files": digest.hexdigest()},
+            labels=labels,
+            notes=notes,
+            prompts=prompts,
+        )
+    )
+
+
+def read_npz(file: Path, data: DataConfig | None) -> ImageSet:
+    """The first array of uint8 (N, H, W), (N, H, W, 1 or 3) in an .npz file, as guided-diffusion
+    writes them; a second array of N integers holds the labels.
+
+    `InputError` for other arrays, `DamagedDataError` for a file that cannot be read.
+    """
+    import zipfile
+
+    try:
+        with np.load(file, allow_pickle=False) as content:
+            arrays = {name: content[name] for name in content.files}
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise DamagedDataError(
+            f"{file} cannot be read as .npz: it is no whole archive of plain arrays.",
+            hint="numpy.savez writes them; arrays of Python objects are not taken.",
+        ) from error
+    pictures = next((a for a in arrays.values() if a.ndim in (3, 4)), None)
+    if pictures is None or pictures.dtype != np.uint8 or pictures.shape[3:] not in ((), (1,), (3,)):
+        found = ", ".join(f"{name} {a.dtype} {a.shape}" for name, a in arrays.items()) or "nothing"
+        raise InputError(
+            f"{file} holds no images: {found}.",
+            hint="Images are one array of uint8 (N, H, W, 1 or 3), values 0 to 255.",
+        )
+    if not len(pictures):
+        raise InputError(f"{file} holds no images.", hint=f"Give {FEWEST_IMAGES} or more.")
+    labels = next(
+        (
+            torch.from_numpy(a.astype(np.int64))
+            for a in arrays.values()
+            if a.shape == (len(pictures),) and np.issubdtype(a.dtype, np.integer)
+        ),
+        None,
+    )
+    pixels = torch.from_numpy(pictures[..., None] if pictures.ndim == 3 else pictures)
+    images = ImageSet.from_array(
+        pixels.permute(0, 3, 1, 2), labels=labels, title=file.name, digest=sha256_of_file(file)
+    )
+    notes: list[str] = []
+    if data is not None:
+        shape = (pixels.shape[3], pixels.shape[1], pixels.shape[2])
+        records = load_records(sized(data, shape, str(file)), "reference")
+        _check_labels(labels, records, file)
+        notes = _why_no_labels(labels, records, f"no array of {len(pictures)} integers")
+    return _enough(replace(images, notes=notes))
+
+
+def _enough(images: ImageSet) -> ImageSet:
+    """With features kept in the cache; `InputError` for too few images."""
+    if images.count < FEWEST_IMAGES:
+        raise InputError(
+            f"{images.count} images are too few to measure.", hint=f"Give {FEWEST_IMAGES} or more."
+        )
+    folder = cache_folder() / "features" / f"files-{images.settings['files'][:16]}"
+    return replace(images, folder=folder)
+
+
+def _common_shape(files: Sequence[Path]) -> tuple[int, ...]:
+    """(C, H, W) of all; `InputError` where they differ."""
+    first = tuple(_read_image(files[0]).shape)
+    for path in files[1:]:
+        shape = tuple(_read_image(path).shape)
+        if shape != first:
+            raise InputError(
+                f"Mixed images: {files[0].name} is {_described(first)}, {path.name} is "
+                f"{_described(shape)}.",
+                hint="Bring all to one size and one mode before they are measured: resizing is "
+                "part of what a metric depends on.",
+            )
+    return first
+
+
+def _read_image(path: Path) -> Tensor:
+    """uint8 (C, H, W), C = 1 or 3; `InputError` for another mode."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            image.load()
+            if image.mode not in ("L", "RGB"):
+                raise InputError(
+                    f"{path} has the mode {image.mode}, not L (greyscale) or RGB.",
+                    hint="Convert the images first; what becomes of transparency is your choice.",
+                )
+            array = np.array(image)
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise DamagedDataError(
+            f"{path} cannot be read as an image.",
+            hint="It is truncated, or another kind of file: repair it or remove it.",
+        ) from error
+    return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
+
+
+def _described(shape: Sequence[int]) -> str:
+    channels, height, width = shape
+    return f"{width} x {height} {'greyscale' if channels == 1 else 'RGB'}"
+
+
+def _captions_in(files: Sequence[Path]) -> list[str] | None:
+    """The captions that sfumato wrote into its PNGs; None unless all files have one."""
+    if any(path.suffix != ".png" for path in files):
+        return None
+    found = [settings_in_png(path).get("prompt") for path in files]
+    prompts = [prompt for prompt in found if prompt is not None]
+    return prompts if len(prompts) == len(files) else None
+
+
+def _labels_of(prompts: Sequence[str], records: Records) -> Tensor | None:
+    """The class that each caption names, where every caption names one: it is one of the data
+    set's, or has the words of exactly one class in it."""
+    if not records.class_names:
+        return None
+    classes = [set(_words(name)) for name in records.class_names]
+    known = {caption: label for label, caption in enumerate(records.class_captions)}
+    for label, rows in zip(records.labels.tolist(), records.prompts.tolist(), strict=True):
+        for row in rows:
+            known.setdefault(records.captions[int(row)], int(label))
+    for prompt in set(prompts) - known.keys():
+        words = set(_words(prompt))
+        named = [label for label, name in enumerate(classes) if name and name <= words]
+        if len(named) == 1:
+            known[prompt] = named[0]
+    found = [known.get(prompt) for prompt in prompts]
+    return None if None in found else torch.tensor(found)
+
+
+def _words(text: str) -> list[str]:
+    """Words in small letters, digits by their words."""
+    return [in_words(word) for word in re.findall(r"[^\W_]+", text.lower())]
+
+
+def _why_no_labels(labels: Tensor | None, records: Records, why: str) -> list[str]:
+    if labels is not None or not records.class_names:
+        return []
+    some = ", ".join(records.class_names[:4])
+    return [
+        f"class accuracy: {why} name the classes ({some}, ...) of all images, so the classes "
+        "asked for are not known"
+    ]
+
+
+def _labels_by_folder(files: Sequence[Path], records: Records) -> Tensor | None:
+    """The class whose name each image's folder has, where all have one."""
+    places = {str(name): label for label, name in enumerate(records.class_names)}
+    found = [places.get(path.parent.name) for path in files]
+    return None if None in found else torch.tensor(found)
+
+
+def _check_labels(labels: Tensor | None, records: Records, file: Path) -> None:
+    classes = len(records.class_names)
+    if labels is not None and classes and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise InputError(
+            f"{file} has labels from {int(labels.min())} to {int(labels.max())}; the real images "
+            f"have {classes} classes, 0 to {classes - 1}.",
+            hint="Compare with the data set that they were sampled for (--data).",
+        )

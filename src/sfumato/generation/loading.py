@@ -1,0 +1,68 @@
+"""Opening a trained model: a run, an exported folder, a bundle, or one that comes with sfumato."""
+
+from pathlib import Path
+
+import torch
+
+from sfumato.base.errors import InputError
+from sfumato.generation.bundle_names import check_model, is_bundle, model_folder
+from sfumato.generation.bundles import open_bundle
+from sfumato.generation.model import Model
+
+
+def load(
+    path: str | Path,
+    *,
+    device: str = "auto",
+    checkpoint: int | None = None,
+    average: str | None = None,
+) -> Model:
+    """Open a run folder, an exported folder, a bundle, or a model that comes with sfumato
+    (`bundled:NAME`).
+
+    `checkpoint`: of a run, the one after so many images instead of the newest; `average`: one of
+    its averages. `InputError` where `path` is none of these or the run has no such checkpoint,
+    `DamagedDataError` for a file that was altered.
+    """
+    where = resolve_device(device)
+    check_model(path)
+    path = model_folder(path)
+    if (path / "experiment.yaml").is_file():
+        from sfumato.generation.runs import load_run
+
+        return load_run(path, where, checkpoint, average)
+    if checkpoint is not None or average is not None:
+        raise InputError(
+            f"{path} is not a run, so it has one set of weights and no checkpoints.",
+            hint="Give the folder of the run that it came from.",
+        )
+    if is_bundle(path):
+        return _on_device(open_bundle(path), where)
+    from sfumato.generation.pipeline import TextToImagePipeline
+
+    try:
+        pipeline = TextToImagePipeline.from_pretrained(path, low_cpu_mem_usage=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is not a complete pipeline: {error}") from error
+    return _on_device(pipeline.model, where)
+
+
+def _on_device(model: Model, device: torch.device) -> Model:
+    """A model of files, on its device."""
+    for module in (model.network, model.weak_network, model.text_encoder.model):
+        if module is not None:
+            module.to(device)
+    return model
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is the accelerator if there is one, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"No device named '{name}'.", hint="Use auto, cpu or cuda.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("No CUDA device is available here.", hint="Use --device cpu.")
+    return device

@@ -1,0 +1,132 @@
+"""`sfumato.train`: training from Python."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from sfumato.config.schema import load_experiment
+from sfumato.data.arrays import stored_columns, write_images
+from sfumato.data.survey import OWN_CAPTION
+from sfumato.generation.loading import load
+from sfumato.generation.model import Model
+from sfumato.methods.registry import method_of, run_experiment
+from sfumato.training.folder import DATA, check_is_run
+from sfumato.training.hooks import BaseHook
+from sfumato.training.lint import warn
+from sfumato.training.loop import Hook, Run
+from sfumato.training.progress import TrainingProgress, start_line
+
+Callback = Callable[[Run, Mapping[str, float]], object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedRun:
+    """A run folder after training; `finished` is False where training was interrupted."""
+
+    folder: Path
+    images_seen: int
+    finished: bool
+    device: str = "auto"
+
+    @cached_property
+    def model(self) -> Model:
+        """The trained model: the averaged weights of the newest checkpoint."""
+        return load(self.folder, device=self.device)
+
+
+class CallbackHook(BaseHook):
+    """Calls a function with the run and the metrics of each step."""
+
+    def __init__(self, callback: Callback) -> None:
+        self.callback = callback
+
+    def after_step(self, run: Run, metrics: Mapping[str, Tensor]) -> None:
+        self.callback(run, {name: float(value) for name, value in metrics.items()})
+
+
+def train(
+    preset: str | Path,
+    *,
+    out: str | Path,
+    data: Any = None,
+    device: str = "auto",
+    callback: Callback | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> TrainedRun:
+    """Train a preset in the folder `out`; a run that is there is resumed exactly.
+
+    Args:
+        preset: the name of a preset, or a YAML file.
+        out: the run folder.
+        data: a folder of images, a Hub name OWNER/NAME or `digits`; `(images, captions)` with uint8
+            images (N, H, W) or (N, H, W, C), or a list of Pillow images; a torch Dataset of
+            `(image, caption)` or of mappings; or settings of the `data` section, whose `source` is
+            one of these. Images from Python are written once, into `out/data`.
+        device: `auto`, `cpu` or `cuda`.
+        callback: called with the run and its metrics after each step. It may set
+            `run.stop_requested` to end training with a checkpoint.
+        progress: print progress.
+        settings: other settings, as `--set` on the command line: `training={"images": 20_000}`,
+            `seed=1`.
+
+    Ctrl-C (or interrupting the kernel) ends training after the current step, with a checkpoint; the
+    same call resumes it. Raises `SfumatoError` for settings, data or a folder that cannot be used.
+    """
+    folder = Path(out)
+    section = dict(data) if isinstance(data, Mapping) else {"source": data}
+    source = section.pop("source", None)
+    if isinstance(source, str | Path):
+        section["source"] = str(source)
+    else:
+        section = {**_stored(source, folder), **section}
+    experiment = load_experiment(preset, list(overrides({"data": section, **settings})))
+    warn(method_of(experiment).lint(experiment))
+    hooks: list[Hook] = [TrainingProgress(show=progress)]
+    if callback is not None:
+        hooks.append(CallbackHook(callback))
+    run = run_experiment(
+        experiment,
+        folder,
+        device=device,
+        hooks=hooks,
+        on_start=lambda run: print(start_line(run)) if progress else None,
+    )
+    return TrainedRun(
+        folder=folder, images_seen=run.images_seen, finished=run.finished, device=device
+    )
+
+
+def _stored(images: Any, folder: Path) -> dict[str, Any]:
+    """Settings for images from Python, which are written into the run folder; where `images` is
+    None, for those that an earlier call wrote."""
+    stored = folder / DATA
+    if images is not None:
+        check_is_run(folder)
+        write_images(images, stored)
+    columns = stored_columns(stored)
+    section: dict[str, Any] = {"source": str(stored.resolve())} if columns else {}
+    if "caption" in columns:  # the templates of a preset are for its own data
+        section |= {"caption": [OWN_CAPTION], "held_out": []}
+    return section
+
+
+def overrides(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """`section.key=value` for nested settings, as `--set` takes them."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from overrides(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}={json.dumps(value, default=_plain, ensure_ascii=False)}"
+
+
+def _plain(value: Any) -> Any:
+    """A number of NumPy or torch, a path or a range as JSON knows it."""
+    if isinstance(value, Path):
+        return str(value)
+    return value.item() if hasattr(value, "item") else list(value)

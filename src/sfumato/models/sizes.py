@@ -1,0 +1,54 @@
+"""Trainable parameters of what an experiment trains, by arithmetic: imports no torch."""
+
+from functools import singledispatch
+
+from sfumato.config.schema import (
+    ClassifierExperiment,
+    ClipExperiment,
+    DiffusionExperiment,
+    Experiment,
+)
+from sfumato.models import unet
+
+
+@singledispatch
+def parameter_count(experiment: Experiment) -> int:
+    """Number of trainable parameters; where the data decide, of RGB images of ten classes."""
+    raise NotImplementedError(type(experiment).__name__)
+
+
+@parameter_count.register
+def _(experiment: DiffusionExperiment) -> int:
+    channels = experiment.data.channels
+    return unet.parameter_count(experiment.model, channels=3 if channels == "auto" else channels)
+
+
+@parameter_count.register
+def _(experiment: ClassifierExperiment, channels: int = 3, classes: int = 10) -> int:
+    width = experiment.network.width
+    count = channels * width * 9 + 2 * width
+    for stage, blocks in enumerate(experiment.network.blocks):
+        if stage > 0:
+            count += _block(width, 2 * width) + 2 * width * width + 2 * 2 * width
+            width, blocks = 2 * width, blocks - 1
+        count += blocks * _block(width, width)
+    return count + (width + 1) * classes
+
+
+@parameter_count.register
+def _(experiment: ClipExperiment) -> int:
+    towers = experiment.towers
+    width, mlp = towers.text_width, towers.text_mlp
+    layer = 4 * (width + 1) * width + (width + 1) * mlp + (mlp + 1) * width + 4 * width
+    text = (experiment.vocabulary + towers.positions) * width + towers.text_layers * layer
+    text += 2 * width + width * towers.embedding
+    first, *rest = towers.image_widths
+    image = 3 * first * 9 + 2 * first
+    for channels, out_channels in zip(towers.image_widths, rest, strict=False):
+        image += _block(channels, out_channels) + channels * out_channels
+    return text + image + rest[-1] * towers.embedding + 1  # and the logit scale
+
+
+def _block(channels: int, out_channels: int) -> int:
+    """Two 3x3 convolutions without bias, each with batch norm."""
+    return 9 * (channels + out_channels) * out_channels + 4 * out_channels

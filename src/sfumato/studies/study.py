@@ -1,0 +1,191 @@
+"""What the studies of one model share: prompts, the reference, scores, and the fields of a card."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from sfumato import __version__
+from sfumato.base.environment import command, hardware, now
+from sfumato.base.errors import InputError
+from sfumato.base.section import Section
+from sfumato.config.sections import DataConfig, EvaluationConfig
+from sfumato.data.records import load_records
+from sfumato.diffusion.guidance import CONVENTION
+from sfumato.evaluation.baselines import perturbation_baselines, real_baseline
+from sfumato.evaluation.card import Baseline, ClassifierInfo, PerturbationBaseline
+from sfumato.evaluation.image_set import ImageSet
+from sfumato.evaluation.metrics.intervals import Estimate
+from sfumato.evaluation.metrics.registry import all_metrics
+from sfumato.evaluation.prompt_set import PromptSet
+from sfumato.evaluation.reference import Reference, Scores
+from sfumato.generation.model import Model
+
+FEWEST_OF_CLASS = 3
+MOST_REAL = 2_000
+ACCURACY, FRECHET, DIVERSITY = "class_accuracy", "frechet.classifier", "diversity.classifier"
+"""Keys of the metrics that every study has."""
+OF_PIXELS = (
+    "border_rms",
+    "border_deviation",
+    "edge_rms",
+    "high_frequency",
+    "saturated",
+    "brightness",
+)
+MEASURED = (*OF_PIXELS, "class_accuracy", "frechet", "diversity")
+"""Names of the metrics of a study."""
+
+
+class StudyConfig(Section):
+    """What is sampled for a study."""
+
+    count: int = 500
+    """Images of each setting, classes in turn."""
+    first_seed: int = Field(default=0, ge=0)
+    classifier: str = "auto"
+    """As `evaluation.classifier`."""
+    baseline_pairs: int = Field(default=10, ge=2)
+    """As `evaluation.baseline_pairs`."""
+
+
+class StudyCard(Section):
+    """What a card has beside its rows: what real images score, and what all of it depends on."""
+
+    real: dict[str, Estimate]
+    baseline: Baseline | None
+    perturbations: list[PerturbationBaseline]
+    reference: str
+    reference_count: int
+    classifier: ClassifierInfo
+    sampler: str
+    timestep_spacing: str
+    steps: int
+    model: dict[str, Any]
+    convention: str = CONVENTION
+    hardware: dict[str, Any] = Field(default_factory=hardware)
+    sfumato: str = __version__
+    date: str = Field(default_factory=now)
+    command: str = ""
+    folder: Path | None = Field(default=None, exclude=True)
+    from_cache: bool = Field(default=False, exclude=True)
+    """Whether the same study was there before."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Study:
+    """The same prompts and seeds for everything that one study samples, and its reference."""
+
+    config: StudyConfig
+    reference: Reference
+    prompts: PromptSet
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        config: StudyConfig,
+        *,
+        data: DataConfig | None = None,
+        log: Callable[[str], None] = lambda text: None,
+    ) -> "Study":
+        """`data`: the real images, the model's own unless given. `InputError` for a model without
+        data or classes, or too few images."""
+        data = data or model.data
+        if data is None:
+            raise InputError(
+                "This model does not say which data it was trained on.",
+                hint="Give a run, or name the images with --data SOURCE.",
+            )
+        records = load_records(data, "reference")
+        check_enough(config.count, classes=len(records.class_names))
+        evaluation = EvaluationConfig(classifier=config.classifier, extractors=("classifier",))
+        reference = Reference.load(
+            data, evaluation, device=model.device, log=log, on_images=_once(log)
+        )
+        prompts = PromptSet.of(records, config.count, seed=config.first_seed)
+        return cls(config=config, reference=reference, prompts=prompts)
+
+    def sampled(self, model: Model, folder: Path, **options: Any) -> ImageSet:
+        """A set with the study's prompts and seeds; `options` as for `ImageSet.sampled`."""
+        first = self.config.first_seed
+        seeds = range(first, first + len(self.prompts))
+        return ImageSet.sampled(model, self.prompts, seeds, folder=folder, **options)
+
+    def score(self, images: ImageSet) -> Scores:
+        """Every metric of a study."""
+        return self.reference.score(images, MEASURED)
+
+    @cached_property
+    def real(self) -> Scores:
+        """The same of real images, but for the distance."""
+        images = real_images(self.reference)
+        names = [name for name in MEASURED if all_metrics()[name].real]
+        return self.reference.score(images, names)
+
+    def request(self) -> dict[str, Any]:
+        """What every result of the study depends on beside the images."""
+        classifier = self.reference.classifier
+        assert classifier is not None  # the data have classes
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "reference": self.reference.images.key,
+            "classifier": classifier.identity,
+        }
+
+    def card_fields(self, model: Model) -> dict[str, Any]:
+        """The fields of a `StudyCard` of what `model` sampled."""
+        reference, count = self.reference, len(self.prompts)
+        assert reference.classifier is not None  # the data have classes
+        return {
+            "real": self.real.metrics,
+            "baseline": real_baseline(
+                reference,
+                "classifier",
+                count=count,
+                pairs=self.config.baseline_pairs,
+                balanced=True,
+            ),
+            "perturbations": perturbation_baselines(
+                reference, "classifier", count=count, balanced=True
+            ),
+            "reference": reference.records.description,
+            "reference_count": reference.images.count,
+            "classifier": ClassifierInfo.of(reference.classifier),
+            "sampler": model.sampling.sampler,
+            "timestep_spacing": model.sampling.timestep_spacing,
+            "steps": model.sampling.steps,
+            "model": dict(model.provenance),
+            "command": command(),
+        }
+
+
+def real_images(reference: Reference) -> ImageSet:
+    """The first reference images of classes of which there are two: diversity compares two."""
+    return reference.pairs_of_each_class(MOST_REAL)
+
+
+def check_enough(count: int, *, classes: int) -> None:
+    """`InputError` for too few images."""
+    least = FEWEST_OF_CLASS * classes
+    if count < least:
+        raise InputError(
+            f"{count} images are too few: diversity needs {FEWEST_OF_CLASS} of each of {classes} "
+            "classes.",
+            hint=f"Give --count {least} or more.",
+        )
+
+
+def _once(log: Callable[[str], None]) -> Callable[[str, int, int], None]:
+    """A line for each kind of real images: they are read once and kept."""
+    logged: set[str] = set()
+
+    def on_images(what: str, done: int, total: int) -> None:
+        if what not in logged:
+            logged.add(what)
+            log(f"Measuring {what} ({total:,}; kept for the next time) ...")
+
+    return on_images

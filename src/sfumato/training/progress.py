@@ -1,0 +1,57 @@
+"""Progress of a training run, on the screen and in timing.jsonl."""
+
+import time
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from sfumato.base.progress import Line, clock
+from sfumato.training.hooks import BaseHook
+from sfumato.training.loop import Run
+from sfumato.training.records import append_record
+
+RECORD_SECONDS = 10
+
+
+class TrainingProgress(BaseHook):
+    """Images seen, images/s, loss and time left; the speed as records of timing.jsonl.
+
+    `show=False`: only the records.
+    """
+
+    def __init__(self, *, show: bool = True) -> None:
+        self._line = Line() if show else None
+        self._started: float | None = None
+        self._from_images = 0
+        self._loss: float | None = None
+        self._recorded = 0.0
+
+    def after_step(self, run: Run, metrics: Mapping[str, Tensor]) -> None:
+        now = time.monotonic()
+        if self._started is None:  # the first step warms up; the clock starts after it
+            self._started, self._from_images = now, run.images_seen
+            return
+        seconds = now - self._started
+        speed = (run.images_seen - self._from_images) / max(seconds, 1e-9)
+        loss = float(metrics["loss"])
+        self._loss = loss if self._loss is None else 0.95 * self._loss + 0.05 * loss
+        if self._line is not None:
+            left = max(0, run.total_images - run.images_seen) / speed
+            self._line.show(
+                f"  {run.images_seen:>9,} of {run.total_images:,} images  {speed:6.1f} images/s  "
+                f"loss {self._loss:.4f}  {clock(left)} left",
+                final=run.finished,
+            )
+        if now - self._recorded > RECORD_SECONDS or run.finished:
+            self._recorded = now
+            record = {"seconds": round(seconds, 3), "images_per_second": round(speed, 2)}
+            append_record(run.folder / "timing.jsonl", {"images": run.images_seen, **record})
+
+
+def start_line(run: Run) -> str:
+    """Whether a run is new, resumed or finished, in a line."""
+    if run.finished:
+        return f"Already trained: {run.images_seen:,} images."
+    if run.images_seen:
+        return f"Resuming from the checkpoint at {run.images_seen:,} images, on {run.device}."
+    return f"Training on {run.device}."
