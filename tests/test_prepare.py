@@ -469,7 +469,7 @@ def test_the_command_prepares_and_training_reads_it(sfumato, tmp_path: Path) -> 
     run = sfumato("train", "small", "--data", "ready", "--out", "run", *chosen, cwd=tmp_path)
     assert run.code == 0, run.err
     assert "Found 12 images (prepared from image folder), 8x8, RGB" in run.out
-    assert (tmp_path / "run" / "pipeline" / "model_index.json").exists()
+    assert (tmp_path / "run" / "model" / "model_index.json").exists()
 
 
 def test_bench_data_measures_both_kinds(sfumato, tmp_path: Path) -> None:

@@ -181,8 +181,8 @@ def test_the_command_says_what_it_made_and_goes_on(sfumato, folder: Path) -> Non
     assert "2 files, 32 synthetic paintings, 0.0" in made.out
     assert f"sfumato data show {folder} --set data.label_column=style" in made.out
     for wrong, message in (
-        (["--like", "wikart"], "Did you mean 'wikiart'?"),
-        (["--order", "random"], "There is no order 'random'"),
+        (["--like", "wikart"], "is not one of 'wikiart'"),
+        (["--order", "random"], "is not one of"),
         (["--order", "mixed"], "made with other settings"),
     ):
         refused = sfumato("data", "synthesize", str(folder), *settings, *wrong)

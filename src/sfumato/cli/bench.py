@@ -168,7 +168,7 @@ def order(
 
     experiment = experiment.model_copy(update={"data": resolve(experiment.data)})
     found = compare_orders(
-        experiment, out, seeds=range(seeds), device=device, say=log, progress=TrainingProgress
+        experiment, out, seeds=range(seeds), device=device, log=log, progress=TrainingProgress
     )
     if found is None:
         log(f"\n{RESUMES}")

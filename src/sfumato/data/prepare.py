@@ -84,24 +84,30 @@ def prepare(
         _run(raw, config, images, work, on_rows)
         _write_rows(out / ROWS, work.rows)
         _finish_images(images, (work.kept, *_shape(settings)))
-        manifest = Manifest(
-            settings=settings,
-            source=source_name(config),
-            layout=raw.layout,
-            parts={name: part.count for name, part in raw.parts.items()},
-            images=work.kept,
-            class_names=list(raw.class_names),
-            labels=raw.labels,
-            captions=raw.captions,
-            formats=dict(work.formats.most_common()),
-            smallest=min(work.sizes),
-            largest=max(work.sizes),
-            rows_sha256=sha256_of_file(out / ROWS),
-            checksums=work.checksums,
-        )
+        manifest = _manifest(config, raw, settings, work, rows_sha256=sha256_of_file(out / ROWS))
         write_json(out / MANIFEST, manifest.as_json())
         _tidy(out)
     return Prepared(manifest=manifest, damage=_damage(work.rows))
+
+
+def _manifest(
+    config: DataConfig, raw: RawImages, settings: Settings, work: "_Work", *, rows_sha256: str
+) -> Manifest:
+    return Manifest(
+        settings=settings,
+        source=source_name(config),
+        layout=raw.layout,
+        parts={name: part.count for name, part in raw.parts.items()},
+        images=work.kept,
+        class_names=list(raw.class_names),
+        labels=raw.labels,
+        captions=raw.captions,
+        formats=dict(work.formats.most_common()),
+        smallest=min(work.sizes),
+        largest=max(work.sizes),
+        rows_sha256=rows_sha256,
+        checksums=work.checksums,
+    )
 
 
 def _settings(config: DataConfig, raw: RawImages) -> Settings:

@@ -5,7 +5,9 @@ batches are copied out of what is decoded: they are the same with any number of 
 """
 
 import atexit
+import ctypes
 import signal
+import sys
 import weakref
 from collections.abc import Iterator, Mapping
 from heapq import merge
@@ -37,6 +39,7 @@ _MOST_WORKERS = 8
 _AHEAD_IMAGES = 256
 """Images that a worker decodes ahead, so that it is busy while the training computes."""
 _FIRST_BATCHES = 2
+_PR_SET_PDEATHSIG = 1
 
 
 def open_stream(config: DataConfig, split: Split) -> StreamedRecords:
@@ -167,7 +170,7 @@ class StreamBatches:
             num_workers=self._workers,
             prefetch_factor=ahead,
             collate_fn=_as_it_is,
-            worker_init_fn=_outlive_signals,
+            worker_init_fn=_start_worker,
             multiprocessing_context=CONTEXT if self._workers else None,
             generator=torch.Generator(),  # the global one stays as it is
         )
@@ -256,8 +259,11 @@ def _as_it_is(chunk: DecodedChunk) -> DecodedChunk:
     return chunk
 
 
-def _outlive_signals(worker: int) -> None:
+def _start_worker(worker: int) -> None:
     """Ctrl-C and a scheduler's SIGTERM reach workers too, but the training decides when it ends.
-    A second SIGTERM ends a worker: multiprocessing sends it where nothing else has."""
+    A second SIGTERM ends a worker: multiprocessing sends it where nothing else has. On Linux, the
+    kernel ends a worker with the training, however that ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
