@@ -1,4 +1,4 @@
-"""Training the judge: cross-entropy on the labels of images that are changed a little."""
+"""Training the classifier: cross-entropy on the labels of images that are changed a little."""
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from sfumato.training.step import StepContext, finish_step, random_changes, rand
 
 
 class ClassifierObjective:
-    """Cross-entropy on labels, with small random changes of the images: the judge."""
+    """Cross-entropy on labels, with small random changes of the images."""
 
     def __init__(self, classifier: Classifier, config: ClassifierTrainingConfig) -> None:
         self.classifier = classifier.train()
