@@ -184,9 +184,9 @@ def test_the_command_measures_every_form_and_goes_on(
         (["--count", "12"], "Give --count 30 or more"),
         (["--scales", "0,1"], "forms differ at scales other than 0 and 1"),
         (["--guidance-form", "apq"], "Did you mean 'apg'? ->"),
-        (["--steps", "0"], "0 steps are out of range"),
-        (["--scales", "1,1e300"], "out of range"),
-        (["--seed", "-5"], "first_seed"),
+        (["--steps", "0"], "equal to 1"),
+        (["--scales", "1,1e300"], "not between 0 and 1000"),
+        (["--seed", "-5"], "equal to 0"),
     ],
 )
 def test_bad_input_is_answered(

@@ -19,6 +19,7 @@ from sfumato.studies.verdicts import (
     Claim,
     Effect,
     Evidence,
+    Verdict,
     because,
     decide,
     opposite,
@@ -158,7 +159,9 @@ def _because_of_dropout(evidence: PaperEvidence) -> Claim:
     key = "because_of_dropout"
     claim = "The noise is there because the model was trained without dropout"
     rise, more_than_with, _ = _NOISE_CLAIMS
-    noisier = {measure: decide(rise.effect_of(evidence, measure)) for measure in NOISE}
+    noisier: dict[str, Verdict] = {
+        measure: decide(rise.effect_of(evidence, measure)) for measure in NOISE
+    }
     # One measure that rises is noise enough; the cause is asked of those that may.
     rising = [measure for measure in NOISE if noisier[measure] != NOT_HELD]
     if not rising:

@@ -201,7 +201,7 @@ def _findings(
         also_differ=list(evidence.also_differ),
         notes=_notes(study.real, study.reference.data),
         folder=folder,
-        **study.card_fields(runs.without) | {"real": dict(evidence.real)},
+        **study.card_fields(runs.without, real=dict(evidence.real)),
     )
 
 

@@ -59,10 +59,11 @@ def sentences(table: Table1) -> list[str]:
 
     spread = [100 * ((of(row).half_width or 0) * 2) for row in generated]
     means = [100 * of(row).value for row in generated]
+    low, high = of(real).interval
     return [
         f"Untrained {kind}: on {real.title}, whose classes are right by definition, they are "
-        f"right in {100 * of(real).value:.1f} % on average, from {100 * of(real).low:.1f} to "
-        f"{100 * of(real).high:.1f} %; chance is {100 * table.chance:.0f} %. One guidance scale "
+        f"right in {100 * of(real).value:.1f} % on average, from {100 * low:.1f} to "
+        f"{100 * high:.1f} %; chance is {100 * table.chance:.0f} %. One guidance scale "
         f"spans up to {max(spread):.1f} points over the random seeds, the means of the scales lie "
         f"within {max(means) - min(means):.1f} points of each other.",
         f"{real.title.capitalize()} against as many test images score "

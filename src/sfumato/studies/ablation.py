@@ -7,7 +7,7 @@ ordinary run with quick evaluations: it can be sampled from, and goes on after a
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean, median
@@ -142,6 +142,22 @@ class AblationResult:
     classifier: str
     variants: Sequence[Variant]
 
+    @classmethod
+    def read(
+        cls, ablation: Ablation, folder: Path, *, scale: str, classifier: str
+    ) -> "AblationResult":
+        """From the quick evaluations of every run in `folder`."""
+        variants = []
+        for name in ablation.variants:
+            records = {
+                seed: read_records(run_folder(folder, name, seed) / ACCURACY)
+                for seed in ablation.seeds
+            }
+            curves = {seed: read_curve(own, scale) for seed, own in records.items() if own}
+            if curves:
+                variants.append(Variant(name=name, curves=curves))
+        return cls(ablation=ablation, scale=scale, classifier=classifier, variants=variants)
+
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Header and rows: variant, seeds, accuracy at the end, images to each level, and how many
         times fewer these are than the base's."""
@@ -184,9 +200,8 @@ def run_ablation(
 ) -> list[AblationResult] | None:
     """Train every variant and seed that has not run yet, and read all of them.
 
-    `only`, `seeds`: what to train, all where empty; runs of others that lie in `folder` are read
-    all the same, so several processes can share the work. One result for each guidance scale of
-    the quick evaluations; None where it was asked to stop.
+    `only`, `seeds`: what to train, all where empty; other runs in `folder` are read all the same.
+    One result for each guidance scale of the quick evaluations; None where it was asked to stop.
     """
     _check_names(ablation, only, seeds)
     experiments = {
@@ -199,20 +214,15 @@ def run_ablation(
     for seed in seeds or ablation.seeds:  # seed by seed: early on all variants can be seen
         for variant in only or ablation.variants:
             log(f"{variant}, seed {seed}")
-            place, hooks = run_folder(folder, variant, seed), [progress()] if progress else []
+            hooks = [progress()] if progress else []
+            place = run_folder(folder, variant, seed)
             if not _train(experiments[variant, seed], place, ablation.stop_at, device, hooks):
                 return None
     results = [
-        AblationResult(
-            ablation=ablation,
-            scale=f"{scale:g}",
-            classifier=classifier.identity,
-            variants=_read_variants(ablation, folder, f"{scale:g}"),
-        )
+        AblationResult.read(ablation, folder, scale=f"{scale:g}", classifier=classifier.identity)
         for scale in base.evaluation.quick_scales
     ]
-    of_variants = {name: experiments[name, ablation.seeds[0]] for name in ablation.variants}
-    _write(results, folder, of_variants, overrides)
+    _write(results, folder, experiments, overrides)
     return results
 
 
@@ -250,31 +260,18 @@ def _train(
     return run.finished or reached()
 
 
-def _read_variants(ablation: Ablation, folder: Path, scale: str) -> list[Variant]:
-    variants = []
-    for name in ablation.variants:
-        curves = {}
-        for seed in ablation.seeds:
-            records = read_records(run_folder(folder, name, seed) / ACCURACY)
-            if records:
-                curves[seed] = read_curve(records, scale)
-        if curves:
-            variants.append(Variant(name=name, curves=curves))
-    return variants
-
-
 # Writing ------------------------------------------------------------------------------------------
 
 
 def _write(
     results: Sequence[AblationResult],
     folder: Path,
-    variants: Mapping[str, DiffusionExperiment],
+    experiments: Mapping[tuple[str, int], DiffusionExperiment],
     overrides: Sequence[str],
 ) -> None:
     """ablation.json with every evaluation, ablation.md and ablation.png."""
     ablation = results[0].ablation
-    base = variants[ablation.base]
+    base = experiments[ablation.base, ablation.seeds[0]]
     curves = {
         one.scale: {
             variant.name: {
@@ -289,7 +286,7 @@ def _write(
         "ablation": ablation.model_dump(mode="json"),
         "overrides": list(overrides),
         "classifier": results[0].classifier,
-        "samplers": {name: one.sampling.model_dump(mode="json") for name, one in variants.items()},
+        "samplers": {variant: asdict(one.sampling) for (variant, _), one in experiments.items()},
         "data": base.data.source,
         "curves": curves,
         "count": base.evaluation.quick_count,

@@ -159,7 +159,7 @@ def _card(
         alike=len(alike) - 1,
         claims=scale_claims(evidence),
         folder=folder,
-        **study.card_fields(model) | study.baselines(),
+        **study.card_fields(model, **study.baselines()),
     )
 
 

@@ -63,7 +63,7 @@ class SetMetrics(Section):
     metrics: dict[str, Estimate]
 
     @classmethod
-    def of(cls, images: ImageSet, metrics: Mapping[str, Estimate], **fields: Any) -> Self:
+    def of(cls, images: ImageSet, metrics: Mapping[str, Estimate], /, **fields: Any) -> Self:
         assert images.nfe is not None  # they are sampled
         seconds = images.seconds or 0
         return cls(nfe=images.nfe, seconds=seconds, metrics=dict(metrics), **fields)
@@ -191,8 +191,8 @@ class Study:
             "classifier": classifier.identity,
         }
 
-    def card_fields(self, model: Model) -> dict[str, Any]:
-        """The fields of a `StudyCard` of what `model` sampled, except its baselines."""
+    def card_fields(self, model: Model, **fields: Any) -> dict[str, Any]:
+        """The fields of a `StudyCard` of what `model` sampled, without baselines, and `fields`."""
         reference = self.reference
         assert reference.classifier is not None  # the data have classes
         return {
@@ -208,6 +208,7 @@ class Study:
             "steps": model.sampling.steps,
             "model": dict(model.provenance),
             "command": command(),
+            **fields,
         }
 
     def baselines(self) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def _write(study: Study, kept: Sequence[_Checkpoint], folder: Path) -> CurveCard
         guidance_scale=last.sampling.guidance_scale,
         shown=names,
         folder=folder,
-        **study.card_fields(last) | study.baselines(),
+        **study.card_fields(last, **study.baselines()),
     )
     examples = [one.images.images(range(len(names))) for one in kept]
     card.write(markdown(card), {"curve": chart(card), "examples": _examples(card, examples)})

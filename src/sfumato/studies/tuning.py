@@ -176,7 +176,25 @@ class _Setting:
     classifier: ImageClassifier
     prompts: PromptSet
     reference: ImageFeatures
+    reference_description: str
     models: dict[str, Model] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, run: Path, data: DataConfig, classifier: ImageClassifier, *, count: int, device: str
+    ) -> "_Setting":
+        """`count`: the most images of a candidate."""
+        # Not what evaluations measure against, where the test images have another part.
+        split = "tuning" if data.tuning_share else "reference"
+        records = load_records(data, split)
+        return cls(
+            run=run,
+            device=device,
+            classifier=classifier,
+            prompts=PromptSet.of(records, count, seed=FIRST_SEED),
+            reference=ImageSet.real(data, split).features(classifier),
+            reference_description=records.description,
+        )
 
     def model(self, average: str) -> Model:
         """The run's model with that average of its weights, loaded once."""
@@ -226,19 +244,10 @@ def tune(
     The distance is on the classifier's features. Raises what opening the data and the classifier
     raises.
     """
-    opened = load_classifier(data, search.classifier, log=log)
+    classifier = load_classifier(data, search.classifier, log=log)
     rounds = rounds_of(len(candidates), search.budget, least=_FEWEST)
     most = rounds[-1][1]
-    # Not what evaluations measure against, where the test images have another part.
-    split = "tuning" if data.tuning_share else "reference"
-    records = load_records(data, split)
-    setting = _Setting(
-        run=run,
-        device=str(model.device),
-        classifier=opened,
-        prompts=PromptSet.of(records, most, seed=FIRST_SEED),
-        reference=ImageSet.real(data, split).features(opened),
-    )
+    setting = _Setting.of(run, data, classifier, count=most, device=str(model.device))
     scores = _run_rounds(setting, candidates, rounds, search.goal, log, on_images)
     last = max(score.survived for score in scores)
     finalists = [score for score in scores if score.survived == last]
@@ -247,9 +256,9 @@ def tune(
         front=nondominated(scores),
         choice=choice_of(finalists, search.goal, least_accuracy=search.least_accuracy),
         search=search,
-        classifier=opened.identity,
+        classifier=classifier.identity,
         images=sum(_new_images(rounds)),
-        reference=records.description,
+        reference=setting.reference_description,
         seeds=(FIRST_SEED, FIRST_SEED + most - 1),
     )
     _write(tuning, run, setting.model(tuning.choice.candidate.average))
