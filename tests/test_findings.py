@@ -117,7 +117,7 @@ def test_a_checkpoint_by_its_images(runs: tuple[Path, Path]) -> None:
     with pytest.raises(InputError, match=r"no checkpoint at 321 images\. It has: 320, 640"):
         load(without, checkpoint=321)
     with pytest.raises(InputError, match="is not a run"):
-        load(without / "pipeline", checkpoint=320)
+        load(without / "model", checkpoint=320)
 
 
 def test_x0_range_clamps_every_step(runs: tuple[Path, Path]) -> None:
@@ -230,7 +230,7 @@ def test_every_claim_has_a_verdict_and_nothing_is_sampled_twice(
     text = (out / "findings.md").read_text()
     assert text.count("| **") == len(found["claims"])
 
-    files = sorted((tmp_path / "findings-images").rglob("*.safetensors"))
+    files = sorted((tmp_path / "findings-images").glob("*/*.safetensors"))
     assert len(files) == 10
     before = {path: path.stat().st_mtime_ns for path in [*files, out / "findings.json"]}
     again = sfumato(*command)
@@ -253,7 +253,7 @@ def test_every_claim_has_a_verdict_and_nothing_is_sampled_twice(
     # One run alone leaves claims open; its images are there, and other findings stay as they are.
     alone = sfumato("findings", str(runs[0]), *OPTIONS, "--out", str(out))
     assert alone.code == 0, alone.err
-    assert sorted((tmp_path / "findings-images").rglob("*.safetensors")) == files
+    assert sorted((tmp_path / "findings-images").glob("*/*.safetensors")) == files
     assert _json(out) == same
     decided = verdicts(tmp_path / "findings-2")
     assert decided["dropout_border_rms"] == decided["diversity_with"] == UNDECIDED
@@ -272,7 +272,7 @@ def test_what_is_no_pair_is_refused(runs: tuple[Path, Path], sfumato: Sfumato) -
     assert "1 and 5" in scales.err
     with pytest.raises(InputError, match="Findings are of runs"):
         measure_findings(
-            load(runs[0] / "pipeline", device="cpu"),
+            load(runs[0] / "model", device="cpu"),
             None,
             FindingsConfig(),
             base=runs[0] / "findings",

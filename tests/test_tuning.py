@@ -170,6 +170,6 @@ def test_what_is_asked_wrongly_is_answered_at_once(
 
 
 def test_a_pipeline_cannot_be_tuned(sfumato, run: Path) -> None:
-    result = sfumato("tune", str(run / "pipeline"))
+    result = sfumato("tune", str(run / "model"))
     assert result.code == 2
     assert "Give the folder of the run" in result.err

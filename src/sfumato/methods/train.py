@@ -73,8 +73,7 @@ def train(
         callback: called with the run and its metrics after each step. It may set
             `run.stop_requested` to end training with a checkpoint.
         progress: print progress.
-        settings: other settings, as `--set` on the command line: `training={"images": 20_000}`,
-            `seed=1`.
+        settings: other settings, as `--set` takes them: `training={"images": 20_000}`, `seed=1`.
 
     Ctrl-C ends training after the current step, with a checkpoint; the same call resumes it.
     Raises `SfumatoError` for settings, data or a folder that cannot be used.
