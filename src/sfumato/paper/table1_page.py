@@ -2,6 +2,7 @@
 
 from sfumato.evaluation.metrics.intervals import Estimate
 from sfumato.paper.table1 import Table1, Table1Row
+from sfumato.report.page import markdown_table
 
 
 def columns(table: Table1) -> list[str]:
@@ -26,8 +27,8 @@ def cells(row: Table1Row) -> list[str]:
         row.title,
         _distance(paper.fid),
         _share(paper.first_head),
-        "" if paper.heads is None else _range(paper.heads),
-        _range(paper.random_networks),
+        _share(paper.heads),
+        _share(paper.random_networks),
         _distance(paper.frechet),
         _distance(row.frechet),
         _share(row.class_accuracy),
@@ -44,19 +45,11 @@ def rows_of(table: Table1) -> list[list[str]]:
 
 def markdown(table: Table1) -> str:
     """The table, what changed between the protocols, and what is not at hand."""
-    names = columns(table)
-    lines = [
-        "| " + " | ".join(names) + " |",
-        "| --- |" + " ---: |" * (len(names) - 1),
-        *("| " + " | ".join(row) + " |" for row in rows_of(table)),
-        "",
-        *told(table),
-    ]
-    return "\n".join([*lines, ""])
+    return "\n".join([markdown_table(columns(table), rows_of(table)), "", *sentences(table), ""])
 
 
-def told(table: Table1) -> list[str]:
-    """What the two protocols say, in sentences."""
+def sentences(table: Table1) -> list[str]:
+    """What the two protocols show, in sentences."""
     generated = [row for row in table.rows if row.paper.random_networks and row.frechet is not None]
     real = table.rows[-1]
     kind = "heads" if real.paper.heads is not None else "networks"
@@ -68,7 +61,7 @@ def told(table: Table1) -> list[str]:
     spread = [100 * (upper - lower) for lower, upper in bounds]
     means = [100 * of(row).value for row in generated]
     low, high = of(real).interval
-    sentences = [
+    return [
         f"Untrained {kind}: on {real.title}, whose classes are right by definition, they are "
         f"right in {100 * of(real).value:.1f} % on average, from {100 * low:.1f} to "
         f"{100 * high:.1f} %; chance is {100 * table.chance:.0f} %. One guidance scale "
@@ -77,12 +70,12 @@ def told(table: Table1) -> list[str]:
         f"{real.title.capitalize()} against as many test images score "
         f"{_distance(real.paper.frechet)} on the classifier's features"
         + (f" and an FID of {_distance(real.paper.fid)}" if real.paper.fid is not None else "")
-        + ": a distance below that says nothing. The row `real images` has real training sets of "
+        + ": a smaller distance has no meaning. The row `real images` has real training sets of "
         "as many images against all of the reference, and the classifier's accuracy on it.",
         f"Images of {table.card}, sampled by {table.sampled}; reference: {table.reference}; "
         f"classifier {table.classifier}; sfumato {table.sfumato}, {table.date}.",
+        *table.missing.values(),
     ]
-    return sentences + list(table.missing.values())
 
 
 def _distance(found: Estimate | None) -> str:
@@ -94,10 +87,4 @@ def _distance(found: Estimate | None) -> str:
 def _share(found: Estimate | None) -> str:
     if found is None or found.low is None or found.high is None:
         return ""
-    low, high = found.interval
-    return f"{100 * found.value:.1f} % ({100 * low:.1f} - {100 * high:.1f})"
-
-
-def _range(found: Estimate) -> str:
-    low, high = found.interval
-    return f"{100 * found.value:.1f} % ({100 * low:.1f} - {100 * high:.1f})"
+    return f"{100 * found.value:.1f} % ({100 * found.low:.1f} - {100 * found.high:.1f})"

@@ -39,7 +39,7 @@ def class_grid(records: Records, *, title: str, columns: int = 10) -> bytes:
         y = _TITLE_PX + row * (side + _GAP_PX)
         pen.text((left - 12, y + side // 2), text, font=label, fill=_INK, anchor="rm")
         members = (records.labels == row).nonzero().flatten()
-        for column, index in enumerate(_drawn(members, columns).tolist()):
+        for column, index in enumerate(_sample_of(members, columns).tolist()):
             tile = _tile(records, index, side)
             canvas.paste(tile, (left + column * (side + _GAP_PX), y))
     return png_bytes(canvas)
@@ -52,7 +52,7 @@ def caption_grid(records: Records, *, title: str, columns: int = 4, rows: int = 
     side = _enlarged(records, least_px=144)
     text_font, small = font(13), font(13)
     line_px, most_lines, gap = 17, 4, 14
-    chosen = _drawn(torch.arange(len(records)), columns * rows).tolist()
+    chosen = _sample_of(torch.arange(len(records)), columns * rows).tolist()
     columns = min(columns, len(chosen))
     captions = [
         wrapped(records.captions[int(records.prompts[index, 0])], text_font, side, most_lines)
@@ -81,7 +81,7 @@ def _enlarged(records: Records, *, least_px: int) -> int:
     return own * max(1, -(-least_px // own))
 
 
-def _drawn(members: torch.Tensor, count: int) -> torch.Tensor:
+def _sample_of(members: torch.Tensor, count: int) -> torch.Tensor:
     """Up to `count` of `members`, the same each time."""
     order = torch.randperm(len(members), generator=generator_for("samples of a data set"))
     return members[order[:count]]
