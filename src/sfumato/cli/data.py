@@ -76,7 +76,7 @@ def show(
     from sfumato.base.files import write_bytes
     from sfumato.data.records import load_records, open_images, source_name
     from sfumato.data.survey import resolve, survey
-    from sfumato.report.samples import caption_grid, class_grid
+    from sfumato.report.grids import caption_grid, class_grid
 
     found = survey(config)
     log(found.sentence())

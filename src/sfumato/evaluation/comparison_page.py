@@ -9,8 +9,8 @@ from sfumato.evaluation.compare import Comparison, Side
 from sfumato.evaluation.metrics.registry import all_metrics, metric_of
 from sfumato.evaluation.pictures import image_rows
 from sfumato.evaluation.tables import Table, format_table, sentence, wrapped
+from sfumato.report.grids import font, shortened
 from sfumato.report.page import data_url, rendered
-from sfumato.report.samples import font, shortened
 
 _COLUMNS = 10
 _SHOWN, _SHOWN_DISAGREEMENTS = 20, 10

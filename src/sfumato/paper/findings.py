@@ -24,12 +24,11 @@ from sfumato.evaluation.metrics.pixels import BORDER_PX, EDGE_PX
 from sfumato.evaluation.prompt_set import PromptSet
 from sfumato.evaluation.reference import Scores
 from sfumato.evaluation.sampled_images import complete
-from sfumato.generation.loading import load
 from sfumato.generation.model import Model
 from sfumato.generation.runs import experiment_of_run
 from sfumato.paper.claims import EARLY_EPOCHS, GUIDED, NONE, PaperEvidence, paper_claims
 from sfumato.paper.run_pair import check_pair, differences_of, run_of
-from sfumato.studies.study import ACCURACY, SetMetrics, Study, StudyCard, StudyConfig
+from sfumato.studies.study import ACCURACY, SetMetrics, Study, StudyCard, StudyConfig, at_checkpoint
 from sfumato.studies.verdicts import RULE, Claim
 from sfumato.training.checkpoint import Checkpoints
 from sfumato.training.records import read_records
@@ -281,14 +280,7 @@ def _earlier(model: Model, run: Path, data: DataConfig) -> Model | None:
     ]
     if not older:
         return None
-    nearest = min(older, key=lambda images: abs(images - aim))
-    sampling = model.sampling
-    return load(run, device=str(model.device), checkpoint=nearest).with_(
-        form=sampling.guidance,
-        sampler=sampling.sampler,
-        steps=sampling.steps,
-        timestep_spacing=sampling.timestep_spacing,
-    )
+    return at_checkpoint(model, min(older, key=lambda images: abs(images - aim)))
 
 
 def _places(names: Sequence[str], wanted: Sequence[str]) -> list[int]:

@@ -23,6 +23,7 @@ from sfumato.evaluation.metrics.intervals import Estimate
 from sfumato.evaluation.metrics.registry import all_metrics
 from sfumato.evaluation.prompt_set import PromptSet
 from sfumato.evaluation.reference import Reference, Scores
+from sfumato.generation.loading import load
 from sfumato.generation.model import Model
 
 FEWEST_OF_CLASS = 3
@@ -219,6 +220,21 @@ class Study:
             "baseline": real_baseline(self.reference, "classifier", pairs=pairs, **of),
             "perturbations": perturbation_baselines(self.reference, "classifier", **of),
         }
+
+
+def at_checkpoint(model: Model, images_seen: int) -> Model:
+    """The same settings with the weights of another checkpoint of its run."""
+    assert model.folder is not None
+    average = model.provenance.get("average")
+    own = load(model.folder, device=str(model.device), checkpoint=images_seen, average=average)
+    sampling = model.sampling
+    return own.with_(
+        guidance=sampling.guidance_scale,
+        form=sampling.guidance,
+        sampler=sampling.sampler,
+        steps=sampling.steps,
+        timestep_spacing=sampling.timestep_spacing,
+    )
 
 
 def _check_enough(count: int, *, classes: int) -> None:

@@ -13,7 +13,6 @@ from sfumato.config.sections import DataConfig
 from sfumato.evaluation.image_set import ImageSet, OnImages
 from sfumato.evaluation.metrics.registry import title_of
 from sfumato.evaluation.sampled_images import complete
-from sfumato.generation.loading import load
 from sfumato.generation.model import Model
 from sfumato.report.grids import labelled_grid
 from sfumato.report.page import markdown_table
@@ -26,6 +25,7 @@ from sfumato.studies.study import (
     Study,
     StudyCard,
     StudyConfig,
+    at_checkpoint,
 )
 from sfumato.training.checkpoint import Checkpoints
 
@@ -139,7 +139,7 @@ def _every_checkpoint(
     found = []
     for place, images_seen in enumerate(kept):
         try:
-            own = _at_checkpoint(model, images_seen)
+            own = at_checkpoint(model, images_seen)
         except (InputError, DamagedDataError) as error:
             log(f"Left out: {error.what}")
             continue
@@ -157,21 +157,6 @@ def _every_checkpoint(
             hint="training.checkpoint_epochs and training.keep_checkpoints keep more.",
         )
     return found
-
-
-def _at_checkpoint(model: Model, images_seen: int) -> Model:
-    """The same settings with the weights of another checkpoint."""
-    assert model.folder is not None
-    average = model.provenance.get("average")
-    own = load(model.folder, device=str(model.device), checkpoint=images_seen, average=average)
-    sampling = model.sampling
-    return own.with_(
-        guidance=sampling.guidance_scale,
-        form=sampling.guidance,
-        sampler=sampling.sampler,
-        steps=sampling.steps,
-        timestep_spacing=sampling.timestep_spacing,
-    )
 
 
 # Writing ------------------------------------------------------------------------------------------
