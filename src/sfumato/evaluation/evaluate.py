@@ -87,7 +87,7 @@ def evaluate(
         task.data, task.config, device=task.device, log=log, on_images=on_images
     )
     base = task.base if out is None else Path(out)
-    folder = folder_for(base, _request(task, reference), say=log)
+    folder = folder_for(base, _request(task, reference), log=log)
     if (card := _finished_card(folder)) is not None:
         return card
     sets = [one.kept_in(folder / "images") if one.name else one for one in task.sets]

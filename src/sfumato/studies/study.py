@@ -104,7 +104,7 @@ class StudyCard(Section):
     ) -> tuple[Path, Self | None]:
         """The folder of a study with this `request`: `base`, or `base`-2, ... where that holds
         another; and its card, where it is there already."""
-        folder = folder_for(base, {"format": cls.FORMAT, **request}, say=log)
+        folder = folder_for(base, {"format": cls.FORMAT, **request}, log=log)
         if not (folder / f"{cls.NAME}.json").exists():
             return folder, None
         return folder, cls.read(folder).model_copy(update={"from_cache": True})
