@@ -10,7 +10,7 @@ import torch
 
 from sfumato.base.files import read_json, write_json
 from sfumato.config.schema import load_experiment
-from sfumato.methods.diffusion import run_experiment
+from sfumato.methods.registry import run_experiment
 from sfumato.training.checkpoint import Checkpoints
 
 FOLDER = Path(__file__).parent / "small-run"
