@@ -14,7 +14,7 @@ from sfumato.base.errors import InputError
 from sfumato.base.images import to_uint8
 from sfumato.evaluation.image_set import ImageSet
 from sfumato.evaluation.prompt_set import PromptSet
-from sfumato.evaluation.sampled_images import complete, stretched
+from sfumato.evaluation.sampled_images import complete, sampled_set, stretched
 from sfumato.generation.loading import load
 from sfumato.paper.claims import GUIDED, NONE
 from sfumato.paper.findings import FindingsConfig, measure_findings
@@ -165,7 +165,7 @@ def test_the_clipped_arm_is_kept_twice_and_sampled_once(
     prompts = PromptSet.of(load_records(model.data, "reference"), 20)
 
     def sampled(scale: float, tensor: str = "images") -> ImageSet:
-        return ImageSet.sampled(
+        return sampled_set(
             model,
             prompts,
             range(7, 27),

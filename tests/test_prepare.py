@@ -24,8 +24,9 @@ from sfumato.config.sections import DataConfig
 from sfumato.data import decode, prepare
 from sfumato.data.decode import Target
 from sfumato.data.loading import DeviceBatches
+from sfumato.data.opening import open_images
 from sfumato.data.prepared import IMAGES, MANIFEST, ROWS, MappedImages
-from sfumato.data.records import Records, load_records, open_images
+from sfumato.data.records import Records, load_records
 from sfumato.data.survey import resolve, survey
 from tests.pictures import encoded, noise, write_idx, write_image, write_parquet
 

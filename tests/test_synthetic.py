@@ -19,7 +19,8 @@ from sfumato.bench import synthetic
 from sfumato.bench.paintings.styles import STYLES, paint
 from sfumato.bench.synthetic import GENRES, LEAST_BYTES, MOST_BYTES, Synthesis, synthesize
 from sfumato.config.sections import DataConfig
-from sfumato.data.records import load_records, open_images
+from sfumato.data.opening import open_images
+from sfumato.data.records import load_records
 
 SMALL = Synthesis(files=2, rows=16, row_group=6, order="sorted", seed=3)
 

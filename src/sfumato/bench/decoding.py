@@ -16,8 +16,9 @@ from sfumato.bench.loaders import decode_part, decode_whole, decoding_pool
 from sfumato.config.sections import DataConfig
 from sfumato.data.decode import Target, decode, decode_chunks, processors
 from sfumato.data.loading import SampleOrder
+from sfumato.data.opening import open_images
 from sfumato.data.prepared import MappedImages
-from sfumato.data.records import load_records, open_images, target_of
+from sfumato.data.records import load_records, target_of
 
 _ROUNDS = 5
 _COMPARED = 100

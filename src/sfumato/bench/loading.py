@@ -16,8 +16,8 @@ from sfumato.base.files import write_json
 from sfumato.bench.loaders import WAYS, Setup
 from sfumato.bench.timing import Timing, time_once
 from sfumato.config.sections import DataConfig
+from sfumato.data.opening import open_images
 from sfumato.data.prepare import prepare
-from sfumato.data.records import open_images
 from sfumato.data.streaming.stream import open_stream
 from sfumato.data.table import GroupedPart
 

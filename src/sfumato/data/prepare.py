@@ -26,6 +26,7 @@ from sfumato.base.files import (
 )
 from sfumato.config.sections import DataConfig
 from sfumato.data.decode import decode_chunks
+from sfumato.data.opening import open_images, source_name
 from sfumato.data.prepared import (
     BEGUN,
     HEADER_BYTES,
@@ -37,7 +38,7 @@ from sfumato.data.prepared import (
     read_manifest,
     verify,
 )
-from sfumato.data.records import check_damage, open_images, source_name, target_of
+from sfumato.data.records import check_damage, target_of
 from sfumato.data.survey import OWN_CAPTION, resolve
 from sfumato.data.table import Damage, RawImages, Row
 

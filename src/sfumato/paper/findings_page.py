@@ -1,16 +1,18 @@
 """The findings as pictures and tables: noise over w, one image of each class, Markdown."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from sfumato.evaluation.metrics.registry import title_of
-from sfumato.paper.findings import Findings, VariantMetrics
 from sfumato.report.grids import labelled_grid
 from sfumato.report.page import loss_curve, markdown_table
 from sfumato.studies.charts import Line, claims_table, format_estimate, scale_panels, study_text
 from sfumato.studies.study import ACCURACY, DIVERSITY, OF_PIXELS
+
+if TYPE_CHECKING:
+    from sfumato.paper.findings import Findings, VariantMetrics
 
 PANELS = (
     "border_rms",
@@ -32,7 +34,7 @@ _STYLES = {
 
 
 def write_findings(
-    findings: Findings, examples: Mapping[str, Tensor], losses: list[dict[str, Any]]
+    findings: "Findings", examples: Mapping[str, Tensor], losses: list[dict[str, Any]]
 ) -> None:
     """Findings, their text, and findings.png, examples.png and loss.png.
 
@@ -47,7 +49,7 @@ def write_findings(
     findings.write(markdown(findings), pictures)
 
 
-def noise_figure(findings: Findings) -> bytes:
+def noise_figure(findings: "Findings") -> bytes:
     """PNG: each of `PANELS` over w for every variant, with 95 % intervals; real images as a
     band."""
     lines = [
@@ -63,7 +65,7 @@ def noise_figure(findings: Findings) -> bytes:
     return scale_panels(lines, findings, PANELS, count=findings.config.count)
 
 
-def _examples(findings: Findings, examples: Mapping[str, Tensor]) -> bytes:
+def _examples(findings: "Findings", examples: Mapping[str, Tensor]) -> bytes:
     """One image of each class in each row; the seeds are the same in all but the real ones."""
     classes = min(len(images) for images in examples.values())
     return labelled_grid(
@@ -74,7 +76,7 @@ def _examples(findings: Findings, examples: Mapping[str, Tensor]) -> bytes:
     )
 
 
-def markdown(findings: Findings) -> str:
+def markdown(findings: "Findings") -> str:
     """The verdicts and every metric with its interval, as two tables."""
     first, last = findings.seeds
     sampled = (
@@ -98,7 +100,7 @@ def markdown(findings: Findings) -> str:
     return f"# The paper's findings on MNIST, tested\n\n{text}"
 
 
-def _rows(variant: VariantMetrics, keys: Sequence[str]) -> list[list[str]]:
+def _rows(variant: "VariantMetrics", keys: Sequence[str]) -> list[list[str]]:
     return [
         [
             variant.title,
@@ -110,7 +112,7 @@ def _rows(variant: VariantMetrics, keys: Sequence[str]) -> list[list[str]]:
     ]
 
 
-def _how(variant: VariantMetrics) -> str:
+def _how(variant: "VariantMetrics") -> str:
     how = variant.settings
     model = how["model"]
     return (

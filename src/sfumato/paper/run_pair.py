@@ -5,7 +5,7 @@ from pathlib import Path
 from sfumato.base.errors import InputError
 from sfumato.config.overrides import differences
 from sfumato.config.sections import DataConfig
-from sfumato.data.records import source_identity
+from sfumato.data.opening import source_identity
 from sfumato.generation.model import Model
 from sfumato.generation.runs import experiment_of_run
 

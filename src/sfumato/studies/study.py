@@ -23,6 +23,7 @@ from sfumato.evaluation.metrics.intervals import Estimate
 from sfumato.evaluation.metrics.registry import all_metrics
 from sfumato.evaluation.prompt_set import PromptSet
 from sfumato.evaluation.reference import Reference, Scores
+from sfumato.evaluation.sampled_images import sampled_set
 from sfumato.generation.loading import load
 from sfumato.generation.model import Model
 
@@ -165,7 +166,7 @@ class Study:
         `ImageSet.sampled`."""
         first, prompts = self.config.first_seed, prompts or self.prompts
         seeds = range(first, first + len(prompts))
-        return ImageSet.sampled(model, prompts, seeds, folder=folder, **options)
+        return sampled_set(model, prompts, seeds, folder=folder, **options)
 
     def score(self, images: ImageSet) -> Scores:
         """Every metric of a study."""

@@ -26,6 +26,7 @@ from sfumato.evaluation.metrics.features import ImageFeatures
 from sfumato.evaluation.metrics.frechet import frechet_score
 from sfumato.evaluation.metrics.intervals import Estimate
 from sfumato.evaluation.prompt_set import PromptSet
+from sfumato.evaluation.sampled_images import sampled_set
 from sfumato.generation.loading import load
 from sfumato.generation.model import Model
 from sfumato.generation.runs import AVERAGE, TUNED, Tuned
@@ -208,7 +209,7 @@ class _Setting:
             self.model(candidate.average), sampling=candidate.sampling, scheduler=None
         ).with_(form=candidate.sampling.guidance)
         images = replace(
-            ImageSet.sampled(
+            sampled_set(
                 model,
                 self.prompts.first(count),
                 range(FIRST_SEED, FIRST_SEED + count),

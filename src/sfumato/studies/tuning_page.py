@@ -5,13 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 from sfumato.report.page import png_of
 from sfumato.studies.charts import error_bars
-from sfumato.studies.tuning import Score, Tuning
+
+if TYPE_CHECKING:
+    from sfumato.studies.tuning import Score, Tuning
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def front_chart(tuning: Tuning) -> bytes:
+def front_chart(tuning: "Tuning") -> bytes:
     """PNG: distance over class accuracy, every candidate by the rounds it survived, the front as a
     line with its points numbered, the choice ringed."""
     from matplotlib.figure import Figure as Canvas
@@ -43,7 +45,7 @@ def front_chart(tuning: Tuning) -> bytes:
     return png_of(canvas)
 
 
-def _plot_round(axes: "Axes", scores: Sequence[Score], *, share: float) -> None:
+def _plot_round(axes: "Axes", scores: "Sequence[Score]", *, share: float) -> None:
     """The candidates that this round was the last of; `share`: of all rounds."""
     axes.errorbar(
         *_points(scores),
@@ -58,6 +60,6 @@ def _plot_round(axes: "Axes", scores: Sequence[Score], *, share: float) -> None:
     )
 
 
-def _points(scores: Sequence[Score]) -> tuple[list[float], list[float]]:
+def _points(scores: "Sequence[Score]") -> tuple[list[float], list[float]]:
     accuracy = [100 * score.class_accuracy.value for score in scores]
     return accuracy, [score.frechet.value for score in scores]
