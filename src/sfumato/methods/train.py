@@ -19,12 +19,12 @@ from sfumato.training.folder import DATA, check_is_run
 from sfumato.training.hooks import BaseHook
 from sfumato.training.lint import warn
 from sfumato.training.loop import Hook, Run
-from sfumato.training.progress import TrainingProgress, start_line
+from sfumato.training.progress import TrainingProgress, print_start
 
 Callback = Callable[[Run, Mapping[str, float]], object]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class TrainedRun:
     """A run folder after training; `finished` is False where training was interrupted."""
 
@@ -84,16 +84,9 @@ def train(
     hooks: list[Hook] = [TrainingProgress(show=progress)]
     if callback is not None:
         hooks.append(CallbackHook(callback))
-    run = run_experiment(
-        experiment,
-        folder,
-        device=device,
-        hooks=hooks,
-        on_start=lambda run: print(start_line(run)) if progress else None,
-    )
-    return TrainedRun(
-        folder=folder, images_seen=run.images_seen, finished=run.finished, device=device
-    )
+    start = print_start if progress else lambda run: None
+    run = run_experiment(experiment, folder, device=device, hooks=hooks, on_start=start)
+    return TrainedRun(folder, run.images_seen, run.finished, device)
 
 
 def _experiment(
