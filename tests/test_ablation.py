@@ -1,4 +1,4 @@
-"""Ablations: what an arm is, how its curves are read, and that a stopped one goes on."""
+"""Ablations: what a variant is, how its curves are read, and that a stopped one goes on."""
 
 import json
 import math
@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from sfumato.base.errors import ConfigError, InputError
-from sfumato.config.ablation import Ablation, ArmConfig, ablation_names, load_ablation
+from sfumato.config.ablation import Ablation, VariantConfig, ablation_names, load_ablation
 from sfumato.studies.ablation import (
-    Ablated,
-    Arm,
+    AblationResult,
     Curve,
+    Variant,
     is_reached,
     ratio_text,
     run_ablation,
@@ -34,9 +34,9 @@ TINY = Ablation(
         "evaluation.quick_scales=[0,1]",
         "sampling.steps=2",
     ),
-    arms={
-        "one": ArmConfig(preset="digits"),
-        "8 groups, eps": ArmConfig(
+    variants={
+        "one": VariantConfig(preset="digits"),
+        "8 groups, eps": VariantConfig(
             preset="digits", settings=("diffusion.prediction_type=epsilon",)
         ),
     },
@@ -48,21 +48,21 @@ def curve(*correct: int) -> Curve:
     return Curve(images=images, correct=list(correct), count=10)
 
 
-def arm(name: str, *curves: Curve) -> Arm:
-    return Arm(name=name, curves=dict(enumerate(curves)))
+def variant(name: str, *curves: Curve) -> Variant:
+    return Variant(name=name, curves=dict(enumerate(curves)))
 
 
 def test_images_to_a_level_are_the_median_seed_or_a_lower_bound() -> None:
-    reached = arm("a", curve(1, 9, 10), curve(9, 9, 9), curve(1, 1, 9))
+    reached = variant("a", curve(1, 9, 10), curve(9, 9, 9), curve(1, 1, 9))
     assert reached.reached(0.9) == (200, 200)
-    never = arm("b", curve(1, 2, 3, 4, 5, 6), curve(1, 2, 3, 4, 5, 6), curve(9))
+    never = variant("b", curve(1, 2, 3, 4, 5, 6), curve(1, 2, 3, 4, 5, 6), curve(9))
     assert never.reached(0.9) == (math.inf, 600)
     assert reached.images_text(0.9) == "200"
     assert never.images_text(0.9) == "> 600"
     assert ratio_text(never, reached, 0.9) == "> 3.0x"
     assert ratio_text(reached, never, 0.9) == "-"
     assert ratio_text(reached, reached, 0.9) == "-"
-    assert ratio_text(reached, arm("c", curve(9)), 0.9) == "2.0x"
+    assert ratio_text(reached, variant("c", curve(9)), 0.9) == "2.0x"
     assert (reached.final.successes, reached.final.count) == (28, 30)
 
 
@@ -75,7 +75,7 @@ def test_a_run_ends_where_every_scale_has_reached_the_level() -> None:
 @pytest.mark.parametrize("name", ablation_names())
 def test_every_arm_of_the_ablations_that_come_with_sfumato_is_an_experiment(name: str) -> None:
     ablation = load_ablation(name)
-    experiments = {arm: ablation.experiment(arm, seed=1) for arm in ablation.arms}
+    experiments = {variant: ablation.experiment(variant, seed=1) for variant in ablation.variants}
     assert len({experiment.to_yaml() for experiment in experiments.values()}) == len(experiments)
     assert all(experiment.seed == 1 for experiment in experiments.values())
     assert load_ablation(name).levels[-1] == 0.98
@@ -102,16 +102,16 @@ def test_mistakes_are_named_before_anything_is_trained(tmp_path: Path) -> None:
         load_ablation("digit")
     with pytest.raises(InputError, match="not a file"):
         load_ablation("mine.yaml")
-    with pytest.raises(ValueError, match="none of the arms"):
-        Ablation(name="x", arms={"a": TINY.arms["one"]}, base="b")
-    mistyped = ArmConfig(preset="digits", settings=("training.batchsize=2",))
-    wrong = TINY.model_copy(update={"arms": {**TINY.arms, "b": mistyped}})
+    with pytest.raises(ValueError, match="none of the variants"):
+        Ablation(name="x", variants={"a": TINY.variants["one"]}, base="b")
+    mistyped = VariantConfig(preset="digits", settings=("training.batchsize=2",))
+    wrong = TINY.model_copy(update={"variants": {**TINY.variants, "b": mistyped}})
     with pytest.raises(ConfigError, match="batch_size"):
         run_ablation(wrong, tmp_path / "runs")
     blind = TINY.model_copy(update={"settings": TINY.settings[:4]})
     with pytest.raises(ConfigError, match="accuracy_every_images"):
         run_ablation(blind, tmp_path / "runs")
-    with pytest.raises(InputError, match="No arm is named 'two'"):
+    with pytest.raises(InputError, match="No variant is named 'two'"):
         run_ablation(TINY, tmp_path / "runs", only=["two"])
     with pytest.raises(InputError, match="Seed 7 is none of the ablation's: 0, 1"):
         run_ablation(TINY, tmp_path / "runs", seeds=[0, 7])
@@ -121,10 +121,10 @@ def test_mistakes_are_named_before_anything_is_trained(tmp_path: Path) -> None:
 def test_arms_are_trained_once_and_all_are_read(tmp_path: Path) -> None:
     found = run_ablation(TINY, tmp_path, only=["one"], seeds=[1])
     assert found is not None
-    assert list(found[0].arms[0].curves) == [1]
+    assert list(found[0].variants[0].curves) == [1]
     found = run_ablation(TINY, tmp_path, only=["one"])
     assert found is not None
-    assert [[arm.name for arm in one.arms] for one in found] == [["one"], ["one"]]
+    assert [[variant.name for variant in one.variants] for one in found] == [["one"], ["one"]]
     lines = read_records(run_folder(tmp_path, "one", 1) / ACCURACY)
     assert [line["images"] for line in lines] == [16, 32]
     assert set(lines[0]["correct"]) == {"0", "1"}
@@ -132,7 +132,7 @@ def test_arms_are_trained_once_and_all_are_read(tmp_path: Path) -> None:
     found = run_ablation(TINY, tmp_path)
     assert found is not None
     assert (run_folder(tmp_path, "one", 0) / ACCURACY).stat().st_mtime_ns == before
-    assert [arm.name for arm in found[1].arms] == ["one", "8 groups, eps"]
+    assert [variant.name for variant in found[1].variants] == ["one", "8 groups, eps"]
     assert run_folder(tmp_path, "8 groups, eps", 0).parent.name == "8-groups-eps"
     record = json.loads((tmp_path / "ablation.json").read_text())
     assert record["curves"]["1"]["one"]["0"]["images"] == [16, 32]
@@ -142,16 +142,16 @@ def test_arms_are_trained_once_and_all_are_read(tmp_path: Path) -> None:
 
 def test_a_level_that_is_reached_ends_the_run(tmp_path: Path) -> None:
     easy = TINY.model_copy(
-        update={"stop_at": 0.01, "arms": {"one": TINY.arms["one"]}, "seeds": (0,)}
+        update={"stop_at": 0.01, "variants": {"one": TINY.variants["one"]}, "seeds": (0,)}
     )
     settings = [*easy.settings, "training.images=4800", "evaluation.quick_scales=[1]"]
     easy = easy.model_copy(update={"settings": tuple(settings)})
     found = run_ablation(easy, tmp_path)
     assert found is not None
-    length = found[0].arms[0].curves[0].images[-1]
+    length = found[0].variants[0].curves[0].images[-1]
     assert length < 4800
     assert run_ablation(easy, tmp_path) is not None
-    assert isinstance(found[0], Ablated)
+    assert isinstance(found[0], AblationResult)
     assert read_records(run_folder(tmp_path, "one", 0) / ACCURACY)[-1]["images"] == length
 
 

@@ -19,14 +19,8 @@ from sfumato.config.schema import ClassifierExperiment, ClassifierTrainingConfig
 from sfumato.config.sections import ClassifierConfig, DataConfig
 from sfumato.data.loading import Batch
 from sfumato.data.records import load_records
-from sfumato.evaluation.classifier import (
-    FILE_NAME,
-    RESULT,
-    ImageClassifier,
-    load_classifier,
-    match_classes,
-)
-from sfumato.evaluation.classifier_training import classifier_run
+from sfumato.evaluation.classifier import RESULT, ImageClassifier, load_classifier, match_classes
+from sfumato.evaluation.classifier_training import FILE_NAME, classifier_run
 from sfumato.evaluation.extractors.registry import available_extractors
 from sfumato.evaluation.metrics.calibration import fit_temperature, negative_log_likelihood
 from sfumato.evaluation.untrained import over_seeds, untrained_accuracies

@@ -14,7 +14,7 @@ from sfumato.config.sections import EvaluationConfig
 from sfumato.evaluation.reference import Reference
 from sfumato.generation.loading import load
 from sfumato.generation.model import Model
-from sfumato.studies.training_curve import read_curve
+from sfumato.studies.training_curve import CurveCard
 from sfumato.training.checkpoint import Checkpoints
 from tests.conftest import CommandResult
 
@@ -34,7 +34,7 @@ def test_every_kept_checkpoint_is_measured_with_the_same_seeds(
     found = sfumato(*command)
     assert found.code == 0, found.err
     assert all(f"{images:,}" in found.out for images in kept)
-    card = read_curve(out)
+    card = CurveCard.read(out)
     assert [point.images_seen for point in card.points] == kept
     assert len({point.weights_sha256 for point in card.points}) == len(kept)
     assert {point.nfe for point in card.points} == {4}
@@ -57,7 +57,7 @@ def test_checkpoints_that_are_gone_damaged_or_too_early_are_left_out(
     command = ("curve", str(run), "--count", "30", "--steps", "1", "--guidance", "1")
     away = sfumato(*command, "--guidance-form", "autoguidance", "--out", str(tmp_path / "away"))
     assert away.code == 0, away.err
-    card = read_curve(tmp_path / "away")
+    card = CurveCard.read(tmp_path / "away")
     assert [point.images_seen for point in card.points] == [last]
     assert card.guidance == f"autoguidance:images={first}"
     assert {point.nfe for point in card.points} == {1}
@@ -67,7 +67,7 @@ def test_checkpoints_that_are_gone_damaged_or_too_early_are_left_out(
     found = sfumato(*command, "--out", str(tmp_path / "damaged"))
     assert found.code == 0, found.err
     assert "Left out: " in found.out
-    assert [point.images_seen for point in read_curve(tmp_path / "damaged").points] == [last]
+    assert [point.images_seen for point in CurveCard.read(tmp_path / "damaged").points] == [last]
 
     shutil.rmtree(damaged.parent)
     alone = sfumato(*command, "--guidance-form", "autoguidance", "--out", str(tmp_path / "alone"))

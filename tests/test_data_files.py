@@ -11,7 +11,8 @@ from PIL import Image
 
 from sfumato.base.errors import DamagedDataError, InputError
 from sfumato.config.sections import DataConfig
-from sfumato.data.records import load_records, open_images, source_identity
+from sfumato.data.opening import open_images, source_identity
+from sfumato.data.records import load_records
 from sfumato.data.survey import resolve, survey
 from sfumato.data.table import Damage, list_damage
 from tests.pictures import bomb, encoded, noise, write_idx, write_parquet

@@ -8,7 +8,8 @@ import torch
 
 from sfumato.base.errors import ConfigError, DamagedDataError, InputError
 from sfumato.config.sections import DataConfig
-from sfumato.data.records import load_records, open_images
+from sfumato.data.opening import open_images
+from sfumato.data.records import load_records
 from sfumato.data.survey import resolve, survey
 from tests.pictures import noise, write_image
 

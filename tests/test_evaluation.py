@@ -24,10 +24,13 @@ from sfumato.evaluation.compare import Side, compare, compare_sides
 from sfumato.evaluation.evaluate import evaluate
 from sfumato.evaluation.extractors.registry import Opened
 from sfumato.evaluation.extractors.small import load_small_clip
+from sfumato.evaluation.image_files import read_folder, read_npz
 from sfumato.evaluation.image_set import ImageSet
 from sfumato.evaluation.metrics.features import MOST_ROWS, ImageFeatures
-from sfumato.evaluation.metrics.frechet import feature_statistics, frechet_distance
+from sfumato.evaluation.metrics.frechet import frechet_distance
 from sfumato.evaluation.metrics.kernel import kernel_distance
+from sfumato.evaluation.metrics.moments import feature_statistics
+from sfumato.evaluation.sampled_images import sampled_set
 from sfumato.generation.model import Model
 from tests.conftest import CommandResult
 from tests.memory import run_alone
@@ -221,7 +224,7 @@ def test_a_new_metric_is_one_module(
         monkeypatch.setattr(module, "all_metrics", lambda: found)
     monkeypatch.setattr(registry, "all_metrics", lambda: found)
     settings = {**SETTINGS, "extractors": ("classifier",)}
-    images = ImageSet.from_npz(real_npz, DIGITS)
+    images = read_npz(real_npz, DIGITS)
     dark = ImageSet.from_array(images.images() // 2, labels=images.labels, title="dark")
     cards = [
         evaluate(one, data=DIGITS, out=tmp_path / one.title, **settings) for one in (images, dark)
@@ -328,7 +331,7 @@ def test_a_part_is_sampled_again_for_other_prompts_or_seeds(
     """Sets of the same settings share a folder, never images of other prompts."""
 
     def sampled(prompts: list[str], seeds: list[int]) -> ImageSet:
-        return ImageSet.sampled(small_model, prompts, seeds, folder=tmp_path)
+        return sampled_set(small_model, prompts, seeds, folder=tmp_path)
 
     one = sampled(["A handwritten digit 1"] * 2, [0, 1])
     other = sampled(["A handwritten digit 2"] * 2, [0, 1])
@@ -432,12 +435,12 @@ def test_captions_of_other_words_name_their_class(tmp_path: Path) -> None:
 
     for index in range(12):
         write_png(index, "A lovely seven!")
-    images = ImageSet.from_folder(tmp_path, DIGITS)
+    images = read_folder(tmp_path, DIGITS)
     assert images.labels is not None
     assert images.labels.tolist() == [7] * 12
     assert not images.notes
     write_png(0, "seven or three")
-    images = ImageSet.from_folder(tmp_path, DIGITS)
+    images = read_folder(tmp_path, DIGITS)
     assert images.labels is None
     assert "the classes asked for are not known" in images.notes[0]
 
@@ -571,27 +574,27 @@ def test_folders_that_cannot_be_measured(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(InputError, match="is empty"):
-        ImageSet.from_folder(empty, DIGITS)
+        read_folder(empty, DIGITS)
     (empty / "notes.txt").write_text("x")
     with pytest.raises(InputError, match="holds no images"):
-        ImageSet.from_folder(empty, DIGITS)
+        read_folder(empty, DIGITS)
     mixed = tmp_path / "mixed"
     write(mixed / "a.png", grey)
     write(mixed / "b.png", np.zeros((9, 8), np.uint8))
     with pytest.raises(InputError, match=r"a.png is 8 x 8 greyscale, b.png is 8 x 9 greyscale"):
-        ImageSet.from_folder(mixed, DIGITS)
+        read_folder(mixed, DIGITS)
     write(mixed / "b.png", grey, "RGB")
     with pytest.raises(InputError, match=r"b.png is 8 x 8 RGB"):
-        ImageSet.from_folder(mixed, DIGITS)
+        read_folder(mixed, DIGITS)
     write(mixed / "b.png", grey, "RGBA")
     with pytest.raises(InputError, match="mode RGBA"):
-        ImageSet.from_folder(mixed, DIGITS)
+        read_folder(mixed, DIGITS)
     write(mixed / "b.png", grey)
     with pytest.raises(InputError, match="2 images are too few"):
-        ImageSet.from_folder(mixed, DIGITS)
+        read_folder(mixed, DIGITS)
     (mixed / "b.png").write_bytes((mixed / "a.png").read_bytes()[:40])
     with pytest.raises(DamagedDataError, match=r"b.png cannot be read"):
-        ImageSet.from_folder(mixed, DIGITS)
+        read_folder(mixed, DIGITS)
     with pytest.raises(InputError, match="does not exist"):
         evaluate(tmp_path / "nothing", data=DIGITS)
 
@@ -610,7 +613,7 @@ def test_folders_that_cannot_be_measured(tmp_path: Path) -> None:
 def test_arrays_that_cannot_be_measured(tmp_path: Path, arrays, error, words: str) -> None:
     np.savez(tmp_path / "images.npz", *arrays)
     with pytest.raises(error, match=words):
-        ImageSet.from_npz(tmp_path / "images.npz", DIGITS)
+        read_npz(tmp_path / "images.npz", DIGITS)
 
 
 def test_a_file_cut_short_and_images_without_a_reference(
@@ -619,7 +622,7 @@ def test_a_file_cut_short_and_images_without_a_reference(
     short = tmp_path / "short.npz"
     short.write_bytes(real_npz.read_bytes()[:2000])
     with pytest.raises(DamagedDataError, match="cannot be read"):
-        ImageSet.from_npz(short, DIGITS)
+        read_npz(short, DIGITS)
     alone = sfumato("evaluate", str(real_npz))
     assert alone.code == 2
     assert "does not say which real images" in alone.err

@@ -14,7 +14,7 @@ from sfumato.base.errors import InputError
 from sfumato.base.images import to_uint8
 from sfumato.evaluation.image_set import ImageSet
 from sfumato.evaluation.prompt_set import PromptSet
-from sfumato.evaluation.sampled_images import complete, stretched
+from sfumato.evaluation.sampled_images import complete, sampled_set, stretched
 from sfumato.generation.loading import load
 from sfumato.paper.claims import GUIDED, NONE
 from sfumato.paper.findings import FindingsConfig, measure_findings
@@ -165,7 +165,7 @@ def test_the_clipped_arm_is_kept_twice_and_sampled_once(
     prompts = PromptSet.of(load_records(model.data, "reference"), 20)
 
     def sampled(scale: float, tensor: str = "images") -> ImageSet:
-        return ImageSet.sampled(
+        return sampled_set(
             model,
             prompts,
             range(7, 27),
@@ -207,11 +207,11 @@ def test_every_claim_has_a_verdict_and_nothing_is_sampled_twice(
     command = ["findings", *map(str, runs), *OPTIONS, "--out", str(out)]
     first = sfumato(*command)
     assert first.code == 0, first.err
-    # Two arms at three scales (an NFE of 3, 3 and 6), the clipped and the early one at two.
+    # Two variants at three scales (an NFE of 3, 3 and 6), the clipped and the early one at two.
     total = 30 * (2 * (3 + 3 + 6) + 2 * (3 + 6))
     assert f"{total:,} of {total:,} network evaluations" in first.out
     found = _json(out)
-    assert {arm["key"] for arm in found["arms"]} == {
+    assert {variant["key"] for variant in found["variants"]} == {
         "without",
         "clipped",
         "stretched",
@@ -219,7 +219,7 @@ def test_every_claim_has_a_verdict_and_nothing_is_sampled_twice(
         "with",
     }
     assert found["seeds"] == [0, 29]
-    assert found["arms"][0]["settings"]["model"]["weights_sha256"]
+    assert found["variants"][0]["settings"]["model"]["weights_sha256"]
     assert found["also_differ"] == ["data.value_range: [0.0, 1.0] and [-1.0, 1.0]"]
     decided = verdicts(out)
     assert decided["loss_plateaus"] in (HELD, NOT_HELD, UNDECIDED)
@@ -247,8 +247,8 @@ def test_every_claim_has_a_verdict_and_nothing_is_sampled_twice(
     assert {path: path.stat().st_mtime_ns for path in files[1:]}.items() <= before.items()
     same = _json(out)
     assert same["claims"] == found["claims"]
-    assert [[one["metrics"] for one in arm["scales"]] for arm in same["arms"]] == [
-        [one["metrics"] for one in arm["scales"]] for arm in found["arms"]
+    assert [[one["metrics"] for one in variant["scales"]] for variant in same["variants"]] == [
+        [one["metrics"] for one in variant["scales"]] for variant in found["variants"]
     ]
 
     # One run alone leaves claims open; its images are there, and other findings stay as they are.

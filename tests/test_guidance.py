@@ -25,7 +25,8 @@ from sfumato.diffusion.guidance import (
 )
 from sfumato.diffusion.process import VariancePreserving
 from sfumato.diffusion.sampling import Network, Sampled, initial_noise, sample
-from sfumato.diffusion.solvers.registry import Sampling, build_solver
+from sfumato.diffusion.solvers.build import build_solver
+from sfumato.diffusion.solvers.registry import Sampling
 from sfumato.generation.loading import load
 from sfumato.generation.model import generators_from_seeds
 from tests.conftest import IdealDenoiser

@@ -3,12 +3,9 @@ import pytest
 import torch
 from scipy.stats import binom, binomtest, bootstrap
 
-from sfumato.evaluation.metrics.frechet import (
-    FeatureStatistics,
-    feature_statistics,
-    frechet_distance,
-)
+from sfumato.evaluation.metrics.frechet import frechet_distance
 from sfumato.evaluation.metrics.intervals import bootstrap_median, wilson
+from sfumato.evaluation.metrics.moments import FeatureStatistics, feature_statistics
 from sfumato.evaluation.metrics.pixels import saturated_shares
 
 

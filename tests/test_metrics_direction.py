@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from sfumato.evaluation.metrics.diversity import diversity_within_classes
-from sfumato.evaluation.metrics.frechet import feature_statistics, frechet_distance
+from sfumato.evaluation.metrics.frechet import frechet_distance
 from sfumato.evaluation.metrics.frechet_infinity import frechet_infinity
 from sfumato.evaluation.metrics.inception_score import inception_score_of_logits
 from sfumato.evaluation.metrics.kernel import kernel_distance
 from sfumato.evaluation.metrics.manifold import density_coverage, precision_recall
 from sfumato.evaluation.metrics.memorisation import memorisation
+from sfumato.evaluation.metrics.moments import feature_statistics
 
 CLASSES, DIM, COUNT = 8, 12, 320
 CENTRES = 2 * torch.randn(CLASSES, DIM, generator=torch.Generator().manual_seed(99))

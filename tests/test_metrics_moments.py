@@ -6,16 +6,14 @@ import torch
 from scipy.linalg import sqrtm
 from torch import Tensor
 
-from sfumato.evaluation.metrics.frechet import (
+from sfumato.evaluation.metrics.frechet import frechet_distance, frechet_sampling_error, frechet_to
+from sfumato.evaluation.metrics.frechet_infinity import frechet_infinity, frechet_infinity_of_both
+from sfumato.evaluation.metrics.moments import (
     FeatureMoments,
     FeatureStatistics,
     covariance_root,
     feature_statistics,
-    frechet_distance,
-    frechet_sampling_error,
-    frechet_to,
 )
-from sfumato.evaluation.metrics.frechet_infinity import frechet_infinity, frechet_infinity_of_both
 
 
 def draw(count: int, dim: int, seed: int, *, scale: float = 1.0, shift: float = 0.0) -> Tensor:

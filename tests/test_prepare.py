@@ -24,8 +24,9 @@ from sfumato.config.sections import DataConfig
 from sfumato.data import decode, prepare
 from sfumato.data.decode import Target
 from sfumato.data.loading import DeviceBatches
+from sfumato.data.opening import open_images
 from sfumato.data.prepared import IMAGES, MANIFEST, ROWS, MappedImages
-from sfumato.data.records import Records, load_records, open_images
+from sfumato.data.records import Records, load_records
 from sfumato.data.survey import resolve, survey
 from tests.pictures import encoded, noise, write_idx, write_image, write_parquet
 
@@ -469,7 +470,7 @@ def test_the_command_prepares_and_training_reads_it(sfumato, tmp_path: Path) -> 
     run = sfumato("train", "small", "--data", "ready", "--out", "run", *chosen, cwd=tmp_path)
     assert run.code == 0, run.err
     assert "Found 12 images (prepared from image folder), 8x8, RGB" in run.out
-    assert (tmp_path / "run" / "pipeline" / "model_index.json").exists()
+    assert (tmp_path / "run" / "model" / "model_index.json").exists()
 
 
 def test_bench_data_measures_both_kinds(sfumato, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from sfumato.diffusion.process import (
     process_from_dict,
 )
 from sfumato.diffusion.sampling import initial_noise, sample
-from sfumato.diffusion.solvers.registry import SAMPLERS, Sampler, Sampling, build_solver
+from sfumato.diffusion.solvers.build import build_solver
+from sfumato.diffusion.solvers.registry import SAMPLERS, Sampler, Sampling
 from sfumato.diffusion.solvers.schedulers import build_scheduler, process_of_scheduler
 from sfumato.generation.model import generators_from_seeds
 from tests.conftest import IdealDenoiser

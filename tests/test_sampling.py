@@ -14,7 +14,8 @@ from sfumato.diffusion.process import (
     VariancePreserving,
 )
 from sfumato.diffusion.sampling import in_equal_rows, initial_noise, nfe_of, sample
-from sfumato.diffusion.solvers.registry import SAMPLERS, Sampling, build_solver
+from sfumato.diffusion.solvers.build import build_solver
+from sfumato.diffusion.solvers.registry import SAMPLERS, Sampling
 from sfumato.diffusion.solvers.schedulers import (
     SPACINGS,
     SchedulerSolver,

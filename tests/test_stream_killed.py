@@ -104,7 +104,7 @@ def test_a_killed_streamed_training_goes_on_exactly_and_leaves_no_worker(folder,
         process.kill()
         process.wait()
         kills += 1
-        assert all(ended(worker, within_seconds=15) for worker in workers)
+        assert all(ended(worker, within_seconds=5) for worker in workers)
     assert process.returncode == 0
     assert kills >= 2
     assert files(out) == expected

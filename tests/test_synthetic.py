@@ -19,7 +19,8 @@ from sfumato.bench import synthetic
 from sfumato.bench.paintings.styles import STYLES, paint
 from sfumato.bench.synthetic import GENRES, LEAST_BYTES, MOST_BYTES, Synthesis, synthesize
 from sfumato.config.sections import DataConfig
-from sfumato.data.records import load_records, open_images
+from sfumato.data.opening import open_images
+from sfumato.data.records import load_records
 
 SMALL = Synthesis(files=2, rows=16, row_group=6, order="sorted", seed=3)
 
@@ -181,8 +182,8 @@ def test_the_command_says_what_it_made_and_goes_on(sfumato, folder: Path) -> Non
     assert "2 files, 32 synthetic paintings, 0.0" in made.out
     assert f"sfumato data show {folder} --set data.label_column=style" in made.out
     for wrong, message in (
-        (["--like", "wikart"], "Did you mean 'wikiart'?"),
-        (["--order", "random"], "There is no order 'random'"),
+        (["--like", "wikart"], "is not one of 'wikiart'"),
+        (["--order", "random"], "is not one of"),
         (["--order", "mixed"], "made with other settings"),
     ):
         refused = sfumato("data", "synthesize", str(folder), *settings, *wrong)

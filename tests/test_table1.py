@@ -31,7 +31,7 @@ def resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_both_ends_are_drawn_from_the_seed_and_the_body_is_the_files(resnet: Path) -> None:
+def test_both_ends_depend_on_the_seed_and_the_body_is_the_files(resnet: Path) -> None:
     from transformers import ResNetForImageClassification
 
     images = torch.randint(0, 256, (12, 3, 32, 32), dtype=torch.uint8)
@@ -52,7 +52,7 @@ def test_both_ends_are_drawn_from_the_seed_and_the_body_is_the_files(resnet: Pat
     )
 
 
-def test_another_model_or_none_is_told(resnet: Path, tmp_path: Path) -> None:
+def test_another_model_or_none_is_reported(resnet: Path, tmp_path: Path) -> None:
     config = json.loads((resnet / "config.json").read_text())
     other = tmp_path / "other"
     other.mkdir()
@@ -105,7 +105,7 @@ def test_the_table_measures_the_images_of_an_evaluation(
         *command[:2], "--set", f"evaluation.features.resnet={tmp_path}", "--steps", "2"
     )
     assert broken.code != 0
-    assert "images" not in broken.out  # said before anything is drawn
+    assert "images" not in broken.out  # reported before anything is sampled
     assert sfumato(*command).code == 0
     assert json.loads((out / "table1.json").read_text())["rows"] == table["rows"]
     too_many = sfumato(*command[:2], "--count", "2000", *command[4:])

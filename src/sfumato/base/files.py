@@ -144,16 +144,16 @@ def sibling(folder: Path, ending: str) -> Path:
 
 
 def folder_for(
-    base: Path, request: dict[str, Any], *, say: Callable[[str], None] = lambda sentence: None
+    base: Path, request: dict[str, Any], *, log: Callable[[str], None] = lambda text: None
 ) -> Path:
     """`base`, or `base`-2, ...: the first that is free, or was made for this very `request`.
 
     `request` is plain values, everything that the folder's content depends on; it is kept there as
-    `request.json`. `say` is told where it is not `base`. `InputError` where `base` is a file.
+    `request.json`. `log` gets a line where it is not `base`. `InputError` where `base` is a file.
     """
     folder = _folder_for(base, request)
     if folder != base:
-        say(f"{base} was made with other settings and stays as it is; these have {folder}")
+        log(f"{base} was made with other settings and stays as it is; these have {folder}")
     return folder
 
 

@@ -1,7 +1,6 @@
-"""How fast images come: decoding against bare Pillow, gathering from prepared data."""
+"""How fast images are decoded against Pillow alone, and gathered from prepared data."""
 
 import io
-import multiprocessing
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,12 +12,13 @@ import numpy as np
 from PIL import Image
 
 from sfumato.base.errors import InputError
-from sfumato.bench.bare import decode_held, hold
+from sfumato.bench.loaders import decode_part, decode_whole, decoding_pool
 from sfumato.config.sections import DataConfig
 from sfumato.data.decode import Target, decode, decode_chunks, processors
 from sfumato.data.loading import SampleOrder
+from sfumato.data.opening import open_images
 from sfumato.data.prepared import MappedImages
-from sfumato.data.records import load_records, open_images, target_of
+from sfumato.data.records import load_records, target_of
 
 _ROUNDS = 5
 _COMPARED = 100
@@ -60,14 +60,13 @@ def decoding_speed(config: DataConfig, *, most: int) -> DecodingSpeed:
             pass
 
     cores = processors()
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(cores, hold, (images,)) as pool:
-        bare = partial(decode_held, side=target.resolution)
+    with decoding_pool(images, cores) as pool:
+        bare = partial(decode_part, target=target)
         stretches = [range(core, len(images), cores) for core in range(cores)]
         runs: dict[str, Callable[[], object]] = {
             "ours": ours,
-            "bare": lambda: pool.map(partial(bare, reduced=True), stretches),
-            "full": lambda: pool.map(partial(bare, reduced=False), stretches),
+            "bare": lambda: pool.map(partial(bare, decoder=_reduced), stretches),
+            "full": lambda: pool.map(partial(bare, decoder=decode_whole), stretches),
         }
         seconds = _in_turn(runs)
     differences = [_difference(image, target) for image in images[:_COMPARED]]
@@ -82,6 +81,14 @@ def decoding_speed(config: DataConfig, *, most: int) -> DecodingSpeed:
         max_difference=int(max(np.abs(each).max() for each in differences)),
         psnr_db=float(10 * np.log10(255**2 / squares)) if squares else float("inf"),
     )
+
+
+def _reduced(image: bytes, target: Target) -> np.ndarray:
+    """Decoded by Pillow alone, at reduced scale where it can."""
+    opened = Image.open(io.BytesIO(image))
+    opened.draft(None, (2 * target.resolution, 2 * target.resolution))
+    size = (target.resolution, target.resolution)
+    return np.asarray(opened.convert("RGB").resize(size, Image.Resampling.BILINEAR))
 
 
 def _in_turn(runs: dict[str, Callable[[], object]]) -> dict[str, float]:

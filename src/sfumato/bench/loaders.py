@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.pool import Pool
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -92,7 +93,7 @@ class _Files:
         return pq.read_table(self.files[file], columns=[self.column]).column(0)
 
 
-def _whole(image: bytes, target: Target) -> np.ndarray:
+def decode_whole(image: bytes, target: Target) -> np.ndarray:
     """Every pixel decoded, then squashed, as the paper does."""
     side = target.resolution
     picture = Image.open(io.BytesIO(image)).convert("RGB" if target.channels == 3 else "L")
@@ -130,7 +131,7 @@ class _RandomAccess(Dataset[tuple[np.ndarray, int, int]]):
         self._cache[file] = column
         while len(self._cache) > self._most:
             self._cache.popitem(last=False)
-        return _whole(_bytes_of(column[row]), self._target), label, number
+        return decode_whole(_bytes_of(column[row]), self._target), label, number
 
 
 class _FileByFile(IterableDataset[tuple[np.ndarray, int, int]]):
@@ -140,13 +141,13 @@ class _FileByFile(IterableDataset[tuple[np.ndarray, int, int]]):
         self._files, self._target, self._decode = _Files.of(setup.config), setup.target, decoder
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, int, int]]:
-        draw = np.random.default_rng(_SEED)
+        rng = np.random.default_rng(_SEED)
         worker = torch.utils.data.get_worker_info()
-        order = draw.permutation(len(self._files.files)).tolist()
+        order = rng.permutation(len(self._files.files)).tolist()
         for file in order if worker is None else order[worker.id :: worker.num_workers]:
             column = self._files.read(file)
             rows = self._files.rows[file]
-            for place in draw.permutation(len(rows)).tolist():
+            for place in rng.permutation(len(rows)).tolist():
                 row, number, label = rows[place]
                 yield self._decode(_bytes_of(column[row]), self._target), label, number
 
@@ -184,7 +185,7 @@ def _hugging_face(setup: Setup) -> Iterator[Loaded]:
     stream = stream.shuffle(seed=_SEED, buffer_size=_SHUFFLE_BUFFER)
 
     def collated(rows: list[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        images = [_whole(row[files.column]["bytes"], setup.target) for row in rows]
+        images = [decode_whole(row[files.column]["bytes"], setup.target) for row in rows]
         labels = torch.tensor([row.get(setup.label_column) or 0 for row in rows])
         return torch.from_numpy(np.stack(images)), labels, torch.full_like(labels, -1)
 
@@ -195,14 +196,8 @@ def _hugging_face(setup: Setup) -> Iterator[Loaded]:
 
 def _streamed(setup: Setup) -> Iterator[Loaded]:
     records = open_stream(setup.config, "train")
-    batches = StreamBatches(
-        records,
-        seed=_SEED,
-        batch_size=setup.batch_size,
-        device=_CPU,
-        workers=setup.workers,
-    )
-    return _drawn(batches)
+    settings = {"seed": _SEED, "batch_size": setup.batch_size, "device": _CPU}
+    return _batches(StreamBatches(records, workers=setup.workers, **settings))
 
 
 def _held(setup: Setup, *, source: str) -> Iterator[Loaded]:
@@ -211,10 +206,10 @@ def _held(setup: Setup, *, source: str) -> Iterator[Loaded]:
         config = config.model_copy(update={"source": source, "label_column": "auto", "fit": "crop"})
     records = load_records(config, "train")
     batches = DeviceBatches(records, seed=_SEED, batch_size=setup.batch_size, device=_CPU)
-    return _drawn(batches)
+    return _batches(batches)
 
 
-def _drawn(batches: StreamBatches | DeviceBatches) -> Iterator[Loaded]:
+def _batches(batches: StreamBatches | DeviceBatches) -> Iterator[Loaded]:
     seen = 0
     while True:
         batch = batches.at(seen)
@@ -224,28 +219,34 @@ def _drawn(batches: StreamBatches | DeviceBatches) -> Iterator[Loaded]:
 
 
 _encoded: Sequence[bytes] = ()
-"""What the processes of `_bare` decode; they are forked, so that it is not sent."""
+"""What the processes of `decoding_pool` decode; they are forked, so that it is not sent."""
+
+
+def decoding_pool(images: Sequence[bytes], processes: int) -> Pool:
+    """Processes for `decode_part` on `images`."""
+    global _encoded
+    _encoded = images
+    return multiprocessing.get_context("fork").Pool(processes)
+
+
+def decode_part(part: range, *, decoder: Decoder, target: Target) -> None:
+    for number in part:
+        decoder(_encoded[number], target)
 
 
 def _bare(setup: Setup, *, decoder: Decoder) -> Iterator[Loaded]:
     """Decoding and resizing alone, of images that are in memory."""
-    global _encoded
     files = _Files.of(setup.config)
     column = files.read(0)
-    _encoded = [_bytes_of(column[row]) for row, _, _ in files.rows[0][:_BARE_IMAGES]]
+    images = [_bytes_of(column[row]) for row, _, _ in files.rows[0][:_BARE_IMAGES]]
     size = setup.batch_size
-    parts = [range(start, start + size) for start in range(0, len(_encoded) - size + 1, size)]
+    parts = [range(start, start + size) for start in range(0, len(images) - size + 1, size)]
     none = torch.empty(0, dtype=torch.int64)
-    with multiprocessing.get_context("fork").Pool(max(1, setup.workers)) as pool:
-        work = partial(_decode_part, decoder=decoder, target=setup.target)
+    with decoding_pool(images, max(1, setup.workers)) as pool:
+        work = partial(decode_part, decoder=decoder, target=setup.target)
         while True:
             for _ in pool.imap_unordered(work, parts):
                 yield Loaded(none, none, none)
-
-
-def _decode_part(part: range, *, decoder: Decoder, target: Target) -> None:
-    for number in part:
-        decoder(_encoded[number], target)
 
 
 WAYS: dict[str, Way] = {
@@ -261,7 +262,9 @@ WAYS: dict[str, Way] = {
         few=True,
     ),
     "files": Way(
-        label="file by file (the paper)", start=partial(_file_by_file, decoder=_whole), bar=3.5
+        label="file by file (the paper)",
+        start=partial(_file_by_file, decoder=decode_whole),
+        bar=3.5,
     ),
     "files-reduced": Way(
         label="file by file, our decoder", start=partial(_file_by_file, decoder=_ours)
@@ -273,8 +276,6 @@ WAYS: dict[str, Way] = {
     ),
     "memory": Way(label="sfumato, in memory", start=lambda setup: _held(setup, source="")),
     "bare": Way(label="decoding alone, reduced", start=partial(_bare, decoder=_ours), bar=0.9),
-    "bare-full": Way(label="decoding alone, full", start=partial(_bare, decoder=_whole)),
+    "bare-full": Way(label="decoding alone, full", start=partial(_bare, decoder=decode_whole)),
 }
 """Ways to load, by name: one entry each."""
-
-OURS = "stream"

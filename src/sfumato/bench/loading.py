@@ -16,8 +16,8 @@ from sfumato.base.files import write_json
 from sfumato.bench.loaders import WAYS, Setup
 from sfumato.bench.timing import Timing, time_once
 from sfumato.config.sections import DataConfig
+from sfumato.data.opening import open_images
 from sfumato.data.prepare import prepare
-from sfumato.data.records import open_images
 from sfumato.data.streaming.stream import open_stream
 from sfumato.data.table import GroupedPart
 
@@ -109,18 +109,21 @@ def compare_loading(
             for name in ways
         }
         timings, problems = _time_in_turn(setup, batches, pairs, log)
-    rows = [
-        Row(
-            name=name,
-            label=WAYS[name].label,
-            timings=timings[name],
-            entropy=_entropy_share(timings[name], labels, batch_size),
-            displacement=_displacement(timings[name], len(labels)),
-            problem=problems.get(name, ""),
-        )
-        for name in ways
-    ]
+    rows = [_row(name, timings[name], problems.get(name, ""), labels, batch_size) for name in ways]
     return Loading(rows=rows, images=len(labels), batch_size=batch_size, workers=workers)
+
+
+def _row(
+    name: str, timings: list[Timing], problem: str, labels: np.ndarray, batch_size: int
+) -> Row:
+    return Row(
+        name=name,
+        label=WAYS[name].label,
+        timings=timings,
+        entropy=_entropy_share(timings, labels, batch_size),
+        displacement=_displacement(timings, len(labels)),
+        problem=problem,
+    )
 
 
 def _check(
@@ -169,8 +172,8 @@ _LEAST_BATCHES = 20
 def _entropy_share(timings: Sequence[Timing], labels: np.ndarray, batch: int) -> float | None:
     if not timings or len(timings[0].labels) < _LEAST_BATCHES * batch or len(set(labels)) < 2:
         return None
-    draw = np.random.default_rng(_SEED)
-    ideal = np.mean([batch_entropy(draw.permutation(labels), batch) for _ in range(4)])
+    rng = np.random.default_rng(_SEED)
+    ideal = np.mean([batch_entropy(rng.permutation(labels), batch) for _ in range(4)])
     return batch_entropy(np.array(timings[0].labels), batch) / float(ideal)
 
 

@@ -32,7 +32,7 @@ from sfumato.training.loop import Hook, Run, train
 from sfumato.training.objectives.diffusion import DiffusionObjective
 
 RANDOM = "random"
-_DRAWS = 8
+_NOISE_LEVELS = 8
 """Noise levels that each held-out image is measured at, one from each eighth of them."""
 _ROWS = 64
 
@@ -46,9 +46,9 @@ class FileOrder(SampleOrder):
         self._files = files
 
     def _permutation(self, epoch: int) -> Tensor:
-        draw = np.random.default_rng(derived_seed(self.seed, "file by file", epoch))
-        files = [self._files[place] for place in draw.permutation(len(self._files))]
-        return torch.from_numpy(np.concatenate([draw.permutation(file) for file in files]))
+        rng = np.random.default_rng(derived_seed(self.seed, "file by file", epoch))
+        files = [self._files[place] for place in rng.permutation(len(self._files))]
+        return torch.from_numpy(np.concatenate([rng.permutation(file) for file in files]))
 
 
 class StoredOrder(SampleOrder):
@@ -101,7 +101,7 @@ def compare_orders(
     *,
     seeds: Sequence[int],
     device: str = "auto",
-    say: Callable[[str], None] = lambda sentence: None,
+    log: Callable[[str], None] = lambda sentence: None,
     progress: Callable[[], Hook] | None = None,
 ) -> list[Ordered] | None:
     """Train every order and seed in `folder`, measure, and write `order.json`.
@@ -113,28 +113,25 @@ def compare_orders(
     held = load_records(experiment.data, "train")
     if len(held) != len(streamed):
         raise InputError(
-            f"{len(streamed) - len(held):,} images of {experiment.data.source} are damaged, so "
-            "that orders cannot be told apart from what is left out.",
+            f"{experiment.data.source} has {len(streamed) - len(held):,} damaged images.",
             hint="Take the damaged rows out of the files.",
         )
     losses: dict[str, dict[int, Tensor]] = {name: {} for name in ORDERS}
     for seed in seeds:
         for name, order in ORDERS.items():
-            say(f"{name}, seed {seed}")
+            log(f"{name}, seed {seed}")
             own = experiment.model_copy(update={"seed": seed})
             place = folder / f"{name.partition(' (')[0].replace(' ', '-')}-{seed}"
             run = prepare_run(own, place, device=device, hooks=[progress()] if progress else [])
-            objective = run.objective
-            assert isinstance(objective, DiffusionObjective)
-            batches = run.batches
-            assert isinstance(batches, DeviceBatches)
-            batches.order = order(streamed, seed)
+            assert isinstance(run.objective, DiffusionObjective)
+            assert isinstance(run.batches, DeviceBatches)
+            run.batches.order = order(streamed, seed)
             if not run.finished:
                 with stopping_on_signals(run):
                     train(run)
             if not run.finished:
                 return None
-            losses[name][seed] = held_out_losses(objective, own, run)
+            losses[name][seed] = held_out_losses(run.objective, own, run)
     found = ordered(losses)
     _write(found, folder, experiment)
     return found
@@ -164,8 +161,8 @@ def held_out_losses(
     levels = objective.process.num_train_timesteps
     generator = generator_for("held-out loss")
     total = torch.zeros(len(records), dtype=torch.float64)
-    for draw in range(_DRAWS):
-        low, high = draw * levels // _DRAWS, (draw + 1) * levels // _DRAWS
+    for level in range(_NOISE_LEVELS):
+        low, high = level * levels // _NOISE_LEVELS, (level + 1) * levels // _NOISE_LEVELS
         t = torch.randint(low, high, (len(records),), generator=generator)
         eps = torch.randn(records.images.shape, generator=generator)
         for start in range(0, len(records), _ROWS):
@@ -179,7 +176,7 @@ def held_out_losses(
                 network=objective.average.module,
             )
             total[part] += found.double().cpu()
-    return total / _DRAWS
+    return total / _NOISE_LEVELS
 
 
 def _write(found: Sequence[Ordered], folder: Path, experiment: DiffusionExperiment) -> None:

@@ -12,7 +12,7 @@ from sfumato.cli.show import log, new_table, print_table
 from sfumato.config.ablation import load_ablation
 
 if TYPE_CHECKING:
-    from sfumato.studies.ablation import Ablated
+    from sfumato.studies.ablation import AblationResult
 
 
 Dataset = Annotated[
@@ -23,7 +23,7 @@ Out = Annotated[
     Path | None, typer.Option(help="Folder of the runs; those that are there are resumed.")
 ]
 Only = Annotated[
-    list[str] | None, typer.Option("--only", help="Arms to train now; may be repeated.")
+    list[str] | None, typer.Option("--only", help="Variants to train now; may be repeated.")
 ]
 Seeds = Annotated[
     list[int] | None, typer.Option("--seed", help="Seeds to train now; may be repeated.")
@@ -39,12 +39,12 @@ def ablate(
     settings: Settings = None,
     device: Device = "auto",
 ) -> None:
-    """Which setting does what: arms of several seeds on equal images, evaluated in training."""
+    """Which setting does what: variants of several seeds on equal images, evaluated in training."""
     source = [] if dataset is None else [f"data.source={json.dumps(dataset)}"]
     overrides = [*source, *(settings or [])]
     chosen = load_ablation(ablation)
-    for arm in chosen.arms:  # mistyped settings are reported before torch is imported
-        chosen.experiment(arm, chosen.seeds[0], overrides)
+    for variant in chosen.variants:  # mistyped settings are reported before torch is imported
+        chosen.experiment(variant, chosen.seeds[0], overrides)
     from sfumato.studies.ablation import run_ablation
     from sfumato.training.progress import TrainingProgress
 
@@ -57,7 +57,7 @@ def ablate(
         only=only or [],
         seeds=seeds or [],
         device=device,
-        say=log,
+        log=log,
         progress=TrainingProgress,
     )
     if found is None:
@@ -68,9 +68,9 @@ def ablate(
         log(str(folder / f"ablation.{kind}"))
 
 
-def _print_tables(found: "Sequence[Ablated]") -> None:
+def _print_tables(found: "Sequence[AblationResult]") -> None:
     for one in found:
-        header, *rows = one.table()
+        header, rows = one.table()
         table = new_table(header, title=f"w = {one.scale}")
         for row in rows:
             table.add_row(*row)

@@ -116,7 +116,7 @@ def data(
     from sfumato.bench.loaders import WAYS
     from sfumato.bench.loading import compare_loading, save_loading
     from sfumato.bench.loading_page import chart, write_loading
-    from sfumato.data.records import source_name
+    from sfumato.data.opening import source_name
     from sfumato.data.survey import resolve
 
     config = resolve(config)
@@ -168,7 +168,7 @@ def order(
 
     experiment = experiment.model_copy(update={"data": resolve(experiment.data)})
     found = compare_orders(
-        experiment, out, seeds=range(seeds), device=device, say=log, progress=TrainingProgress
+        experiment, out, seeds=range(seeds), device=device, log=log, progress=TrainingProgress
     )
     if found is None:
         log(f"\n{RESUMES}")
@@ -190,7 +190,7 @@ def decoding(
     """How fast a source is decoded, against bare Pillow; how fast prepared data are gathered."""
     config = data_config(source, settings, resolution=resolution)
     from sfumato.bench.decoding import decoding_speed, gathering_speed
-    from sfumato.data.records import open_images
+    from sfumato.data.opening import open_images
     from sfumato.data.survey import resolve
 
     config = resolve(config)

@@ -52,7 +52,7 @@ def curve(
 
 
 def print_curve(card: "CurveCard") -> None:
-    from sfumato.studies.scale_charts import format_estimate, format_value, real_rows
+    from sfumato.studies.charts import format_estimate, format_value, real_rows
 
     table = new_table(["images seen", *SHOWN.values()], left=(), padding=(0, 2, 0, 0))
     for point in card.points:

@@ -74,9 +74,10 @@ def show(
     """What is in a data set: counts, classes, sizes, captions, damage; and a grid of samples."""
     config = data_config(source, settings)
     from sfumato.base.files import write_bytes
-    from sfumato.data.records import load_records, open_images, source_name
+    from sfumato.data.opening import open_images, source_name
+    from sfumato.data.records import load_records
     from sfumato.data.survey import resolve, survey
-    from sfumato.report.samples import caption_grid, class_grid
+    from sfumato.report.grids import caption_grid, class_grid
 
     found = survey(config)
     log(found.sentence())
@@ -208,7 +209,7 @@ def _print_damage(title: str, damage: Sequence, *, most: int | None = None) -> N
 def _print_facts(
     config: DataConfig, found: "Survey", splits: "Mapping[str, Records]", seconds: float
 ) -> None:
-    from sfumato.data.records import source_name
+    from sfumato.data.opening import source_name
 
     count = sum(len(records) + len(records.damage) for records in splits.values())
     held = ", held out by data.split_seed" if "all" in found.counts else ""

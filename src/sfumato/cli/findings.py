@@ -80,15 +80,15 @@ def findings(
 
 
 def print_findings(found: "Findings") -> None:
-    """Metrics of every arm and scale, then each claim with its verdict."""
-    from sfumato.studies.scale_charts import format_value
+    """Metrics of every variant and scale, then each claim with its verdict."""
+    from sfumato.studies.charts import format_value
 
     names = [name for name in SHOWN if name in found.real]
     table = new_table(["", "w", *(SHOWN[name] for name in names)], padding=(0, 2, 0, 0))
-    for arm in found.arms:
-        for place, one in enumerate(arm.scales):
+    for variant in found.variants:
+        for place, one in enumerate(variant.scales):
             cells = [format_value(key, one.metrics[key]) for key in names]
-            table.add_row("" if place else arm.title, f"{one.guidance_scale:g}", *cells)
+            table.add_row("" if place else variant.title, f"{one.guidance_scale:g}", *cells)
     table.add_row("real", "", *(format_value(key, found.real[key]) for key in names))
     print_table(table)
     log("")

@@ -78,7 +78,7 @@ def guidance(
 
 def _table(card: "FormsCard"):
     """A row for each form and scale, then real images."""
-    from sfumato.studies.scale_charts import format_value, real_rows
+    from sfumato.studies.charts import format_value, real_rows
 
     table = new_table(["", "w", "NFE", *SHOWN.values(), "burnt"], padding=(0, 1, 0, 0))
     for label, rows in groupby(card.rows, key=lambda row: row.label):

@@ -52,7 +52,7 @@ def print_wide(text: Callable[[int], str]) -> None:
 
 def print_claims(claims: "Sequence[Claim]") -> None:
     """Each claim with its verdict, the reason and the effects that were tested."""
-    from sfumato.studies.scale_charts import format_effect
+    from sfumato.studies.charts import format_effect
 
     for claim in claims:
         log_wrapped(f"{claim.verdict.upper()}: {claim.claim}.")

@@ -48,8 +48,7 @@ def table1(
     checked_settings(overrides)
     from sfumato.base.files import write_text
     from sfumato.generation.bundle_names import beside
-    from sfumato.paper.table1 import measure_table1
-    from sfumato.paper.table1_page import markdown
+    from sfumato.paper.table1 import markdown, measure_table1
 
     with stoppable():
         found = measure_table1(
@@ -66,7 +65,7 @@ def table1(
 
 
 def print_table1(found: "Table1") -> None:
-    from sfumato.paper.table1_page import columns, rows_of, told
+    from sfumato.paper.table1 import columns, rows_of, sentences
 
     rows = rows_of(found)
     kept = [place for place in range(len(rows[0])) if any(row[place] for row in rows)]
@@ -77,5 +76,5 @@ def print_table1(found: "Table1") -> None:
         table.add_row(*(row[place].replace(" (", "\n(") for place in kept))
     print_table(table)
     log("")
-    for sentence in told(found):
+    for sentence in sentences(found):
         log_wrapped(sentence)

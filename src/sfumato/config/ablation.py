@@ -11,23 +11,23 @@ from sfumato.config.overrides import read_named
 from sfumato.config.schema import DiffusionExperiment, load_experiment
 
 
-class ArmConfig(Section):
-    """A preset with the `section.key=value` in which the arm differs from it."""
+class VariantConfig(Section):
+    """A preset with the `section.key=value` in which the variant differs from it."""
 
     preset: str
     settings: tuple[str, ...] = ()
 
 
 class Ablation(Section):
-    """What is compared: arms by name."""
+    """What is compared: variants by name."""
 
     name: str
     about: str = ""
     settings: tuple[str, ...] = ()
-    """`section.key=value` of every arm."""
-    arms: dict[str, ArmConfig]
+    """`section.key=value` of every variant."""
+    variants: dict[str, VariantConfig]
     base: str
-    """The arm that the others are compared with."""
+    """The variant that the others are compared with."""
     seeds: tuple[int, ...] = (0, 1, 2)
     levels: tuple[float, ...] = (0.95, 0.98)
     """Class accuracies; for each, the images seen until a run reaches it are reported."""
@@ -43,20 +43,23 @@ class Ablation(Section):
 
     @model_validator(mode="after")
     def _has_base(self) -> "Ablation":
-        if self.base not in self.arms:
-            raise ValueError(f"base '{self.base}' is none of the arms: {', '.join(self.arms)}")
+        if self.base not in self.variants:
+            variants = ", ".join(self.variants)
+            raise ValueError(f"base '{self.base}' is none of the variants: {variants}")
         return self
 
-    def experiment(self, arm: str, seed: int, overrides: Sequence[str] = ()) -> DiffusionExperiment:
-        """The run of one arm and seed. `ConfigError` as `load_experiment`, or without quick
+    def experiment(
+        self, variant: str, seed: int, overrides: Sequence[str] = ()
+    ) -> DiffusionExperiment:
+        """The run of one variant and seed. `ConfigError` as `load_experiment`, or without quick
         evaluations."""
-        own = self.arms[arm]
+        own = self.variants[variant]
         settings = [*self.settings, *own.settings, *overrides, f"seed={seed}"]
         experiment = load_experiment(own.preset, settings, schema=DiffusionExperiment)
         if experiment.training.accuracy_every_images is None:
             raise ConfigError(
-                f"ablation '{self.name}', arm '{arm}': without quick evaluations there is nothing "
-                "to compare.",
+                f"ablation '{self.name}', variant '{variant}': without quick evaluations there is "
+                "nothing to compare.",
                 hint="Add training.accuracy_every_images=N to its settings.",
             )
         return experiment

@@ -182,40 +182,33 @@ def decode_rows(
 ) -> Decoded:
     """Decode up to `count` rows in their order, on the threads that are there.
 
-    `classes` is the number of classes (0: none); a label outside it, a missing label and, with
-    `needs_caption`, a missing caption count as damage. `on_rows` is told how many rows are done.
+    A label that is missing or outside `classes` (0: none) and, with `needs_caption`, a missing
+    caption are damage. `on_rows` gets the number of rows done.
     """
     images = np.empty((count, target.channels, target.resolution, target.resolution), np.uint8)
-    labels = np.zeros(count, np.int64)
-    captions: list[str | None] = []
-    damage: list[Damage] = []
-    formats: Counter[str] = Counter()
-    sizes: Counter[tuple[int, int]] = Counter()
-    done = kept = 0
+    labels, captions, damage = [], [], []
+    headers: list[Header] = []
     chunks = decode_chunks(rows, target=target, classes=classes, needs_caption=needs_caption)
     for chunk in chunks:
         for row, result in chunk:
             if isinstance(result, str):
                 damage.append(Damage(row.file, row.number, result))
                 continue
-            images[kept], header = result
-            if classes:
-                labels[kept] = row.label
+            images[len(headers)], header = result
+            labels.append(row.label if classes else 0)
             captions.append(row.caption)
-            formats[header.format] += 1
-            sizes[header.width, header.height] += 1
-            kept += 1
-        done += len(chunk)
-        on_rows(done)
+            headers.append(header)
+        on_rows(len(headers) + len(damage))
+    sizes = Counter((header.width, header.height) for header in headers)
     return Decoded(
-        images=images[:kept],
-        labels=labels[:kept],
+        images=images[: len(headers)],
+        labels=np.array(labels, np.int64),
         captions=captions,
         damage=damage,
-        formats=dict(formats.most_common()),
+        formats=dict(Counter(header.format for header in headers).most_common()),
         smallest=min(sizes, default=(0, 0)),
         largest=max(sizes, default=(0, 0)),
-        resized=kept - sizes[target.resolution, target.resolution],
+        resized=len(headers) - sizes[target.resolution, target.resolution],
     )
 
 

@@ -6,7 +6,8 @@ import torch
 
 from sfumato.config.sections import DataConfig
 from sfumato.data.loading import DeviceBatches
-from sfumato.data.records import Annotations, Records, load_records, open_images, rows_of, target_of
+from sfumato.data.opening import open_images
+from sfumato.data.records import Annotations, Records, load_records, rows_of, target_of
 from sfumato.data.streaming.decoder import StreamedRecords
 from sfumato.data.streaming.stream import StreamBatches, open_stream, worker_count
 from sfumato.data.survey import resolve

@@ -26,6 +26,7 @@ from sfumato.base.files import (
 )
 from sfumato.config.sections import DataConfig
 from sfumato.data.decode import decode_chunks
+from sfumato.data.opening import open_images, source_name
 from sfumato.data.prepared import (
     BEGUN,
     HEADER_BYTES,
@@ -37,7 +38,7 @@ from sfumato.data.prepared import (
     read_manifest,
     verify,
 )
-from sfumato.data.records import check_damage, open_images, source_name, target_of
+from sfumato.data.records import check_damage, target_of
 from sfumato.data.survey import OWN_CAPTION, resolve
 from sfumato.data.table import Damage, RawImages, Row
 
@@ -84,24 +85,30 @@ def prepare(
         _run(raw, config, images, work, on_rows)
         _write_rows(out / ROWS, work.rows)
         _finish_images(images, (work.kept, *_shape(settings)))
-        manifest = Manifest(
-            settings=settings,
-            source=source_name(config),
-            layout=raw.layout,
-            parts={name: part.count for name, part in raw.parts.items()},
-            images=work.kept,
-            class_names=list(raw.class_names),
-            labels=raw.labels,
-            captions=raw.captions,
-            formats=dict(work.formats.most_common()),
-            smallest=min(work.sizes),
-            largest=max(work.sizes),
-            rows_sha256=sha256_of_file(out / ROWS),
-            checksums=work.checksums,
-        )
+        manifest = _manifest(config, raw, settings, work, rows_sha256=sha256_of_file(out / ROWS))
         write_json(out / MANIFEST, manifest.as_json())
         _tidy(out)
     return Prepared(manifest=manifest, damage=_damage(work.rows))
+
+
+def _manifest(
+    config: DataConfig, raw: RawImages, settings: Settings, work: "_Work", *, rows_sha256: str
+) -> Manifest:
+    return Manifest(
+        settings=settings,
+        source=source_name(config),
+        layout=raw.layout,
+        parts={name: part.count for name, part in raw.parts.items()},
+        images=work.kept,
+        class_names=list(raw.class_names),
+        labels=raw.labels,
+        captions=raw.captions,
+        formats=dict(work.formats.most_common()),
+        smallest=min(work.sizes),
+        largest=max(work.sizes),
+        rows_sha256=rows_sha256,
+        checksums=work.checksums,
+    )
 
 
 def _settings(config: DataConfig, raw: RawImages) -> Settings:

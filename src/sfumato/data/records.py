@@ -1,12 +1,8 @@
 """Where images come from: a registry of readers that all end in the same records."""
 
-import hashlib
-import re
-from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,21 +12,14 @@ from sfumato.base.errors import DamagedDataError, InputError
 from sfumato.config.sections import DataConfig
 from sfumato.data.captions import OWN, caption_images, class_captions, fields
 from sfumato.data.decode import NO_CAPTION, Decoded, Target, decode_rows
-from sfumato.data.prepared import MappedImages, read_prepared
-from sfumato.data.sources.digits import read_digits
-from sfumato.data.sources.folder import read_folder
-from sfumato.data.sources.hub import hub_folder
-from sfumato.data.sources.idx import read_idx
-from sfumato.data.sources.local import local_folder
-from sfumato.data.sources.parquet import Columns, read_parquet
-from sfumato.data.table import Damage, Part, RawImages, list_damage, visible_files
-
-T = TypeVar("T")
+from sfumato.data.opening import open_images, recall, source_name
+from sfumato.data.prepared import MappedImages
+from sfumato.data.survey import resolve
+from sfumato.data.table import Damage, Part, RawImages, list_damage
 
 Split = Literal["train", "classifier", "test", "tuning", "reference"]
 """`tuning` and `reference` are the two parts of `test`, by `tuning_share`."""
 _SHOWN_DAMAGE = 10
-_KEPT = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,89 +65,7 @@ class Records(Annotations):
 
 # Opening ------------------------------------------------------------------------------------------
 
-BUNDLED: dict[str, Callable[[DataConfig], RawImages]] = {"digits": read_digits}
-"""Sources that come with sfumato, by name."""
-
-LAYOUTS: dict[str, Callable[[Path, DataConfig], RawImages | None]] = {
-    "prepared.json": read_prepared,
-    "*.parquet": lambda folder, config: read_parquet(
-        folder,
-        Columns(
-            image=config.image_column, label=config.label_column, caption=config.caption_column
-        ),
-    ),
-    "*-images-idx3-ubyte[.gz]": lambda folder, config: read_idx(folder),
-    "images": lambda folder, config: read_folder(folder),
-}
-"""What a folder may hold: the first reader that finds its files there reads them."""
-
-
-def open_images(config: DataConfig) -> RawImages:
-    """The data set of `config.source`, not yet decoded; downloaded where it is a Hub name.
-
-    Opened once in a process, and again when a file changes. Raises `ConfigError` or `InputError`
-    for a source that is not there or holds no images, `DamagedDataError` for files that are not
-    whole.
-    """
-    source = config.source
-    key = config.model_copy(update={"caption": (), "loading": "memory", "workers": 0})
-    if source in BUNDLED:
-        return recall("bundled", key, lambda: BUNDLED[source](config))
-    folder = source_folder(source)
-    stats = {str(path): path.stat() for path in visible_files(folder)}
-    files = frozenset((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats.items())
-    return recall("opened", (key, files), lambda: _open_folder(folder, config))
-
-
-def _open_folder(folder: Path, config: DataConfig) -> RawImages:
-    for read in LAYOUTS.values():
-        if (found := read(folder, config)) is not None:
-            if found.count == 0:
-                raise InputError(f"{folder}: its files hold no rows.")
-            return found
-    empty = not any(folder.iterdir())
-    raise InputError(
-        f"{folder} is empty." if empty else f"{folder} holds no images.",
-        hint=f"Looked for {', '.join(LAYOUTS)}, in the folder and below it.",
-    )
-
-
-def source_folder(source: str) -> Path:
-    """The local folder of a source that is not bundled, downloaded where it is a Hub name."""
-    return local_folder(source) or hub_folder(source)
-
-
-def source_name(config: DataConfig) -> str:
-    """What to call a source: a folder's own name, without the path to it; else as it was given."""
-    folder = Path(config.source).expanduser()
-    return folder.resolve().name if config.source and folder.is_dir() else config.source
-
-
-def source_identity(config: DataConfig) -> str:
-    """A name for folders and keys that changes with the data: words of the source and a digest of
-    its files' names and sizes."""
-    if config.source in BUNDLED:
-        return config.source
-    words = re.sub(r"[^\w]+", "-", source_name(config))[:40].strip("-").lower()
-    columns = (config.image_column, config.label_column, config.caption_column)
-    key = repr((open_images(config).fingerprint, columns))
-    return f"{words or 'images'}-{hashlib.sha256(key.encode()).hexdigest()[:10]}"
-
-
 # Loading ------------------------------------------------------------------------------------------
-
-_recent: dict[str, OrderedDict[Hashable, Any]] = defaultdict(OrderedDict)
-
-
-def recall(kind: str, key: Hashable, make: Callable[[], T]) -> T:
-    """What `make` returns; the newest few of each kind are kept, since a command asks often."""
-    kept = _recent[kind]
-    if key not in kept:
-        kept[key] = make()
-        while len(kept) > _KEPT:
-            kept.popitem(last=False)
-    kept.move_to_end(key)
-    return kept[key]
 
 
 def load_records(
@@ -169,8 +76,6 @@ def load_records(
     Settings that are `auto` are found first. `on_rows` gets (rows done, rows in all). Raises as
     `open_images`, and `DamagedDataError` where more than `max_damaged` of the rows are damaged.
     """
-    from sfumato.data.survey import resolve
-
     config = resolve(config)
     raw = open_images(config)
     name = split_name(raw, split, config)

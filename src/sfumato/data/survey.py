@@ -11,7 +11,8 @@ import numpy as np
 from sfumato.base.errors import InputError
 from sfumato.config.sections import AUTO_CAPTION, DataConfig
 from sfumato.data.decode import BadImage, read_header
-from sfumato.data.records import BUNDLED, open_images
+from sfumato.data.opening import BUNDLED, open_images, recall
+from sfumato.data.table import RawImages
 
 RESOLUTIONS = (8, 16, 28, 32, 64)
 """What data.resolution=auto chooses from."""
@@ -63,6 +64,10 @@ class Survey:
 def survey(config: DataConfig) -> Survey:
     """Look at the headers of `config.source`; raises as `open_images`."""
     raw = open_images(config)
+    return recall("surveys", raw, lambda: _survey(raw, config.source))
+
+
+def _survey(raw: RawImages, source: str) -> Survey:
     sizes: list[tuple[int, int]] = []
     formats: Counter[str] = Counter()
     grey, unreadable, example = True, 0, ""
@@ -79,11 +84,11 @@ def survey(config: DataConfig) -> Survey:
             grey = grey and header.grey
     if not sizes:
         raise InputError(
-            f"{config.source}: none of {unreadable:,} files or rows is an image.",
+            f"{source}: none of {unreadable:,} files or rows is an image.",
             hint="Check that they open in another program.",
         )
     return Survey(
-        source=config.source,
+        source=source,
         layout=raw.layout,
         counts={name: part.count for name, part in raw.parts.items()},
         looked=len(sizes) + unreadable,

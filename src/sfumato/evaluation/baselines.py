@@ -13,7 +13,8 @@ from sfumato.base.randomness import generator_for
 from sfumato.evaluation.card import Baseline, PerturbationBaseline, Spread
 from sfumato.evaluation.image_set import in_turn
 from sfumato.evaluation.metrics.features import ImageFeatures
-from sfumato.evaluation.metrics.frechet import feature_statistics, frechet_to
+from sfumato.evaluation.metrics.frechet import frechet_to
+from sfumato.evaluation.metrics.moments import feature_statistics
 from sfumato.evaluation.metrics.pixels import PERTURBATIONS
 from sfumato.evaluation.metrics.registry import Metric, all_metrics
 from sfumato.evaluation.reference import Reference, balanced_images

@@ -19,7 +19,8 @@ from sfumato.base.files import sha256_of_file, whole_folder, write_json, write_t
 from sfumato.config.overrides import differences, preset_names
 from sfumato.config.schema import DiffusionExperiment, load_experiment
 from sfumato.config.sections import DataConfig
-from sfumato.data.records import BUNDLED, load_records, source_name
+from sfumato.data.opening import BUNDLED, source_name
+from sfumato.data.records import load_records
 from sfumato.data.sources.hub import is_hub_name
 from sfumato.evaluation.card import Card, read_card
 from sfumato.evaluation.model_card import model_card

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from sfumato.base.errors import DamagedDataError, InputError
@@ -20,8 +19,18 @@ from sfumato.base.files import cache_folder, read_json, sha256_of_file
 from sfumato.config.schema import ClassifierTrainingConfig
 from sfumato.config.sections import ClassifierConfig, DataConfig
 from sfumato.data.captions import in_words
-from sfumato.data.records import Records, load_records, source_identity
+from sfumato.data.opening import source_identity
+from sfumato.data.records import Records, load_records
 from sfumato.data.survey import resolve
+from sfumato.evaluation.classifier_training import (
+    FILE_NAME,
+    FORMAT,
+    SPLIT_SETTINGS,
+    WEIGHTS,
+    check_classes,
+    image_settings,
+    train_once,
+)
 from sfumato.evaluation.extractors.extractor import (
     BatchedExtractor,
     Device,
@@ -35,10 +44,7 @@ from sfumato.training.state import load_state
 
 RESULT = "classifier"
 """Folder inside a run that holds the finished classifier."""
-FILE_NAME, WEIGHTS = "classifier.json", "classifier.safetensors"
-FORMAT = 4
 _LEAST_IMAGES, _EPOCHS, _MOST_IMAGES = 15_000, 6, 150_000
-_SPLIT_SETTINGS = ("split_seed", "test_share", "tuning_share")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,33 +132,8 @@ def _trained_once(data: DataConfig, log: Callable[[str], None]) -> Path:
     name = f"{source_identity(data)}-{data.resolution}px-{digest}"
     folder = cache_folder() / "classifiers" / name
     if not (folder / FILE_NAME).exists():
-        from sfumato.evaluation.classifier_training import train_once
-
         train_once(data, training, folder, log)
     return folder
-
-
-def check_classes(records: Records, data: DataConfig) -> None:
-    """`InputError` for a data set without two classes to tell apart."""
-    if len(records.class_names) < 2:
-        raise InputError(
-            f"{data.source} has no classes, so no classifier can be trained to tell them apart.",
-            hint="Class accuracy needs two classes or more: put the images into a folder for each, "
-            "or name a column of labels with data.label_column.",
-        )
-
-
-def logits_of(classifier: Classifier, images: Tensor) -> Tensor:
-    """(N, K) of uint8 (N, C, H, W); the network is left on the CPU, in evaluation mode."""
-    extractor = classifier_features(classifier, identity="", image_px=images.shape[-1])
-    with torch.no_grad():
-        return classifier.head(extractor(images))
-
-
-def image_settings(data: DataConfig) -> dict[str, Any]:
-    """What the images of every split depend on, without the place of the source."""
-    names = ("resolution", "channels", "fit", *_SPLIT_SETTINGS)
-    return {"source": source_identity(data), **{name: getattr(data, name) for name in names}}
 
 
 def _open(folder: Path, data: DataConfig, device: Device) -> ImageClassifier:
@@ -174,7 +155,7 @@ def _open(folder: Path, data: DataConfig, device: Device) -> ImageClassifier:
     _check_form(own, data, folder)
     # Its own split, where it is of this data set: so it is never measured on what it was tuned on.
     if own["source"] == source_identity(data):
-        data = data.model_copy(update={name: own[name] for name in _SPLIT_SETTINGS})
+        data = data.model_copy(update={name: own[name] for name in SPLIT_SETTINGS})
     reference = load_records(data, "reference")
     rows = match_classes(names, reference.class_names, whose=f"The classifier in {folder}")
     whose = folder.resolve()  # a run's classifier has the name of the run

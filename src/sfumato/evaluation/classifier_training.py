@@ -3,31 +3,29 @@
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from sfumato import __version__
 from sfumato.base.environment import environment, now
-from sfumato.base.errors import ConfigError
+from sfumato.base.errors import ConfigError, InputError
 from sfumato.base.files import sha256_of_file, whole_folder, write_json
 from sfumato.config.schema import ClassifierTrainingConfig
 from sfumato.config.sections import ClassifierConfig, DataConfig
 from sfumato.data.loading import DeviceBatches
-from sfumato.data.records import Records, load_records, open_images
-from sfumato.evaluation.classifier import (
-    FILE_NAME,
-    FORMAT,
-    WEIGHTS,
-    check_classes,
-    image_settings,
-    logits_of,
-)
+from sfumato.data.opening import open_images, source_identity
+from sfumato.data.records import Records, load_records
+from sfumato.evaluation.extractors.small import classifier_features
 from sfumato.evaluation.metrics.adherence import class_accuracy, confusion_matrix
 from sfumato.evaluation.metrics.calibration import fit_temperature, negative_log_likelihood
 from sfumato.models.classifier import Classifier, build_classifier
 from sfumato.training.loop import Run, train
 from sfumato.training.objectives.classifier import ClassifierObjective
 from sfumato.training.state import save_state
+
+SPLIT_SETTINGS = ("split_seed", "test_share", "tuning_share")
 
 
 def train_once(
@@ -139,3 +137,32 @@ def _calibrated(classifier: Classifier, records: Records) -> dict[str, float]:
             logits, records.labels, temperature=temperature
         ),
     }
+
+
+FILE_NAME, WEIGHTS = "classifier.json", "classifier.safetensors"
+
+
+FORMAT = 4
+
+
+def check_classes(records: Records, data: DataConfig) -> None:
+    """`InputError` for a data set without two classes to tell apart."""
+    if len(records.class_names) < 2:
+        raise InputError(
+            f"{data.source} has no classes, so no classifier can be trained to tell them apart.",
+            hint="Class accuracy needs two classes or more: put the images into a folder for each, "
+            "or name a column of labels with data.label_column.",
+        )
+
+
+def logits_of(classifier: Classifier, images: Tensor) -> Tensor:
+    """(N, K) of uint8 (N, C, H, W); the network is left on the CPU, in evaluation mode."""
+    extractor = classifier_features(classifier, identity="", image_px=images.shape[-1])
+    with torch.no_grad():
+        return classifier.head(extractor(images))
+
+
+def image_settings(data: DataConfig) -> dict[str, Any]:
+    """What the images of every split depend on, without the place of the source."""
+    names = ("resolution", "channels", "fit", *SPLIT_SETTINGS)
+    return {"source": source_identity(data), **{name: getattr(data, name) for name in names}}

@@ -1,22 +1,25 @@
 """A comparison as a table and as a page with both sets of images side by side."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from sfumato.base.files import write_bytes, write_json, write_text
-from sfumato.evaluation.compare import Comparison, Side
 from sfumato.evaluation.metrics.registry import all_metrics, metric_of
 from sfumato.evaluation.pictures import image_rows
 from sfumato.evaluation.tables import Table, format_table, sentence, wrapped
+from sfumato.report.grids import font, shortened
 from sfumato.report.page import data_url, rendered
-from sfumato.report.samples import font, shortened
+
+if TYPE_CHECKING:
+    from sfumato.evaluation.compare import Comparison, Side
 
 _COLUMNS = 10
 _SHOWN, _SHOWN_DISAGREEMENTS = 20, 10
 
 
-def comparison_table(comparison: Comparison) -> Table:
+def comparison_table(comparison: "Comparison") -> Table:
     """A row for each metric: both, real images, the difference, and which is better."""
     rows = []
     for one in comparison.differences:
@@ -37,7 +40,7 @@ def comparison_table(comparison: Comparison) -> Table:
     return Table(columns=["", *comparison.names, "real", "difference", "better"], rows=rows)
 
 
-def comparison_notes(comparison: Comparison) -> str:
+def comparison_notes(comparison: "Comparison") -> str:
     """How to read the table."""
     names = {one.key.partition(".")[0] for one in comparison.differences}
     about = [one.about for name, one in all_metrics().items() if name in names and one.about]
@@ -50,13 +53,13 @@ def comparison_notes(comparison: Comparison) -> str:
     return text + (f" Read beside real images: {', '.join(beside)}." if beside else "")
 
 
-def format_comparison(comparison: Comparison, *, width: int = 100) -> str:
+def format_comparison(comparison: "Comparison", *, width: int = 100) -> str:
     """The table and how to read it, as text."""
     table = format_table(comparison_table(comparison), width=width, left=True)
     return f"{table}\n{wrapped(comparison_notes(comparison), width)}"
 
 
-def write_comparison(folder: Path, comparison: Comparison, first: Side, second: Side) -> Path:
+def write_comparison(folder: Path, comparison: "Comparison", first: "Side", second: "Side") -> Path:
     """`comparison.json`, `pairs.png` and `comparison.html` in `folder`; the page's path."""
     shown = list(range(min(_SHOWN, comparison.count)))
     only = [
@@ -80,7 +83,7 @@ def write_comparison(folder: Path, comparison: Comparison, first: Side, second: 
     return folder / "comparison.html"
 
 
-def disagreements(first: Side, second: Side) -> tuple[list[int], list[int]]:
+def disagreements(first: "Side", second: "Side") -> tuple[list[int], list[int]]:
     """Numbers of the images that only the first got right, and that only the second did."""
     if "class_accuracy" not in first.values or "class_accuracy" not in second.values:
         return [], []
@@ -90,7 +93,7 @@ def disagreements(first: Side, second: Side) -> tuple[list[int], list[int]]:
 
 
 def pair_grid(
-    first: Side, second: Side, numbers: list[int], comparison: Comparison
+    first: "Side", second: "Side", numbers: list[int], comparison: "Comparison"
 ) -> bytes | None:
     """A PNG: images of the first above those of the second, of the same seed and caption; None
     where the images are not kept."""

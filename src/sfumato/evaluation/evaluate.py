@@ -29,7 +29,7 @@ from sfumato.evaluation.metrics.registry import all_metrics
 from sfumato.evaluation.pictures import write_pictures
 from sfumato.evaluation.prompt_set import PromptSet
 from sfumato.evaluation.reference import Reference, Scores
-from sfumato.evaluation.sampled_images import complete
+from sfumato.evaluation.sampled_images import complete, sampled_set
 from sfumato.evaluation.store import digest_of, file_name, write_tensors
 from sfumato.generation.bundle_names import beside, is_model
 from sfumato.generation.loading import load, resolve_device
@@ -87,7 +87,7 @@ def evaluate(
         task.data, task.config, device=task.device, log=log, on_images=on_images
     )
     base = task.base if out is None else Path(out)
-    folder = folder_for(base, _request(task, reference), say=log)
+    folder = folder_for(base, _request(task, reference), log=log)
     if (card := _finished_card(folder)) is not None:
         return card
     sets = [one.kept_in(folder / "images") if one.name else one for one in task.sets]
@@ -164,9 +164,7 @@ def prompts_of(data: DataConfig, config: EvaluationConfig) -> PromptSet:
 def sampled_sets(model: Model, prompts: PromptSet, config: EvaluationConfig) -> list[ImageSet]:
     """One set for each guidance scale, of the same prompts and seeds."""
     seeds = range(config.first_seed, config.first_seed + len(prompts))
-    return [
-        ImageSet.sampled(model, prompts, seeds, guidance=scale) for scale in config.guidance_scales
-    ]
+    return [sampled_set(model, prompts, seeds, guidance=scale) for scale in config.guidance_scales]
 
 
 def with_overrides(

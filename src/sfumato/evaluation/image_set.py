@@ -1,9 +1,9 @@
 """`ImageSet`: images with prompts, labels and provenance; every metric takes two of them.
 
     prompts = PromptSet.of(load_records(data, "reference"), 500)
-    samples = ImageSet.sampled(model, prompts, range(500), folder=Path("samples"))
-    files = ImageSet.from_folder("my-images", data)         # PNG, JPEG, ...; data: a DataConfig
-    files = ImageSet.from_npz("samples.npz", data)
+    samples = sampled_set(model, prompts, range(500), folder=Path("samples"))
+    files = read_folder(Path("my-images"), data)           # PNG, JPEG, ...; data: a DataConfig
+    files = read_npz(Path("samples.npz"), data)
     arrays = ImageSet.from_array(images, labels=labels)     # uint8 (N, C, H, W) or (N, H, W, C)
     real = ImageSet.real(data, "reference")
 
@@ -26,18 +26,18 @@ from torch import Tensor
 from sfumato.base.files import cache_folder
 from sfumato.base.randomness import generator_for
 from sfumato.config.sections import DataConfig
-from sfumato.data.records import Split, load_records, source_identity
+from sfumato.data.opening import source_identity
+from sfumato.data.records import Split, load_records
 from sfumato.evaluation.extractors.extractor import (
     FeatureExtractor,
     GivesLogits,
     ReadsCaptions,
 )
 from sfumato.evaluation.metrics.features import ImageFeatures, Tensors
-from sfumato.evaluation.prompt_set import PromptSet
 from sfumato.evaluation.store import digest_of, kept
 
 if TYPE_CHECKING:
-    from sfumato.generation.model import Model
+    pass
 
 PART_IMAGES, REAL_PART_IMAGES = 64, 512
 OnImages = Callable[[str, int, int], None]
@@ -231,23 +231,6 @@ class ImageSet:
     # How they are made ------------------------------------------------------------------------
 
     @classmethod
-    def sampled(
-        cls,
-        model: "Model",
-        prompts: PromptSet | Sequence[str],
-        seeds: Sequence[int],
-        **options: Any,
-    ) -> "ImageSet":
-        """Images that `model` samples, one for each (prompt, seed).
-
-        `options` (see `sampled_images.sampled_set`): `guidance` and `form`, other than the model's;
-        `folder`, where images are kept; `x0_range` and `tensor`.
-        """
-        from sfumato.evaluation.sampled_images import sampled_set
-
-        return sampled_set(model, prompts, seeds, **options)
-
-    @classmethod
     def real(cls, data: DataConfig, split: Split) -> "ImageSet":
         """One split of a data set in a fixed random order: its first images are a fair sample.
 
@@ -306,20 +289,6 @@ class ImageSet:
             labels=None if labels is None else torch.as_tensor(labels).long(),
             prompts=prompts,
         )
-
-    @classmethod
-    def from_folder(cls, folder: str | Path, data: DataConfig | None = None) -> "ImageSet":
-        """The images of a folder in the order of their names; see `image_files.read_folder`."""
-        from sfumato.evaluation.image_files import read_folder
-
-        return read_folder(Path(folder), data)
-
-    @classmethod
-    def from_npz(cls, file: str | Path, data: DataConfig | None = None) -> "ImageSet":
-        """The images of an .npz file; see `image_files.read_npz`."""
-        from sfumato.evaluation.image_files import read_npz
-
-        return read_npz(Path(file), data)
 
 
 def in_turn(labels: Tensor, count: int) -> list[tuple[Tensor, int]] | None:

@@ -11,7 +11,7 @@ from sfumato.base.images import grid, png_bytes, to_pil
 from sfumato.evaluation.image_set import ImageSet
 from sfumato.evaluation.reference import Reference, nearest_pairs
 from sfumato.evaluation.store import file_name
-from sfumato.report.samples import font
+from sfumato.report.grids import font
 
 _INK, _PALE = "#333333", "#777777"
 _SHOWN = 100

@@ -4,10 +4,13 @@ import io
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from sfumato.evaluation.card import Card, ExtractorInfo, Row
 from sfumato.evaluation.metrics.intervals import Estimate
 from sfumato.evaluation.metrics.registry import Metric, all_metrics, significant_digits
+
+if TYPE_CHECKING:
+    from sfumato.evaluation.card import Card, ExtractorInfo, Row
 
 _MISSING = ("", "-")
 
@@ -38,7 +41,7 @@ class Table:
         )
 
 
-def card_tables(card: Card) -> list[Table]:
+def card_tables(card: "Card") -> list[Table]:
     """What is said of the images by themselves, then one table for each extractor."""
     shown = [metric for metric in all_metrics().values() if "table" in metric.shown]
     of_features = [one for one in shown if one.needs in ("features", "logits")]
@@ -49,7 +52,7 @@ def card_tables(card: Card) -> list[Table]:
     ]
 
 
-def _first_table(card: Card, metrics: Sequence[Metric]) -> Table:
+def _first_table(card: "Card", metrics: Sequence[Metric]) -> Table:
     rows = [*card.rows, card.real]
     keys = [
         (metric, key)
@@ -62,7 +65,7 @@ def _first_table(card: Card, metrics: Sequence[Metric]) -> Table:
         for metric, key in keys
     ]
 
-    def cells(row: Row) -> list[str]:
+    def cells(row: "Row") -> list[str]:
         found = [_cell(metric, row.metrics.get(key)) for metric, key in keys]
         return [row.title, *found, str(row.nfe or "")]
 
@@ -76,7 +79,7 @@ def _first_table(card: Card, metrics: Sequence[Metric]) -> Table:
     ).without_empty()
 
 
-def _features_table(card: Card, info: ExtractorInfo, metrics: Sequence[Metric]) -> Table:
+def _features_table(card: "Card", info: "ExtractorInfo", metrics: Sequence[Metric]) -> Table:
     def key(metric: Metric) -> str:
         return f"{metric.name}.{info.key}"
 
@@ -117,7 +120,7 @@ def _cell(metric: Metric, found: Estimate | None) -> str:
     return metric.cell(found.value, found.half_width)
 
 
-def notes_of(card: Card) -> list[str]:
+def notes_of(card: "Card") -> list[str]:
     """The paragraphs below the tables: what is missing, how it was made, warnings."""
     found = []
     missing = [info.title for info in card.extractors if info.missing]
@@ -140,7 +143,7 @@ def notes_of(card: Card) -> list[str]:
     return found + [f"note: {note}" for note in (*card.warnings, *notes)]
 
 
-def _legend(card: Card) -> str:
+def _legend(card: "Card") -> str:
     first = card.rows[0]
     how = ""
     if "seeds" in first.settings:
@@ -169,7 +172,7 @@ def sentence(parts: Sequence[str]) -> str:
     return f"{text[:1].upper()}{text[1:]}." if text else ""
 
 
-def _baseline_text(card: Card) -> str:
+def _baseline_text(card: "Card") -> str:
     text = ""
     baseline = next(iter(card.baselines.values()), None)
     if baseline is not None:
@@ -189,7 +192,7 @@ def _baseline_text(card: Card) -> str:
     return text
 
 
-def format_card(card: Card, *, width: int = 100) -> str:
+def format_card(card: "Card", *, width: int = 100) -> str:
     """All tables and notes as text."""
     blocks = []
     for table in card_tables(card):

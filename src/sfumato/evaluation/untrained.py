@@ -8,7 +8,8 @@ from torch import Tensor
 from sfumato.config.sections import DataConfig
 from sfumato.data.records import load_records
 from sfumato.data.survey import resolve
-from sfumato.evaluation.classifier import check_classes, logits_of, random_classifier
+from sfumato.evaluation.classifier import random_classifier
+from sfumato.evaluation.classifier_training import check_classes, logits_of
 from sfumato.evaluation.metrics.intervals import Estimate, wilson
 
 COUNT = 20

@@ -31,6 +31,7 @@ RUNTIME = (
     "diffusion.solvers.registry",
     "diffusion.solvers.schedulers",
     "diffusion.solvers.flow",
+    "diffusion.solvers.build",
     "models.codec",
     "models.text_projection",
     "text.encoder",

@@ -29,7 +29,8 @@ from sfumato.diffusion.sampling import (
     nfe_of,
     sample,
 )
-from sfumato.diffusion.solvers.registry import Sampling, TimestepSpacing, build_solver, sampler_name
+from sfumato.diffusion.solvers.build import build_solver
+from sfumato.diffusion.solvers.registry import Sampling, TimestepSpacing, sampler_name
 from sfumato.models.codec import Codec
 from sfumato.models.text_projection import text_projected_once
 from sfumato.text.encoder import NULL, ClipTextEncoder

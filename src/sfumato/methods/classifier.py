@@ -8,8 +8,8 @@ import torch
 from sfumato.base.files import read_json
 from sfumato.config.schema import ClassifierExperiment
 from sfumato.data.survey import settle
-from sfumato.evaluation.classifier import FILE_NAME, RESULT
-from sfumato.evaluation.classifier_training import classifier_run, write_classifier
+from sfumato.evaluation.classifier import RESULT
+from sfumato.evaluation.classifier_training import FILE_NAME, classifier_run, write_classifier
 from sfumato.training.loop import Run
 from sfumato.training.run import Method
 

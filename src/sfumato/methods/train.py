@@ -18,7 +18,7 @@ from sfumato.methods.registry import method_of, run_experiment
 from sfumato.training.folder import DATA, check_is_run
 from sfumato.training.hooks import BaseHook
 from sfumato.training.lint import warn
-from sfumato.training.loop import Hook, Run
+from sfumato.training.loop import Run
 from sfumato.training.progress import TrainingProgress, print_start
 
 Callback = Callable[[Run, Mapping[str, float]], object]
@@ -26,7 +26,7 @@ Callback = Callable[[Run, Mapping[str, float]], object]
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run folder after training; `finished` is False where training was interrupted."""
+    """A run after training; `finished` is False where training was interrupted."""
 
     folder: Path
     images_seen: int
@@ -40,13 +40,14 @@ class TrainedRun:
 
 
 class CallbackHook(BaseHook):
-    """Calls a function with the run and the metrics of each step."""
+    """Passes to a function the run and the metrics of each step."""
 
-    def __init__(self, callback: Callback) -> None:
+    def __init__(self, callback: Callback | None) -> None:
         self.callback = callback
 
     def after_step(self, run: Run, metrics: Mapping[str, Tensor]) -> None:
-        self.callback(run, {name: float(value) for name, value in metrics.items()})
+        if self.callback is not None:
+            self.callback(run, {name: float(value) for name, value in metrics.items()})
 
 
 def train(
@@ -72,8 +73,7 @@ def train(
         callback: called with the run and its metrics after each step. It may set
             `run.stop_requested` to end training with a checkpoint.
         progress: print progress.
-        settings: other settings, as `--set` on the command line: `training={"images": 20_000}`,
-            `seed=1`.
+        settings: other settings, as `--set` takes them: `training={"images": 20_000}`, `seed=1`.
 
     Ctrl-C (or interrupting the kernel) ends training after the current step, with a checkpoint; the
     same call resumes it. Raises `SfumatoError` for settings, data or folders that cannot be used.
@@ -81,11 +81,13 @@ def train(
     folder = Path(out)
     experiment = _experiment(preset, data, settings, folder)
     warn(method_of(experiment).lint(experiment))
-    hooks: list[Hook] = [TrainingProgress(show=progress)]
-    if callback is not None:
-        hooks.append(CallbackHook(callback))
-    start = print_start if progress else lambda run: None
-    run = run_experiment(experiment, folder, device=device, hooks=hooks, on_start=start)
+    run = run_experiment(
+        experiment,
+        folder,
+        device=device,
+        hooks=[TrainingProgress(show=progress), CallbackHook(callback)],
+        on_start=print_start if progress else lambda run: None,
+    )
     return TrainedRun(folder, run.images_seen, run.finished, device)
 
 

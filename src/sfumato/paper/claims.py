@@ -9,21 +9,16 @@ from torch import Tensor
 
 from sfumato.base.images import ValueRange
 from sfumato.evaluation.metrics.curves import Plateau, plateau
-from sfumato.evaluation.metrics.diversity import diversity_difference
-from sfumato.evaluation.metrics.intervals import Estimate, difference_of_shares, wilson
-from sfumato.evaluation.metrics.paired import paired_bootstrap, share_difference
+from sfumato.evaluation.metrics.intervals import difference_of_shares, wilson
 from sfumato.evaluation.metrics.registry import metric_of
-from sfumato.evaluation.reference import Scores
-from sfumato.studies.study import ACCURACY, DIVERSITY, OF_PIXELS
+from sfumato.studies.study import ACCURACY, DIVERSITY
 from sfumato.studies.verdicts import (
-    ACCURACY as ACCURACY_MARGIN,
-)
-from sfumato.studies.verdicts import (
+    MARGINS,
     NOT_HELD,
-    SHARE_OF_REAL,
     UNDECIDED,
     Claim,
     Effect,
+    Evidence,
     Verdict,
     because,
     decide,
@@ -34,28 +29,27 @@ from sfumato.studies.verdicts import (
 NONE, GUIDED = 1.0, 5.0
 """The two guidance scales that the paper compares: w = 1 is conditional without guidance."""
 EARLY_EPOCHS, LATE_EPOCHS = 5, 20
-
-GREY_LEVEL = 1 / 255
-"""Smallest difference of an RMS that matters: below it, 8 bits do not show it."""
-LOSS = 0.05
-"""A loss that falls by less over a quarter of the training has come to rest."""
+NOISE = {
+    "border_rms": "RMS of the outer 4 pixels",
+    "border_deviation": "RMS of the outer 4 pixels about their own mean",
+    "edge_rms": "RMS of the outer 2 pixels",
+    "high_frequency": "share of power above half Nyquist",
+}
+"""What noise is, by metric: the pixels that are blank in MNIST, with an even grey and without it,
+and fine grain anywhere."""
+_JSON = "findings.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """What claims are decided from.
+class PaperEvidence(Evidence):
+    """Scores of the variants `without` and `with` dropout, `clipped`, `stretched` and `early` (an
+    older checkpoint's), as far as there are such.
 
-    `scores` by arm and guidance scale: `without` and `with` dropout, `clipped`, `stretched` and
-    `early` (an older checkpoint's), as far as there are such; `labels` (N,): the classes of the
-    images; `digits`: the classes 4 and 5, or none; `also_differ`: what the two models differ in
-    beside dropout; `epochs`: of the older checkpoint and of the newest one; `losses`: the records
-    of metrics.jsonl, `total_images` the run's length; `value_range`: of the pixels inside the
-    network.
+    `digits`: the classes 4 and 5, or none; `also_differ`: what the two models differ in beside
+    dropout; `epochs`: of the older checkpoint and of the newest one; `losses`: the records of
+    metrics.jsonl, `total_images` the run's length; `value_range`: of the pixels inside the network.
     """
 
-    scores: Mapping[tuple[str, float], Scores]
-    labels: Tensor
-    real: Mapping[str, Estimate]
     digits: Sequence[int]
     also_differ: Sequence[str]
     epochs: tuple[float, float] | None
@@ -63,337 +57,258 @@ class Evidence:
     total_images: int
     value_range: ValueRange
 
-    def claims(self) -> list[Claim]:
-        return [
-            *(self._noisier(measure) for measure in _NOISE),
-            *(self._noisier_than_with_dropout(measure) for measure in _NOISE),
-            self._because_of_dropout(),
-            *(self._post_processing(measure) for measure in _NOISE),
-            *self._digits(),
-            *self._longer(),
-            self._diversity("without"),
-            self._diversity("with"),
-            self._loss(),
-        ]
-
-    def _margin(self, measure: str) -> float:
-        relative = measure in ("high_frequency", DIVERSITY)
-        return SHARE_OF_REAL * self.real[measure].value if relative else GREY_LEVEL
-
-    def _has(self, key: str) -> bool:
-        return (key, GUIDED) in self.scores
-
-    def _values(self, key: str, scale: float, measure: str) -> Tensor:
-        return self.scores[key, scale].values[measure]
-
-    def _rise(self, key: str, measure: str) -> Tensor:
+    def rise(self, variant: str, measure: str) -> Tensor:
         """(N,): how much more an image has at w = 5 than the same one at w = 1."""
-        return self._values(key, GUIDED, measure) - self._values(key, NONE, measure)
+        return self.values(variant, GUIDED, measure) - self.values(variant, NONE, measure)
 
-    def _effect(self, what: str, first: Tensor, second: Tensor, measure: str) -> Effect:
-        return Effect.of(
-            what, paired_bootstrap(first, second), measure=measure, margin=self._margin(measure)
+    def missing(self, variant: str) -> str:
+        """Why there is no such variant; empty where there is."""
+        if (variant, GUIDED) in self.scores:
+            return ""
+        low, high = self.value_range
+        return {
+            "with": "No run with caption dropout was given.",
+            "early": "The run keeps no older checkpoint.",
+            "stretched": f"This run's values lie in [{low:g}, {high:g}], which clipping to [-1, 1] "
+            "does not change.",
+        }[variant]
+
+
+def paper_claims(evidence: PaperEvidence) -> list[Claim]:
+    return [
+        *(_noise(evidence, claim, measure) for claim in _NOISE_CLAIMS[:2] for measure in NOISE),
+        _because_of_dropout(evidence),
+        *(_noise(evidence, _NOISE_CLAIMS[2], measure) for measure in NOISE),
+        *_digits(evidence),
+        *(_longer(evidence, *one) for one in _LONGER),
+        _diversity(evidence, "without"),
+        _diversity(evidence, "with"),
+        _loss(evidence),
+    ]
+
+
+# Noise --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _NoiseClaim:
+    """That noise rises from w = 1 to 5, for `more` than for `less` (a variant) or than not at
+    all. `shown`: the variants whose values are given as the reason."""
+
+    key: str
+    claim: str
+    effect: str
+    more: str = "without"
+    less: str = ""
+    shown: Mapping[str, str]
+    figure: str = "findings.png"
+
+    def effect_of(self, evidence: PaperEvidence, measure: str) -> Effect:
+        what = f"{NOISE[measure]}: {self.effect}"
+        if self.less:
+            pair = (evidence.rise(variant, measure) for variant in (self.more, self.less))
+        else:
+            pair = (evidence.values(self.more, scale, measure) for scale in (GUIDED, NONE))
+        return evidence.effect(what, measure, *pair)
+
+
+_NOISE_CLAIMS = (
+    _NoiseClaim(
+        key="noise",
+        claim="Without dropout, w = 5 is noisier than w = 1",
+        effect="w = 5 less w = 1",
+        shown={"without": "without dropout"},
+    ),
+    _NoiseClaim(
+        key="dropout",
+        claim="Guidance adds more noise without dropout than with it",
+        effect="rise without dropout less rise with it",
+        less="with",
+        shown={"without": "without dropout", "with": "with dropout"},
+    ),
+    _NoiseClaim(
+        key="post_processing",
+        claim="The picture's post-processing (x0 clipped to [-1, 1], then each image from its "
+        "minimum to its maximum) adds to that noise",
+        effect="rise in the paper's pictures less rise in ours",
+        more="stretched",
+        less="without",
+        shown={"without": "ours", "clipped": "clipped", "stretched": "clipped and stretched"},
+        figure="examples.png",
+    ),
+)
+
+
+def _noise(evidence: PaperEvidence, spec: _NoiseClaim, measure: str) -> Claim:
+    key, claim = f"{spec.key}_{measure}", f"{spec.claim}: {NOISE[measure]}"
+    for variant in spec.shown:
+        if variant != "clipped" and (why := evidence.missing(variant)):
+            return Claim.undecided(key, claim, why)
+    values = "; ".join(
+        f"{title} {evidence.mean(variant, NONE, measure)} to "
+        f"{evidence.mean(variant, GUIDED, measure)}"
+        for variant, title in spec.shown.items()
+    )
+    real = metric_of(measure).format(evidence.real[measure].value)
+    sentence = f"From w = 1 to 5: {values}; real images have {real}."
+    effect = spec.effect_of(evidence, measure)
+    return Claim.decided(key, claim, [effect], sentence=sentence, figure=spec.figure)
+
+
+def _because_of_dropout(evidence: PaperEvidence) -> Claim:
+    key = "because_of_dropout"
+    claim = "The noise is there because the model was trained without dropout"
+    rise, more_than_with, _ = _NOISE_CLAIMS
+    noisier: dict[str, Verdict] = {
+        measure: decide(rise.effect_of(evidence, measure)) for measure in NOISE
+    }
+    # One measure that rises is noise enough; the cause is asked of those that may.
+    rising = [measure for measure in NOISE if noisier[measure] != NOT_HELD]
+    if not rising:
+        why = "There is no such noise at w = 5 that could have a cause."
+        return Claim(key=key, claim=claim, verdict=NOT_HELD, sentence=why)
+    if why := evidence.missing("with"):
+        return Claim.undecided(key, claim, why)
+    effects = [more_than_with.effect_of(evidence, measure) for measure in rising]
+    differ = evidence.also_differ
+    verdict = because(
+        together([noisier[measure] for measure in rising]),
+        together([decide(effect) for effect in effects]),
+        also_differ=differ,
+    )
+    sentence = "The two runs differ in dropout alone."
+    if differ:
+        more = f"; and {len(differ) - 4} more" if len(differ) > 4 else ""
+        sentence = (
+            f"The two runs differ in {len(differ)} more settings ({'; '.join(differ[:4])}{more}), "
+            "so the effect of dropout alone is not known: train two runs that differ in "
+            "training.caption_dropout only."
         )
+    sentence += f" Noise rises, or may, by {len(rising)} of {len(NOISE)} measures."
+    return Claim(key=key, claim=claim, verdict=verdict, sentence=sentence, effects=effects)
 
-    def _noise_effect(self, key: str, measure: str) -> Effect:
-        first, second = (self._values(key, scale, measure) for scale in (GUIDED, NONE))
-        return self._effect(f"{_NOISE[measure]}, w = 5 less w = 1", first, second, measure)
 
-    def _mean(self, key: str, scale: float, measure: str) -> str:
-        return metric_of(measure).format(float(self._values(key, scale, measure).mean()))
+# Class accuracy, longer training, diversity, the loss ---------------------------------------------
 
-    def _noisier(self, measure: str) -> Claim:
-        effect = self._noise_effect("without", measure)
-        return Claim(
-            key=f"noise_{measure}",
-            claim=f"Without dropout, w = 5 is noisier than w = 1: {_NOISE[measure]}",
-            verdict=decide(effect),
-            sentence=f"{self._mean('without', NONE, measure)} at w = 1, "
-            f"{self._mean('without', GUIDED, measure)} at w = 5; real digits have "
-            f"{metric_of(measure).format(self.real[measure].value)}.",
-            effects=[effect],
-            figure="findings.png",
+
+def _digits(evidence: PaperEvidence) -> list[Claim]:
+    keys = ("digits_are_worse", "digits_improve")
+    claims = (
+        "Without guidance digits 4 and 5 are worse than the others",
+        "Guidance at w = 5 improves digits 4 and 5",
+    )
+    if not evidence.digits:
+        why = "These data have no classes 4 and 5."
+        return [Claim.undecided(*both, why) for both in zip(keys, claims, strict=True)]
+    chosen = torch.isin(evidence.labels, torch.tensor(evidence.digits))
+    (own, others), (guided, guided_others) = (
+        (right[chosen], right[~chosen])
+        for right in (evidence.values("without", scale, ACCURACY) for scale in (NONE, GUIDED))
+    )
+
+    def share(right: Tensor) -> str:
+        return f"{100 * float(right.double().mean()):.1f} % of {len(right)}"
+
+    worse = Effect.of(
+        "class accuracy of the others less that of 4 and 5",
+        difference_of_shares(*(wilson(int(x.sum()), len(x)) for x in (others, own))),
+        measure=ACCURACY,
+        margin=MARGINS[ACCURACY],
+    )
+    what = "class accuracy of 4 and 5, w = 5 less w = 1"
+    improved = evidence.effect(what, ACCURACY, guided, own)
+    sentences = (
+        f"At w = 1 the classifier is right on {share(own)} digits 4 and 5, and on "
+        f"{share(others)} others.",
+        f"Digits 4 and 5: {share(own)} at w = 1, {share(guided)} at w = 5; the others "
+        f"{share(others)} and {share(guided_others)}.",
+    )
+    return [
+        Claim.decided(key, claim, [effect], sentence=sentence, figure=_JSON)
+        for key, claim, effect, sentence in zip(
+            keys, claims, (worse, improved), sentences, strict=True
         )
+    ]
 
-    def _more_than_with(self, measure: str) -> Effect:
-        return self._effect(
-            f"{_NOISE[measure]}: rise without dropout less rise with it",
-            self._rise("without", measure),
-            self._rise("with", measure),
-            measure,
+
+_LONGER = (
+    ("longer_accuracy_w1", f"class accuracy at w = {NONE:g}", ACCURACY, NONE),
+    ("longer_accuracy_w5", f"class accuracy at w = {GUIDED:g}", ACCURACY, GUIDED),
+    ("longer_noise", f"less border RMS at w = {GUIDED:g}", "border_rms", GUIDED),
+)
+
+
+def _longer(evidence: PaperEvidence, key: str, better: str, measure: str, scale: float) -> Claim:
+    """5 against 20 epochs."""
+    claim = f"{LATE_EPOCHS} epochs give better digits than {EARLY_EPOCHS}: {better}"
+    if evidence.epochs is None:
+        return Claim.undecided(key, claim, evidence.missing("early"))
+    pair = [evidence.values(variant, scale, measure) for variant in ("without", "early")]
+    order = "later less earlier"
+    if measure != ACCURACY:  # less noise is better
+        pair, order = pair[::-1], "earlier less later"
+    what = f"{better.removeprefix('less ')}, {order}"
+    effect = evidence.effect(what, measure, *pair)
+    early, late = evidence.epochs
+    values = " and ".join(evidence.mean(one, scale, measure) for one in ("early", "without"))
+    sentence = f"Measured after {early:.1f} and {late:.1f} epochs: {values}."
+    found = Claim.decided(key, claim, [effect], sentence=sentence, figure=_JSON)
+    if abs(early - EARLY_EPOCHS) <= 0.5 and abs(late - LATE_EPOCHS) <= 0.5:
+        return found
+    sentence += f" Of these epochs the claim is: {found.verdict}."
+    return found.model_copy(update={"verdict": UNDECIDED, "sentence": sentence})
+
+
+def _diversity(evidence: PaperEvidence, variant: str) -> Claim:
+    key = f"diversity_{variant}"
+    claim = f"Diversity within a class falls from w = 1 to w = 5, {variant} dropout"
+    if why := evidence.missing(variant):
+        return Claim.undecided(key, claim, why)
+    pair = (evidence.values(variant, scale, DIVERSITY) for scale in (NONE, GUIDED))
+    effect = evidence.effect("diversity at w = 1 less w = 5", DIVERSITY, *pair)
+    values = ", ".join(
+        f"{evidence.mean(variant, scale, DIVERSITY)} at w = {scale:g}"
+        for one, scale in evidence.scores
+        if one == variant and scale >= NONE
+    )
+    real = metric_of(DIVERSITY).format(evidence.real[DIVERSITY].value)
+    sentence = f"Mean distance of two images of a class: {values}; real images have {real}."
+    return Claim.decided(key, claim, [effect], sentence=sentence, figure="findings.png")
+
+
+def _loss(evidence: PaperEvidence) -> Claim:
+    key, claim = "loss_plateaus", "The training loss comes to rest"
+    if not evidence.losses:
+        return Claim.undecided(key, claim, "The run has no record of its loss yet.")
+    try:
+        found = plateau([record["loss"] for record in evidence.losses])
+    except ValueError as error:
+        return Claim.undecided(key, claim, f"{error}.")
+    what = "fall of the loss from the third to the last quarter"
+    effect = Effect.of(what, found.fall, measure="loss", margin=MARGINS["loss"])
+    verdict, sentence = opposite(decide(effect)), _loss_text(found)
+    seen = evidence.losses[-1]["images"]
+    if seen < 0.95 * evidence.total_images:
+        sentence += (
+            f" The run has only come to {seen:,} of {evidence.total_images:,} images; of these the "
+            f"claim is: {verdict}."
         )
-
-    def _noisier_than_with_dropout(self, measure: str) -> Claim:
-        key = f"dropout_{measure}"
-        claim = f"Guidance adds more noise without dropout than with it: {_NOISE[measure]}"
-        if not self._has("with"):
-            return _undecided(key, claim, "No run with caption dropout was given.")
-        effect = self._more_than_with(measure)
-        return Claim(
-            key=key,
-            claim=claim,
-            verdict=decide(effect),
-            sentence=f"From w = 1 to 5: {self._mean('without', NONE, measure)} to "
-            f"{self._mean('without', GUIDED, measure)} without dropout, "
-            f"{self._mean('with', NONE, measure)} to {self._mean('with', GUIDED, measure)} with.",
-            effects=[effect],
-            figure="findings.png",
-        )
-
-    def _because_of_dropout(self) -> Claim:
-        key = "because_of_dropout"
-        claim = "The noise is there because the model was trained without dropout"
-        noisier: dict[str, Verdict] = {
-            measure: decide(self._noise_effect("without", measure)) for measure in _NOISE
-        }
-        # One measure that rises is noise enough; the cause is asked of those that may.
-        rising = [name for name in _NOISE if noisier[name] != NOT_HELD]
-        if not rising:
-            return Claim(
-                key=key,
-                claim=claim,
-                verdict=NOT_HELD,
-                sentence="There is no such noise at w = 5 that could have a cause.",
-            )
-        if not self._has("with"):
-            return _undecided(key, claim, "No run with caption dropout was given.")
-        effects = [self._more_than_with(measure) for measure in rising]
-        verdict = because(
-            together([noisier[name] for name in rising]),
-            together([decide(effect) for effect in effects]),
-            also_differ=self.also_differ,
-        )
-        sentence = "The two runs differ in dropout alone."
-        if self.also_differ:
-            shown = "; ".join(self.also_differ[:4])
-            more = len(self.also_differ) - 4
-            sentence = (
-                f"The two runs differ in {len(self.also_differ)} more settings ({shown}"
-                + (f"; and {more} more" if more > 0 else "")
-                + "), so that dropout alone can be neither blamed nor cleared: train two runs that "
-                "differ in training.caption_dropout only."
-            )
-        sentence += f" Noise rises, or may, by {len(rising)} of {len(_NOISE)} measures."
-        return Claim(key=key, claim=claim, verdict=verdict, sentence=sentence, effects=effects)
-
-    def _post_processing(self, measure: str) -> Claim:
-        key = f"post_processing_{measure}"
-        claim = (
-            "The picture's post-processing (x0 clipped to [-1, 1], then each image from its "
-            f"minimum to its maximum) adds to that noise: {_NOISE[measure]}"
-        )
-        if not self._has("stretched"):
-            low, high = self.value_range
-            return _undecided(
-                key,
-                claim,
-                f"This run's values lie in [{low:g}, {high:g}], which that clipping leaves alone.",
-            )
-        effect = self._effect(
-            f"{_NOISE[measure]}: rise in the paper's pictures less rise in ours",
-            self._rise("stretched", measure),
-            self._rise("without", measure),
-            measure,
-        )
-        ways = (("without", "ours"), ("clipped", "clipped"), ("stretched", "clipped and stretched"))
-        values = "; ".join(
-            f"{name} {self._mean(way, NONE, measure)} to {self._mean(way, GUIDED, measure)}"
-            for way, name in ways
-        )
-        return Claim(
-            key=key,
-            claim=claim,
-            verdict=decide(effect),
-            sentence=f"From w = 1 to 5: {values}.",
-            effects=[effect],
-            figure="examples.png",
-        )
-
-    def _digits(self) -> list[Claim]:
-        keys = ("digits_are_worse", "digits_improve")
-        claims = (
-            "Without guidance digits 4 and 5 are worse than the others",
-            "Guidance at w = 5 improves digits 4 and 5",
-        )
-        if not self.digits:
-            why = "These data have no classes 4 and 5."
-            return [_undecided(*both, why) for both in zip(keys, claims, strict=True)]
-        unguided, guided = (self._values("without", scale, ACCURACY) for scale in (NONE, GUIDED))
-        chosen = torch.isin(self.labels, torch.tensor(self.digits))
-        shares = [
-            wilson(int(right.sum()), len(right)) for right in (unguided[~chosen], unguided[chosen])
-        ]
-        worse = difference_of_shares(*shares)
-        improved = share_difference(guided[chosen], unguided[chosen])
-
-        def share(right: Tensor) -> str:
-            return f"{100 * float(right.double().mean()):.1f} % of {len(right)}"
-
-        effects = (
-            Effect.of(
-                "class accuracy of the others less that of 4 and 5",
-                worse,
-                measure=ACCURACY,
-                margin=ACCURACY_MARGIN,
-            ),
-            Effect.of(
-                "class accuracy of 4 and 5, w = 5 less w = 1",
-                improved,
-                measure=ACCURACY,
-                margin=ACCURACY_MARGIN,
-            ),
-        )
-        sentences = (
-            f"At w = 1 the classifier is right on {share(unguided[chosen])} digits 4 and 5, and on "
-            f"{share(unguided[~chosen])} others.",
-            f"Digits 4 and 5: {share(unguided[chosen])} at w = 1, "
-            f"{share(guided[chosen])} at w = 5; the others "
-            f"{share(unguided[~chosen])} and {share(guided[~chosen])}.",
-        )
-        return [
-            Claim(key=k, claim=c, verdict=decide(e), sentence=s, effects=[e], figure=_JSON)
-            for k, c, e, s in zip(keys, claims, effects, sentences, strict=True)
-        ]
-
-    def _longer(self) -> list[Claim]:
-        """5 against 20 epochs: class accuracy at w = 1 and 5, noise at w = 5."""
-        start = f"{LATE_EPOCHS} epochs give better digits than {EARLY_EPOCHS}"
-        asked = {
-            f"longer_accuracy_w{scale:g}": f"{start}: class accuracy at w = {scale:g}"
-            for scale in (NONE, GUIDED)
-        }
-        asked["longer_noise"] = f"{start}: less border RMS at w = 5"
-        if self.epochs is None:
-            return [
-                _undecided(key, claim, "The run keeps no older checkpoint.")
-                for key, claim in asked.items()
-            ]
-        effects = [
-            Effect.of(
-                f"class accuracy at w = {scale:g}, later less earlier",
-                share_difference(
-                    self._values("without", scale, ACCURACY),
-                    self._values("early", scale, ACCURACY),
-                ),
-                measure=ACCURACY,
-                margin=ACCURACY_MARGIN,
-            )
-            for scale in (NONE, GUIDED)
-        ]
-        effects.append(
-            self._effect(
-                "border RMS at w = 5, earlier less later",
-                self._values("early", GUIDED, "border_rms"),
-                self._values("without", GUIDED, "border_rms"),
-                "border_rms",
-            )
-        )
-        early, late = self.epochs
-        compared = f"Measured after {early:.1f} and {late:.1f} epochs"
-        near = abs(early - EARLY_EPOCHS) <= 0.5 and abs(late - LATE_EPOCHS) <= 0.5
-
-        def share(key: str, scale: float) -> str:
-            return f"{100 * float(self._values(key, scale, ACCURACY).double().mean()):.1f} %"
-
-        values = [f"{share('early', w)} and {share('without', w)}" for w in (NONE, GUIDED)] + [
-            f"{self._mean('early', GUIDED, 'border_rms')} and "
-            f"{self._mean('without', GUIDED, 'border_rms')}"
-        ]
-        return [
-            Claim(
-                key=key,
-                claim=claim,
-                verdict=decide(effect) if near else UNDECIDED,
-                sentence=f"{compared}: {found}."
-                + ("" if near else f" Of these epochs the claim is: {decide(effect)}."),
-                effects=[effect],
-                figure=_JSON,
-            )
-            for (key, claim), effect, found in zip(asked.items(), effects, values, strict=True)
-        ]
-
-    def _diversity(self, key: str) -> Claim:
-        which = {"without": "without dropout", "with": "with dropout"}[key]
-        claim = f"Diversity within a class falls from w = 1 to w = 5, {which}"
-        if not self._has(key):
-            return _undecided(f"diversity_{key}", claim, "No run with caption dropout was given.")
-        first, second = (self._values(key, scale, DIVERSITY) for scale in (NONE, GUIDED))
-        effect = Effect.of(
-            "diversity at w = 1 less w = 5",
-            diversity_difference(first, second, self.labels),
-            measure=DIVERSITY,
-            margin=self._margin(DIVERSITY),
-        )
-        values = ", ".join(
-            f"{found.metrics[DIVERSITY].value:.2f} at w = {scale:g}"
-            for (arm, scale), found in self.scores.items()
-            if arm == key and scale >= NONE
-        )
-        return Claim(
-            key=f"diversity_{key}",
-            claim=claim,
-            verdict=decide(effect),
-            sentence=f"Mean distance of two images of a class: {values}; real digits "
-            f"{self.real[DIVERSITY].value:.3g}.",
-            effects=[effect],
-            figure="findings.png",
-        )
-
-    def _loss(self) -> Claim:
-        key, claim = "loss_plateaus", "The training loss comes to rest"
-        if not self.losses:
-            return _undecided(key, claim, "The run has no record of its loss yet.")
-        try:
-            found = plateau([record["loss"] for record in self.losses])
-        except ValueError as error:
-            return _undecided(key, claim, f"{error}.")
-        effect = Effect.of(
-            "fall of the loss from the third to the last quarter",
-            found.fall,
-            measure="loss",
-            margin=LOSS,
-        )
-        verdict: Verdict = opposite(decide(effect))
-        sentence = _loss_text(found)
-        seen = self.losses[-1]["images"]
-        if seen < 0.95 * self.total_images:
-            sentence += (
-                f" The run has only come to {seen:,} of {self.total_images:,} images; of these the "
-                f"claim is: {verdict}."
-            )
-            verdict = UNDECIDED
-        return Claim(
-            key=key,
-            claim=claim,
-            verdict=verdict,
-            sentence=sentence,
-            effects=[effect],
-            figure="loss.png",
-        )
-
-
-_NOISE = {
-    "border_rms": "RMS of the outer 4 pixels",
-    "border_deviation": "RMS of the outer 4 pixels about their own mean",
-    "edge_rms": "RMS of the outer 2 pixels",
-    "high_frequency": "share of power above half Nyquist",
-}
-"""What noise is, by measure: the pixels that are blank in MNIST, with an even grey and without it,
-and fine grain anywhere."""
-
-_JSON = "findings.json"
-
-assert set(_NOISE) < set(OF_PIXELS)
-
-
-def _undecided(key: str, claim: str, why: str) -> Claim:
-    return Claim(key=key, claim=claim, verdict=UNDECIDED, sentence=why)
+        verdict = UNDECIDED
+    return Claim(
+        key=key,
+        claim=claim,
+        verdict=verdict,
+        sentence=sentence,
+        effects=[effect],
+        figure="loss.png",
+    )
 
 
 def _loss_text(found: Plateau) -> str:
+    low, high = found.fall.interval
     return (
         f"Its mean is {found.first_tenth:.4f} in the first tenth of the records, "
         f"{found.third_quarter:.4f} in the third quarter and {found.last_quarter:.4f} in the last: "
-        f"{100 * found.fall.value:.1f} % less (95 % interval {100 * found.fall.interval[0]:.1f} to "
-        f"{100 * found.fall.interval[1]:.1f}); at rest is less than {100 * LOSS:g} %."
+        f"{100 * found.fall.value:.1f} % less (95 % interval {100 * low:.1f} to "
+        f"{100 * high:.1f}); at rest is less than {100 * MARGINS['loss']:g} %."
     )

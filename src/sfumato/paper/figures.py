@@ -12,9 +12,8 @@ from sfumato.base.errors import InputError
 from sfumato.base.files import folder_for, write_bytes, write_text
 from sfumato.data.records import Records, load_records
 from sfumato.generation.model import Model, Samples
-from sfumato.report.grids import labelled_grid
+from sfumato.report.grids import class_grid, labelled_grid
 from sfumato.report.page import data_url, loss_curve, rendered
-from sfumato.report.samples import class_grid
 from sfumato.text.encoder import NULL
 from sfumato.training.records import read_records
 

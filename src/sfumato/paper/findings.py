@@ -1,44 +1,38 @@
 """The paper's findings on guidance (section 3.2.7), measured and decided; to be read from the top.
 
-Arms are models and ways from their samples to pixels; each claim is decided from the paired
-differences of two (arm, scale) on the same seeds and captions.
+Variants are models and ways from their samples to pixels; each claim is decided from the paired
+differences of two (variant, scale) on the same seeds and captions.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import field_validator
 from torch import Tensor
 
-from sfumato import __version__
-from sfumato.base.environment import command, hardware, now
-from sfumato.base.errors import InputError
-from sfumato.base.files import folder_for, read_json, sibling, write_json
+from sfumato.base.files import sibling
 from sfumato.base.images import ValueRange
-from sfumato.base.section import Section, validate
+from sfumato.base.section import Section
 from sfumato.config.sections import DataConfig
-from sfumato.data.records import load_records, source_identity
-from sfumato.evaluation.card import ClassifierInfo
+from sfumato.data.records import load_records
 from sfumato.evaluation.image_set import ImageSet, OnImages
 from sfumato.evaluation.metrics.intervals import Estimate, wilson
 from sfumato.evaluation.metrics.pixels import BORDER_PX, EDGE_PX
 from sfumato.evaluation.prompt_set import PromptSet
 from sfumato.evaluation.reference import Scores
 from sfumato.evaluation.sampled_images import complete
-from sfumato.generation.loading import load
 from sfumato.generation.model import Model
 from sfumato.generation.runs import experiment_of_run
-from sfumato.paper.claims import EARLY_EPOCHS, GUIDED, NONE, Evidence
-from sfumato.studies.study import ACCURACY, Study, StudyConfig, real_images
+from sfumato.paper.claims import EARLY_EPOCHS, GUIDED, NONE, PaperEvidence, paper_claims
+from sfumato.paper.run_pair import check_pair, differences_of, run_of
+from sfumato.studies.study import ACCURACY, SetMetrics, Study, StudyCard, StudyConfig, at_checkpoint
 from sfumato.studies.verdicts import RULE, Claim
 from sfumato.training.checkpoint import Checkpoints
 from sfumato.training.records import read_records
 
-FILE_NAME = "findings.json"
-FORMAT = 3
 DIGITS = ("4", "5")
 CLIPPED: ValueRange = (-1.0, 1.0)
 """What diffusers' DDPMScheduler clips x0 to unless set otherwise."""
@@ -48,9 +42,9 @@ class FindingsConfig(StudyConfig):
     """What is sampled for the findings."""
 
     guidance_scales: tuple[float, ...] = (0, 1, 2, 3, 5, 10, 20)
-    """Of the main arms; 1 and 5, which the paper compares, must be among them."""
+    """Of the main variants; 1 and 5, which the paper compares, must be among them."""
     clipped_scales: tuple[float, ...] = (NONE, GUIDED)
-    """Of the arm whose x0 is clipped as the paper's scheduler does."""
+    """Of the variant whose x0 is clipped as the paper's scheduler does."""
 
     @field_validator("guidance_scales", "clipped_scales")
     @classmethod
@@ -60,20 +54,15 @@ class FindingsConfig(StudyConfig):
         return tuple(sorted(set(value)))
 
 
-class ScaleMetrics(Section):
-    """What an arm scores at one guidance scale."""
+class ScaleMetrics(SetMetrics):
+    """What a variant scores at one guidance scale."""
 
     guidance_scale: float
-    nfe: int
-    """Network evaluations an image; a guided step takes two."""
-    seconds: float
-    """Time of sampling."""
     images: str
     """The folder of the images."""
-    metrics: dict[str, Estimate]
 
 
-class ArmMetrics(Section):
+class VariantMetrics(Section):
     """One model and one way from its samples to pixels, at each guidance scale."""
 
     key: str
@@ -82,16 +71,18 @@ class ArmMetrics(Section):
     scales: list[ScaleMetrics]
 
 
-class Findings(Section):
-    """Every claim with its verdict, every metric, and everything that they depend on."""
+class Findings(StudyCard):
+    """Every claim with its verdict, every metric, and everything that they depend on.
 
-    format: int = FORMAT
+    The model and its sampler are those of the first run.
+    """
+
+    NAME: ClassVar[str] = "findings"
+    FORMAT: ClassVar[int] = 4
+
     claims: list[Claim]
-    arms: list[ArmMetrics]
-    real: dict[str, Estimate]
+    variants: list[VariantMetrics]
     real_count: int
-    reference: str
-    classifier: ClassifierInfo
     config: FindingsConfig
     seeds: tuple[int, int]
     captions: list[str]
@@ -100,19 +91,25 @@ class Findings(Section):
     notes: list[str]
     rule: str = RULE
     confidence: float = 0.95
-    hardware: dict[str, Any] = Field(default_factory=hardware)
-    sfumato: str = __version__
-    date: str = Field(default_factory=now)
-    command: str = ""
-    folder: Path | None = Field(default=None, exclude=True)
-    from_cache: bool = Field(default=False, exclude=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Arm:
+class _Variant:
     key: str
     title: str
     sets: Mapping[float, ImageSet]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Runs:
+    """The models that are compared: a run `without` dropout, its older checkpoint `early`, and a
+    run of the same data with it."""
+
+    without: Model
+    early: Model | None
+    with_dropout: Model | None
+    folder: Path
+    """Of the run without."""
 
 
 def measure_findings(
@@ -124,7 +121,7 @@ def measure_findings(
     log: Callable[[str], None] = lambda text: None,
     on_images: OnImages = lambda what, done, total: None,
 ) -> Findings:
-    """Sample every arm, score every set once, decide every claim, write pictures and findings.
+    """Sample every variant, score every set once, decide every claim, write pictures and findings.
 
     `without`: a run without caption dropout, sampled with its own settings; `with_dropout`: one
     with it, of the same data. The findings belong in `base`, or in `base`-2, ... where that holds
@@ -132,111 +129,98 @@ def measure_findings(
     same arguments it goes on; what was saved before is read. `InputError` for runs that are no
     pair, or too few images.
     """
-    run_folder, data = _run_of(without, dropout=False)
+    run_folder, data = run_of(without, dropout=False)
     if with_dropout is not None:
-        _check_pair(data, _run_of(with_dropout, dropout=True)[1])
+        check_pair(data, run_of(with_dropout, dropout=True)[1])
     study = Study.of(without, config, data=data, log=log)
     early = _earlier(without, run_folder, data)
-    store = sibling(base, "images")
-    arms = _arms(without, with_dropout, early, study, store)
+    runs = _Runs(without=without, early=early, with_dropout=with_dropout, folder=run_folder)
+    variants = _variants(runs, study, config, sibling(base, "images"))
     request = {
-        "format": FORMAT,
-        "arms": {arm.key: [images.key for images in arm.sets.values()] for arm in arms},
+        "variants": {one.key: [images.key for images in one.sets.values()] for one in variants},
         **study.request(),
     }
-    folder = folder_for(base, request, say=log)
-    if (folder / FILE_NAME).exists():
-        return read_findings(folder).model_copy(update={"from_cache": True})
-    # The stretched arm's images lie in the files of the clipped one.
-    sampled = {images.name: images for arm in arms for images in arm.sets.values()}
+    folder, findings = Findings.at(base, request, log)
+    if findings is not None:
+        return findings
+    # The stretched variant's images lie in the files of the clipped one.
+    sampled = {images.name: images for one in variants for images in one.sets.values()}
     complete(list(sampled.values()), on_images, what="network evaluations")
-    scores = {
-        (arm.key, scale): study.score(images) for arm in arms for scale, images in arm.sets.items()
-    }
-    evidence = _evidence(study, scores, run_folder, without, early, with_dropout)
-    findings = _findings(study, evidence, arms, folder)
+    findings = _findings(study, config, runs, variants, folder)
     from sfumato.paper.findings_page import write_findings
 
-    write_findings(findings, _shown(arms, study), run_folder)
-    write_json(folder / FILE_NAME, findings.model_dump(mode="json"))
+    write_findings(findings, _shown(variants, study), read_records(run_folder / "metrics.jsonl"))
     return findings
 
 
 def _evidence(
-    study: Study,
-    scores: Mapping[tuple[str, float], Scores],
-    run_folder: Path,
-    without: Model,
-    early: Model | None,
-    with_dropout: Model | None,
-) -> Evidence:
-    reference = study.reference
+    study: Study, runs: _Runs, scores: Mapping[tuple[str, float], Scores]
+) -> PaperEvidence:
+    reference, real = study.reference, study.real_images
     size = len(load_records(reference.data, "train"))
-    real = real_images(reference)
     digits = _places(reference.records.class_names, DIGITS)
     assert study.prompts.labels is not None  # the data have classes
     assert real.labels is not None
+    without, early, with_dropout = runs.without, runs.early, runs.with_dropout
     epochs = None
     if early is not None:
         seen, newest = (model.provenance["images_seen"] for model in (early, without))
         epochs = (seen / size, newest / size)
-    return Evidence(
+    return PaperEvidence(
         scores=scores,
         labels=study.prompts.labels,
         real=_with_digits(study.real, real.labels, digits),
         digits=digits,
-        also_differ=[] if with_dropout is None else _differences(without, with_dropout),
+        also_differ=[] if with_dropout is None else differences_of(without, with_dropout),
         epochs=epochs,
-        losses=read_records(run_folder / "metrics.jsonl"),
-        total_images=experiment_of_run(run_folder).training.total_images(size),
+        losses=read_records(runs.folder / "metrics.jsonl"),
+        total_images=experiment_of_run(runs.folder).training.total_images(size),
         value_range=without.codec.x0_range,
     )
 
 
-def _findings(study: Study, evidence: Evidence, arms: Sequence[_Arm], folder: Path) -> Findings:
-    reference, config = study.reference, study.config
-    assert isinstance(config, FindingsConfig)
-    assert reference.classifier is not None  # the data have classes
-    real = study.real.values["saturated"]
+def _findings(
+    study: Study,
+    config: FindingsConfig,
+    runs: _Runs,
+    variants: Sequence[_Variant],
+    folder: Path,
+) -> Findings:
+    scores = {
+        (one.key, scale): study.score(images)
+        for one in variants
+        for scale, images in one.sets.items()
+    }
+    evidence = _evidence(study, runs, scores)
     return Findings(
-        claims=evidence.claims(),
-        arms=[_arm_metrics(arm, evidence) for arm in arms],
-        real=dict(evidence.real),
-        real_count=len(real),
-        reference=reference.records.description,
-        classifier=ClassifierInfo.of(reference.classifier),
-        config=config,
+        claims=paper_claims(evidence),
+        variants=[_variant_metrics(one, evidence) for one in variants],
+        real_count=len(study.real_images),
         seeds=(config.first_seed, config.first_seed + config.count - 1),
-        captions=list(reference.records.class_captions),
+        captions=list(study.reference.records.class_captions),
         also_differ=list(evidence.also_differ),
-        notes=_notes(study.real, reference.data),
-        command=command(),
+        notes=_notes(study.real, study.reference.data),
         folder=folder,
+        **study.card_fields(runs.without, real=dict(evidence.real)),
     )
 
 
-def _arm_metrics(arm: _Arm, evidence: Evidence) -> ArmMetrics:
-    settings = next(iter(arm.sets.values())).settings
+def _variant_metrics(variant: _Variant, evidence: PaperEvidence) -> VariantMetrics:
     scales = []
-    for scale, images in arm.sets.items():
-        assert images.nfe is not None
+    for scale, images in variant.sets.items():
         assert images.folder is not None
-        scores = evidence.scores[arm.key, scale]
+        scores = evidence.scores[variant.key, scale]
         scales.append(
-            ScaleMetrics(
+            ScaleMetrics.of(
+                images,
+                _with_digits(scores, evidence.labels, evidence.digits),
                 guidance_scale=scale,
-                nfe=images.nfe,
-                seconds=images.seconds or 0,
                 images=f"{images.folder.parent.name}/{images.folder.name}",
-                metrics=_with_digits(scores, evidence.labels, evidence.digits),
             )
         )
-    return ArmMetrics(
-        key=arm.key,
-        title=arm.title,
-        settings={name: value for name, value in settings.items() if name != "guidance_scale"},
-        scales=scales,
-    )
+    settings = dict(next(iter(variant.sets.values())).settings)
+    settings.pop("guidance_scale")
+    return VariantMetrics(key=variant.key, title=variant.title, settings=settings, scales=scales)
 
 
 def _with_digits(scores: Scores, labels: Tensor, digits: Sequence[int]) -> dict[str, Estimate]:
@@ -251,84 +235,39 @@ def _with_digits(scores: Scores, labels: Tensor, digits: Sequence[int]) -> dict[
     return found
 
 
-def read_findings(folder: Path) -> Findings:
-    """The findings in `folder`; `ConfigError` where they are of another form."""
-    values = {**read_json(folder / FILE_NAME), "folder": folder}
-    return validate(Findings, values, source=str(folder / FILE_NAME))
-
-
 # What is sampled ----------------------------------------------------------------------------------
 
 
-def _run_of(model: Model, *, dropout: bool) -> tuple[Path, DataConfig]:
-    """The run's folder and data; `InputError` for a pipeline, or where dropout is the other way."""
-    if model.folder is None or model.data is None:
-        raise InputError(
-            "Findings are of runs: a pipeline has no record of its training.",
-            hint="Give the folder of the run that it came from.",
-        )
-    share = model.provenance["caption_dropout"]
-    if (share > 0) != dropout:
-        first = f"{model.folder} was trained with caption_dropout = {share:g}"
-        raise InputError(
-            f"{first}, but {'the second' if dropout else 'the first'} run is the one "
-            f"{'with' if dropout else 'without'} dropout.",
-            hint="sfumato findings RUN_WITHOUT_DROPOUT [RUN_WITH_DROPOUT]",
-        )
-    return model.folder, model.data
+def _variants(runs: _Runs, study: Study, config: FindingsConfig, store: Path) -> list[_Variant]:
+    """Every (variant, scale), the clipped one once for its two ways to pixels."""
+    found: list[_Variant] = []
 
-
-def _check_pair(first: DataConfig, second: DataConfig) -> None:
-    unlike = [
-        f"data.{name}: {getattr(first, name)} and {getattr(second, name)}"
-        for name in ("resolution", "channels", "fit", "split_seed", "test_share", "tuning_share")
-        if getattr(first, name) != getattr(second, name)
-    ]
-    if source_identity(first) != source_identity(second):
-        unlike.insert(0, f"data.source: {first.source} and {second.source}")
-    if unlike:
-        raise InputError(
-            "The two runs have no common real images:\n  " + "\n  ".join(unlike),
-            hint="Train both on the same data.",
-        )
-
-
-def _arms(
-    without: Model, with_dropout: Model | None, early: Model | None, study: Study, store: Path
-) -> list[_Arm]:
-    """Every (arm, scale), the clipped one once for its two ways to pixels."""
-    config = study.config
-    assert isinstance(config, FindingsConfig)
-
-    def sets(model: Model, scales: Sequence[float], **options: Any) -> dict[float, ImageSet]:
+    def add(key: str, title: str, model: Model, scales: Sequence[float], **options: Any) -> None:
         prompts = study.prompts
         if model.data is not None and model.data.caption != study.reference.data.caption:
             own = load_records(model.data, "reference")  # each gets the captions it was trained on
             prompts = PromptSet.of(own, config.count, seed=config.first_seed)
-        seeds = range(config.first_seed, config.first_seed + config.count)
-        return {
-            scale: ImageSet.sampled(model, prompts, seeds, guidance=scale, folder=store, **options)
+        sets = {
+            scale: study.sampled(model, store, prompts, guidance=scale, **options)
             for scale in scales
         }
-
-    def arm(key: str, title: str, own: dict[float, ImageSet]) -> _Arm:
-        return _Arm(key=key, title=title, sets=own)
+        found.append(_Variant(key=key, title=title, sets=sets))
 
     scales, clipped = config.guidance_scales, config.clipped_scales
-    arms = [arm("without", "no dropout", sets(without, scales))]
+    without, early, with_dropout = runs.without, runs.early, runs.with_dropout
+    add("without", "no dropout", without, scales)
     if tuple(without.codec.x0_range) != CLIPPED:  # else the paper's clipping changes nothing
         title = "no dropout, x0 in [-1, 1]"
-        arms.append(arm("clipped", title, sets(without, clipped, x0_range=CLIPPED)))
-        own = sets(without, clipped, x0_range=CLIPPED, tensor="stretched")
-        arms.append(arm("stretched", f"{title}, min-max", own))
+        add("clipped", title, without, clipped, x0_range=CLIPPED)
+        stretched = {"x0_range": CLIPPED, "tensor": "stretched"}
+        add("stretched", f"{title}, min-max", without, clipped, **stretched)
     if early is not None:
-        images = early.provenance["images_seen"]
-        title = f"no dropout, after {images:,} images"
-        arms.append(arm("early", title, sets(early, (NONE, GUIDED))))
+        title = f"no dropout, after {early.provenance['images_seen']:,} images"
+        add("early", title, early, (NONE, GUIDED))
     if with_dropout is not None:
         share = with_dropout.provenance["caption_dropout"]
-        arms.append(arm("with", f"dropout {100 * share:g} %", sets(with_dropout, scales)))
-    return arms
+        add("with", f"dropout {100 * share:g} %", with_dropout, scales)
+    return found
 
 
 def _earlier(model: Model, run: Path, data: DataConfig) -> Model | None:
@@ -341,72 +280,13 @@ def _earlier(model: Model, run: Path, data: DataConfig) -> Model | None:
     ]
     if not older:
         return None
-    nearest = min(older, key=lambda images: abs(images - aim))
-    sampling = model.sampling
-    return load(run, device=str(model.device), checkpoint=nearest).with_(
-        form=sampling.guidance,
-        sampler=sampling.sampler,
-        steps=sampling.steps,
-        timestep_spacing=sampling.timestep_spacing,
-    )
+    return at_checkpoint(model, min(older, key=lambda images: abs(images - aim)))
 
 
 def _places(names: Sequence[str], wanted: Sequence[str]) -> list[int]:
     """The classes called `wanted`, all or none: "4", "4 - four"."""
     first = [str(name).split()[0] if str(name).split() else "" for name in names]
     return [first.index(name) for name in wanted] if set(wanted) <= set(first) else []
-
-
-_NO_MATTER = {
-    "name",
-    "data.source",
-    "data.held_out",
-    "data.loading",
-    "data.workers",
-    "data.max_damaged",
-    "training.caption_dropout",
-    "training.micro_batches",
-    "sampling.guidance_scale",
-}
-"""Settings that change no image, or of which it is known."""
-_CADENCE = ("_every_images", "keep_checkpoints", "checkpoint_epochs", "also_halflives_images")
-
-
-def _differences(first: Model, second: Model) -> list[str]:
-    """What the two models differ in beside dropout, as "setting: value and value"."""
-
-    def settings(model: Model) -> dict[str, Any]:
-        assert model.folder is not None
-        flat: dict[str, Any] = {}
-
-        def add(values: Mapping[str, Any], prefix: str) -> None:
-            for name, value in values.items():
-                if isinstance(value, dict):
-                    add(value, f"{prefix}{name}.")
-                else:
-                    flat[prefix + name] = value
-
-        values = experiment_of_run(model.folder).model_dump(mode="json")
-        kept = ("name", "seed", "data", "text", "model", "diffusion", "training", "sampling")
-        add({name: values[name] for name in kept}, "")
-        used = ("sampler", "steps", "timestep_spacing")
-        flat.update({f"sampling.{name}": getattr(model.sampling, name) for name in used})
-        # Not what was asked for: how far the weights have come.
-        flat = {k: v for k, v in flat.items() if k not in ("training.images", "training.epochs")}
-        return flat | {"images seen": model.provenance["images_seen"]}
-
-    one, other = settings(first), settings(second)
-    return [
-        f"{name}: {_short(one.get(name))} and {_short(other.get(name))}"
-        for name in dict.fromkeys([*one, *other])
-        if one.get(name) != other.get(name)
-        and name not in _NO_MATTER
-        and not name.endswith(_CADENCE)
-    ]
-
-
-def _short(value: object) -> str:
-    return f"{len(value)} of them" if isinstance(value, list) and len(value) > 4 else str(value)
 
 
 def _notes(real: Scores, data: DataConfig) -> list[str]:
@@ -424,16 +304,15 @@ def _notes(real: Scores, data: DataConfig) -> list[str]:
     ]
 
 
-def _shown(arms: Sequence[_Arm], study: Study) -> dict[str, Tensor]:
-    """One image of each class at w = 1 and 5 of each arm, and real ones: (classes, C, H, W)."""
+def _shown(variants: Sequence[_Variant], study: Study) -> dict[str, Tensor]:
+    """One image of each class at w = 1 and 5 of each variant, and real ones: (classes, C, H, W)."""
     classes = len(study.reference.records.class_names)
     rows = {
-        f"{arm.title}, w = {scale:g}": arm.sets[scale].images(range(classes))
-        for arm in arms
+        f"{one.title}, w = {scale:g}": one.sets[scale].images(range(classes))
+        for one in variants
         for scale in (NONE, GUIDED)
     }
-    real = real_images(study.reference)
-    assert real.labels is not None
-    labels = real.labels
+    labels = study.real_images.labels
+    assert labels is not None
     first = [int((labels == label).nonzero()[0]) for label in labels.unique().tolist()]
-    return rows | {"real": real.images(first[:classes])}
+    return rows | {"real": study.real_images.images(first[:classes])}

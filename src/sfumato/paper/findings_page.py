@@ -1,24 +1,18 @@
 """The findings as pictures and tables: noise over w, one image of each class, Markdown."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from sfumato.base.files import write_bytes, write_text
 from sfumato.evaluation.metrics.registry import title_of
-from sfumato.paper.findings import ArmMetrics, Findings
 from sfumato.report.grids import labelled_grid
-from sfumato.report.page import loss_curve
-from sfumato.studies.scale_charts import (
-    Line,
-    format_effect,
-    format_estimate,
-    how_sampled,
-    scale_panels,
-)
+from sfumato.report.page import loss_curve, markdown_table
+from sfumato.studies.charts import Line, claims_table, format_estimate, scale_panels, study_text
 from sfumato.studies.study import ACCURACY, DIVERSITY, OF_PIXELS
-from sfumato.training.records import read_records
+
+if TYPE_CHECKING:
+    from sfumato.paper.findings import Findings, VariantMetrics
 
 PANELS = (
     "border_rms",
@@ -29,54 +23,49 @@ PANELS = (
     DIVERSITY,
 )
 COLUMNS = (*OF_PIXELS, ACCURACY, f"{ACCURACY}.4 and 5", f"{ACCURACY}.others", DIVERSITY)
-COLOURS = {
-    "without": "#b03a2e",
-    "clipped": "#d98880",
-    "stretched": "#7d6608",
-    "early": "#f0a868",
-    "with": "#1f618d",
+_STYLES = {
+    "without": ("#b03a2e", "o"),
+    "clipped": ("#d98880", "v"),
+    "stretched": ("#7d6608", "^"),
+    "early": ("#f0a868", "D"),
+    "with": ("#1f618d", "s"),
 }
-_MARKERS = {"without": "o", "clipped": "v", "stretched": "^", "early": "D", "with": "s"}
+"""Colour and marker of each variant."""
 
 
-def write_findings(findings: Findings, examples: Mapping[str, Tensor], run: Path) -> None:
-    """`findings.png`, `examples.png`, `loss.png` and `findings.md` into the findings' folder.
+def write_findings(
+    findings: "Findings", examples: Mapping[str, Tensor], losses: list[dict[str, Any]]
+) -> None:
+    """Findings, their text, and findings.png, examples.png and loss.png.
 
-    `examples`: one image of each class for each row of the grid.
+    `examples`: one image of each class for each row of the grid; `losses`: records of the run's
+    metrics.jsonl.
     """
-    assert findings.folder is not None
-    records = read_records(run / "metrics.jsonl")
-    written = {
-        "findings.png": noise_figure(findings),
-        "examples.png": _examples(findings, examples),
-        **({"loss.png": loss_curve(records)} if records else {}),
+    pictures = {
+        "findings": noise_figure(findings),
+        "examples": _examples(findings, examples),
+        **({"loss": loss_curve(losses)} if losses else {}),
     }
-    for name, png in written.items():
-        write_bytes(findings.folder / name, png)
-    write_text(findings.folder / "findings.md", markdown(findings))
+    findings.write(markdown(findings), pictures)
 
 
-def noise_figure(findings: Findings) -> bytes:
-    """PNG: each of `PANELS` over w for every arm, with 95 % intervals; real images as a band."""
+def noise_figure(findings: "Findings") -> bytes:
+    """PNG: each of `PANELS` over w for every variant, with 95 % intervals; real images as a
+    band."""
     lines = [
         Line(
-            label=arm.title,
-            points={
-                one.guidance_scale: {name: one.metrics[name] for name in PANELS}
-                for one in arm.scales
-            },
-            colour=COLOURS[arm.key],
-            marker=_MARKERS[arm.key],
-            main=arm.key in ("without", "with"),
+            label=variant.title,
+            points={one.guidance_scale: one.metrics for one in variant.scales},
+            colour=_STYLES[variant.key][0],
+            marker=_STYLES[variant.key][1],
+            main=variant.key in ("without", "with"),
         )
-        for arm in findings.arms
+        for variant in findings.variants
     ]
-    first, config = findings.arms[0].settings, findings.config
-    title = how_sampled(first["sampler"], first["steps"], config.count)
-    return scale_panels(lines, findings.real, PANELS, title=title)
+    return scale_panels(lines, findings, PANELS, count=findings.config.count)
 
 
-def _examples(findings: Findings, examples: Mapping[str, Tensor]) -> bytes:
+def _examples(findings: "Findings", examples: Mapping[str, Tensor]) -> bytes:
     """One image of each class in each row; the seeds are the same in all but the real ones."""
     classes = min(len(images) for images in examples.values())
     return labelled_grid(
@@ -87,53 +76,46 @@ def _examples(findings: Findings, examples: Mapping[str, Tensor]) -> bytes:
     )
 
 
-def markdown(findings: Findings) -> str:
-    """The verdicts and every figure with its interval, as two tables."""
-    lines = [
-        "# The paper's findings on MNIST, tested",
-        "",
-        f"{findings.config.count:,} images of each model and scale, seeds {findings.seeds[0]} to "
-        f"{findings.seeds[1]} in all; real: {findings.real_count:,} of {findings.reference}. "
-        f"Classifier: {findings.classifier.identity}. {findings.rule}",
-        "",
-        "| claim | verdict | effect | because | figure |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for claim in findings.claims:
-        effects = "; ".join(format_effect(effect) for effect in claim.effects)
-        lines.append(
-            f"| {claim.claim} | **{claim.verdict}** | {effects} | {claim.sentence} "
-            f"| {claim.figure} |"
-        )
+def markdown(findings: "Findings") -> str:
+    """The verdicts and every metric with its interval, as two tables."""
+    first, last = findings.seeds
+    sampled = (
+        f"{findings.config.count:,} images of each model and scale, seeds {first} to {last} in all"
+    )
     keys = [key for key in COLUMNS if key in findings.real]
-    lines += [
-        "",
-        "| images | w | NFE | " + " | ".join(title_of(key) for key in keys) + " |",
-        "| --- | --- | --- |" + " --- |" * len(keys),
-    ]
-    for arm in findings.arms:
-        lines += _arm_rows(arm, keys)
-    cells = [format_estimate(key, findings.real.get(key)) for key in keys]
-    lines.append(f"| real | | | {' | '.join(cells)} |")
-    lines += ["", *(f"- {note}" for note in findings.notes)]
+    rows = [row for variant in findings.variants for row in _rows(variant, keys)]
+    rows.append(["real", "", "", *(format_estimate(key, findings.real[key]) for key in keys)])
+    notes = [f"{findings.real_count:,} of the real images have metrics here.", *findings.notes]
     if findings.also_differ:
-        lines.append(f"- The two runs also differ in: {'; '.join(findings.also_differ)}.")
-    for arm in findings.arms:
-        how = arm.settings
-        model = how["model"]
-        lines.append(
-            f"- {arm.title}: {how['sampler']}, {how['steps']} steps, guidance {how['guidance']}, "
-            f"{model['images_seen']:,} images seen, weights sha256 {model['weights_sha256'][:16]}."
-        )
-    made = findings.hardware
-    lines += [f"- sfumato {findings.sfumato}, torch {made['torch']}, {findings.date}.", ""]
-    return "\n".join(lines)
+        notes.append(f"The two runs also differ in: {'; '.join(findings.also_differ)}.")
+    notes += map(_how, findings.variants)
+    text = study_text(
+        findings,
+        sampled,
+        findings.rule,
+        claims_table(findings.claims),
+        markdown_table(["images", "w", "NFE", *map(title_of, keys)], rows, left=2),
+        "\n".join(f"- {note}" for note in notes),
+    )
+    return f"# The paper's findings on MNIST, tested\n\n{text}"
 
 
-def _arm_rows(arm: ArmMetrics, keys: Sequence[str]) -> list[str]:
+def _rows(variant: "VariantMetrics", keys: Sequence[str]) -> list[list[str]]:
     return [
-        f"| {arm.title} | {one.guidance_scale:g} | {one.nfe} | "
-        + " | ".join(format_estimate(key, one.metrics.get(key)) for key in keys)
-        + " |"
-        for one in arm.scales
+        [
+            variant.title,
+            f"{one.guidance_scale:g}",
+            str(one.nfe),
+            *(format_estimate(key, one.metrics.get(key)) for key in keys),
+        ]
+        for one in variant.scales
     ]
+
+
+def _how(variant: "VariantMetrics") -> str:
+    how = variant.settings
+    model = how["model"]
+    return (
+        f"{variant.title}: {how['sampler']}, {how['steps']} steps, guidance {how['guidance']}, "
+        f"{model['images_seen']:,} images seen, weights sha256 {model['weights_sha256'][:16]}."
+    )

@@ -2,10 +2,14 @@
 
 import base64
 import io
+from collections.abc import Sequence
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sfumato import __version__
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def loss_curve(records: list[dict[str, Any]]) -> bytes:
@@ -31,9 +35,19 @@ def loss_curve(records: list[dict[str, Any]]) -> bytes:
     axes.set_ylabel("training loss")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
+    return png_of(figure)
+
+
+def png_of(figure: "Figure") -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
+    """The first `left` columns are aligned left, the others right."""
+    rules = ["---"] * left + ["---:"] * (len(header) - left)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rules, *rows))
 
 
 def rendered(template: str, **values: Any) -> str:

@@ -1,17 +1,17 @@
-"""Ablations: arms that differ in a few settings, several seeds each, equal images, one classifier.
+"""Ablations: variants that differ in a few settings, with several seeds each on equal images.
 
-An ablation is a YAML file (`presets/ablations/`, or one of your own). Every arm and seed is an
-ordinary run with quick evaluations, so that it can be drawn from, and goes on after a kill.
+An ablation is a YAML file (`presets/ablations/`, or one of your own). Every variant and seed is an
+ordinary run with quick evaluations: it can be sampled from, and goes on after a kill.
 """
 
-import io
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from statistics import median
-from typing import Any
+from statistics import fmean, median
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -24,9 +24,13 @@ from sfumato.config.schema import DiffusionExperiment
 from sfumato.evaluation.classifier import load_classifier
 from sfumato.evaluation.metrics.intervals import Estimate, wilson
 from sfumato.methods.registry import run_experiment
+from sfumato.report.page import markdown_table, png_of
 from sfumato.training.hooks import BaseHook
 from sfumato.training.loop import Hook, Run
 from sfumato.training.records import ACCURACY, read_records
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +49,11 @@ class Curve:
             if correct >= level * self.count:
                 return images
         return math.inf
+
+    @property
+    def shares(self) -> list[float]:
+        """Class accuracies in per cent."""
+        return [100 * correct / self.count for correct in self.correct]
 
     @property
     def final(self) -> Estimate:
@@ -87,8 +96,8 @@ def is_reached(records: Sequence[Mapping[str, Any]], level: float) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arm:
-    """One arm's curves by seed, at one guidance scale."""
+class Variant:
+    """One variant's curves by seed, at one guidance scale."""
 
     name: str
     curves: Mapping[int, Curve]
@@ -114,62 +123,67 @@ class Arm:
         return f"{reached:,.0f}" if math.isfinite(reached) else f"> {bound:,.0f}"
 
 
-def ratio_text(base: Arm, arm: Arm, level: float) -> str:
+def ratio_text(base: Variant, variant: Variant, level: float) -> str:
     """How many times fewer images than `base`: `4.2x`, `> 4.2x` where the base never got there,
-    `-` where the arm did not."""
+    `-` where the variant did not."""
     reached, bound = base.reached(level)
-    own, _ = arm.reached(level)
-    if arm is base or not math.isfinite(own):
+    own, _ = variant.reached(level)
+    if variant is base or not math.isfinite(own):
         return "-"
     return f"{reached / own:.1f}x" if math.isfinite(reached) else f"> {bound / own:.1f}x"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ablated:
-    """All arms that have run so far, at one guidance scale."""
+class AblationResult:
+    """All variants that have run so far, at one guidance scale."""
 
     ablation: Ablation
     scale: str
     classifier: str
-    arms: Sequence[Arm]
+    variants: Sequence[Variant]
 
-    def table(self) -> list[list[str]]:
-        """Header and rows: arm, seeds, accuracy at the end, images to each level, fewer images
-        than the base by the last level that it is told of."""
-        base = next((arm for arm in self.arms if arm.name == self.ablation.base), None)
+    @classmethod
+    def read(
+        cls, ablation: Ablation, folder: Path, *, scale: str, classifier: str
+    ) -> "AblationResult":
+        """From the quick evaluations of every run in `folder`."""
+        variants = []
+        for name in ablation.variants:
+            records = {
+                seed: read_records(run_folder(folder, name, seed) / ACCURACY)
+                for seed in ablation.seeds
+            }
+            curves = {seed: read_curve(own, scale) for seed, own in records.items() if own}
+            if curves:
+                variants.append(Variant(name=name, curves=curves))
+        return cls(ablation=ablation, scale=scale, classifier=classifier, variants=variants)
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Header and rows: variant, seeds, accuracy at the end, images to each level, and how many
+        times fewer these are than the base's."""
+        base = next((one for one in self.variants if one.name == self.ablation.base), None)
         levels = self.ablation.levels
-        rows = [
-            [
-                "arm",
-                "seeds",
-                "accuracy at the end",
-                "lowest - highest seed",
-                *(f"images to {100 * level:g} %" for level in levels),
-                *([] if base is None else [f"fewer, to {100 * level:g} %" for level in levels]),
-            ]
-        ]
-        for arm in self.arms:
-            final, each = arm.final, [curve.final.value for curve in arm.curves.values()]
-            rows.append(
-                [
-                    arm.name,
-                    str(len(arm.curves)),
-                    str(final),
-                    f"{100 * min(each):.1f} - {100 * max(each):.1f} %",
-                    *(arm.images_text(level) for level in levels),
-                    *([] if base is None else [ratio_text(base, arm, level) for level in levels]),
-                ]
-            )
-        return rows
+        header = ["variant", "seeds", "accuracy at the end", "lowest - highest seed"]
+        header += [f"images to {100 * level:g} %" for level in levels]
+        if base is not None:
+            header += [f"fewer, to {100 * level:g} %" for level in levels]
+        rows = []
+        for one in self.variants:
+            final, each = one.final, [100 * curve.final.value for curve in one.curves.values()]
+            row = [one.name, str(len(one.curves)), str(final)]
+            row += [f"{min(each):.1f} - {max(each):.1f} %"]
+            row += [one.images_text(level) for level in levels]
+            if base is not None:
+                row += [ratio_text(base, one, level) for level in levels]
+            rows.append(row)
+        return header, rows
 
 
 # Running ------------------------------------------------------------------------------------------
 
 
-def run_folder(folder: Path, arm: str, seed: int) -> Path:
-    name = "".join(c if c.isalnum() or c in ".-" else "-" for c in arm.lower())
-    while "--" in name:
-        name = name.replace("--", "-")
+def run_folder(folder: Path, variant: str, seed: int) -> Path:
+    name = re.sub(r"[^\w.]+", "-", variant.lower())
     return folder / name.strip("-") / f"seed-{seed}"
 
 
@@ -181,18 +195,42 @@ def run_ablation(
     only: Sequence[str] = (),
     seeds: Sequence[int] = (),
     device: str = "auto",
-    say: Callable[[str], None] = lambda sentence: None,
+    log: Callable[[str], None] = lambda text: None,
     progress: Callable[[], Hook] | None = None,
-) -> list[Ablated] | None:
-    """Train every arm and seed that has not run yet, and read all of them.
+) -> list[AblationResult] | None:
+    """Train every variant and seed that has not run yet, and read all of them.
 
-    `only`, `seeds`: what to train, all where empty; runs of others that lie in `folder` are read
-    all the same, so that several processes can share the work. One result for each guidance scale
-    of the quick evaluations; None where it was asked to stop.
+    `only`, `seeds`: what to train, all where empty; other runs in `folder` are read all the same.
+    One result for each guidance scale of the quick evaluations; None where it was asked to stop.
     """
-    if unknown := [name for name in only if name not in ablation.arms]:
+    _check_names(ablation, only, seeds)
+    experiments = {
+        (variant, seed): ablation.experiment(variant, seed, overrides)
+        for variant in ablation.variants
+        for seed in ablation.seeds
+    }  # all of them first: a mistake in the last variant is reported before hours of training
+    base = experiments[ablation.base, ablation.seeds[0]]
+    classifier = load_classifier(base.data, base.evaluation.classifier, log=log)
+    for seed in seeds or ablation.seeds:  # seed by seed: early on all variants can be seen
+        for variant in only or ablation.variants:
+            log(f"{variant}, seed {seed}")
+            hooks = [progress()] if progress else []
+            place = run_folder(folder, variant, seed)
+            if not _train(experiments[variant, seed], place, ablation.stop_at, device, hooks):
+                return None
+    results = [
+        AblationResult.read(ablation, folder, scale=f"{scale:g}", classifier=classifier.identity)
+        for scale in base.evaluation.quick_scales
+    ]
+    _write(results, folder, experiments, overrides)
+    return results
+
+
+def _check_names(ablation: Ablation, only: Sequence[str], seeds: Sequence[int]) -> None:
+    if unknown := [name for name in only if name not in ablation.variants]:
         raise InputError(
-            f"No arm is named '{unknown[0]}'.", hint=nearest(unknown[0], list(ablation.arms))
+            f"No variant is named '{unknown[0]}'.",
+            hint=nearest(unknown[0], list(ablation.variants)),
         )
     if others := [seed for seed in seeds if seed not in ablation.seeds]:
         own = ", ".join(str(seed) for seed in ablation.seeds)
@@ -200,150 +238,93 @@ def run_ablation(
             f"Seed {others[0]} is none of the ablation's: {own}.",
             hint="Take one of those, or name it under `seeds` in a YAML file of your own.",
         )
-    experiments = {
-        (arm, seed): ablation.experiment(arm, seed, overrides)
-        for arm in ablation.arms
-        for seed in ablation.seeds
-    }  # all of them first: a mistake in the last arm is told before hours of training
-    first = next(iter(experiments.values()))
-    classifier = load_classifier(first.data, first.evaluation.classifier, log=say)
-    for seed in seeds or ablation.seeds:  # seed by seed: early on all arms can be seen
-        for arm in only or ablation.arms:
-            place = run_folder(folder, arm, seed)
-            level = ablation.stop_at
-            if level is not None and is_reached(read_records(place / ACCURACY), level):
-                continue
-            say(f"{arm}, seed {seed}")
-            run = run_experiment(
-                experiments[arm, seed],
-                place,
-                device=device,
-                hooks=[
-                    *([progress()] if progress else []),
-                    *([] if level is None else [StopAtLevel(place / ACCURACY, level)]),
-                ],
-            )
-            early = level is not None and is_reached(read_records(place / ACCURACY), level)
-            if not run.finished and not early:
-                return None
-    scales = [f"{scale:g}" for scale in first.evaluation.quick_scales]
-    found = [
-        Ablated(
-            ablation=ablation,
-            scale=scale,
-            classifier=classifier.identity,
-            arms=_arms(ablation, folder, scale),
-        )
-        for scale in scales
-    ]
-    of_arms = {arm: experiments[arm, ablation.seeds[0]] for arm in ablation.arms}
-    _write(found, folder, of_arms, overrides)
-    return found
 
 
-def _arms(ablation: Ablation, folder: Path, scale: str) -> list[Arm]:
-    arms = []
-    for name in ablation.arms:
-        curves = {}
-        for seed in ablation.seeds:
-            records = read_records(run_folder(folder, name, seed) / ACCURACY)
-            if records:
-                curves[seed] = read_curve(records, scale)
-        if curves:
-            arms.append(Arm(name=name, curves=curves))
-    return arms
+def _train(
+    experiment: DiffusionExperiment,
+    place: Path,
+    level: float | None,
+    device: str,
+    hooks: Sequence[Hook],
+) -> bool:
+    """Whether the run came to its end, or to `level` where there is one."""
+
+    def reached() -> bool:
+        return level is not None and is_reached(read_records(place / ACCURACY), level)
+
+    if reached():
+        return True
+    if level is not None:
+        hooks = [*hooks, StopAtLevel(place / ACCURACY, level)]
+    run = run_experiment(experiment, place, device=device, hooks=hooks)
+    return run.finished or reached()
+
+
+# Writing ------------------------------------------------------------------------------------------
 
 
 def _write(
-    found: Sequence[Ablated],
+    results: Sequence[AblationResult],
     folder: Path,
-    arms: Mapping[str, DiffusionExperiment],
+    experiments: Mapping[tuple[str, int], DiffusionExperiment],
     overrides: Sequence[str],
 ) -> None:
     """ablation.json with every evaluation, ablation.md and ablation.png."""
-    ablation = found[0].ablation
-    base = arms[ablation.base]
-    write_json(
-        folder / "ablation.json",
-        {
-            "ablation": ablation.model_dump(mode="json"),
-            "overrides": list(overrides),
-            "classifier": found[0].classifier,
-            "samplers": {arm: asdict(one.sampling) for arm, one in arms.items()},
-            "data": base.data.source,
-            "curves": {
-                one.scale: {
-                    arm.name: {
-                        str(seed): {"images": curve.images, "correct": curve.correct}
-                        for seed, curve in arm.curves.items()
-                    }
-                    for arm in one.arms
-                }
-                for one in found
-            },
-            "count": base.evaluation.quick_count,
-            "environment": environment(),
-            "sfumato": __version__,
-            "date": now(),
-        },
-    )
-    write_text(folder / "ablation.md", "\n".join(markdown(one) for one in found))
-    write_bytes(folder / "ablation.png", chart(found))
+    ablation = results[0].ablation
+    base = experiments[ablation.base, ablation.seeds[0]]
+    curves = {
+        one.scale: {
+            variant.name: {
+                str(seed): {"images": curve.images, "correct": curve.correct}
+                for seed, curve in variant.curves.items()
+            }
+            for variant in one.variants
+        }
+        for one in results
+    }
+    record = {
+        "ablation": ablation.model_dump(mode="json"),
+        "overrides": list(overrides),
+        "classifier": results[0].classifier,
+        "samplers": {variant: asdict(one.sampling) for (variant, _), one in experiments.items()},
+        "data": base.data.source,
+        "curves": curves,
+        "count": base.evaluation.quick_count,
+        "environment": environment(),
+        "sfumato": __version__,
+        "date": now(),
+    }
+    write_json(folder / "ablation.json", record)
+    write_text(folder / "ablation.md", "\n".join(map(markdown, results)))
+    write_bytes(folder / "ablation.png", chart(results))
 
 
-def markdown(found: Ablated) -> str:
+def markdown(result: AblationResult) -> str:
     """The table with a line on how it came about."""
-    header, *rows = found.table()
-    lines = [
-        "| " + " | ".join(header) + " |",
-        "| --- |" + " ---: |" * (len(header) - 1),
-        *("| " + " | ".join(row) + " |" for row in rows),
-    ]
-    curve = next(iter(found.arms[0].curves.values()))
+    count = next(iter(result.variants[0].curves.values())).count
     how = (
-        f"w = {found.scale}; {curve.count} images at each evaluation; classifier "
-        f"{found.classifier}. Images to a level: median over the seeds of the first evaluation at "
-        "or above it; > : the median "
-        f"run had not reached it at its end. Fewer: the images of '{found.ablation.base}' over "
-        "those of the arm."
+        f"w = {result.scale}; {count} images at each evaluation; classifier {result.classifier}. "
+        "Images to a level: median over the seeds of the first evaluation at or above it; > : the "
+        f"median run had not reached it at its end. Fewer: the images of '{result.ablation.base}' "
+        "over those of the variant."
     )
-    return "\n".join([*lines, "", how, ""])
+    return f"{markdown_table(*result.table())}\n\n{how}\n"
 
 
-def chart(found: Sequence[Ablated]) -> bytes:
-    """PNG: class accuracy over images seen, a panel for each guidance scale, a line for each arm
-    (mean over the seeds, as far as all have come) with the seeds as a band and as thin lines."""
+def chart(results: Sequence[AblationResult]) -> bytes:
+    """PNG: class accuracy over images seen, a panel for each guidance scale, a line for each
+    variant (mean over the seeds, as far as all have come) with the seeds as a band and as thin
+    lines."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import StrMethodFormatter
 
-    figure = Figure(figsize=(4.2 + 4.2 * len(found), 4.4), dpi=130, layout="constrained")
-    panels = figure.subplots(1, len(found), squeeze=False)[0]
-    for axes, one in zip(panels, found, strict=True):
-        for place, arm in enumerate(one.arms):
-            length = min(len(curve.images) for curve in arm.curves.values())
-            shares = [
-                [100 * correct / curve.count for correct in curve.correct[:length]]
-                for curve in arm.curves.values()
-            ]
-            images = next(iter(arm.curves.values())).images[:length]
-            mean = [sum(values) / len(values) for values in zip(*shares, strict=True)]
-            is_base = arm.name == one.ablation.base
-            style: dict[str, Any] = {
-                "color": "black" if is_base else f"C{place}",
-                "ls": "--" if is_base else "-",
-            }
-            for curve in arm.curves.values():
-                each = [100 * correct / curve.count for correct in curve.correct]
-                axes.plot(curve.images, each, lw=0.7, alpha=0.5, **style)
-            axes.plot(images, mean, lw=1.8, label=arm.name, marker="o", ms=3, **style)
-            axes.fill_between(
-                images,
-                [min(values) for values in zip(*shares, strict=True)],
-                [max(values) for values in zip(*shares, strict=True)],
-                color=style["color"],
-                alpha=0.12,
-                lw=0,
-            )
+    figure = Figure(figsize=(4.2 + 4.2 * len(results), 4.4), dpi=130, layout="constrained")
+    panels = figure.subplots(1, len(results), squeeze=False)[0]
+    for axes, one in zip(panels, results, strict=True):
+        for place, variant in enumerate(one.variants):
+            is_base = variant.name == one.ablation.base
+            style = {"color": "black", "ls": "--"} if is_base else {"color": f"C{place}", "ls": "-"}
+            _plot(axes, variant, style)
         axes.set(xlabel="images seen", ylabel="class accuracy, %", ylim=(0, 101))
         axes.set_title(f"w = {one.scale}", fontsize=10)
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
@@ -351,6 +332,17 @@ def chart(found: Sequence[Ablated]) -> bytes:
         axes.spines[["top", "right"]].set_visible(False)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", fontsize=8, frameon=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return png_of(figure)
+
+
+def _plot(axes: "Axes", variant: Variant, style: dict[str, Any]) -> None:
+    curves = list(variant.curves.values())
+    length = min(len(curve.images) for curve in curves)
+    images = curves[0].images[:length]
+    shares = list(zip(*(curve.shares[:length] for curve in curves), strict=True))
+    for curve in curves:
+        axes.plot(curve.images, curve.shares, lw=0.7, alpha=0.5, **style)
+    mean = [fmean(each) for each in shares]
+    axes.plot(images, mean, lw=1.8, label=variant.name, marker="o", ms=3, **style)
+    low, high = [min(each) for each in shares], [max(each) for each in shares]
+    axes.fill_between(images, low, high, color=style["color"], alpha=0.12, lw=0)

@@ -6,31 +6,51 @@ The claims of the paper's section 3.3.7 are decided on the plain form (`scale_cl
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from pydantic import field_validator
 from torch import Tensor
 
-from sfumato.base.files import folder_for, read_json, sibling, write_json
-from sfumato.base.section import Section, validate
+from sfumato.base.files import sibling
 from sfumato.config.sections import DataConfig
 from sfumato.diffusion.guidance import GUIDANCE_FORMS, parse_guidance
 from sfumato.evaluation.image_set import ImageSet, OnImages
 from sfumato.evaluation.metrics.intervals import Estimate, percentile_interval, resampled
 from sfumato.evaluation.metrics.paired import paired_bootstrap, share_difference
+from sfumato.evaluation.metrics.registry import title_of
 from sfumato.evaluation.reference import Scores
 from sfumato.evaluation.sampled_images import complete
 from sfumato.generation.model import Model
-from sfumato.studies.scale_claims import ScaleEvidence
-from sfumato.studies.study import ACCURACY, FRECHET, Study, StudyCard, StudyConfig
+from sfumato.report.grids import labelled_grid
+from sfumato.report.page import markdown_table
+from sfumato.studies.charts import (
+    Line,
+    claims_table,
+    format_estimate,
+    real_rows,
+    scale_panels,
+    study_text,
+)
+from sfumato.studies.scale_claims import PLAIN, scale_claims
+from sfumato.studies.study import (
+    ACCURACY,
+    DIVERSITY,
+    FRECHET,
+    SetMetrics,
+    Study,
+    StudyCard,
+    StudyConfig,
+)
 from sfumato.studies.tuning import WORSE_BY
-from sfumato.studies.verdicts import RULE, Claim
+from sfumato.studies.verdicts import RULE, Claim, Evidence
 
-FILE_NAME = "guidance.json"
-FORMAT = 3
-PLAIN = "cfg"
 ALIKE = (0.0, 1.0)
 """Scales at which every form samples what plain guidance samples, or nearly so."""
+PANELS = (ACCURACY, FRECHET, DIVERSITY, "saturated")
+COLUMNS = (*PANELS, "brightness")
+_COLOURS = ("#222222", "#1f618d", "#b03a2e", "#2e7d32", "#b9770e", "#7d3c98", "#5d6d7e")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 class FormsConfig(StudyConfig):
@@ -55,16 +75,12 @@ class FormsConfig(StudyConfig):
         return tuple(sorted(set(value)))
 
 
-class FormRow(Section):
+class FormRow(SetMetrics):
     """One form at one guidance scale."""
 
     form: str
     """In the short form, with every parameter."""
     guidance_scale: float
-    nfe: int
-    """Network evaluations an image."""
-    seconds: float
-    metrics: dict[str, Estimate]
     burnt: Estimate | None
     """Excess saturation over real images as a multiple of plain guidance's at this scale; None
     where that has none."""
@@ -80,13 +96,15 @@ class FormRow(Section):
 class FormsCard(StudyCard):
     """Every metric, the choice, the claims, and everything that they depend on."""
 
-    format: int = FORMAT
+    NAME: ClassVar[str] = "guidance"
+    FORMAT: ClassVar[int] = 4
+
     rows: list[FormRow]
     choice: int
     """The row to sample with (`choice_among`)."""
     alike: int
-    """How many other rows are as accurate and have a distance that is not told from the smallest:
-    by the paired bootstrap their difference's interval holds 0."""
+    """How many other rows are as accurate and have a distance that does not differ from the
+    smallest: the paired bootstrap's interval of the difference holds 0."""
     claims: list[Claim]
     rule: str = RULE
     config: FormsConfig
@@ -116,51 +134,47 @@ def compare_forms(
         for scale in config.guidance_scales
         if form == PLAIN or scale not in ALIKE
     }
-    request = {"format": FORMAT, "images": [one.key for one in sets.values()], **study.request()}
-    folder = folder_for(base, request, say=log)
-    if (folder / FILE_NAME).exists():
-        return read_forms(folder).model_copy(update={"from_cache": True})
+    request = {"images": [one.key for one in sets.values()], **study.request()}
+    folder, card = FormsCard.at(base, request, log)
+    if card is not None:
+        return card
     complete(list(sets.values()), on_images, what="network evaluations")
+    card = _card(study, model, sets, folder)
+    examples = {key: images.images(range(2)) for key, images in sets.items()}
+    card.write(markdown(card), {"guidance": chart(card), "examples": _examples(card, examples)})
+    return card
+
+
+def _card(
+    study: Study, model: Model, sets: Mapping[tuple[str, float], ImageSet], folder: Path
+) -> FormsCard:
     scores = {key: study.score(images) for key, images in sets.items()}
     rows = [_row(sets[key], scores[key], scores[PLAIN, key[1]], study.real) for key in sets]
     distances = [one.values[FRECHET] for one in scores.values()]
     choice, alike = choice_among(rows, distances, study.real.metrics)
-    card = FormsCard(
+    assert study.prompts.labels is not None  # the data have classes
+    evidence = Evidence(scores=scores, labels=study.prompts.labels, real=study.real.metrics)
+    return FormsCard(
         rows=rows,
         choice=choice,
         alike=len(alike) - 1,
-        claims=_evidence(scores, study).claims(),
-        config=config,
+        claims=scale_claims(evidence),
         folder=folder,
-        **study.card_fields(model),
+        **study.card_fields(model, **study.baselines()),
     )
-    from sfumato.studies.guidance_forms_page import write_forms
-
-    write_forms(card, {key: images.images(range(2)) for key, images in sets.items()})
-    write_json(folder / FILE_NAME, card.model_dump(mode="json"))
-    return card
-
-
-def read_forms(folder: Path) -> FormsCard:
-    """The card in `folder`; `ConfigError` for one of another version."""
-    values = {**read_json(folder / FILE_NAME), "folder": folder}
-    return validate(FormsCard, values, source=str(folder / FILE_NAME))
 
 
 def _row(images: ImageSet, scores: Scores, plain: Scores, real: Scores) -> FormRow:
-    settings = images.settings
     burnt = change = None
     if scores is not plain:
         saturated = float(real.values["saturated"].mean())
         burnt = excess_ratio(scores.values["saturated"], plain.values["saturated"], real=saturated)
         change = share_difference(scores.values[ACCURACY], plain.values[ACCURACY])
-    assert images.nfe is not None
-    return FormRow(
-        form=settings["guidance"],
-        guidance_scale=settings["guidance_scale"],
-        nfe=images.nfe,
-        seconds=images.seconds or 0,
-        metrics=scores.metrics,
+    return FormRow.of(
+        images,
+        scores.metrics,
+        form=images.settings["guidance"],
+        guidance_scale=images.settings["guidance_scale"],
         burnt=burnt,
         accuracy_change=change,
     )
@@ -173,7 +187,7 @@ def choice_among(
 
     Of the rows whose class accuracy is at most `WORSE_BY` below the best, or below that of `real`
     images where this is lower (more than they have is worth nothing), the smallest Frechet
-    distance; of those that are not told from it, the share of saturated values nearest to that of
+    distance; of those that do not differ from it, the share of saturated values nearest to that of
     real images. `distances`: pseudo-values (N,) of each row's distance.
     """
     accuracy = [row.metrics[ACCURACY].value for row in rows]
@@ -190,7 +204,7 @@ def choice_among(
 
 
 def _alike(first: Tensor, second: Tensor) -> bool:
-    """Whether two distances, by their pseudo-values (N,), are not told apart."""
+    """Whether two distances, by their pseudo-values (N,), do not differ."""
     found = paired_bootstrap(first, second)
     low, high = found.interval
     return low <= 0 <= high
@@ -202,7 +216,7 @@ def excess_ratio(
     """(mean(ours) - real) / (mean(plain) - real) with its percentile bootstrap over pairs.
 
     `ours`, `plain` (N,): shares of saturated values of the same seeds. None where plain guidance
-    has no excess that its interval tells from none.
+    has no excess beyond its interval.
     """
     below = plain.double().mean() - real
     half = 1.96 * float(plain.double().std()) / len(plain) ** 0.5
@@ -218,11 +232,63 @@ def excess_ratio(
     return Estimate(value=float((ours.double().mean() - real) / below), low=low, high=high)
 
 
-def _evidence(scores: Mapping[tuple[str, float], Scores], study: Study) -> ScaleEvidence:
-    """Of plain guidance, scale by scale."""
-    assert study.prompts.labels is not None  # the data have classes
-    return ScaleEvidence(
-        scores={scale: one for (form, scale), one in scores.items() if form == PLAIN},
-        labels=study.prompts.labels,
-        real=study.real.metrics,
+# Writing ------------------------------------------------------------------------------------------
+
+
+def chart(card: FormsCard) -> bytes:
+    """PNG: each of `PANELS` over w, a line for each form."""
+    forms = dict.fromkeys(row.form for row in card.rows)
+    lines = [
+        Line(
+            label="plain guidance" if form == PLAIN else parse_guidance(form).label,
+            points={row.guidance_scale: row.metrics for row in card.rows if row.form == form},
+            colour=_COLOURS[place % len(_COLOURS)],
+            marker=_MARKERS[place % len(_MARKERS)],
+        )
+        for place, form in enumerate(forms)
+    ]
+    return scale_panels(lines, card, PANELS, count=card.config.count)
+
+
+def _examples(card: FormsCard, examples: Mapping[tuple[str, float], Tensor]) -> bytes:
+    """The seeds of each form as rows, scales as columns; plain guidance's image stands where a
+    form samples the same."""
+    scales = list(card.config.guidance_scales)
+    rows, names = [], []
+    for form in dict.fromkeys(form for form, _ in examples):
+        for example in range(len(examples[PLAIN, scales[0]])):
+            rows.append([examples.get((form, w), examples[PLAIN, w])[example] for w in scales])
+            names.append(parse_guidance(form).label if example == 0 else "")
+    return labelled_grid(
+        rows,
+        row_labels=names,
+        column_labels=[f"w = {scale:g}" for scale in scales],
+        settings=[{"first_seed": card.config.first_seed}],
     )
+
+
+def markdown(card: FormsCard) -> str:
+    """Every row with its intervals, the choice, the claims, and how it came about."""
+    header = ["form", "w", "NFE", *map(title_of, COLUMNS)]
+    header += ["excess saturation / plain's", "class accuracy less plain's"]
+    rows = [
+        [
+            row.label + (" **(chosen)**" if place == card.choice else ""),
+            f"{row.guidance_scale:g}",
+            str(row.nfe),
+            *(format_estimate(key, row.metrics.get(key)) for key in COLUMNS),
+            _format_burnt(row.burnt),
+            format_estimate(ACCURACY, row.accuracy_change),
+        ]
+        for place, row in enumerate(card.rows)
+    ]
+    table = markdown_table(header, rows + real_rows(card, COLUMNS, before=2, after=2))
+    sampled = (
+        f"{card.config.count:,} images of each form and scale, seeds from {card.config.first_seed}"
+    )
+    claims = [claims_table(card.claims), card.rule] if card.claims else []
+    return study_text(card, sampled, table, *claims)
+
+
+def _format_burnt(burnt: Estimate | None) -> str:
+    return "" if burnt is None else f"{burnt.value:.2f} ({burnt.low:.2f}, {burnt.high:.2f})"

@@ -1,17 +1,18 @@
-"""What the studies of one model share: prompts, the reference, scores, and the fields of a card."""
+"""What the studies of one model share: prompts and seeds, the reference, scores, and the card."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from pydantic import Field
 
 from sfumato import __version__
 from sfumato.base.environment import command, hardware, now
 from sfumato.base.errors import InputError
-from sfumato.base.section import Section
+from sfumato.base.files import folder_for, read_json, write_bytes, write_json, write_text
+from sfumato.base.section import Section, validate
 from sfumato.config.sections import DataConfig, EvaluationConfig
 from sfumato.data.records import load_records
 from sfumato.diffusion.guidance import CONVENTION
@@ -22,6 +23,8 @@ from sfumato.evaluation.metrics.intervals import Estimate
 from sfumato.evaluation.metrics.registry import all_metrics
 from sfumato.evaluation.prompt_set import PromptSet
 from sfumato.evaluation.reference import Reference, Scores
+from sfumato.evaluation.sampled_images import sampled_set
+from sfumato.generation.loading import load
 from sfumato.generation.model import Model
 
 FEWEST_OF_CLASS = 3
@@ -52,8 +55,30 @@ class StudyConfig(Section):
     """As `evaluation.baseline_pairs`."""
 
 
+class SetMetrics(Section):
+    """What one set of sampled images scores, and what it cost."""
+
+    nfe: int
+    """Network evaluations an image."""
+    seconds: float
+    """Time of sampling."""
+    metrics: dict[str, Estimate]
+
+    @classmethod
+    def of(cls, images: ImageSet, metrics: Mapping[str, Estimate], /, **fields: Any) -> Self:
+        assert images.nfe is not None  # they are sampled
+        seconds = images.seconds or 0
+        return cls(nfe=images.nfe, seconds=seconds, metrics=dict(metrics), **fields)
+
+
 class StudyCard(Section):
-    """What a card has beside its rows: what real images score, and what all of it depends on."""
+    """What a card has beside its rows: what real images score, and what all of it depends on.
+
+    It lies in its folder as `NAME`.json beside `NAME`.md, `NAME`.png and examples.png.
+    """
+
+    NAME: ClassVar[str]
+    FORMAT: ClassVar[int]
 
     real: dict[str, Estimate]
     baseline: Baseline | None
@@ -73,6 +98,31 @@ class StudyCard(Section):
     folder: Path | None = Field(default=None, exclude=True)
     from_cache: bool = Field(default=False, exclude=True)
     """Whether the same study was there before."""
+
+    @classmethod
+    def at(
+        cls, base: Path, request: Mapping[str, Any], log: Callable[[str], None]
+    ) -> tuple[Path, Self | None]:
+        """The folder of a study with this `request`: `base`, or `base`-2, ... where that holds
+        another; and its card, where it is there already."""
+        folder = folder_for(base, {"format": cls.FORMAT, **request}, log=log)
+        if not (folder / f"{cls.NAME}.json").exists():
+            return folder, None
+        return folder, cls.read(folder).model_copy(update={"from_cache": True})
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The card in `folder`; `ConfigError` for one of another version."""
+        file = folder / f"{cls.NAME}.json"
+        return validate(cls, {**read_json(file), "folder": folder}, source=str(file))
+
+    def write(self, text: str, pictures: Mapping[str, bytes]) -> None:
+        """`text` as Markdown, `pictures` by name without ending, and last the card."""
+        assert self.folder is not None
+        for name, png in pictures.items():
+            write_bytes(self.folder / f"{name}.png", png)
+        write_text(self.folder / f"{self.NAME}.md", text)
+        write_json(self.folder / f"{self.NAME}.json", self.model_dump(mode="json"))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -97,11 +147,11 @@ class Study:
         data = data or model.data
         if data is None:
             raise InputError(
-                "This model does not say which data it was trained on.",
+                "The data set that this model was trained on is not known.",
                 hint="Give a run, or name the images with --data SOURCE.",
             )
         records = load_records(data, "reference")
-        check_enough(config.count, classes=len(records.class_names))
+        _check_enough(config.count, classes=len(records.class_names))
         evaluation = EvaluationConfig(classifier=config.classifier, extractors=("classifier",))
         reference = Reference.load(
             data, evaluation, device=model.device, log=log, on_images=_once(log)
@@ -109,22 +159,29 @@ class Study:
         prompts = PromptSet.of(records, config.count, seed=config.first_seed)
         return cls(config=config, reference=reference, prompts=prompts)
 
-    def sampled(self, model: Model, folder: Path, **options: Any) -> ImageSet:
-        """A set with the study's prompts and seeds; `options` as for `ImageSet.sampled`."""
-        first = self.config.first_seed
-        seeds = range(first, first + len(self.prompts))
-        return ImageSet.sampled(model, self.prompts, seeds, folder=folder, **options)
+    def sampled(
+        self, model: Model, folder: Path, prompts: PromptSet | None = None, **options: Any
+    ) -> ImageSet:
+        """A set with the study's seeds, and its prompts unless given; `options` as for
+        `ImageSet.sampled`."""
+        first, prompts = self.config.first_seed, prompts or self.prompts
+        seeds = range(first, first + len(prompts))
+        return sampled_set(model, prompts, seeds, folder=folder, **options)
 
     def score(self, images: ImageSet) -> Scores:
         """Every metric of a study."""
         return self.reference.score(images, MEASURED)
 
     @cached_property
+    def real_images(self) -> ImageSet:
+        """The first reference images of classes of which there are two: diversity compares two."""
+        return self.reference.pairs_of_each_class(MOST_REAL)
+
+    @cached_property
     def real(self) -> Scores:
-        """The same of real images, but for the distance."""
-        images = real_images(self.reference)
+        """Every metric of real images, except the distance."""
         names = [name for name in MEASURED if all_metrics()[name].real]
-        return self.reference.score(images, names)
+        return self.reference.score(self.real_images, names)
 
     def request(self) -> dict[str, Any]:
         """What every result of the study depends on beside the images."""
@@ -136,22 +193,15 @@ class Study:
             "classifier": classifier.identity,
         }
 
-    def card_fields(self, model: Model) -> dict[str, Any]:
-        """The fields of a `StudyCard` of what `model` sampled."""
-        reference, count = self.reference, len(self.prompts)
+    def card_fields(self, model: Model, **fields: Any) -> dict[str, Any]:
+        """The fields of a `StudyCard` of what `model` sampled, without baselines, and `fields`."""
+        reference = self.reference
         assert reference.classifier is not None  # the data have classes
         return {
+            "config": self.config,
             "real": self.real.metrics,
-            "baseline": real_baseline(
-                reference,
-                "classifier",
-                count=count,
-                pairs=self.config.baseline_pairs,
-                balanced=True,
-            ),
-            "perturbations": perturbation_baselines(
-                reference, "classifier", count=count, balanced=True
-            ),
+            "baseline": None,
+            "perturbations": [],
             "reference": reference.records.description,
             "reference_count": reference.images.count,
             "classifier": ClassifierInfo.of(reference.classifier),
@@ -160,16 +210,35 @@ class Study:
             "steps": model.sampling.steps,
             "model": dict(model.provenance),
             "command": command(),
+            **fields,
+        }
+
+    def baselines(self) -> dict[str, Any]:
+        """Real-vs-real and perturbation baselines, as fields of a `StudyCard`."""
+        of = {"count": len(self.prompts), "balanced": True}
+        pairs = self.config.baseline_pairs
+        return {
+            "baseline": real_baseline(self.reference, "classifier", pairs=pairs, **of),
+            "perturbations": perturbation_baselines(self.reference, "classifier", **of),
         }
 
 
-def real_images(reference: Reference) -> ImageSet:
-    """The first reference images of classes of which there are two: diversity compares two."""
-    return reference.pairs_of_each_class(MOST_REAL)
+def at_checkpoint(model: Model, images_seen: int) -> Model:
+    """The same settings with the weights of another checkpoint of its run."""
+    assert model.folder is not None
+    average = model.provenance.get("average")
+    own = load(model.folder, device=str(model.device), checkpoint=images_seen, average=average)
+    sampling = model.sampling
+    return own.with_(
+        guidance=sampling.guidance_scale,
+        form=sampling.guidance,
+        sampler=sampling.sampler,
+        steps=sampling.steps,
+        timestep_spacing=sampling.timestep_spacing,
+    )
 
 
-def check_enough(count: int, *, classes: int) -> None:
-    """`InputError` for too few images."""
+def _check_enough(count: int, *, classes: int) -> None:
     least = FEWEST_OF_CLASS * classes
     if count < least:
         raise InputError(

@@ -3,45 +3,53 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
+
+from torch import Tensor
 
 from sfumato.base.errors import DamagedDataError, InputError
-from sfumato.base.files import folder_for, read_json, sibling, write_json
-from sfumato.base.section import Section, validate
+from sfumato.base.files import sibling
 from sfumato.config.sections import DataConfig
 from sfumato.evaluation.image_set import ImageSet, OnImages
-from sfumato.evaluation.metrics.intervals import Estimate
-from sfumato.evaluation.reference import Scores
+from sfumato.evaluation.metrics.registry import title_of
 from sfumato.evaluation.sampled_images import complete
-from sfumato.generation.loading import load
 from sfumato.generation.model import Model
-from sfumato.studies.study import Study, StudyCard, StudyConfig
+from sfumato.report.grids import labelled_grid
+from sfumato.report.page import markdown_table
+from sfumato.studies.charts import Line, format_estimate, real_rows, scale_panels, study_text
+from sfumato.studies.study import (
+    ACCURACY,
+    DIVERSITY,
+    FRECHET,
+    SetMetrics,
+    Study,
+    StudyCard,
+    StudyConfig,
+    at_checkpoint,
+)
 from sfumato.training.checkpoint import Checkpoints
 
-FILE_NAME = "curve.json"
-FORMAT = 2
 SHOWN = 10
+PANELS = (ACCURACY, FRECHET, DIVERSITY, "saturated")
 
 
 class CurveConfig(StudyConfig):
     """What each checkpoint samples."""
 
 
-class CurvePoint(Section):
+class CurvePoint(SetMetrics):
     """One checkpoint."""
 
     images_seen: int
     weights_sha256: str
-    nfe: int
-    """Network evaluations an image."""
-    seconds: float
-    """Time of sampling."""
-    metrics: dict[str, Estimate]
 
 
 class CurveCard(StudyCard):
     """Every point, and everything that they depend on; `model` is that of the last."""
 
-    format: int = FORMAT
+    NAME: ClassVar[str] = "curve"
+    FORMAT: ClassVar[int] = 3
+
     points: list[CurvePoint]
     guidance: str
     guidance_scale: float
@@ -51,12 +59,11 @@ class CurveCard(StudyCard):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Measured:
+class _Checkpoint:
     """One checkpoint's model and images."""
 
     model: Model
     images: ImageSet
-    scores: Scores
 
 
 def measure_curve(
@@ -83,35 +90,37 @@ def measure_curve(
             hint="Give the folder of the run that it came from.",
         )
     study = Study.of(model, config, data=data, log=log)
-    measured = _every_checkpoint(model, study, sibling(base, "images"), log, on_images)
-    if not measured:
-        raise InputError(
-            f"{model.folder} has kept no checkpoint that can be sampled with.",
-            hint="training.checkpoint_epochs and training.keep_checkpoints keep more.",
-        )
+    kept = _every_checkpoint(model, study, sibling(base, "images"), log, on_images)
     request = {
-        "format": FORMAT,
-        "weights": [one.model.provenance["weights_sha256"] for one in measured],
-        "sampling": {**measured[-1].images.settings, "model": None},
+        "weights": [one.model.provenance["weights_sha256"] for one in kept],
+        "sampling": {**kept[-1].images.settings, "model": None},
         **study.request(),
     }
-    folder = folder_for(base, request, say=log)
-    if (folder / FILE_NAME).exists():
-        return read_curve(folder).model_copy(update={"from_cache": True})
-    names = list(study.reference.records.class_names[:SHOWN])
-    card = CurveCard(
-        points=[_point(one) for one in measured],
-        guidance=model.sampling.guidance,
-        guidance_scale=model.sampling.guidance_scale,
-        shown=names,
-        config=config,
-        folder=folder,
-        **study.card_fields(measured[-1].model),
-    )
-    from sfumato.studies.training_curve_page import write_curve
+    folder, card = CurveCard.at(base, request, log)
+    return card or _write(study, kept, folder)
 
-    write_curve(card, [one.images.images(range(len(names))) for one in measured])
-    write_json(folder / FILE_NAME, card.model_dump(mode="json"))
+
+def _write(study: Study, kept: Sequence[_Checkpoint], folder: Path) -> CurveCard:
+    names = list(study.reference.records.class_names[:SHOWN])
+    last = kept[-1].model
+    card = CurveCard(
+        points=[
+            CurvePoint.of(
+                one.images,
+                study.score(one.images).metrics,
+                images_seen=one.model.provenance["images_seen"],
+                weights_sha256=one.model.provenance["weights_sha256"],
+            )
+            for one in kept
+        ],
+        guidance=last.sampling.guidance,
+        guidance_scale=last.sampling.guidance_scale,
+        shown=names,
+        folder=folder,
+        **study.card_fields(last, **study.baselines()),
+    )
+    examples = [one.images.images(range(len(names))) for one in kept]
+    card.write(markdown(card), {"curve": chart(card), "examples": _examples(card, examples)})
     return card
 
 
@@ -121,16 +130,16 @@ def _every_checkpoint(
     store: Path,
     log: Callable[[str], None],
     on_images: OnImages,
-) -> Sequence[_Measured]:
-    """Those that can be sampled with."""
+) -> list[_Checkpoint]:
+    """Those that can be sampled with, with their images; `InputError` if there is none."""
     assert model.folder is not None
     form = model.sampling.form
     after = int(dict(form.parameters)["images"]) if form.needs_weak_network else -1
     kept = [n for n in Checkpoints(model.folder / "checkpoints").counts() if n > after]
-    measured = []
+    found = []
     for place, images_seen in enumerate(kept):
         try:
-            own = _at_checkpoint(model, images_seen)
+            own = at_checkpoint(model, images_seen)
         except (InputError, DamagedDataError) as error:
             log(f"Left out: {error.what}")
             continue
@@ -141,41 +150,52 @@ def _every_checkpoint(
             on_images(what, place * total + done, len(kept) * total)
 
         complete([images], on_all, what="network evaluations")
-        measured.append(_Measured(model=own, images=images, scores=study.score(images)))
-    return measured
+        found.append(_Checkpoint(model=own, images=images))
+    if not found:
+        raise InputError(
+            f"{model.folder} has kept no checkpoint that can be sampled with.",
+            hint="training.checkpoint_epochs and training.keep_checkpoints keep more.",
+        )
+    return found
 
 
-def _at_checkpoint(model: Model, images_seen: int) -> Model:
-    """The same settings with the weights of another checkpoint."""
-    assert model.folder is not None
-    own = load(
-        model.folder,
-        device=str(model.device),
-        checkpoint=images_seen,
-        average=model.provenance.get("average"),
+# Writing ------------------------------------------------------------------------------------------
+
+
+def chart(card: CurveCard) -> bytes:
+    """PNG: each of `PANELS` over the images seen."""
+    line = Line(
+        label=f"{card.guidance} at w = {card.guidance_scale:g}",
+        points={point.images_seen: point.metrics for point in card.points},
+        colour="#1f618d",
     )
-    sampling = model.sampling
-    return own.with_(
-        guidance=sampling.guidance_scale,
-        form=sampling.guidance,
-        sampler=sampling.sampler,
-        steps=sampling.steps,
-        timestep_spacing=sampling.timestep_spacing,
+    count = card.config.count
+    return scale_panels([line], card, PANELS, count=count, over="images seen", to_scale=True)
+
+
+def _examples(card: CurveCard, examples: Sequence[Tensor]) -> bytes:
+    """The first image of each class that is shown, a row for each checkpoint."""
+    return labelled_grid(
+        [list(images) for images in examples],
+        row_labels=[f"{point.images_seen:,}" for point in card.points],
+        column_labels=card.shown,
+        settings=[{"first_seed": card.config.first_seed}],
     )
 
 
-def _point(one: _Measured) -> CurvePoint:
-    assert one.images.nfe is not None
-    return CurvePoint(
-        images_seen=one.model.provenance["images_seen"],
-        weights_sha256=one.model.provenance["weights_sha256"],
-        nfe=one.images.nfe,
-        seconds=one.images.seconds or 0,
-        metrics=one.scores.metrics,
+def markdown(card: CurveCard) -> str:
+    """Every point with its intervals, what real images score, and how it came about."""
+    rows = [
+        [
+            f"{point.images_seen:,}",
+            *(format_estimate(key, point.metrics.get(key)) for key in PANELS),
+        ]
+        for point in card.points
+    ]
+    header = ["images seen", *map(title_of, PANELS)]
+    sampled = (
+        f"{card.config.count:,} images of each checkpoint, seeds from {card.config.first_seed}, "
+        f"{card.guidance} at w = {card.guidance_scale:g}"
     )
-
-
-def read_curve(folder: Path) -> CurveCard:
-    """The card in `folder`; `ConfigError` for one of another version."""
-    values = {**read_json(folder / FILE_NAME), "folder": folder}
-    return validate(CurveCard, values, source=str(folder / FILE_NAME))
+    table = markdown_table(header, rows + real_rows(card, PANELS), left=0)
+    return study_text(card, sampled, table)

@@ -6,7 +6,7 @@ the same seeds and captions, so what differs is the setting.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -16,7 +16,6 @@ from sfumato import __version__
 from sfumato.base.environment import environment, now
 from sfumato.base.errors import InputError
 from sfumato.base.files import write_bytes, write_json
-from sfumato.base.section import Section
 from sfumato.config.sections import DataConfig
 from sfumato.data.records import load_records
 from sfumato.diffusion.solvers.registry import Sampling
@@ -27,6 +26,7 @@ from sfumato.evaluation.metrics.features import ImageFeatures
 from sfumato.evaluation.metrics.frechet import frechet_score
 from sfumato.evaluation.metrics.intervals import Estimate
 from sfumato.evaluation.prompt_set import PromptSet
+from sfumato.evaluation.sampled_images import sampled_set
 from sfumato.generation.loading import load
 from sfumato.generation.model import Model
 from sfumato.generation.runs import AVERAGE, TUNED, Tuned
@@ -39,7 +39,7 @@ WORSE_BY = 0.01
 """`front`: how far below the best accuracy the choice may lie, unless a level is given."""
 _PART = 32
 _FEWEST = 64
-"""Images of each candidate in the first round: fewer say nothing of a distance."""
+"""Images of each candidate in the first round: a distance of fewer means nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,14 +92,13 @@ class Tuning:
     """All candidates with their scores, the best last round first, and the choice."""
 
     scores: Sequence[Score]
+    front: Sequence[Score]
     choice: Score
-    goal: Goal
+    search: Search
     classifier: str
     images: int
     reference: str
     seeds: tuple[int, int]
-    least_accuracy: float | None = None
-    front: Sequence[Score] = field(default_factory=tuple)
 
 
 def candidates_of(
@@ -178,7 +177,25 @@ class _Setting:
     classifier: ImageClassifier
     prompts: PromptSet
     reference: ImageFeatures
+    reference_description: str
     models: dict[str, Model] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, run: Path, data: DataConfig, classifier: ImageClassifier, *, count: int, device: str
+    ) -> "_Setting":
+        """`count`: the most images of a candidate."""
+        # Not what evaluations measure against, where the test images have another part.
+        split = "tuning" if data.tuning_share else "reference"
+        records = load_records(data, split)
+        return cls(
+            run=run,
+            device=device,
+            classifier=classifier,
+            prompts=PromptSet.of(records, count, seed=FIRST_SEED),
+            reference=ImageSet.real(data, split).features(classifier),
+            reference_description=records.description,
+        )
 
     def model(self, average: str) -> Model:
         """The run's model with that average of its weights, loaded once."""
@@ -192,7 +209,7 @@ class _Setting:
             self.model(candidate.average), sampling=candidate.sampling, scheduler=None
         ).with_(form=candidate.sampling.guidance)
         images = replace(
-            ImageSet.sampled(
+            sampled_set(
                 model,
                 self.prompts.first(count),
                 range(FIRST_SEED, FIRST_SEED + count),
@@ -228,32 +245,22 @@ def tune(
     The distance is on the classifier's features. Raises what opening the data and the classifier
     raises.
     """
-    opened = load_classifier(data, search.classifier, log=log)
+    classifier = load_classifier(data, search.classifier, log=log)
     rounds = rounds_of(len(candidates), search.budget, least=_FEWEST)
     most = rounds[-1][1]
-    # Not what evaluations measure against, where the test images have another part.
-    reference = ImageSet.real(data, "tuning" if data.tuning_share else "reference")
-    records = load_records(data, "tuning" if data.tuning_share else "reference")
-    setting = _Setting(
-        run=run,
-        device=str(model.device),
-        classifier=opened,
-        prompts=PromptSet.of(records, most, seed=FIRST_SEED),
-        reference=reference.features(opened),
-    )
-    scores, total = _run_rounds(setting, candidates, rounds, search.goal, log, on_images)
+    setting = _Setting.of(run, data, classifier, count=most, device=str(model.device))
+    scores = _run_rounds(setting, candidates, rounds, search.goal, log, on_images)
     last = max(score.survived for score in scores)
     finalists = [score for score in scores if score.survived == last]
     tuning = Tuning(
         scores=sorted(scores, key=lambda score: (-score.survived, score.frechet.value)),
-        choice=choice_of(finalists, search.goal, least_accuracy=search.least_accuracy),
-        goal=search.goal,
-        classifier=opened.identity,
-        images=total,
-        reference=records.description,
-        seeds=(FIRST_SEED, FIRST_SEED + most - 1),
-        least_accuracy=search.least_accuracy,
         front=nondominated(scores),
+        choice=choice_of(finalists, search.goal, least_accuracy=search.least_accuracy),
+        search=search,
+        classifier=classifier.identity,
+        images=sum(_new_images(rounds)),
+        reference=setting.reference_description,
+        seeds=(FIRST_SEED, FIRST_SEED + most - 1),
     )
     _write(tuning, run, setting.model(tuning.choice.candidate.average))
     return tuning
@@ -266,8 +273,8 @@ def _run_rounds(
     goal: Goal,
     log: Callable[[str], None],
     on_images: Callable[[str, int, int], None],
-) -> tuple[list[Score], int]:
-    """The last score of each candidate, and the images sampled in all."""
+) -> list[Score]:
+    """The last score of each candidate."""
     total, done = sum(_new_images(rounds)), 0
     left, scores = list(candidates), {}
     for number, (_, count) in enumerate(rounds, start=1):
@@ -280,10 +287,10 @@ def _run_rounds(
             ranked = ranking([scores[candidate.title] for candidate in left], goal)
             left = [score.candidate for score in ranked[: rounds[number][0]]]
             log(f"Round {number}, {count} images each; left: {'; '.join(c.title for c in left)}")
-    return list(scores.values()), total
+    return list(scores.values())
 
 
-def _new_images(rounds: Sequence[tuple[int, int]]) -> Iterable[int]:
+def _new_images(rounds: Sequence[tuple[int, int]]) -> Iterator[int]:
     """New images of each round."""
     before = 0
     for left, count in rounds:
@@ -337,43 +344,25 @@ def choice_of(scores: Sequence[Score], goal: Goal, *, least_accuracy: float | No
 # Writing ------------------------------------------------------------------------------------------
 
 
-class TuningRecord(Section):
-    """tuning.json: what was tried and what was chosen."""
-
-    choice: dict[str, Any]
-    goal: str
-    least_accuracy: float | None
-    classifier: str
-    reference: str
-    images: int
-    seeds: tuple[int, int]
-    scores: list[dict[str, Any]]
-    model: dict[str, Any]
-    environment: dict[str, Any]
-    sfumato: str = __version__
-    date: str
-
-
 def _write(tuning: Tuning, run: Path, model: Model) -> None:
     from sfumato.studies.tuning_page import front_chart
 
+    record = {
+        "choice": _as_values(tuning.choice),
+        **asdict(tuning.search),
+        "classifier": tuning.classifier,
+        "reference": tuning.reference,
+        "images": tuning.images,
+        "seeds": tuning.seeds,
+        "scores": [_as_values(score) for score in tuning.scores],
+        "model": dict(model.provenance),
+        "environment": environment(),
+        "sfumato": __version__,
+        "date": now(),
+    }
+    write_json(run / "tuning" / "tuning.json", record)
+    write_bytes(run / "tuning" / "front.png", front_chart(tuning))
     chosen = tuning.choice.candidate
-    folder = run / "tuning"
-    record = TuningRecord(
-        choice=_as_values(tuning.choice),
-        goal=tuning.goal,
-        least_accuracy=tuning.least_accuracy,
-        classifier=tuning.classifier,
-        reference=tuning.reference,
-        images=tuning.images,
-        seeds=tuning.seeds,
-        scores=[_as_values(score) for score in tuning.scores],
-        model=dict(model.provenance),
-        environment=environment(),
-        date=now(),
-    )
-    write_json(folder / "tuning.json", record.model_dump(mode="json"))
-    write_bytes(folder / "front.png", front_chart(tuning))
     tuned = Tuned(sampling=chosen.sampling, average=chosen.average)
     write_json(run / TUNED, tuned.model_dump(mode="json"))
 

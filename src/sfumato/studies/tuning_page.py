@@ -1,14 +1,20 @@
 """The candidates of a search as a chart."""
 
-import io
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from sfumato.evaluation.metrics.intervals import Estimate
-from sfumato.studies.tuning import Tuning
+from sfumato.report.page import png_of
+from sfumato.studies.charts import error_bars
+
+if TYPE_CHECKING:
+    from sfumato.studies.tuning import Score, Tuning
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
-def front_chart(tuning: Tuning) -> bytes:
-    """PNG: distance over agreement, every candidate by the rounds it survived, the front as a
+def front_chart(tuning: "Tuning") -> bytes:
+    """PNG: distance over class accuracy, every candidate by the rounds it survived, the front as a
     line with its points numbered, the choice ringed."""
     from matplotlib.figure import Figure as Canvas
     from matplotlib.ticker import StrMethodFormatter
@@ -17,48 +23,17 @@ def front_chart(tuning: Tuning) -> bytes:
     axes = canvas.subplots()
     last = max(score.survived for score in tuning.scores)
     for rounds in range(1, last + 1):
-        of_round = [score for score in tuning.scores if score.survived == rounds]
-        if not of_round:
-            continue
-        shade = 0.25 + 0.75 * rounds / last
-        axes.errorbar(
-            [100 * score.class_accuracy.value for score in of_round],
-            [score.frechet.value for score in of_round],
-            xerr=_errors([score.class_accuracy for score in of_round], 100),
-            yerr=_errors([score.frechet for score in of_round], 1),
-            fmt="o",
-            ms=5,
-            color="#7a4b2a",
-            alpha=shade,
-            elinewidth=0.7,
-            label=f"{of_round[0].count} images" + (" (last round)" if rounds == last else ""),
-        )
+        scores = [score for score in tuning.scores if score.survived == rounds]
+        if scores:
+            _plot_round(axes, scores, share=rounds / last)
     front = sorted(tuning.front, key=lambda score: score.point[0])
-    axes.plot(
-        [100 * score.class_accuracy.value for score in front],
-        [score.frechet.value for score in front],
-        color="#2a6f97",
-        lw=1.2,
-        label="front",
-        zorder=1,
-    )
-    choice = tuning.choice
-    axes.plot(
-        100 * choice.class_accuracy.value,
-        choice.frechet.value,
-        "o",
-        ms=14,
-        ls="none",
-        mfc="none",
-        mec="#c1121f",
-        mew=1.8,
-        label="choice",
-    )
-    for number, score in enumerate(front, start=1):
-        place = (100 * score.class_accuracy.value, score.frechet.value)
-        axes.annotate(str(number), place, xytext=(9, 7), textcoords="offset points", fontsize=8)
-        title = score.candidate.title
-        axes.plot([], [], ls="none", marker=f"${number}$", mew=0, color="black", label=title)
+    axes.plot(*_points(front), color="#2a6f97", lw=1.2, label="front", zorder=1)
+    ring: dict[str, Any] = {"mfc": "none", "mec": "#c1121f", "mew": 1.8}
+    axes.plot(*_points([tuning.choice]), "o", ms=14, ls="none", label="choice", **ring)
+    for number, (x, y, score) in enumerate(zip(*_points(front), front, strict=True), start=1):
+        axes.annotate(str(number), (x, y), xytext=(9, 7), textcoords="offset points", fontsize=8)
+        label: dict[str, Any] = {"marker": f"${number}$", "label": score.candidate.title}
+        axes.plot([], [], ls="none", mew=0, color="black", **label)
     axes.set(
         xlabel="class accuracy, %", ylabel="Frechet distance (classifier's features)", yscale="log"
     )
@@ -67,13 +42,24 @@ def front_chart(tuning: Tuning) -> bytes:
     axes.grid(alpha=0.25, which="both")
     axes.spines[["top", "right"]].set_visible(False)
     canvas.legend(loc="outside lower left", ncols=2, fontsize=7, frameon=False, markerscale=0.8)
-    buffer = io.BytesIO()
-    canvas.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return png_of(canvas)
 
 
-def _errors(estimates: Sequence[Estimate], factor: float) -> list[list[float]]:
-    return [
-        [factor * (one.value - (one.low or 0.0)) for one in estimates],
-        [factor * ((one.high or one.value) - one.value) for one in estimates],
-    ]
+def _plot_round(axes: "Axes", scores: "Sequence[Score]", *, share: float) -> None:
+    """The candidates that this round was the last of; `share`: of all rounds."""
+    axes.errorbar(
+        *_points(scores),
+        xerr=error_bars([score.class_accuracy for score in scores], 100),
+        yerr=error_bars([score.frechet for score in scores]),
+        fmt="o",
+        ms=5,
+        color="#7a4b2a",
+        alpha=0.25 + 0.75 * share,
+        elinewidth=0.7,
+        label=f"{scores[0].count} images" + (" (last round)" if share == 1 else ""),
+    )
+
+
+def _points(scores: "Sequence[Score]") -> tuple[list[float], list[float]]:
+    accuracy = [100 * score.class_accuracy.value for score in scores]
+    return accuracy, [score.frechet.value for score in scores]

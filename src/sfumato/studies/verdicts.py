@@ -1,12 +1,19 @@
 """Held, not held, or not decidable: claims decided from intervals alone, by one rule."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import Field
+from torch import Tensor
 
 from sfumato.base.section import Section
+from sfumato.evaluation.metrics.diversity import diversity_difference
 from sfumato.evaluation.metrics.intervals import Estimate
+from sfumato.evaluation.metrics.paired import paired_bootstrap, share_difference
+from sfumato.evaluation.metrics.registry import metric_of
+from sfumato.evaluation.reference import Scores
+from sfumato.studies.study import ACCURACY, DIVERSITY, FRECHET
 
 Verdict = Literal["held", "not held", "not decidable here"]
 HELD: Verdict = "held"
@@ -19,16 +26,29 @@ RULE = (
     "between the two it cannot be decided here."
 )
 
+_GREY_LEVEL = 1 / 255
+MARGINS = {
+    ACCURACY: 0.05,
+    "loss": 0.05,
+    "border_rms": _GREY_LEVEL,
+    "border_deviation": _GREY_LEVEL,
+    "edge_rms": _GREY_LEVEL,
+    "brightness": 0.01,
+    "saturated": 0.01,
+}
+"""Smallest difference of each metric that matters: 8 bits do not show an RMS below a grey level,
+and a loss that falls by less over a quarter of the training has come to rest. Of other metrics it
+is `SHARE_OF_REAL` of real images' value."""
+SHARE_OF_REAL = 0.1
+
 
 class Effect(Section):
-    """How much more there is than the claim's opposite allows: `value` in [`low`, `high`].
-
-    Written such that the claim says it is positive. `margin`: the smallest one that matters.
-    """
+    """A difference, `value` in [`low`, `high`], with the sign that makes it positive where the
+    claim is right. `margin`: the smallest one that matters."""
 
     what: str
     measure: str
-    """The key of what it is a difference of, which gives the unit."""
+    """The key of the metric that it is a difference of."""
     value: float
     low: float
     high: float
@@ -37,18 +57,12 @@ class Effect(Section):
     @classmethod
     def of(cls, what: str, found: Estimate, *, measure: str, margin: float) -> "Effect":
         """From an estimate of the same sign."""
-        return cls(
-            what=what,
-            measure=measure,
-            value=found.value,
-            low=found.interval[0],
-            high=found.interval[1],
-            margin=margin,
-        )
+        low, high = found.interval
+        return cls(what=what, measure=measure, value=found.value, low=low, high=high, margin=margin)
 
 
 class Claim(Section):
-    """One claim with its verdict; `sentence` says why, `figure` where it can be seen."""
+    """One claim with its verdict; `sentence` gives the reason, `figure` the file that shows it."""
 
     key: str
     claim: str
@@ -56,6 +70,24 @@ class Claim(Section):
     sentence: str
     effects: list[Effect] = Field(default_factory=list)
     figure: str = ""
+
+    @classmethod
+    def decided(
+        cls, key: str, claim: str, effects: Sequence[Effect], *, sentence: str, figure: str
+    ) -> "Claim":
+        """A claim that needs all of `effects`."""
+        return cls(
+            key=key,
+            claim=claim,
+            verdict=together([decide(effect) for effect in effects]),
+            sentence=sentence,
+            effects=list(effects),
+            figure=figure,
+        )
+
+    @classmethod
+    def undecided(cls, key: str, claim: str, why: str) -> "Claim":
+        return cls(key=key, claim=claim, verdict=UNDECIDED, sentence=why)
 
 
 def decide(effect: Effect) -> Verdict:
@@ -75,7 +107,7 @@ def opposite(verdict: Verdict) -> Verdict:
 
 
 def together(verdicts: Sequence[Verdict]) -> Verdict:
-    """Of a claim that several effects must all bear out: one that does not hold refutes it.
+    """Of a claim that needs several effects: one that does not hold refutes it.
 
     `ValueError` for no verdicts.
     """
@@ -89,11 +121,11 @@ def together(verdicts: Sequence[Verdict]) -> Verdict:
 def because(
     effect: Verdict, more_than_without_cause: Verdict, *, also_differ: Sequence[str]
 ) -> Verdict:
-    """Whether `effect` is there because of one cause, from a second model without that cause.
+    """Whether one cause has this `effect`, by a second model without that cause.
 
     `more_than_without_cause`: whether the effect is larger where the cause is. An effect that is
     not there has no cause. Where the two models differ in more than the cause (`also_differ`),
-    what one has more of cannot be laid to the cause alone, nor can what they have alike acquit it.
+    their comparison decides nothing.
     """
     if effect == NOT_HELD:
         return NOT_HELD
@@ -102,9 +134,36 @@ def because(
     return together([effect, more_than_without_cause])
 
 
-SHARE_OF_REAL = 0.1
-"""Smallest difference of a share of power or a distance that matters, as a part of real images'."""
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """Scores of sets of the same seeds and classes, by model variant and guidance scale.
 
+    `labels` (N,): the classes; `real`: what real images score.
+    """
 
-ACCURACY = 0.05
-"""Smallest difference of class accuracy that matters."""
+    scores: Mapping[tuple[str, float], Scores]
+    labels: Tensor
+    real: Mapping[str, Estimate]
+
+    def values(self, variant: str, scale: float, measure: str) -> Tensor:
+        """(N,): one value an image, whose mean is the metric."""
+        return self.scores[variant, scale].values[measure]
+
+    def mean(self, variant: str, scale: float, measure: str) -> str:
+        """The metric in its unit."""
+        value = float(self.values(variant, scale, measure).double().mean())
+        return metric_of(measure).format(value)
+
+    def effect(self, what: str, measure: str, first: Tensor, second: Tensor) -> Effect:
+        """mean(first) - mean(second) of paired values (N,), with the metric's interval."""
+        if measure == ACCURACY:
+            found = share_difference(first, second)
+        elif measure == DIVERSITY:
+            found = diversity_difference(first, second, self.labels)
+        else:
+            found = paired_bootstrap(first, second)
+        margin = MARGINS.get(measure)
+        if margin is None:  # real images have no distance from themselves
+            of = float(second.mean()) if measure == FRECHET else self.real[measure].value
+            margin = SHARE_OF_REAL * of
+        return Effect.of(what, found, measure=measure, margin=margin)

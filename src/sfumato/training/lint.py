@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from sfumato.base.errors import ConfigError, LintWarning, SfumatoError
 from sfumato.diffusion.process import Process, VariancePreserving
-from sfumato.diffusion.solvers.registry import Sampling, build_solver
+from sfumato.diffusion.solvers.build import build_solver
+from sfumato.diffusion.solvers.registry import Sampling
 
 if TYPE_CHECKING:
     from sfumato.config.schema import DiffusionExperiment
@@ -219,7 +220,8 @@ def _terminal_snr(process: Process) -> float:
 
 def _training_rows(data: "DataConfig") -> int:
     """Images of the training split, damaged ones included: nothing is decoded."""
-    from sfumato.data.records import open_images, rows_of
+    from sfumato.data.opening import open_images
+    from sfumato.data.records import rows_of
 
     part, keep = rows_of(open_images(data), data, "train")
     return part.count if keep is None else int(keep.sum())

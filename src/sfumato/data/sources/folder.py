@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sfumato.data.sources.metadata import NAMES, read_metadata
+from sfumato.data.sources.metadata import NAMES, Entry, read_metadata
 from sfumato.data.table import (
     Part,
     RawImages,
@@ -46,8 +46,6 @@ def read_folder(folder: Path) -> RawImages | None:
         return None
     tables = [path for path in files if path.name in NAMES]
     entries = read_metadata(folder, tables)
-    told = {entry.path: entry for entry in entries if entry.path is not None}
-    there = set(images)
     splits = _split_folders(folder, images)
     texts = {path for path in files if path.suffix == ".txt" and not tables}
     beside = any(image.with_suffix(".txt") in texts for image in images)
@@ -55,6 +53,27 @@ def read_folder(folder: Path) -> RawImages | None:
     strays = any(path.parent not in classes for path in images)
     if (tables or beside) and (strays or len(set(classes.values())) == 1):
         classes = {}  # with captions of their own, folders need not be classes
+    items = _items_by_split(folder, images, entries, splits, classes)
+    names = sorted(set(classes.values()))
+    return RawImages(
+        layout="image folder",
+        parts={name: _part(group, names, texts) for name, group in split_groups(items).items()},
+        class_names=names,
+        labels="folders" if names else "",
+        captions=tables[0].name if tables else ".txt files" if beside else "",
+        fingerprint=fingerprint(folder, [*images, *tables, *sorted(texts)]),
+    )
+
+
+def _items_by_split(
+    folder: Path,
+    images: Sequence[Path],
+    entries: Sequence[Entry],
+    splits: dict[str, str],
+    classes: dict[Path, str],
+) -> dict[str | None, list[_Item]]:
+    known = {entry.path: entry for entry in entries if entry.path is not None}
+    there = set(images)
     items: dict[str | None, list[_Item]] = {}
     for entry in entries:  # first, so that a broken table is named before images without caption
         if entry.path in there:
@@ -67,7 +86,7 @@ def read_folder(folder: Path) -> RawImages | None:
             _Item(path, entry.file, entry.number, entry.caption, None, problem)
         )
     for path in images:
-        name, entry = path.relative_to(folder), told.get(path)
+        name, entry = path.relative_to(folder), known.get(path)
         items.setdefault(splits.get(name.parts[0]), []).append(
             _Item(
                 path,
@@ -78,15 +97,7 @@ def read_folder(folder: Path) -> RawImages | None:
                 entry.problem if entry else "",
             )
         )
-    names = sorted(set(classes.values()))
-    return RawImages(
-        layout="image folder",
-        parts={name: _part(group, names, texts) for name, group in split_groups(items).items()},
-        class_names=names,
-        labels="folders" if names else "",
-        captions=tables[0].name if tables else ".txt files" if beside else "",
-        fingerprint=fingerprint(folder, [*images, *tables, *sorted(texts)]),
-    )
+    return items
 
 
 def _part(items: Sequence[_Item], names: Sequence[str], texts: set[Path]) -> Part:

@@ -38,23 +38,8 @@ def read_idx(folder: Path) -> RawImages | None:
         pairs.setdefault(f"{path.parent}/{found[1]}", {}).setdefault(found[2], path)
     groups: dict[str | None, list[tuple[Path, np.ndarray]]] = {}
     for pair in pairs.values():
-        for kind, other in (("images", "labels"), ("labels", "images")):
-            if kind not in pair:
-                raise InputError(
-                    f"{folder}: {pair[other].name} is there, but not the file of its {kind}.",
-                    hint=f"Put {pair[other].name.replace(other, kind)} beside it "
-                    "(idx3 for images, idx1 for labels).",
-                )
-        split = split_in_name(pair["images"].name)
-        labels = _read(pair["labels"], dimensions=1)
-        count = _shape(pair["images"], dimensions=3)[0]
-        if count != len(labels):
-            raise DamagedDataError(
-                f"{pair['images']} holds {count:,} images, {pair['labels'].name} "
-                f"{len(labels):,} labels.",
-                hint="The files do not belong together, or one was cut short: get both again.",
-            )
-        groups.setdefault(split, []).append((pair["images"], labels))
+        images, labels = _read_pair(folder, pair)
+        groups.setdefault(split_in_name(images.name), []).append((images, labels))
     if any(len(group) > 1 for group in groups.values()):
         raise InputError(
             f"{folder} holds several data sets: {', '.join(sorted(p.name for p in files))}.",
@@ -72,6 +57,26 @@ def read_idx(folder: Path) -> RawImages | None:
         captions="",
         fingerprint=fingerprint(folder, sorted(files)),
     )
+
+
+def _read_pair(folder: Path, pair: dict[str, Path]) -> tuple[Path, np.ndarray]:
+    """The file of images and its labels (N,)."""
+    for kind, other in (("images", "labels"), ("labels", "images")):
+        if kind not in pair:
+            raise InputError(
+                f"{folder}: {pair[other].name} is there, but not the file of its {kind}.",
+                hint=f"Put {pair[other].name.replace(other, kind)} beside it "
+                "(idx3 for images, idx1 for labels).",
+            )
+    labels = _read(pair["labels"], dimensions=1)
+    count = _shape(pair["images"], dimensions=3)[0]
+    if count != len(labels):
+        raise DamagedDataError(
+            f"{pair['images']} holds {count:,} images, {pair['labels'].name} "
+            f"{len(labels):,} labels.",
+            hint="The files do not belong together, or one was cut short: get both again.",
+        )
+    return pair["images"], labels
 
 
 def _part(pairs: list[tuple[Path, np.ndarray]]) -> Part:

@@ -172,9 +172,8 @@ class _Reader:
         encoded = _encoded(batch.column(self.columns.image)).to_pylist() if images else nothing
         labels = batch.column(self.columns.label).to_pylist() if self.columns.label else nothing
         if self.text_labels:
-            labels = [
-                None if label is None else self.text_labels.get(label, -1) for label in labels
-            ]
+            numbers = {None: None, **self.text_labels}
+            labels = [numbers.get(label, -1) for label in labels]
         captions = nothing
         if self.columns.caption:
             texts = batch.column(self.columns.caption).to_pylist()
@@ -183,10 +182,8 @@ class _Reader:
 
 
 def read_group(file: Path, group: int, rows: Sequence[int], column: str) -> Iterator[bytes | None]:
-    """The encoded images of some `rows` of a row group, counted from its start and rising.
-
-    The file is memory-mapped while the iterator lives. Raises Arrow's errors and `OSError`.
-    """
+    """The encoded images of some `rows` of a row group, counted from its start and rising. Raises
+    Arrow's errors and `OSError`."""
     wanted = iter(rows)
     row = next(wanted, None)
     first = 0
@@ -234,8 +231,7 @@ def _open(file: Path, *, memory_map: bool = False) -> Any:
         raise DamagedDataError(
             f"{file} is not a whole Parquet file ({_first_line(error)}; "
             f"{file.stat().st_size:,} bytes).",
-            hint="It was cut short or altered: get it again. A half file is not used, for nobody "
-            "can tell how many images it lacks.",
+            hint="It was cut short or altered: get it again.",
         ) from error
 
 

@@ -5,7 +5,9 @@ batches are copied out of what is decoded: they are the same with any number of 
 """
 
 import atexit
+import ctypes
 import signal
+import sys
 import weakref
 from collections.abc import Iterator, Mapping
 from heapq import merge
@@ -18,17 +20,8 @@ from sfumato.base.errors import ConfigError, SfumatoError
 from sfumato.config.sections import DataConfig
 from sfumato.data.decode import processors, row_problem
 from sfumato.data.loading import Batch, check_shares, chosen_captions
-from sfumato.data.records import (
-    Split,
-    annotate,
-    check_damage,
-    needs_caption,
-    open_images,
-    recall,
-    rows_of,
-    source_name,
-    split_name,
-)
+from sfumato.data.opening import open_images, recall, source_name
+from sfumato.data.records import Split, annotate, check_damage, needs_caption, rows_of, split_name
 from sfumato.data.streaming.decoder import CONTEXT, ChunkDecoder, DecodedChunk, StreamedRecords
 from sfumato.data.streaming.order import BUFFER_IMAGES, STREAMS, Chunk, StreamOrder
 from sfumato.data.table import Damage, GroupedPart, RawImages
@@ -37,6 +30,7 @@ _MOST_WORKERS = 8
 _AHEAD_IMAGES = 256
 """Images that a worker decodes ahead, so that it is busy while the training computes."""
 _FIRST_BATCHES = 2
+_PR_SET_PDEATHSIG = 1
 
 
 def open_stream(config: DataConfig, split: Split) -> StreamedRecords:
@@ -167,7 +161,7 @@ class StreamBatches:
             num_workers=self._workers,
             prefetch_factor=ahead,
             collate_fn=_as_it_is,
-            worker_init_fn=_outlive_signals,
+            worker_init_fn=_start_worker,
             multiprocessing_context=CONTEXT if self._workers else None,
             generator=torch.Generator(),  # the global one stays as it is
         )
@@ -256,8 +250,11 @@ def _as_it_is(chunk: DecodedChunk) -> DecodedChunk:
     return chunk
 
 
-def _outlive_signals(worker: int) -> None:
+def _start_worker(worker: int) -> None:
     """Ctrl-C and a scheduler's SIGTERM reach workers too, but the training decides when it ends.
-    A second SIGTERM ends a worker: multiprocessing sends it where nothing else has."""
+    A second SIGTERM ends a worker: multiprocessing sends it where nothing else has. On Linux, the
+    kernel ends a worker with the training, however that ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -4,7 +4,6 @@ A new sampler is an entry in `SAMPLERS` under the process that it samples.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,9 +12,7 @@ from sfumato.diffusion.guidance import GuidanceForm, parse_form
 from sfumato.diffusion.process import STRICT, Process
 
 if TYPE_CHECKING:
-    import torch
-
-    from sfumato.diffusion.sampling import Solver
+    pass
 
 TimestepSpacing = Literal["trailing", "leading", "linspace"]
 
@@ -138,26 +135,3 @@ def check_sampling(sampling: Sampling, process: Process) -> None:
             f"{process.process}, which samples in equal steps from t = 1.",
             hint="Use timestep_spacing=trailing.",
         )
-
-
-def build_solver(
-    process: Process,
-    sampling: Sampling,
-    *,
-    generators: "Sequence[torch.Generator]" = (),
-    scheduler: Any = None,
-) -> "Solver":
-    """The solver of one batch over `sampling.steps` noise levels.
-
-    `generators`: one an image, for samplers that draw noise. `scheduler`: a diffusers scheduler to
-    sample with, in place of a new one with our settings; it is left as it is. `InputError` for more
-    steps than levels, or a scheduler or setting that is not supported.
-    """
-    check_sampling(sampling, process)
-    if sampler_of(sampling.sampler, process).scheduler_class:
-        from sfumato.diffusion.solvers.schedulers import build_scheduler_solver
-
-        return build_scheduler_solver(process, sampling, generators, scheduler)
-    from sfumato.diffusion.solvers.flow import FlowSolver
-
-    return FlowSolver(process, sampling)

@@ -5,11 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sfumato.evaluation.metrics.features import (
-    ImageFeatures,
-    check_same_width,
-    checked_features,
-)
+from sfumato.evaluation.metrics.checks import check_same_width, checked_features
+from sfumato.evaluation.metrics.features import ImageFeatures
 from sfumato.evaluation.metrics.intervals import Estimate, bootstrap_mean, wilson
 from sfumato.evaluation.metrics.registry import Metric, Score
 

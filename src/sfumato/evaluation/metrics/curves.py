@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sfumato.evaluation.metrics.features import checked_values
+from sfumato.evaluation.metrics.checks import checked_values
 from sfumato.evaluation.metrics.intervals import Estimate, percentile_interval, resampled
 from sfumato.evaluation.metrics.registry import Metric
 

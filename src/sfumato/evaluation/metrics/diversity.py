@@ -7,8 +7,9 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
+from sfumato.evaluation.metrics.checks import checked_features
 from sfumato.evaluation.metrics.distances import distance_tiles
-from sfumato.evaluation.metrics.features import ImageFeatures, checked_features
+from sfumato.evaluation.metrics.features import ImageFeatures
 from sfumato.evaluation.metrics.intervals import Estimate
 from sfumato.evaluation.metrics.registry import Metric, Score
 

@@ -11,21 +11,16 @@ import torch
 from torch import Tensor
 
 from sfumato.base.randomness import generator_for
-from sfumato.evaluation.metrics.features import (
-    ImageFeatures,
-    check_same_width,
-    checked_features,
-    checked_pair,
-)
-from sfumato.evaluation.metrics.frechet import (
+from sfumato.evaluation.metrics.checks import check_same_width, checked_features, checked_pair
+from sfumato.evaluation.metrics.features import ImageFeatures
+from sfumato.evaluation.metrics.frechet import frechet_sampling_error, frechet_to
+from sfumato.evaluation.metrics.intervals import Estimate
+from sfumato.evaluation.metrics.moments import (
     FeatureMoments,
     FeatureStatistics,
     covariance_root,
     feature_statistics,
-    frechet_sampling_error,
-    frechet_to,
 )
-from sfumato.evaluation.metrics.intervals import Estimate
 from sfumato.evaluation.metrics.registry import Metric, Score
 
 DEFAULT_PARTS = 5

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from sfumato.base.randomness import generator_for
-from sfumato.evaluation.metrics.features import ImageFeatures, checked_features
+from sfumato.evaluation.metrics.checks import checked_features
+from sfumato.evaluation.metrics.features import ImageFeatures
 from sfumato.evaluation.metrics.intervals import Estimate
 from sfumato.evaluation.metrics.registry import Metric, Score
 

@@ -8,7 +8,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from sfumato.evaluation.metrics.features import checked_values
+from sfumato.evaluation.metrics.checks import checked_values
 
 MOST_INDICES = 2**22
 """Indices drawn at once for a bootstrap: 32 MB."""

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sfumato.evaluation.metrics.checks import checked_pair
 from sfumato.evaluation.metrics.distances import distance_tiles, neighbour_radii
-from sfumato.evaluation.metrics.features import ImageFeatures, checked_pair
+from sfumato.evaluation.metrics.features import ImageFeatures
 from sfumato.evaluation.metrics.intervals import Estimate, bootstrap_mean, wilson
 from sfumato.evaluation.metrics.registry import Metric, Score
 

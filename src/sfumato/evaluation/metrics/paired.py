@@ -7,7 +7,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from sfumato.evaluation.metrics.features import checked_values
+from sfumato.evaluation.metrics.checks import checked_values
 from sfumato.evaluation.metrics.intervals import Estimate, percentile_interval, resampled, wilson
 
 

@@ -1,6 +1,5 @@
-"""Figures over guidance scales: panels, and how values are told with their intervals."""
+"""Charts, tables and text of studies: metrics with their intervals over a scale."""
 
-import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from sfumato.evaluation.metrics.intervals import Estimate
 from sfumato.evaluation.metrics.registry import metric_of, title_of
+from sfumato.report.page import markdown_table, png_of
 from sfumato.studies.study import FRECHET, StudyCard
-from sfumato.studies.verdicts import Effect
+from sfumato.studies.verdicts import Claim, Effect
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,27 +19,27 @@ _SHIFT = 0.09
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One line of every panel: figures by guidance scale, then by measure."""
+    """One line of every panel: estimates by guidance scale, then by metric."""
 
     label: str
     points: Mapping[float, Mapping[str, Estimate]]
     colour: str
     marker: str = "o"
     main: bool = True
-    """Whether it is drawn whole, not dotted."""
+    """Whether it is solid, not dotted."""
 
 
 def scale_panels(
     lines: Sequence[Line],
-    real: Mapping[str, Estimate],
+    card: StudyCard,
     measures: Sequence[str],
     *,
-    title: str,
+    count: int,
     over: str = "guidance scale w",
     to_scale: bool = False,
 ) -> bytes:
-    """PNG: a panel for each measure over w (or another, `over`) in two rows, with 95 % intervals;
-    real images as a band. `title` says how the images were sampled.
+    """PNG: a panel for each metric over w (or another, `over`) in two rows, with 95 % intervals;
+    real images as a band. `count`: images behind each point.
 
     Not `to_scale` the points stand side by side: w = 0, 1, 2 would lie on each other beside 20.
     """
@@ -48,12 +48,13 @@ def scale_panels(
 
     columns = math.ceil(len(measures) / 2)
     canvas = Canvas(figsize=(1 + 5 * columns, 7.7), dpi=130, layout="constrained")
+    title = f"{card.sampler}, {card.steps} steps; {count:,} images a point"
     canvas.suptitle(title, fontsize=10, color="#555555")
     panels = canvas.subplots(2, columns).flatten()
     scales = sorted({scale for line in lines for scale in line.points})
+    places = dict(zip(scales, scales if to_scale else range(len(scales)), strict=True))
     for axes, measure in zip(panels, measures, strict=True):
-        places = scales if to_scale else range(len(scales))
-        _panel(axes, lines, real.get(measure), measure, dict(zip(scales, places, strict=True)))
+        _panel(axes, lines, card.real.get(measure), measure, places)
         axes.set_xlabel(over)
         if to_scale:  # the points' own numbers would lie on each other
             axes.set_xlim(left=0)
@@ -63,14 +64,7 @@ def scale_panels(
             axes.set_xticks(range(len(scales)), [f"{scale:g}" for scale in scales])
     handles, labels = panels[0].get_legend_handles_labels()
     canvas.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    buffer = io.BytesIO()
-    canvas.savefig(buffer, format="png")
-    return buffer.getvalue()
-
-
-def how_sampled(sampler: str, steps: int, count: int) -> str:
-    """The title of a figure: sampler, steps, and images behind each point."""
-    return f"{sampler}, {steps} steps; {count:,} images a point"
+    return png_of(canvas)
 
 
 def _panel(
@@ -81,20 +75,18 @@ def _panel(
     places: Mapping[float, float],
 ) -> None:
     """`places`: where on the axis each scale stands."""
-    factor = 100 if metric_of(measure).percent else 1
+    percent = metric_of(measure).percent
+    factor = 100 if percent else 1
     if real is not None:
         axes.axhline(factor * real.value, color="#555555", lw=1, ls="--", label="real test images")
         if real.low is not None and real.high is not None:
             axes.axhspan(factor * real.low, factor * real.high, color="#999999", alpha=0.35, lw=0)
     for line in lines:
-        y = [metrics[measure] for metrics in line.points.values()]
+        found = [metrics[measure] for metrics in line.points.values()]
         axes.errorbar(
             [places[scale] + _beside(line, lines, scale) for scale in line.points],
-            [factor * one.value for one in y],
-            yerr=[
-                [factor * (one.value - _or(one.low, one.value)) for one in y],
-                [factor * (_or(one.high, one.value) - one.value) for one in y],
-            ],
+            [factor * one.value for one in found],
+            yerr=error_bars(found, factor),
             color=line.colour,
             marker=line.marker,
             ms=4.5,
@@ -104,8 +96,7 @@ def _panel(
             label=line.label,
         )
     title = title_of(measure)
-    percent = metric_of(measure).percent and not title.endswith("%")
-    axes.set_title(title + (", %" if percent else ""), fontsize=10)
+    axes.set_title(title + (", %" if percent and not title.endswith("%") else ""), fontsize=10)
     axes.margins(y=0.08)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
@@ -118,8 +109,15 @@ def _beside(line: Line, lines: Sequence[Line], scale: float) -> float:
     return _SHIFT * (there.index(line) - (len(there) - 1) / 2)
 
 
-def _or(value: float | None, other: float) -> float:
-    return other if value is None else value
+def error_bars(estimates: Sequence[Estimate], factor: float = 1) -> list[list[float]]:
+    """Lengths below and above each value, for matplotlib; 0 without an interval."""
+    return [
+        [factor * (one.value - (one.value if one.low is None else one.low)) for one in estimates],
+        [factor * ((one.value if one.high is None else one.high) - one.value) for one in estimates],
+    ]
+
+
+# Text ---------------------------------------------------------------------------------------------
 
 
 def format_estimate(key: str, found: Estimate | None) -> str:
@@ -132,11 +130,20 @@ def format_value(key: str, found: Estimate | None) -> str:
     return "" if found is None else metric_of(key).format(found.value)
 
 
+def format_effect(effect: Effect) -> str:
+    """What it is, how large with its interval, and what would matter."""
+    of = metric_of(effect.measure)
+    return (
+        f"{effect.what}: {of.format(effect.value)} ({of.format(effect.low)}, "
+        f"{of.format(effect.high)}), margin {of.format(effect.margin)}"
+    )
+
+
 def real_rows(
     card: StudyCard,
     keys: Sequence[str],
     *,
-    format_of: Callable[[str, Estimate | None], str],
+    format_of: Callable[[str, Estimate | None], str] = format_estimate,
     before: int = 0,
     after: int = 0,
 ) -> list[list[str]]:
@@ -154,10 +161,30 @@ def real_rows(
     return rows + [row(one.title, {FRECHET: f"{one.frechet:.3g}"}) for one in card.perturbations]
 
 
-def format_effect(effect: Effect) -> str:
-    """What it is, how large with its interval, and what would matter."""
-    of = metric_of(effect.measure)
-    return (
-        f"{effect.what}: {of.format(effect.value)} ({of.format(effect.low)}, "
-        f"{of.format(effect.high)}), margin {of.format(effect.margin)}"
+def claims_table(claims: Sequence[Claim]) -> str:
+    """Claims with their verdicts and effects, as Markdown."""
+    rows = [
+        [
+            claim.claim,
+            f"**{claim.verdict}**",
+            "; ".join(map(format_effect, claim.effects)),
+            claim.sentence,
+            claim.figure,
+        ]
+        for claim in claims
+    ]
+    return markdown_table(["claim", "verdict", "effect", "because", "figure"], rows, left=5)
+
+
+def study_text(card: StudyCard, sampled: str, *blocks: str) -> str:
+    """The Markdown of a study: what was `sampled`, `blocks`, and how it was made."""
+    first = (
+        f"{sampled}; {card.sampler}, {card.steps} steps; classifier {card.classifier.identity}; "
+        f"real: {card.reference_count:,} of {card.reference}."
     )
+    last = (
+        f"Weights sha256 {card.model['weights_sha256'][:16]}, "
+        f"{card.model.get('images_seen', 0):,} images seen; w by {card.convention}; sfumato "
+        f"{card.sfumato}, torch {card.hardware['torch']}, {card.date}."
+    )
+    return "\n\n".join([first, *(block for block in blocks if block), last]) + "\n"

@@ -1,0 +1,108 @@
+"""Opening a data source: a registry of readers that all end in the same raw images."""
+
+import hashlib
+import re
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Hashable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sfumato.base.errors import InputError
+from sfumato.config.sections import DataConfig
+from sfumato.data.prepared import read_prepared
+from sfumato.data.sources.digits import read_digits
+from sfumato.data.sources.folder import read_folder
+from sfumato.data.sources.hub import hub_folder
+from sfumato.data.sources.idx import read_idx
+from sfumato.data.sources.local import local_folder
+from sfumato.data.sources.parquet import Columns, read_parquet
+from sfumato.data.table import RawImages, visible_files
+
+T = TypeVar("T")
+
+
+_KEPT = 3
+
+
+BUNDLED: dict[str, Callable[[DataConfig], RawImages]] = {"digits": read_digits}
+"""Sources that come with sfumato, by name."""
+
+
+LAYOUTS: dict[str, Callable[[Path, DataConfig], RawImages | None]] = {
+    "prepared.json": read_prepared,
+    "*.parquet": lambda folder, config: read_parquet(
+        folder,
+        Columns(
+            image=config.image_column, label=config.label_column, caption=config.caption_column
+        ),
+    ),
+    "*-images-idx3-ubyte[.gz]": lambda folder, config: read_idx(folder),
+    "images": lambda folder, config: read_folder(folder),
+}
+"""What a folder may hold: the first reader that finds its files there reads them."""
+
+
+def open_images(config: DataConfig) -> RawImages:
+    """The data set of `config.source`, not yet decoded; downloaded where it is a Hub name.
+
+    Opened once in a process, and again when a file changes. Raises `ConfigError` or `InputError`
+    for a source that is not there or holds no images, `DamagedDataError` for files that are not
+    whole.
+    """
+    source = config.source
+    key = config.model_copy(update={"caption": (), "loading": "memory", "workers": 0})
+    if source in BUNDLED:
+        return recall("bundled", key, lambda: BUNDLED[source](config))
+    folder = source_folder(source)
+    stats = {str(path): path.stat() for path in visible_files(folder)}
+    files = frozenset((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats.items())
+    return recall("opened", (key, files), lambda: _open_folder(folder, config))
+
+
+def _open_folder(folder: Path, config: DataConfig) -> RawImages:
+    for read in LAYOUTS.values():
+        if (found := read(folder, config)) is not None:
+            if found.count == 0:
+                raise InputError(f"{folder}: its files hold no rows.")
+            return found
+    empty = not any(folder.iterdir())
+    raise InputError(
+        f"{folder} is empty." if empty else f"{folder} holds no images.",
+        hint=f"Looked for {', '.join(LAYOUTS)}, in the folder and below it.",
+    )
+
+
+def source_folder(source: str) -> Path:
+    """The local folder of a source that is not bundled, downloaded where it is a Hub name."""
+    return local_folder(source) or hub_folder(source)
+
+
+def source_name(config: DataConfig) -> str:
+    """What to call a source: a folder's own name, without the path to it; else as it was given."""
+    folder = Path(config.source).expanduser()
+    return folder.resolve().name if config.source and folder.is_dir() else config.source
+
+
+def source_identity(config: DataConfig) -> str:
+    """A name for folders and keys that changes with the data: words of the source and a digest of
+    its files' names and sizes."""
+    if config.source in BUNDLED:
+        return config.source
+    words = re.sub(r"[^\w]+", "-", source_name(config))[:40].strip("-").lower()
+    columns = (config.image_column, config.label_column, config.caption_column)
+    key = repr((open_images(config).fingerprint, columns))
+    return f"{words or 'images'}-{hashlib.sha256(key.encode()).hexdigest()[:10]}"
+
+
+_recent: dict[str, OrderedDict[Hashable, Any]] = defaultdict(OrderedDict)
+
+
+def recall(kind: str, key: Hashable, make: Callable[[], T]) -> T:
+    """What `make` returns; the newest few of each kind are kept, since a command asks often."""
+    kept = _recent[kind]
+    if key not in kept:
+        kept[key] = make()
+        while len(kept) > _KEPT:
+            kept.popitem(last=False)
+    kept.move_to_end(key)
+    return kept[key]
