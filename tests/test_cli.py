@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -397,7 +396,7 @@ def test_ctrl_c_is_reported_and_has_the_code_of_the_shell(
 
     monkeypatch.setattr("sfumato.bench.loading.compare_loading", stopped)
     monkeypatch.setattr("sfumato.evaluation.evaluate.evaluate", stopped)
-    monkeypatch.setattr("sfumato.methods.registry.method_of", lambda experiment: STOPPED)
+    monkeypatch.setattr("sfumato.methods.registry.run_experiment", stopped)
     of_rounds = sfumato("bench", "data", "digits")
     assert (of_rounds.code, of_rounds.out.strip()) == (
         INTERRUPTED,
@@ -405,13 +404,9 @@ def test_ctrl_c_is_reported_and_has_the_code_of_the_shell(
     )
     resumes = sfumato("evaluate", "bundled:mnist")
     assert (resumes.code, resumes.out.strip()) == (INTERRUPTED, RESUMES)
-    STOPPED.run = stopped
     training = sfumato("train", "digits", "--out", str(tmp_path / "run"))
     assert training.code == INTERRUPTED
     assert f"The same command with --out {tmp_path / 'run'} resumes" in training.out
-
-
-STOPPED = SimpleNamespace(lint=lambda experiment: [])
 
 
 LIBC = ctypes.CDLL(None, use_errno=True)

@@ -11,7 +11,7 @@ from sfumato.cli.evaluate import print_card
 from sfumato.cli.grid import DEFAULT_SCALES
 from sfumato.cli.options import INTERRUPTED, RESUMES, Device, Settings
 from sfumato.cli.show import log
-from sfumato.cli.train import log_start, new_folder
+from sfumato.cli.train import new_folder
 
 if TYPE_CHECKING:
     from sfumato.config.schema import DiffusionExperiment
@@ -31,12 +31,12 @@ def demo(
     experiment = load_experiment("digits", settings or [], schema=DiffusionExperiment)
     from sfumato.methods.registry import run_experiment
     from sfumato.training.lint import lint_experiment, warn
-    from sfumato.training.progress import TrainingProgress
+    from sfumato.training.progress import TrainingProgress, print_start
 
     folder = new_folder(out) if fresh and out.exists() else out
     warn(lint_experiment(experiment))
     run = run_experiment(
-        experiment, folder, device=device, hooks=[TrainingProgress()], on_start=log_start
+        experiment, folder, device=device, hooks=[TrainingProgress()], on_start=print_start
     )
     if not run.finished:
         log(f"\n{RESUMES}")

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -25,9 +25,6 @@ from sfumato.config.schema import (
     load_experiment,
 )
 
-if TYPE_CHECKING:
-    from sfumato.training.loop import Run
-
 
 def train(
     preset: Preset,
@@ -47,7 +44,7 @@ def train(
     """Train a preset. Interrupted and started again with the same --out, it resumes exactly."""
     experiment = _checked(preset, _one_source(dataset, data), settings or [])
     from sfumato.methods.registry import method_of, run_experiment
-    from sfumato.training.progress import TrainingProgress
+    from sfumato.training.progress import TrainingProgress, print_start
 
     experiment = _prepared(experiment, strict=strict)
     folder = out or new_folder(Path("runs") / experiment.name)
@@ -55,7 +52,7 @@ def train(
     resumes = f"The same command with --out {folder} resumes from here."
     with stoppable(f"Stopped. {resumes}"):
         run = run_experiment(
-            experiment, folder, device=device, hooks=[TrainingProgress()], on_start=log_start
+            experiment, folder, device=device, hooks=[TrainingProgress()], on_start=print_start
         )
     if not run.finished:
         log(f"\nStopped at {run.images_seen:,} images, saved. {resumes}")
@@ -107,10 +104,3 @@ def new_folder(base: Path) -> Path:
     """A folder beside others of the same kind, named by the time; never one that exists."""
     digits = "".join(filter(str.isdigit, now()[:19]))
     return unused(base.with_name(f"{base.name}-{digits[:8]}-{digits[8:]}"))
-
-
-def log_start(run: "Run") -> None:
-    """One line before the first step: new, resumed, or finished."""
-    from sfumato.training.progress import start_line
-
-    log(start_line(run))

@@ -19,7 +19,7 @@ from sfumato.training.folder import DATA, check_is_run
 from sfumato.training.hooks import BaseHook
 from sfumato.training.lint import warn
 from sfumato.training.loop import Run
-from sfumato.training.progress import TrainingProgress, start_line
+from sfumato.training.progress import TrainingProgress, print_start
 
 Callback = Callable[[Run, Mapping[str, float]], object]
 
@@ -86,7 +86,7 @@ def train(
         folder,
         device=device,
         hooks=[TrainingProgress(show=progress), CallbackHook(callback)],
-        on_start=lambda run: print(start_line(run)) if progress else None,
+        on_start=print_start if progress else lambda run: None,
     )
     return TrainedRun(folder, run.images_seen, run.finished, device)
 

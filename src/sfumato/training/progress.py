@@ -48,10 +48,12 @@ class TrainingProgress(BaseHook):
             append_record(run.folder / "timing.jsonl", {"images": run.images_seen, **record})
 
 
-def start_line(run: Run) -> str:
-    """Whether a run is new, resumed or finished, in a line."""
+def print_start(run: Run) -> None:
+    """Print whether a run is new, resumed or finished."""
     if run.finished:
-        return f"Already trained: {run.images_seen:,} images."
-    if run.images_seen:
-        return f"Resuming from the checkpoint at {run.images_seen:,} images, on {run.device}."
-    return f"Training on {run.device}."
+        text = f"Already trained: {run.images_seen:,} images."
+    elif run.images_seen:
+        text = f"Resuming from the checkpoint at {run.images_seen:,} images, on {run.device}."
+    else:
+        text = f"Training on {run.device}."
+    print(text, flush=True)
