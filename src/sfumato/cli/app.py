@@ -81,6 +81,15 @@ def root(
         raise typer.Exit
 
 
+QUIET_LIBRARIES = {
+    "TQDM_DISABLE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+}
+"""No progress bars and notes of the model libraries among our own lines."""
+
+
 def main() -> None:
     """Run the command line: one clear message and an exit code instead of a traceback."""
     debug = "--debug" in sys.argv
@@ -89,7 +98,8 @@ def main() -> None:
     warnings.showwarning = _show_warning
     keep_freed_memory()
     if not debug:
-        _quiet_libraries()
+        for name, value in QUIET_LIBRARIES.items():
+            os.environ.setdefault(name, value)
     try:
         app(args=arguments, standalone_mode=True)
     except SfumatoError as error:
@@ -110,11 +120,3 @@ def _show_warning(message, category, filename, lineno, file=None, line=None) -> 
     """Warnings of sfumato as one line; those of libraries with --debug only."""
     if category.__module__.startswith("sfumato") or "--debug" in sys.argv:
         sys.stderr.write(f"warning: {message}\n")
-
-
-def _quiet_libraries() -> None:
-    """No progress bars and notes of the model libraries among our own lines."""
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")

@@ -192,7 +192,12 @@ class SamplingOptions(SolverOptions):
     form: Form = None
 
     def changes(self) -> dict[str, Any]:
-        return {**super().changes(), "guidance": self.guidance, "form": self.form}
+        return {
+            "steps": self.steps,
+            "sampler": self.sampler,
+            "guidance": self.guidance,
+            "form": self.form,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

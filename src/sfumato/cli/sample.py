@@ -8,7 +8,7 @@ import typer
 
 from sfumato.base.memory import collection_paused
 from sfumato.cli.options import Device, ModelPath, SamplingOptions, Seed
-from sfumato.cli.show import log, open_model, unused, warn_of_sampling
+from sfumato.cli.show import open_model, unused, warn_of_sampling
 
 BATCH = 64
 """Images that are sampled before they are written."""
@@ -37,7 +37,7 @@ def sample(
         for index, settings in enumerate(images.settings):
             path = unused(out / file_name(settings))
             write_bytes(path, images.png(index))
-            log(str(path))
+            print(path, flush=True)
 
 
 def file_name(settings: dict[str, Any]) -> str:

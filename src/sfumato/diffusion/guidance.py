@@ -7,7 +7,7 @@ here and a line in `GUIDANCE_FORMS`; the fields that it adds are its parameters.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
@@ -240,21 +240,18 @@ class GuidanceForm:
 
     def __str__(self) -> str:
         """The text with every parameter: enough to sample again."""
-        return _format(self.form, self.parameters)
+        values = (
+            f"{name}={int(value) if float(value).is_integer() else value!r}"
+            for name, value in self.parameters
+        )
+        return ":".join(filter(None, (self.form, ",".join(values))))
 
     @property
     def label(self) -> str:
         """The text with the parameters that differ from their defaults."""
         defaults = form_parameters(self.form)
-        return _format(self.form, [(k, v) for k, v in self.parameters if v != defaults[k]])
-
-
-def _format(form: str, parameters: Iterable[tuple[str, float]]) -> str:
-    values = (
-        f"{name}={int(value) if float(value).is_integer() else value!r}"
-        for name, value in parameters
-    )
-    return ":".join(filter(None, (form, ",".join(values))))
+        changed = tuple((k, v) for k, v in self.parameters if v != defaults[k])
+        return str(GuidanceForm(self.form, changed))
 
 
 @cache
@@ -294,7 +291,7 @@ def parse_guidance(text: str) -> GuidanceForm:
         return parse_form(text)
     except ValueError as error:
         sentence = str(error)
-        forms = "; ".join(_format(form, form_parameters(form).items()) for form in GUIDANCE_FORMS)
+        forms = "; ".join(str(parse_form(form)) for form in GUIDANCE_FORMS)
         raise InputError(
             f"Guidance '{text}': {sentence}" + ("" if sentence.endswith(("?", ".")) else "."),
             hint=f"Forms and their parameters: {forms}.",

@@ -36,11 +36,11 @@ def model_folder(model: str | Path) -> Path:
     """
     if not str(model).startswith(PREFIX):
         return Path(model)
-    name, known = str(model).removeprefix(PREFIX), bundled_names()
-    if name not in known:
+    name = str(model).removeprefix(PREFIX)
+    if Path(name).name != name or not is_bundle(PACKAGE / name):
         raise InputError(
             f"No model named '{name}' comes with sfumato.",
-            hint=nearest(str(model), [PREFIX + one for one in known]),
+            hint=nearest(str(model), [PREFIX + one for one in bundled_names()]),
         )
     return PACKAGE / name
 

@@ -37,21 +37,17 @@ def load(
             hint="Give the folder of the run that it came from.",
         )
     if is_bundle(path):
-        return _on_device(open_bundle(path), where)
-    from sfumato.generation.pipeline import TextToImagePipeline
+        model = open_bundle(path)
+    else:
+        from sfumato.generation.pipeline import TextToImagePipeline
 
-    try:
-        pipeline = TextToImagePipeline.from_pretrained(path, low_cpu_mem_usage=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not a complete pipeline: {error}") from error
-    return _on_device(pipeline.model, where)
-
-
-def _on_device(model: Model, device: torch.device) -> Model:
-    """A model of files, on its device."""
+        try:
+            model = TextToImagePipeline.from_pretrained(path, low_cpu_mem_usage=False).model
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} is not a complete pipeline: {error}") from error
     for module in (model.network, model.weak_network, model.text_encoder.model):
         if module is not None:
-            module.to(device)
+            module.to(where)
     return model
 
 

@@ -76,7 +76,7 @@ class Samples(Sequence["PIL.Image.Image"]):
     def png(self, index: int) -> bytes:
         """An image as PNG; its settings are in the text chunks."""
         text = {TEXT_PREFIX + key: str(value) for key, value in self.settings[index].items()}
-        return png_bytes(self[index], text)
+        return png_bytes(to_pil(self.tensor[index]), text)
 
     def _repr_png_(self) -> bytes:
         """The images in a row, for notebooks."""
@@ -117,10 +117,6 @@ class Model:
     @property
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.network.parameters()).dtype
 
     def with_(
         self,
@@ -266,7 +262,8 @@ class Model:
         from sfumato import __version__
 
         sampling, provenance = self.sampling, self.provenance
-        weak = provenance.get("weak", {}) if sampling.form.needs_weak_network else {}
+        weak = provenance.get("weak")
+        uses_weak = weak is not None and sampling.form.needs_weak_network
         return {
             "guidance_scale": float(sampling.guidance_scale),
             "guidance": sampling.guidance,
@@ -278,7 +275,7 @@ class Model:
             "experiment": provenance.get("experiment", ""),
             "images_seen": provenance.get("images_seen", ""),
             "weights_sha256": provenance.get("weights_sha256", ""),
-            "weak_weights_sha256": weak.get("weights_sha256", ""),
+            "weak_weights_sha256": weak["weights_sha256"] if uses_weak else "",
             "text_encoder": provenance.get("text_encoder", ""),
             "sfumato": __version__,
         }
@@ -304,7 +301,7 @@ class Model:
 
     def _network(self, module: torch.nn.Module) -> Network:
         """A network as the sampling loop calls it; on a CPU in equal rows."""
-        dtype = self.dtype
+        dtype = next(self.network.parameters()).dtype
 
         def network(x_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
             return module(x_t.to(dtype), t, tokens, return_dict=False)[0]
@@ -317,7 +314,8 @@ class Model:
 
     def _tokens(self, prompts: Sequence[str], negative_prompt: str) -> dict[Branch, Tensor]:
         """(B, L, D) in the network's dtype for each branch."""
-        tokens = self.text_encoder.tokens([*prompts, negative_prompt]).to(self.device, self.dtype)
+        tokens = self.text_encoder.tokens([*prompts, negative_prompt])
+        tokens = tokens.to(next(self.network.parameters()))
         cond, uncond = tokens[:-1], tokens[-1:].expand(len(prompts), -1, -1)
         return {"cond": cond, "uncond": uncond, "weak": cond}
 

@@ -105,7 +105,7 @@ def with_weak_network(model: Model) -> Model:
         }
         model = replace(
             model,
-            weak_network=network.to(model.device, model.dtype),
+            weak_network=network.to(next(model.network.parameters())),
             provenance={**model.provenance, "weak": loaded},
         )
     guidance = f"autoguidance:images={loaded['images_seen']}"

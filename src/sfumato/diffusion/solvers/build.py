@@ -7,7 +7,6 @@ import torch
 
 from sfumato.diffusion.process import Process
 from sfumato.diffusion.sampling import Solver
-from sfumato.diffusion.solvers.flow import FlowSolver
 from sfumato.diffusion.solvers.registry import Sampling, check_sampling, sampler_of
 from sfumato.diffusion.solvers.schedulers import build_scheduler_solver
 
@@ -28,4 +27,6 @@ def build_solver(
     check_sampling(sampling, process)
     if sampler_of(sampling.sampler, process).scheduler_class:
         return build_scheduler_solver(process, sampling, generators, scheduler)
+    from sfumato.diffusion.solvers.flow import FlowSolver
+
     return FlowSolver(process, sampling)
