@@ -43,6 +43,8 @@ def time_once(name: str, setup: Setup, *, batches: int) -> Timing:
     """Time `batches` batches of a way in a fresh process; `SfumatoError` where it fails."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
+    # Killed workers leave semaphores, which the resource tracker removes: no reason to warn.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
     process = context.Process(target=_time, args=(there, name, setup, batches))
     process.start()
     there.close()
