@@ -203,7 +203,7 @@ def _write(found: Sequence[Ordered], folder: Path, experiment: DiffusionExperime
     )
 
 
-def told(found: Sequence[Ordered]) -> list[list[str]]:
+def table_rows(found: Sequence[Ordered]) -> list[list[str]]:
     """Header and a row for each order."""
     rows = [["order", "held-out loss", "over seeds", "more than random, 95 % interval"]]
     for one in found:

@@ -165,7 +165,7 @@ def compare_training(
 
 
 def plain_training(experiment: DiffusionExperiment, run: Run) -> Callable[[], Tensor]:
-    """A training step as a person would write it over diffusers, on a copy of the run's network.
+    """A training step written plainly over diffusers, on a copy of the run's network.
 
     The same data, batch, network, arithmetic, optimizer, clipping and averaging; no log, no check
     that the loss is finite, no order of samples, no micro-batches. Returns the step, which

@@ -89,7 +89,7 @@ def synthesize(
 ) -> list[Path]:
     """Make the data set in `folder`; the files. Those that are there already are kept.
 
-    A file appears when it is whole. `on_rows` is told (rows done, rows in all). Raises `InputError`
+    A file appears when it is whole. `on_rows` gets (rows done, rows in all). Raises `InputError`
     where `folder` holds something else, or a synthesis with other settings.
     """
     data = folder / "data"

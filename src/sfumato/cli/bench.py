@@ -162,7 +162,7 @@ def order(
         f"training.sample_every_images={10 * images}",
     ]
     experiment = load_experiment("small", [*chosen, *(settings or [])], schema=DiffusionExperiment)
-    from sfumato.bench.order import compare_orders, told
+    from sfumato.bench.order import compare_orders, table_rows
     from sfumato.data.survey import resolve
     from sfumato.training.progress import TrainingProgress
 
@@ -173,7 +173,7 @@ def order(
     if found is None:
         log(f"\n{RESUMES}")
         raise typer.Exit(INTERRUPTED)
-    print_rows(told(found))
+    print_rows(table_rows(found))
     log(
         f"{len(found[0].losses):,} held-out images at the same noise, mean of {seeds} seeds after "
         f"{images:,} images each; the interval is over images, the spread over seeds."

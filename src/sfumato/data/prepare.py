@@ -61,7 +61,7 @@ def prepare(
     """Write every image of `config.source` at its resolution into `out` (`data/prepared.py`).
 
     Killed at any moment and called again, it goes on, and ends with the same bytes. Damaged rows
-    are left out up to `max_damaged` of a part. `on_rows` is told (rows done, rows in all). Raises
+    are left out up to `max_damaged` of a part. `on_rows` gets (rows done, rows in all). Raises
     as `open_images`; `InputError` where `out` holds something else, or was begun from other images
     or with other settings; `DamagedDataError` for too many damaged rows.
     """

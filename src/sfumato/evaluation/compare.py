@@ -51,12 +51,12 @@ class Difference(Section):
 
     @property
     def better(self) -> str:
-        """first, second, or "" where the two are not told apart or neither way is better."""
+        """first, second, or "" where the difference is not significant or neither direction is better."""
         which = metric_of(self.key).better
-        told = (
+        significant = (
             self.p_value < 0.05 if self.only_first is not None else not self.low <= 0 <= self.high
         )
-        if not which or not told:
+        if not which or not significant:
             return ""
         return "first" if (self.difference > 0) == (which == "higher") else "second"
 

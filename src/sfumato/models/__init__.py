@@ -1,1 +1,1 @@
-"""Networks: the U-Net, its averaged copy, the judge; and schedulers by name."""
+"""Networks: the U-Net, its average, the classifier; and what stands between them and pixels."""

@@ -1,4 +1,4 @@
-"""The judge's network: a small ResNet whose last features serve the Frechet distance."""
+"""The classifier: a small ResNet whose last features serve the Frechet distance."""
 
 import torch
 import torch.nn.functional as F

@@ -41,7 +41,7 @@ def check_is_there(encoder: str) -> None:
 
 
 def fetch(encoder: str) -> None:
-    """Bring what a Hub name means into the cache, so that a missing network is told before images
+    """Bring what a Hub name means into the cache, so that a missing network is reported before images
     are read; a folder is looked at. Errors as `open_text_tower`."""
     if encoder != BUNDLED:
         _whole_folder(encoder)

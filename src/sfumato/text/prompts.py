@@ -104,7 +104,7 @@ class _File:
         self._file = tempfile.TemporaryFile(prefix="sfumato-prompts-", buffering=0)  # noqa: SIM115
         size = shape[0] * self._row_bytes
         with writing(Path(tempfile.gettempdir())):
-            if hasattr(os, "posix_fallocate"):  # a full disk is told now, not at some later row
+            if hasattr(os, "posix_fallocate"):  # a full disk is reported now, not at a later row
                 os.posix_fallocate(self._file.fileno(), 0, size)
             else:
                 self._file.truncate(size)

@@ -48,7 +48,7 @@ def read_parquet(folder: Path, columns: Columns) -> RawImages | None:
     """The data set in the `*.parquet` below `folder`; None where there is none.
 
     Raises `DamagedDataError` for a file that is not whole or a set of shards that is not complete,
-    `InputError` where the columns cannot be told.
+    `InputError` where the columns cannot be determined.
     """
     files = [path for path in visible_files(folder) if path.suffix == ".parquet"]
     if not files:
