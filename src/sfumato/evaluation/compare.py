@@ -51,7 +51,7 @@ class Difference(Section):
 
     @property
     def better(self) -> str:
-        """first, second, or "" where the difference is not significant or neither direction is better."""
+        """first, second, or "" where the difference is not significant or has no direction."""
         which = metric_of(self.key).better
         significant = (
             self.p_value < 0.05 if self.only_first is not None else not self.low <= 0 <= self.high

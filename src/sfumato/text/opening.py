@@ -41,8 +41,8 @@ def check_is_there(encoder: str) -> None:
 
 
 def fetch(encoder: str) -> None:
-    """Bring what a Hub name means into the cache, so that a missing network is reported before images
-    are read; a folder is looked at. Errors as `open_text_tower`."""
+    """Download what a Hub name means into the cache: a missing network is then reported before
+    images are read. A folder is only checked. Errors as `open_text_tower`."""
     if encoder != BUNDLED:
         _whole_folder(encoder)
 
