@@ -355,7 +355,8 @@ def test_50000_by_2048_features_stream_within_a_gigabyte() -> None:
     """In a process of its own: peak memory and the time of the distance."""
     lines, peak_bytes = run_alone("""
 import time, torch
-from sfumato.evaluation.metrics.frechet import FeatureMoments, frechet_distance
+from sfumato.evaluation.metrics.frechet import frechet_distance
+from sfumato.evaluation.metrics.moments import FeatureMoments
 moments = [FeatureMoments(2048), FeatureMoments(2048)]
 for seed, one in enumerate(moments):
     generator = torch.Generator().manual_seed(seed)
