@@ -116,6 +116,7 @@ def _peak(process: int) -> Iterator[list[int]]:
     finally:
         over.set()
         thread.join()
+        peak[0] = max(peak[0], family_bytes(process))  # a short block may see no other sample
 
 
 def family_bytes(process: int) -> int:
