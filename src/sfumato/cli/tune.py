@@ -127,7 +127,7 @@ def _candidates(model: "Model", space: Space) -> "list[Candidate]":
 
 
 def print_tuning(found: "Tuning") -> None:
-    names = ["candidate", "images", "accuracy", "95 % interval", "Fréchet", "NFE", ""]
+    names = ["candidate", "images", "accuracy", "95 % interval", "Frechet", "NFE", ""]
     table = new_table(names, left=(0, 6))
     for score in found.scores:
         notes = ["front"] * (score in found.front) + ["chosen"] * (score is found.choice)
