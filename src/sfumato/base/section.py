@@ -30,7 +30,6 @@ NotNegative = Annotated[float, Field(ge=0)]
 GuidanceScale = Annotated[float, Field(ge=0, le=1000)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 """At least 0 and below 1."""
-Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 S = TypeVar("S", bound=Section)
 JsonSchema = dict[str, Any]

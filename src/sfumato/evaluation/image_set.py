@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,9 +35,6 @@ from sfumato.evaluation.extractors.extractor import (
 )
 from sfumato.evaluation.metrics.features import ImageFeatures, Tensors
 from sfumato.evaluation.store import digest_of, kept
-
-if TYPE_CHECKING:
-    pass
 
 PART_IMAGES, REAL_PART_IMAGES = 64, 512
 OnImages = Callable[[str, int, int], None]

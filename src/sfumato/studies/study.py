@@ -163,7 +163,7 @@ class Study:
         self, model: Model, folder: Path, prompts: PromptSet | None = None, **options: Any
     ) -> ImageSet:
         """A set with the study's seeds, and its prompts unless given; `options` as for
-        `ImageSet.sampled`."""
+        `sampled_set`."""
         first, prompts = self.config.first_seed, prompts or self.prompts
         seeds = range(first, first + len(prompts))
         return sampled_set(model, prompts, seeds, folder=folder, **options)
