@@ -206,7 +206,7 @@ def test_dropped_captions_see_the_null_prompt(tmp_path) -> None:
 def test_mirrored_flips_half_of_the_images_as_the_position_says(tmp_path) -> None:
     run = prepare_run(tiny("training.mirrored=true"), tmp_path)
     seen = []
-    run.objective.loss = lambda x0, eps, t, prompts: (
+    run.objective.loss = lambda x0, eps, t, prompts, network: (
         seen.append(x0) or sum(p.sum() for p in run.objective.parameters) * 0 + x0.new_ones(16)
     )
     mirrored = 0
@@ -276,10 +276,12 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tmp_path) -> 
     before = {name: value.clone() for name, value in run.objective.network.state_dict().items()}
     run.objective.bank.tokens = lambda rows: torch.full((len(rows), 8, 512), torch.nan)
     with pytest.raises(TrainingError, match="no longer finite after 0 images") as caught:
-        run.objective.step(run.batches.at(0), run.context())
+        run.take_step()
     assert "lr" in caught.value.hint
     after = run.objective.network.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
+    moments = run.objective.optimizer.state_dict()["state"]
+    assert all(not value.any() for state in moments.values() for value in state.values())
 
 
 def test_the_loss_of_a_step_is_weighted_by_its_setting(tmp_path) -> None:

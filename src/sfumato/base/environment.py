@@ -1,9 +1,13 @@
 """The machine, the versions, the command and the date that a result was made with."""
 
+import hashlib
+import os
 import platform
 import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 _command = ""
@@ -23,6 +27,23 @@ def command() -> str:
 def now() -> str:
     """The date and time in UTC, ISO 8601; the first ten characters are the date."""
     return datetime.now(UTC).isoformat("T", "seconds")
+
+
+def processors() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, len(os.sched_getaffinity(0)))
+    return os.cpu_count() or 1
+
+
+@cache
+def code_digest() -> str:
+    """A digest of the package's source files: ranks must run the same code."""
+    root = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        digest.update(f"{file.relative_to(root)}\n".encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def environment() -> dict[str, Any]:

@@ -35,6 +35,12 @@ class TrainingError(SfumatoError):
     """Training cannot go on (a loss that is no longer finite, for example)."""
 
 
+class DistributedError(SfumatoError):
+    """Processes of one run that cannot find each other, differ, or lost one of them."""
+
+    exit_code = 4
+
+
 class SfumatoWarning(UserWarning):
     """Something that goes on and that the user should know of."""
 

@@ -11,10 +11,11 @@ from statistics import median
 import numpy as np
 from PIL import Image
 
+from sfumato.base.environment import processors
 from sfumato.base.errors import InputError
 from sfumato.bench.loaders import decode_part, decode_whole, decoding_pool
 from sfumato.config.sections import DataConfig
-from sfumato.data.decode import Target, decode, decode_chunks, processors
+from sfumato.data.decode import Target, decode, decode_chunks
 from sfumato.data.loading import SampleOrder
 from sfumato.data.opening import open_images
 from sfumato.data.prepared import MappedImages

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from PIL import Image
 
+from sfumato.base.environment import processors
 from sfumato.base.errors import InputError
 from sfumato.base.files import remove_incomplete, whole_file, write_text
 from sfumato.base.randomness import derived_seed
 from sfumato.bench.paintings.canvas import Size
 from sfumato.bench.paintings.styles import STYLES, paint
-from sfumato.data.decode import processors
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -97,6 +97,10 @@ def main() -> None:
     set_command(["sfumato", *arguments])
     warnings.showwarning = _show_warning
     keep_freed_memory()
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":  # rank 0 speaks for all; errors are each rank's own
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        warnings.simplefilter("ignore")
     if not debug:
         for name, value in QUIET_LIBRARIES.items():
             os.environ.setdefault(name, value)
@@ -105,7 +109,8 @@ def main() -> None:
     except SfumatoError as error:
         if debug:
             raise
-        sys.stderr.write(f"error: {error.what}\n")
+        who = "" if rank == "0" else f" on rank {rank}"
+        sys.stderr.write(f"error{who}: {error.what}\n")
         if error.hint:
             sys.stderr.write(f"  -> {error.hint}\n")
         sys.exit(error.exit_code)

@@ -1,9 +1,10 @@
 """`sfumato train`."""
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,6 +26,9 @@ from sfumato.config.schema import (
     load_experiment,
 )
 
+if TYPE_CHECKING:
+    from sfumato.training.loop import Hook
+
 
 def train(
     preset: Preset,
@@ -40,26 +44,61 @@ def train(
     settings: Settings = None,
     strict: Annotated[bool, typer.Option("--strict", help="Turn warnings into errors.")] = False,
     device: Device = "auto",
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Processes on this machine that share each batch.")
+    ] = None,
+    time_limit: Annotated[
+        float | None, typer.Option(min=0, help="Minutes after which training ends, saved.")
+    ] = None,
 ) -> None:
     """Train a preset. Interrupted and started again with the same --out, it resumes exactly."""
     experiment = _checked(preset, _one_source(dataset, data), settings or [])
+    out = out or new_folder(Path("runs") / experiment.name)
+    if processes is not None and processes > 1:
+        raise typer.Exit(_in_processes(experiment, out, processes))
     from sfumato.methods.registry import method_of, run_experiment
+    from sfumato.training.hooks import TimeLimitHook
     from sfumato.training.progress import TrainingProgress, print_start
 
     experiment = _prepared(experiment, strict=strict)
-    folder = out or new_folder(Path("runs") / experiment.name)
-    log(f"Run folder {folder}")
-    resumes = f"The same command with --out {folder} resumes from here."
+    log(f"Run folder {out}")
+    resumes = f"The same command with --out {out} resumes from here."
+    hooks: list[Hook] = [TrainingProgress()]
+    if time_limit is not None:
+        hooks.append(TimeLimitHook(seconds=60 * time_limit))
     with stoppable(f"Stopped. {resumes}"):
-        run = run_experiment(
-            experiment, folder, device=device, hooks=[TrainingProgress()], on_start=print_start
-        )
+        run = run_experiment(experiment, out, device=device, hooks=hooks, on_start=print_start)
     if not run.finished:
         log(f"\nStopped at {run.images_seen:,} images, saved. {resumes}")
         raise typer.Exit(INTERRUPTED)
+    if not run.world.is_main:
+        return
     log(f"Finished at {run.images_seen:,} images.")
     for line in method_of(experiment).describe(experiment, run):
         log(line)
+
+
+def _in_processes(experiment: Experiment, out: Path, count: int) -> int:
+    """Run this command in `count` processes; its exit status."""
+    from sfumato.data.loading import check_shares
+    from sfumato.training.launch import run_processes
+
+    batch_size = experiment.length(1)[1]
+    check_shares(batch_size, count)
+    arguments = [*without_option(sys.argv[1:], "--processes"), "--out", str(out)]
+    return run_processes(arguments, count)
+
+
+def without_option(arguments: Sequence[str], name: str) -> list[str]:
+    """A command line without an option and its value, given as `--name V` or `--name=V`."""
+    kept: list[str] = []
+    given = iter(arguments)
+    for argument in given:
+        if argument == name:
+            next(given, None)
+        elif not argument.startswith(f"{name}="):
+            kept.append(argument)
+    return kept
 
 
 def _checked(preset: str, source: str | None, settings: Sequence[str]) -> Experiment:

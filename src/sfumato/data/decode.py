@@ -1,7 +1,6 @@
 """The one path from an encoded image to pixels: orientation, colours, size, and what is refused."""
 
 import io
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
+from sfumato.base.environment import processors
 from sfumato.config.sections import Fit
 from sfumato.data.table import Damage, Row
 
@@ -269,10 +269,3 @@ def _is_small(chunk: list[Row]) -> bool:
     if len(encoded) < len(chunk):
         return any(isinstance(row.image, np.ndarray) for row in chunk)
     return sum(map(len, encoded)) < _SMALL_BYTES * len(encoded)
-
-
-def processors() -> int:
-    """Processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return max(1, len(os.sched_getaffinity(0)))
-    return os.cpu_count() or 1

@@ -39,12 +39,24 @@ def open_training(
 
 
 def training_batches(
-    records: Annotations, config: DataConfig, *, seed: int, batch_size: int, device: torch.device
+    records: Annotations,
+    config: DataConfig,
+    *,
+    seed: int,
+    batch_size: int,
+    device: torch.device,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> DeviceBatches | StreamBatches:
-    """Batches of what `open_training` returned for `config`."""
+    """Batches of what `open_training` returned for `config`: those of one rank."""
+    common = {
+        "seed": seed,
+        "batch_size": batch_size,
+        "device": device,
+        "rank": rank,
+        "world_size": world_size,
+    }
     if isinstance(records, StreamedRecords):
-        return StreamBatches(
-            records, seed=seed, batch_size=batch_size, device=device, workers=worker_count(config)
-        )
+        return StreamBatches(records, **common, workers=worker_count(config))
     assert isinstance(records, Records)
-    return DeviceBatches(records, seed=seed, batch_size=batch_size, device=device)
+    return DeviceBatches(records, **common)

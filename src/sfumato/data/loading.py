@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sfumato.base.device import to_device
 from sfumato.base.errors import ConfigError
 from sfumato.base.randomness import generator_for
 from sfumato.data.prepared import MappedImages
@@ -35,7 +36,9 @@ class Position:
 
 
 class Order(Protocol):
-    """An endless order of samples, epoch after epoch."""
+    """An endless order of samples, epoch after epoch: `count` of them."""
+
+    count: int
 
     def position(self, images_seen: int) -> Position:
         """Where the next sample comes from."""
@@ -112,7 +115,7 @@ class DeviceBatches:
     def at(self, images_seen: int) -> Batch:
         """This rank's part of the global batch that starts at sample `images_seen`."""
         rows = self.order.indices(images_seen, self.batch_size)[self._mine]
-        indices = rows.to(self._device)
+        indices = to_device(rows, self._device)
         mapped = isinstance(self._images, MappedImages)
         chosen = chosen_captions(
             self._prompts.shape[1],
@@ -121,9 +124,9 @@ class DeviceBatches:
             batch_size=self.batch_size,
         )
         return Batch(
-            images=self._images[rows].to(self._device) if mapped else self._images[indices],
+            images=to_device(self._images[rows], self._device) if mapped else self._images[indices],
             labels=self._labels[indices],
-            prompts=self._prompts[indices, chosen[self._mine].to(indices.device)],
+            prompts=self._prompts[indices, to_device(chosen[self._mine], indices.device)],
         )
 
 

@@ -10,6 +10,7 @@ from sfumato.config.schema import ClassifierExperiment
 from sfumato.data.survey import settle
 from sfumato.evaluation.classifier import RESULT
 from sfumato.evaluation.classifier_training import FILE_NAME, classifier_run, write_classifier
+from sfumato.training.distributed import World
 from sfumato.training.loop import Run
 from sfumato.training.run import Method
 
@@ -18,7 +19,9 @@ def _resolve(experiment: ClassifierExperiment) -> ClassifierExperiment:
     return experiment.model_copy(update={"data": settle(experiment.data)})
 
 
-def _build(experiment: ClassifierExperiment, folder: Path, device: torch.device) -> Run:
+def _build(
+    experiment: ClassifierExperiment, folder: Path, device: torch.device, world: World
+) -> Run:
     """`InputError` for a data set without two classes."""
     run = classifier_run(
         experiment.data,

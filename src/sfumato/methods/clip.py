@@ -27,6 +27,7 @@ from sfumato.text.towers import (
     save_towers,
     tokenize,
 )
+from sfumato.training.distributed import World
 from sfumato.training.loop import Run
 from sfumato.training.objectives.clip import ClassTexts, ClipObjective
 from sfumato.training.run import Method
@@ -91,7 +92,7 @@ class ClipRun(Run):
     trained_on: str
 
 
-def _build(experiment: ClipExperiment, folder: Path, device: torch.device) -> ClipRun:
+def _build(experiment: ClipExperiment, folder: Path, device: torch.device, world: World) -> ClipRun:
     data = load_class_data(experiment, "train")
     tokenizer = train_tokenizer(
         vocabulary_corpus([caption for captions in data.captions for caption in captions]),

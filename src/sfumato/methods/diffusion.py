@@ -19,10 +19,12 @@ from sfumato.generation.loading import load
 from sfumato.generation.model import Model
 from sfumato.generation.runs import model_of
 from sfumato.models.codec import PixelCodec
+from sfumato.models.speed import place
 from sfumato.models.unet import build_unet, parameter_count
 from sfumato.text.encoder import ClipTextEncoder
 from sfumato.text.opening import check_is_there, load_text_encoder
 from sfumato.text.prompts import PromptBank
+from sfumato.training.distributed import World
 from sfumato.training.hooks import AccuracyHook, SampleHook
 from sfumato.training.lint import lint_experiment
 from sfumato.training.loop import Hook, Run
@@ -55,7 +57,9 @@ def _resolve(experiment: DiffusionExperiment) -> DiffusionExperiment:
     return experiment.model_copy(update={"data": resolve_loading(settle(experiment.data))})
 
 
-def _build(experiment: DiffusionExperiment, folder: Path, device: torch.device) -> DiffusionRun:
+def _build(
+    experiment: DiffusionExperiment, folder: Path, device: torch.device, world: World
+) -> DiffusionRun:
     training, data = experiment.training, experiment.data
     encoder = _text_encoder(experiment)
     records = open_training(data)
@@ -66,7 +70,12 @@ def _build(experiment: DiffusionExperiment, folder: Path, device: torch.device) 
         experiment.model, resolution=data.resolution, channels=data.channels, seed=experiment.seed
     )
     objective = DiffusionObjective(
-        network.to(device), experiment.diffusion, PixelCodec(data.value_range), bank, training
+        place(network, device),
+        experiment.diffusion,
+        PixelCodec(data.value_range),
+        bank,
+        training,
+        world=world,
     )
     batches = training_batches(
         with_bank_rows(records, bank),
@@ -74,6 +83,8 @@ def _build(experiment: DiffusionExperiment, folder: Path, device: torch.device) 
         seed=experiment.seed,
         batch_size=training.batch_size,
         device=device,
+        rank=world.rank,
+        world_size=world.size,
     )
     return DiffusionRun(
         folder=folder,
@@ -82,6 +93,7 @@ def _build(experiment: DiffusionExperiment, folder: Path, device: torch.device) 
         seed=experiment.seed,
         total_images=training.total_images(len(records)),
         device=device,
+        world=world,
         micro_batches=training.micro_batches,
         milestones=training.milestones(len(records)),
         provenance={"experiment": experiment.name, "text_encoder": encoder.identity},
@@ -189,4 +201,5 @@ DIFFUSION = Method(
     finish=_finish,
     describe=_describe,
     lint=lint_experiment,
+    distributed=True,
 )

@@ -7,8 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from sfumato.config.schema import Experiment, load_experiment
 from sfumato.data.arrays import stored_columns, write_images
 from sfumato.data.survey import OWN_CAPTION
@@ -18,7 +16,7 @@ from sfumato.methods.registry import method_of, run_experiment
 from sfumato.training.folder import DATA, check_is_run
 from sfumato.training.hooks import BaseHook
 from sfumato.training.lint import warn
-from sfumato.training.loop import Run
+from sfumato.training.loop import STOP, Run
 from sfumato.training.progress import TrainingProgress, print_start
 
 Callback = Callable[[Run, Mapping[str, float]], object]
@@ -45,9 +43,9 @@ class CallbackHook(BaseHook):
     def __init__(self, callback: Callback | None) -> None:
         self.callback = callback
 
-    def after_step(self, run: Run, metrics: Mapping[str, Tensor]) -> None:
+    def after_step(self, run: Run, metrics: Mapping[str, float]) -> None:
         if self.callback is not None:
-            self.callback(run, {name: float(value) for name, value in metrics.items()})
+            self.callback(run, {name: value for name, value in metrics.items() if name != STOP})
 
 
 def train(

@@ -96,6 +96,17 @@ def load_part(part: Stateful, state: Mapping[str, Any], *, file: Path) -> None:
                 hint="Use the experiment.yaml that the checkpoint was made with.",
             )
     part.load_state_dict(state)
+    if isinstance(part, torch.optim.Optimizer):
+        _restore_memory_format(part)
+
+
+def _restore_memory_format(optimizer: torch.optim.Optimizer) -> None:
+    """Moments in the memory format of their weights, as they were before they went to a file."""
+    for weight, moments in optimizer.state.items():
+        if weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last):
+            for name, value in moments.items():
+                if isinstance(value, torch.Tensor) and value.shape == weight.shape:
+                    moments[name] = value.contiguous(memory_format=torch.channels_last)
 
 
 class Checkpoints:

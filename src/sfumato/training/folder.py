@@ -5,6 +5,7 @@ from pathlib import Path
 
 from sfumato.base.errors import ConfigError, InputError
 from sfumato.base.files import is_temporary, make_folder, remove_incomplete, write_text
+from sfumato.base.lock import LOCK
 from sfumato.config.overrides import build, differences, names_in, parse_yaml, read_text
 from sfumato.config.schema import Experiment
 from sfumato.training.checkpoint import Checkpoints
@@ -52,10 +53,14 @@ def check_is_run(folder: Path) -> None:
 
 def _may_come_first(path: Path) -> bool:
     """Whether `path` may be in a run folder before experiment.yaml."""
-    return is_temporary(path) or (
-        path.name == DATA
-        and path.is_dir()
-        and all(is_temporary(file) or file.suffix == ".parquet" for file in path.iterdir())
+    return (
+        path.name == LOCK
+        or is_temporary(path)
+        or (
+            path.name == DATA
+            and path.is_dir()
+            and all(is_temporary(file) or file.suffix == ".parquet" for file in path.iterdir())
+        )
     )
 
 

@@ -1,23 +1,24 @@
 """What happens beside the training: log, sample grids, checkpoints; each on its own cadence."""
 
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from torch import Tensor
-
 from sfumato.base.files import write_bytes
-from sfumato.training.loop import Run
+from sfumato.training.loop import STOP, Run
 from sfumato.training.records import ACCURACY, append_record, cut_back
+
+SAME_SIGNAL_SECONDS = 0.5
 
 
 class BaseHook:
     """A hook that does nothing and remembers nothing."""
 
-    def after_step(self, run: Run, metrics: Mapping[str, Tensor]) -> None:
+    def after_step(self, run: Run, metrics: Mapping[str, float]) -> None:
         return
 
     def at_end(self, run: Run) -> None:
@@ -38,17 +39,28 @@ class LogHook(BaseHook):
         self.every_images = every_images
         self._sums: dict[str, float] = {}
         self._steps = 0
+        self._unread: list[Mapping[str, float]] = []
 
-    def after_step(self, run: Run, metrics: Mapping[str, Tensor]) -> None:
-        for name, value in metrics.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value)
-        self._steps += 1
+    def after_step(self, run: Run, metrics: Mapping[str, float]) -> None:
+        self._unread.append(metrics)
         if run.due(self.every_images) or run.finished:
+            run.check()  # a line holds finite numbers
+            self._read()
             means = {name: total / self._steps for name, total in self._sums.items()}
             append_record(self.path, {"images": run.images_seen, "step": run.step, **means})
             self._sums, self._steps = {}, 0
 
+    def _read(self) -> None:
+        """Add up what has not been read, which waits for the newest step."""
+        for metrics in self._unread:
+            for name, value in metrics.items():
+                if name != STOP:
+                    self._sums[name] = self._sums.get(name, 0.0) + value
+            self._steps += 1
+        self._unread = []
+
     def state(self) -> dict[str, Any]:
+        self._read()
         return {"sums": self._sums, "steps": self._steps}
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -63,7 +75,7 @@ class SampleHook(BaseHook):
         self.every_images = every_images
         self.sample = sample
 
-    def after_step(self, run: Run, metrics: Mapping[str, Tensor]) -> None:
+    def after_step(self, run: Run, metrics: Mapping[str, float]) -> None:
         if run.due(self.every_images) or run.finished:
             write_bytes(self.folder / f"images-{run.images_seen:09d}.png", self.sample())
 
@@ -78,9 +90,23 @@ class AccuracyHook(BaseHook):
         self.every_images = every_images
         self.measure = measure
 
-    def after_step(self, run: Run, metrics: Mapping[str, Tensor]) -> None:
+    def after_step(self, run: Run, metrics: Mapping[str, float]) -> None:
         if run.due(self.every_images) or run.finished:
             append_record(self.path, {"images": run.images_seen, **self.measure()})
+
+
+class TimeLimitHook(BaseHook):
+    """Asks for a stop, with a checkpoint, once so much time has passed since the first step."""
+
+    def __init__(self, *, seconds: float) -> None:
+        self.seconds = seconds
+        self._started: float | None = None
+
+    def after_step(self, run: Run, metrics: Mapping[str, float]) -> None:
+        if self._started is None:
+            self._started = time.monotonic()
+        if time.monotonic() - self._started >= self.seconds:
+            run.stop_requested = True
 
 
 class CheckpointHook(BaseHook):
@@ -93,7 +119,7 @@ class CheckpointHook(BaseHook):
         self.every_images = every_images
         self._saved_at = -1
 
-    def after_step(self, run: Run, metrics: Mapping[str, Tensor]) -> None:
+    def after_step(self, run: Run, metrics: Mapping[str, float]) -> None:
         if run.due(self.every_images) or run.images_seen in run.milestones:
             self._save(run)
 
@@ -123,12 +149,18 @@ def cut_back_records(run: Run) -> None:
 def stopping_on_signals(run: Run) -> Iterator[None]:
     """Ctrl-C, SIGTERM and SIGUSR1 end the run after the step in progress, with a checkpoint.
 
-    A second Ctrl-C interrupts at once.
+    A second Ctrl-C interrupts at once. One within half a second is the same one: a terminal sends
+    it to every process, and a launcher passes it on.
     """
+    requested_at = 0.0
 
     def request(number: int, frame: FrameType | None) -> None:
-        if run.stop_requested and number == signal.SIGINT:
+        nonlocal requested_at
+        again = run.stop_requested and time.monotonic() - requested_at > SAME_SIGNAL_SECONDS
+        if again and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if not run.stop_requested:
+            requested_at = time.monotonic()
         run.stop_requested = True
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)

@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
 from sfumato.base.errors import ConfigError
 from sfumato.data.loading import Batch, Order
 from sfumato.training.checkpoint import Checkpoint, Checkpoints, warn_of_changed_environment
-from sfumato.training.step import Objective, StepContext
+from sfumato.training.distributed import ALONE, World
+from sfumato.training.state import Stateful
+from sfumato.training.step import Objective, StepContext, StepMetrics
+
+STOP = "stop"
+"""The metric by which ranks agree to stop: how many of them were asked to, as a share."""
 
 
 class Batches(Protocol):
@@ -30,9 +34,12 @@ class Batches(Protocol):
 
 
 class Hook(Protocol):
-    """Something beside the training: it may read the run, never change its numbers."""
+    """Something beside the training: it may read the run, never change its numbers.
 
-    def after_step(self, run: "Run", metrics: Mapping[str, Tensor]) -> None: ...
+    Reading a value of `metrics` waits for the step that has just been queued.
+    """
+
+    def after_step(self, run: "Run", metrics: Mapping[str, float]) -> None: ...
     def at_end(self, run: "Run") -> None: ...
     def state(self) -> dict[str, Any]: ...
     def load_state(self, state: dict[str, Any]) -> None: ...
@@ -53,9 +60,13 @@ class Run:
     milestones: frozenset[int] = frozenset()
     provenance: dict[str, Any] = field(default_factory=dict)
     hooks: Sequence[Hook] = ()
+    world: World = ALONE
     images_seen: int = 0
     step: int = 0
     stop_requested: bool = False
+    checked: StepMetrics | None = None
+    """The newest step known to be finite."""
+    _queued: StepMetrics | None = None
 
     @property
     def checkpoints(self) -> Checkpoints:
@@ -67,6 +78,13 @@ class Run:
     def finished(self) -> bool:
         return self.images_seen >= self.total_images
 
+    @property
+    def stopping(self) -> bool:
+        """Whether a stop was requested, on any rank; all ranks see it after the same step."""
+        if self.world.size == 1:
+            return self.stop_requested
+        return self.checked is not None and self.checked[STOP] > 0
+
     def context(self) -> StepContext:
         return StepContext(
             seed=self.seed,
@@ -74,6 +92,8 @@ class Run:
             total_images=self.total_images,
             batch_size=self.batches.batch_size,
             device=self.device,
+            rank=self.world.rank,
+            world_size=self.world.size,
             micro_batches=self.micro_batches,
         )
 
@@ -82,8 +102,33 @@ class Run:
         before = self.images_seen - self.batches.batch_size
         return self.images_seen // every_images > before // every_images
 
+    def take_step(self) -> StepMetrics:
+        """Queue one step and move the clock; the step before it is checked.
+
+        A GPU is one step behind the host, so it never waits for the host to read a number. A CPU
+        is not, and its step is checked at once.
+        """
+        batch = self.batches.at(self.images_seen)
+        found = self.objective.step(batch, self.context())
+        if self.world.size > 1:
+            found = self.world.mean({**found, STOP: torch.tensor(float(self.stop_requested))})
+        self.check()
+        self._queued = metrics = StepMetrics(found, images_seen=self.images_seen)
+        if self.device.type == "cpu":
+            self.check()
+        self.images_seen += self.batches.batch_size
+        self.step += 1
+        return metrics
+
+    def check(self) -> None:
+        """Wait for the steps that are queued; `TrainingError` where one is not finite."""
+        if self._queued is not None:
+            self._queued.check()
+            self.checked, self._queued = self._queued, None
+
     def save(self) -> None:
         """Write a checkpoint of this moment."""
+        self.check()
         self.checkpoints.save(
             self.objective.parts(),
             images_seen=self.images_seen,
@@ -96,19 +141,31 @@ class Run:
         )
 
     def resume(self) -> bool:
-        """Go back to the newest whole checkpoint; False if there is none."""
+        """Go back to the newest whole checkpoint; False if there is none. Rank 0 reads it."""
+        parts = self.objective.parts()
+        clock = self._load_newest(parts) if self.world.is_main else None
+        if self.world.size > 1:
+            clock = self.world.share({"clock": clock}, self.device)["clock"]
+            if clock is not None:
+                self.world.share_parts(parts, self.device)
+        if clock is None:
+            return False
+        self.images_seen, self.step = clock
+        return True
+
+    def _load_newest(self, parts: Mapping[str, Stateful]) -> tuple[int, int] | None:
+        """Load the newest whole checkpoint: its images seen and its step."""
         checkpoint = self.checkpoints.latest()
         if checkpoint is None:
-            return False
+            return None
         self._check_provenance(checkpoint)
         self.checkpoints.remove_old(before=checkpoint.path)  # a kill may have come before that
         if checkpoint.images_seen < self.total_images:
             warn_of_changed_environment(checkpoint.state["environment"])
-        checkpoint.load_into(self.objective.parts())
-        self.images_seen, self.step = checkpoint.images_seen, checkpoint.state["step"]
+        checkpoint.load_into(parts)
         for hook in self.hooks:
             hook.load_state(checkpoint.state["hooks"].get(type(hook).__name__, {}))
-        return True
+        return checkpoint.images_seen, checkpoint.state["step"]
 
     def _check_provenance(self, checkpoint: Checkpoint) -> None:
         """A run is resumed with the text encoder it began with; another has other tokens."""
@@ -128,12 +185,10 @@ def train(run: Run) -> None:
     Interrupted anywhere and started again, it ends with the same bits: data, noise and dropped
     captions are functions of (seed, images seen), the rest is in the checkpoint.
     """
-    while not run.finished and not run.stop_requested:
-        batch = run.batches.at(run.images_seen)
-        metrics = run.objective.step(batch, run.context())
-        run.images_seen += run.batches.batch_size
-        run.step += 1
+    while not run.finished and not run.stopping:
+        metrics = run.take_step()
         for hook in run.hooks:
             hook.after_step(run, metrics)
+    run.check()
     for hook in run.hooks:
         hook.at_end(run)

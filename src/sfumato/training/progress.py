@@ -3,8 +3,6 @@
 import time
 from collections.abc import Mapping
 
-from torch import Tensor
-
 from sfumato.base.progress import Line, clock
 from sfumato.training.hooks import BaseHook
 from sfumato.training.loop import Run
@@ -26,16 +24,17 @@ class TrainingProgress(BaseHook):
         self._loss: float | None = None
         self._recorded = 0.0
 
-    def after_step(self, run: Run, metrics: Mapping[str, Tensor]) -> None:
+    def after_step(self, run: Run, metrics: Mapping[str, float]) -> None:
         now = time.monotonic()
         if self._started is None:  # the first step warms up; the clock starts after it
             self._started, self._from_images = now, run.images_seen
             return
         seconds = now - self._started
         speed = (run.images_seen - self._from_images) / max(seconds, 1e-9)
-        loss = float(metrics["loss"])
-        self._loss = loss if self._loss is None else 0.95 * self._loss + 0.05 * loss
-        if self._line is not None:
+        if run.checked is not None:  # of the newest step that need not be waited for
+            loss = run.checked["loss"]
+            self._loss = loss if self._loss is None else 0.95 * self._loss + 0.05 * loss
+        if self._line is not None and self._loss is not None:
             left = max(0, run.total_images - run.images_seen) / speed
             self._line.show(
                 f"  {run.images_seen:>9,} of {run.total_images:,} images  {speed:6.1f} images/s  "

@@ -1,14 +1,20 @@
 """The life of a run, the same for every method: build, resume, train, finish."""
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sfumato.base.environment import code_digest
+from sfumato.base.errors import ConfigError
+from sfumato.base.lock import locked
 from sfumato.config.schema import Experiment
-from sfumato.training.folder import check_folder, claim_folder
+from sfumato.training.distributed import ALONE, World, open_world
+from sfumato.training.folder import check_folder, check_is_run, claim_folder
 from sfumato.training.hooks import CheckpointHook, LogHook, cut_back_records, stopping_on_signals
 from sfumato.training.loop import Hook, Run, train
 
@@ -19,16 +25,19 @@ class Method:
 
     `resolve`: the experiment with each `auto` made concrete, after the checks that need no images;
     a resolved one is returned as it is. `build`: the run from its start, with the hooks that only
-    this method has. `finish`: writes the result of a finished run where it is missing. `describe`:
-    lines on the result. `lint`: warnings about an experiment.
+    this method has; its world is `ALONE` unless `distributed`. `finish`: writes the result of a
+    finished run where it is missing. `describe`: lines on the result. `lint`: warnings about an
+    experiment.
     """
 
     schema: type[Experiment]
-    build: Callable[[Any, Path, torch.device], Run]
+    build: Callable[[Any, Path, torch.device, World], Run]
     finish: Callable[[Any, Any], None]
     describe: Callable[[Any, Any], Sequence[str]]
     resolve: Callable[[Any], Any] = lambda experiment: experiment
     lint: Callable[[Any], list[str]] = lambda experiment: []
+    distributed: bool = False
+    """Whether it can be trained in several processes."""
 
 
 def prepare(
@@ -38,15 +47,19 @@ def prepare(
     *,
     device: torch.device,
     hooks: Sequence[Hook] = (),
+    world: World = ALONE,
 ) -> Run:
     """The run of an experiment in `folder`, resumed where it has a checkpoint.
 
-    An experiment that is refused leaves no folder behind.
+    An experiment that is refused leaves no folder behind. Rank 0 has the hooks and the folder.
     """
     experiment = method.resolve(experiment)
-    check_folder(experiment, folder)  # before images are decoded
-    run = method.build(experiment, folder, device)
-    claim_folder(experiment, folder)
+    if world.is_main:
+        check_folder(experiment, folder)  # before images are decoded
+    run = method.build(experiment, folder, device, world)
+    run.world = world
+    if world.is_main:
+        claim_folder(experiment, folder)
     training = experiment.training
     run.keep_checkpoints = training.keep_checkpoints
     run.hooks = [
@@ -55,8 +68,11 @@ def prepare(
         *run.hooks,
         CheckpointHook(every_images=training.checkpoint_every_images),
     ]
+    if not world.is_main:
+        run.hooks = []
     run.resume()
-    cut_back_records(run)
+    if world.is_main:
+        cut_back_records(run)
     return run
 
 
@@ -71,14 +87,50 @@ def run_to_end(
 ) -> Run:
     """Train an experiment to its end, or to a request to stop, and write the result.
 
-    `on_start` gets the run before its first step.
+    `on_start` gets the run before its first step. In each of several processes (`open_world`) it
+    is one rank of the run.
     """
     experiment = method.resolve(experiment)
-    run = prepare(method, experiment, folder, device=device, hooks=hooks)
-    on_start(run)
-    if not run.finished:
-        with stopping_on_signals(run):
-            train(run)
-    if run.finished:
-        method.finish(experiment, run)
+    check_is_run(folder)
+    with open_world(device) as world, ExitStack() as stack:
+        _check_world(method, experiment, world)
+        if world.is_main:
+            stack.enter_context(locked(folder))
+        where = world.device(device)
+        run = prepare(method, experiment, folder, device=where, hooks=hooks, world=world)
+        world.agree("images", data=f"{run.batches.order.count} images")
+        if world.is_main:
+            on_start(run)
+        if not run.finished:
+            with stopping_on_signals(run), fast_convolutions(where):
+                train(run)
+        if run.finished and world.is_main:
+            method.finish(experiment, run)
+        world.wait()
     return run
+
+
+def _check_world(method: Method, experiment: Any, world: World) -> None:
+    """`ConfigError` for a method of one process, `DistributedError` for ranks that differ."""
+    if world.size > 1 and not method.distributed:
+        raise ConfigError(
+            f"{experiment.name} is trained in one process, not in {world.size}.",
+            hint="Start it without torchrun and without --processes.",
+        )
+    world.agree(
+        "start",
+        configuration=hashlib.sha256(experiment.to_yaml().encode()).hexdigest()[:16],
+        code=code_digest(),
+        torch=torch.__version__,
+    )
+
+
+@contextmanager
+def fast_convolutions(device: torch.device) -> Iterator[None]:
+    """cuDNN measures its algorithms once for each shape and takes the fastest."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = device.type == "cuda"
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before

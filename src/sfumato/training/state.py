@@ -24,7 +24,7 @@ def save_state(state: Mapping[str, Any], path: Path) -> None:
     from safetensors.torch import save_file
 
     tensors: dict[str, Tensor] = {}
-    tree = _take_tensors(state, "", tensors)
+    tree = take_apart(state, tensors)
     save_file(tensors, path, metadata={"tree": json.dumps(tree)})
 
 
@@ -35,32 +35,34 @@ def load_state(path: Path) -> Any:
     with safe_open(path, framework="pt") as file:
         tree = json.loads(file.metadata()["tree"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    return _put_tensors(tree, tensors)
+    return join_state(tree, tensors)
 
 
-def _take_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+def take_apart(value: Any, tensors: dict[str, Tensor], name: str = "") -> Any:
+    """A nested state as plain values for JSON; its tensors go to `tensors`, by dotted name."""
     if isinstance(value, Tensor):
         tensors[name] = value.detach().cpu().contiguous().clone()
         return {"tensor": name}
     if isinstance(value, Mapping):
         items = [
-            [key, _take_tensors(item, f"{name}.{key}" if name else str(key), tensors)]
+            [key, take_apart(item, tensors, f"{name}.{key}" if name else str(key))]
             for key, item in value.items()
         ]
         return {"items": items}
     if isinstance(value, (list, tuple)):
         kind = "list" if isinstance(value, list) else "tuple"
-        return {kind: [_take_tensors(v, f"{name}.{i}", tensors) for i, v in enumerate(value)]}
+        return {kind: [take_apart(v, tensors, f"{name}.{i}") for i, v in enumerate(value)]}
     return {"value": value}
 
 
-def _put_tensors(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
+def join_state(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The nested state that `take_apart` took apart."""
     kind, content = next(iter(tree.items()))
     if kind == "tensor":
         return tensors[content]
     if kind == "items":
-        return {key: _put_tensors(item, tensors) for key, item in content}
+        return {key: join_state(item, tensors) for key, item in content}
     if kind in ("list", "tuple"):
-        values = [_put_tensors(item, tensors) for item in content]
+        values = [join_state(item, tensors) for item in content]
         return values if kind == "list" else tuple(values)
     return content

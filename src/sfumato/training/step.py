@@ -1,14 +1,21 @@
-"""What every training step shares: its random numbers, its checks, its end."""
+"""What every training step shares: its random numbers, its end, its metrics.
 
-from collections.abc import Iterator, Sequence
+Nothing here makes the host wait for the device: a step is queued, and its metrics are read when
+they have arrived (`StepMetrics`).
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from sfumato.base.device import to_device
 from sfumato.base.errors import TrainingError
 from sfumato.base.randomness import derived_seed, generator_for
 from sfumato.config.sections import OptimizerConfig
@@ -40,7 +47,7 @@ class StepContext:
     def local(self, values: Tensor) -> Tensor:
         """This rank's rows of a tensor drawn for the global batch, on the device: every
         `world_size`-th, as the canonical streams of a streamed data set are shared."""
-        return values[self.rank :: self.world_size].to(self.device)
+        return to_device(values[self.rank :: self.world_size], self.device)
 
     def parts(self) -> Iterator[slice]:
         """The micro-batches of this rank's rows, as slices."""
@@ -57,32 +64,104 @@ class Objective(Protocol):
         ...
 
     def step(self, batch: Batch, context: StepContext) -> dict[str, Tensor]:
-        """One optimizer step. Returns 0-d tensors for the log; raises `TrainingError`."""
+        """Queue one optimizer step. Returns 0-d tensors for the log, `loss` and `grad_norm` among
+        them; the host waits for none of them."""
         ...
 
 
 def finish_step(
     parameters: Sequence[torch.nn.Parameter],
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.AdamW,
     config: OptimizerConfig,
     loss: Tensor,
     context: StepContext,
 ) -> dict[str, Tensor]:
-    """Check that loss and gradients are finite, clip, set the rate, step."""
+    """Clip, set the rate, step. Where loss or gradients are not finite, no weight and no moment
+    changes; `StepMetrics.check` then raises."""
     limit = float("inf") if config.max_grad_norm is None else config.max_grad_norm
     grad_norm = torch.nn.utils.clip_grad_norm_(parameters, limit, foreach=True)
-    if not bool(torch.isfinite(loss + grad_norm)):
-        raise TrainingError(
-            f"The loss is no longer finite after {context.images_seen:,} images (loss "
-            f"{float(loss):g}, gradient norm {float(grad_norm):g}); no weight was changed by it.",
-            hint="A checkpoint, if there is one, is good. Lower training.optimizer.lr in a new "
-            "folder; training.optimizer.max_grad_norm=1 and training.precision=float32 help too.",
-        )
     rate = learning_rate(config, images_seen=context.images_seen, total_images=context.total_images)
     for group in optimizer.param_groups:
         group["lr"] = rate
+    # Fused AdamW skips a step by this flag on the device: the host need not read it first.
+    finite = torch.isfinite(loss + grad_norm)
+    optimizer.found_inf = finite.logical_not().float()  # pyright: ignore
     optimizer.step()
     return {"loss": loss, "grad_norm": grad_norm, "lr": torch.tensor(rate, dtype=torch.float64)}
+
+
+class StepMetrics(Mapping[str, float]):
+    """The metrics of one step, copied to the host in the background.
+
+    Reading a value waits for the step that it belongs to and for nothing queued after it.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor], *, images_seen: int) -> None:
+        """`values`: 0-d tensors; `images_seen`: before the step."""
+        self.images_seen = images_seen
+        self._names = list(values)
+        device = values["loss"].device
+        stacked = torch.stack([to_device(value.double(), device) for value in values.values()])
+        self._arrived = None
+        if stacked.device.type == "cuda":
+            self._host = torch.empty(len(stacked), dtype=torch.float64, pin_memory=True)
+            self._host.copy_(stacked, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+        else:
+            self._host = stacked.cpu()
+
+    def _values(self) -> dict[str, float]:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+            self._arrived = None
+        return dict(zip(self._names, self._host.tolist(), strict=True))
+
+    def __getitem__(self, name: str) -> float:
+        return self._values()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def check(self) -> None:
+        """`TrainingError` where loss or gradients are not finite."""
+        values = self._values()
+        loss, grad_norm = values["loss"], values["grad_norm"]
+        if math.isfinite(loss + grad_norm):
+            return
+        raise TrainingError(
+            f"The loss is no longer finite after {self.images_seen:,} images (loss {loss:g}, "
+            f"gradient norm {grad_norm:g}); no weight was changed by it.",
+            hint="A checkpoint, if there is one, is good. Lower training.optimizer.lr in a new "
+            "folder; training.optimizer.max_grad_norm=1 and training.precision=float32 help too.",
+        )
+
+
+T = TypeVar("T")
+
+
+class Ahead(Generic[T]):
+    """What a step needs from the CPU, made during the step before it where a GPU computes that.
+
+    `make` is a function of the context alone, so its values are the same either way.
+    """
+
+    def __init__(self, make: Callable[[StepContext], T]) -> None:
+        self._make = make
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ahead")
+        self._next: tuple[StepContext, Future[T]] | None = None
+
+    def at(self, context: StepContext) -> T:
+        if context.device.type != "cuda":
+            return self._make(context)
+        ready = self._next is not None and self._next[0] == context
+        made = self._next[1].result() if ready and self._next else self._make(context)
+        following = replace(context, images_seen=context.images_seen + context.batch_size)
+        self._next = following, self._thread.submit(self._make, following)
+        return made
 
 
 def dropped_captions(rate: float, count: int, generator: torch.Generator) -> Tensor:

@@ -16,9 +16,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from sfumato.base.device import to_device
+from sfumato.base.environment import processors
 from sfumato.base.errors import ConfigError, SfumatoError
 from sfumato.config.sections import DataConfig
-from sfumato.data.decode import processors, row_problem
+from sfumato.data.decode import row_problem
 from sfumato.data.loading import Batch, check_shares, chosen_captions
 from sfumato.data.opening import open_images, recall, source_name
 from sfumato.data.records import Split, annotate, check_damage, needs_caption, rows_of, split_name
@@ -190,8 +192,8 @@ class StreamBatches:
         prompts = records.prompts[samples, chosen[self._rank :: self._world_size]]
         return Batch(
             images=pixels.to(self._device, non_blocking=True),
-            labels=records.labels[samples].to(self._device),
-            prompts=prompts.to(self._device),
+            labels=to_device(records.labels[samples], self._device),
+            prompts=to_device(prompts, self._device),
         )
 
     def _receive(self) -> None:
@@ -251,10 +253,11 @@ def _as_it_is(chunk: DecodedChunk) -> DecodedChunk:
 
 
 def _start_worker(worker: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM reach workers too, but the training decides when it ends.
-    A second SIGTERM ends a worker: multiprocessing sends it where nothing else has. On Linux, the
-    kernel ends a worker with the training, however that ends."""
+    """Ctrl-C and a scheduler's SIGTERM and SIGUSR1 reach workers too, but the training decides when
+    it ends. A second SIGTERM ends a worker: multiprocessing sends it where nothing else has. On
+    Linux, the kernel ends a worker with the training, however that ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,6 +1,7 @@
 """Text-conditional denoising: noise goes in, the network learns to tell it from the image."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,12 +10,14 @@ from sfumato.config.sections import TrainingConfig
 from sfumato.data.loading import Batch
 from sfumato.diffusion.process import Process
 from sfumato.models.codec import Codec
-from sfumato.models.cpu_kernels import speed_up_on_cpu
 from sfumato.models.ema import averages_of
+from sfumato.models.speed import speed_up
 from sfumato.text.prompts import PromptBank
+from sfumato.training.distributed import ALONE, World
 from sfumato.training.optimizer import build_optimizer
 from sfumato.training.state import Stateful
 from sfumato.training.step import (
+    Ahead,
     StepContext,
     dropped_captions,
     finish_step,
@@ -34,8 +37,11 @@ class DiffusionObjective:
         codec: Codec,
         bank: PromptBank,
         config: TrainingConfig,
+        *,
+        world: World = ALONE,
     ) -> None:
         self.network = network.train()
+        self.dtype = next(network.parameters()).dtype
         self.parameters = list(network.parameters())
         self.process = process
         self.codec = codec
@@ -43,7 +49,10 @@ class DiffusionObjective:
         self.config = config
         self.averages = averages_of(network, config.averaging)
         self.average = self.averages["average"]
-        speed_up_on_cpu(network)  # after the averages, which sample
+        speed_up(network, config.compile)  # after the averages, which sample
+        self.world = world
+        self.parallel = world.wrap(network)
+        self.draws = Ahead(self._draw)
         self.optimizer = build_optimizer(config.optimizer, network)
         self.has_dropout = has_dropout(network)
 
@@ -52,26 +61,26 @@ class DiffusionObjective:
         return {"unet": self.network, **averages, "optimizer": self.optimizer}
 
     def step(self, batch: Batch, context: StepContext) -> dict[str, Tensor]:
-        draws = draw_step(
-            batch.images.shape[1:],
-            context,
-            process=self.process,
-            caption_dropout=self.config.caption_dropout,
-        )
+        draws = self.draws.at(context)
         prompts = batch.prompts.masked_fill(draws.dropped, PromptBank.NULL_INDEX)
-        x0 = self.codec.encode(batch.images)
-        if self.config.mirrored:
-            flips = random_flips(context)[:, None, None, None]
-            x0 = torch.where(flips, x0.flip(3), x0)
+        x0 = self.codec.encode(batch.images).to(self.dtype)
+        if draws.flips is not None:
+            x0 = torch.where(draws.flips[:, None, None, None], x0.flip(3), x0)
 
         self.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=context.device)
         for index, part in enumerate(context.parts()):
             share = (part.stop - part.start) / len(x0)
-            with seeded_layers(context, micro_batch=index, needed=self.has_dropout):
-                losses = self.loss(x0[part], draws.eps[part], draws.t[part], prompts[part])
-            part_loss = losses.mean() * share
-            part_loss.backward()
+            last = index == context.micro_batches - 1
+            with (
+                seeded_layers(context, micro_batch=index, needed=self.has_dropout),
+                self.world.synchronised(self.parallel, last=last),
+            ):
+                losses = self.loss(
+                    x0[part], draws.eps[part], draws.t[part], prompts[part], network=self.parallel
+                )
+                part_loss = losses.mean() * share
+                part_loss.backward()
             loss += part_loss.detach()
         metrics = finish_step(self.parameters, self.optimizer, self.config.optimizer, loss, context)
         for average in self.averages.values():
@@ -80,6 +89,17 @@ class DiffusionObjective:
                 batch_size=context.batch_size,
             )
         return metrics
+
+    def _draw(self, context: StepContext) -> "Draws":
+        network: Any = self.network.config
+        size = network["sample_size"]
+        return draw_step(
+            (network["in_channels"], size, size),
+            context,
+            process=self.process,
+            caption_dropout=self.config.caption_dropout,
+            mirrored=self.config.mirrored,
+        )
 
     def loss(
         self,
@@ -92,24 +112,27 @@ class DiffusionObjective:
     ) -> Tensor:
         """Weighted mean squared error of the network's output for each image: (B,). `network`:
         another than the one in training, such as an average."""
+        eps = eps.to(x0)
         x_t = self.process.add_noise(x0, eps, t)
         target = self.process.target(x0, eps, t)
-        time, tokens = self.process.network_time(t), self.bank.tokens(prompts)
+        time, tokens = self.process.network_time(t), self.bank.tokens(prompts).to(x0)
         mixed = self.config.precision == "bfloat16"
         with torch.autocast(x0.device.type, torch.bfloat16, enabled=mixed):
             output = (network or self.network)(x_t, time, tokens, return_dict=False)[0]
         weight = self.process.loss_weight(t, self.config.loss_weight, self.config.min_snr_gamma)
-        error = (output.float() - target).square().flatten(1).mean(1)
+        error = (output.to(target) - target).square().flatten(1).mean(1)
         return error * weight.to(error)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Draws:
-    """One rank's random numbers of a step: `eps` (B, C, H, W); `t` (B,); `dropped` (B,) bool."""
+    """One rank's random numbers of a step: `eps` (B, C, H, W); `t` (B,); `dropped` (B,) bool;
+    `flips` (B,) bool, which images are mirrored, None for none."""
 
     eps: Tensor
     t: Tensor
     dropped: Tensor
+    flips: Tensor | None
 
 
 def draw_step(
@@ -118,8 +141,9 @@ def draw_step(
     *,
     process: Process,
     caption_dropout: float,
+    mirrored: bool = False,
 ) -> Draws:
-    """Noise, timesteps and dropped captions of this rank's rows, drawn for the global batch.
+    """Noise, timesteps, dropped captions and flips of this rank's rows, drawn for the global batch.
 
     `image_shape`: (C, H, W). A function of (seed, images seen, purpose) alone, so the same on any
     number of ranks.
@@ -131,4 +155,5 @@ def draw_step(
         dropped=context.local(
             dropped_captions(caption_dropout, count, context.generator("dropout"))
         ),
+        flips=random_flips(context) if mirrored else None,
     )

@@ -1,0 +1,86 @@
+"""One process at a time in a folder."""
+
+import errno
+import json
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from sfumato.base.environment import command, now
+from sfumato.base.errors import InputError
+from sfumato.base.files import make_folder, writing
+
+LOCK = ".lock"
+"""The file in a folder in use; it names the process that uses it."""
+_UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process while the block runs; `InputError` if another process has it.
+
+    The operating system ends the lock with the process, however that ends, so a killed process
+    leaves no lock behind. A folder that was made for the lock and stays empty is removed.
+    """
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
+    make_folder(folder)
+    file = folder / LOCK
+    handle = _take(file)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            file.unlink()
+        handle.close()
+        for place in new:
+            with suppress(OSError):  # not empty
+                place.rmdir()
+
+
+def _take(file: Path) -> IO[str]:
+    """`file`, open and locked, with the name of this process in it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return file.open("w", encoding="utf-8")
+    while True:
+        with writing(file):
+            handle = file.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = _holder(handle)
+            handle.close()
+            raise InputError(
+                f"{file.parent} is in use by {holder}.",
+                hint="Wait until that process ends, or give another folder with --out.",
+            ) from None
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
+        # The holder before us may have removed the file between our open and our lock.
+        with suppress(FileNotFoundError):
+            if os.fstat(handle.fileno()).st_ino == file.stat().st_ino:
+                break
+        handle.close()
+    handle.truncate(0)
+    json.dump(
+        {"host": platform.node(), "process": os.getpid(), "since": now(), "command": command()},
+        handle,
+    )
+    handle.flush()
+    return handle
+
+
+def _holder(handle: IO[str]) -> str:
+    """`process 123 on host since DATE: COMMAND`."""
+    handle.seek(0)
+    try:
+        known = json.load(handle)
+        text = f"process {known['process']} on {known['host']} since {known['since']}"
+        return f"{text} ({known['command']})" if known["command"] else text
+    except (json.JSONDecodeError, KeyError):  # it has locked the file and not written yet
+        return "another process"

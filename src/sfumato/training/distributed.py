@@ -1,0 +1,283 @@
+"""Several processes that train one model: who is there, and what they tell each other.
+
+A process is a rank of a `World`. Every rank draws the random numbers of the global batch and keeps
+its own rows, so a run has the same order and the same noise on any number of ranks. Rank 0 alone
+reads and writes the run folder; the others get the state of a resumed run from it, so the folder
+need not be visible to them.
+"""
+
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import PrefixStore, TCPStore  # pyright: ignore
+
+from sfumato.base.device import to_device
+from sfumato.base.environment import processors
+from sfumato.base.errors import DistributedError
+from sfumato.training.state import Stateful, join_state, take_apart
+
+RENDEZVOUS_SECONDS = 45
+"""How long ranks wait for each other at the start."""
+STEP_SECONDS = 30 * 60
+"""How long a rank waits for the others in training: rank 0 may be sampling or saving."""
+ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What torchrun sets, and `sfumato train --processes`."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run; `rank` is this one's number, `local_rank` that on its machine."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    store: Any = None
+    """Text that ranks leave for each other: a `torch.distributed.Store`."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes the run folder."""
+        return self.rank == 0
+
+    def device(self, kind: torch.device) -> torch.device:
+        """This rank's device of a kind: GPU `local_rank` of its machine, or the CPU."""
+        if self.size == 1 or kind.type != "cuda" or kind.index is not None:
+            return kind
+        return torch.device("cuda", self.local_rank)
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """`network` with gradients averaged over ranks in its backward pass; itself if alone."""
+        if self.size == 1:
+            return network
+        from torch.nn.parallel import DistributedDataParallel
+
+        # Buckets are views of the gradients: no copy, and half of the memory.
+        return DistributedDataParallel(
+            network, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
+
+    def synchronised(self, network: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
+        """Around a micro-batch of a wrapped `network`: only the last one of a step exchanges
+        gradients."""
+        if self.size == 1 or last:
+            return nullcontext()
+        return network.no_sync()  # pyright: ignore
+
+    def mean(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Each 0-d value averaged over ranks in float64, without waiting for the device."""
+        device = values["loss"].device
+        stacked = torch.stack([to_device(value.double(), device) for value in values.values()])
+        torch.distributed.all_reduce(stacked)
+        return dict(zip(values, stacked / self.size, strict=True))
+
+    def agree(self, what: str, **values: str) -> None:
+        """`DistributedError` where a value differs between ranks. `what` names this comparison."""
+        if self.size == 1:
+            return
+        found = self.exchange(what, json.dumps(values))
+        first = json.loads(found[0])
+        for rank, text in enumerate(found):
+            other = json.loads(text)
+            different = [name for name in first if first[name] != other.get(name)]
+            if different:
+                raise DistributedError(
+                    f"Rank 0 and rank {rank} differ in their {' and '.join(different)}: "
+                    + "; ".join(f"{first[n]} and {other.get(n)}" for n in different)
+                    + ".",
+                    hint="Start all ranks with the same command, code and data.",
+                )
+
+    def exchange(self, what: str, text: str) -> list[str]:
+        """The text of every rank, by rank. `what` names this exchange, and is used once."""
+        self.store.set(f"{what}/{self.rank}", text)
+        return [self.store.get(f"{what}/{rank}").decode() for rank in range(self.size)]
+
+    def share(self, state: Mapping[str, Any] | None, device: torch.device) -> dict[str, Any]:
+        """Rank 0's nested state dictionary of tensors and plain values, on every rank."""
+        tensors: dict[str, Tensor] = {}
+        tree = take_apart(state, tensors) if self.is_main else None
+        shapes = {name: [list(t.shape), str(t.dtype)] for name, t in tensors.items()}
+        text = self._text(json.dumps([tree, shapes]) if self.is_main else "", device)
+        tree, shapes = json.loads(text)
+        received = {}
+        for name, (shape, dtype) in shapes.items():
+            kind = getattr(torch, dtype.removeprefix("torch."))
+            empty = torch.empty(shape, dtype=kind, device=device)
+            tensor = tensors[name].to(device) if self.is_main else empty
+            torch.distributed.broadcast(tensor, 0)
+            received[name] = tensor.cpu()
+        return join_state(tree, received)
+
+    def _text(self, text: str, device: torch.device) -> str:
+        """Rank 0's text on every rank."""
+        content = torch.frombuffer(bytearray(text.encode() or b" "), dtype=torch.uint8).to(device)
+        length = torch.tensor([len(content)], device=device)
+        torch.distributed.broadcast(length, 0)
+        if not self.is_main:
+            content = torch.empty(int(length), dtype=torch.uint8, device=device)
+        torch.distributed.broadcast(content, 0)
+        return content.cpu().numpy().tobytes().decode()
+
+    def share_parts(self, parts: Mapping[str, Stateful], device: torch.device) -> None:
+        """Give every rank rank 0's networks, optimizers and averages."""
+        for part in parts.values():
+            state = self.share(part.state_dict() if self.is_main else None, device)
+            if not self.is_main:
+                part.load_state_dict(state)
+
+    def wait(self) -> None:
+        """Wait until every rank is here."""
+        if self.size > 1:
+            torch.distributed.barrier()
+
+
+ALONE = World()
+"""One process."""
+
+
+@contextmanager
+def open_world(device: torch.device) -> Iterator[World]:
+    """The processes that torchrun or `sfumato train --processes` started, connected; `ALONE` where
+    neither did.
+
+    `DistributedError` where the environment contradicts itself, a rank does not come within 45
+    seconds, or one is lost inside the block.
+    """
+    world = world_of(os.environ)
+    if world.size == 1:
+        yield world
+        return
+    _check_devices(world, device)
+    if "OMP_NUM_THREADS" not in os.environ:
+        beside = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        torch.set_num_threads(max(1, processors() // beside))
+    store = _meet(world)
+    torch.distributed.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        store=PrefixStore("group", store),
+        rank=world.rank,
+        world_size=world.size,
+        timeout=timedelta(seconds=STEP_SECONDS),
+    )
+    try:
+        yield replace(world, store=store)
+    except RuntimeError as error:
+        if not _is_loss(error):
+            raise
+        raise DistributedError(
+            f"Rank {world.rank} lost another rank, so training cannot go on.",
+            hint="The output of the rank that failed says why. The same command resumes from the "
+            "last checkpoint.",
+        ) from error
+    torch.distributed.destroy_process_group()
+
+
+def world_of(variables: Mapping[str, str]) -> World:
+    """The world that environment variables describe, not connected; `DistributedError` where they
+    contradict each other."""
+    tasks = variables.get("SLURM_STEP_NUM_TASKS", "1")
+    if "WORLD_SIZE" not in variables and "RANK" not in variables:
+        if tasks not in ("", "1"):
+            raise DistributedError(
+                f"srun started {tasks} processes, but WORLD_SIZE and RANK are not set: each would "
+                "train the whole model.",
+                hint="Start one task on each node and let it run torchrun --nproc-per-node GPUS.",
+            )
+        return ALONE
+    missing = [name for name in ENVIRONMENT if not variables.get(name)]
+    if missing:
+        raise DistributedError(
+            f"The environment has a part of what processes of one run need; missing: "
+            f"{', '.join(missing)}.",
+            hint="Start with torchrun or --processes N, or unset WORLD_SIZE and RANK to train in "
+            "one process.",
+        )
+    rank, size, local_rank = (_number(variables, name) for name in ENVIRONMENT[:3])
+    beside = _number(variables, "LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in variables else size
+    problem = ""
+    if rank >= size:
+        problem = f"RANK is {rank}, but WORLD_SIZE is {size}"
+    elif local_rank >= beside:
+        problem = f"LOCAL_RANK is {local_rank}, but LOCAL_WORLD_SIZE is {beside}"
+    elif "TORCHELASTIC_RUN_ID" not in variables and tasks not in ("", "1", str(size)):
+        problem = f"WORLD_SIZE is {size}, but srun started {tasks} processes"
+    if problem:
+        raise DistributedError(
+            f"{problem}.", hint="Start all processes of the run with one torchrun or srun."
+        )
+    return World(rank=rank, size=size, local_rank=local_rank)
+
+
+def _number(variables: Mapping[str, str], name: str) -> int:
+    text = variables[name]
+    if not text.isdecimal():
+        raise DistributedError(f"{name} is '{text}', not a number.", hint="torchrun sets it.")
+    return int(text)
+
+
+def _check_devices(world: World, device: torch.device) -> None:
+    """`DistributedError` where this rank has no GPU of its own."""
+    if device.type != "cuda":
+        return
+    found = torch.cuda.device_count()
+    if world.local_rank >= found:
+        raise DistributedError(
+            f"Rank {world.rank} is process {world.local_rank} of its machine, which has {found} "
+            f"GPU{'s' * (found != 1)}.",
+            hint="Start one process for each GPU, or use --device cpu.",
+        )
+
+
+def _meet(world: World) -> Any:
+    """A store that all ranks have reached; `DistributedError` after 45 seconds without one."""
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    limit = timedelta(seconds=RENDEZVOUS_SECONDS)
+    try:
+        store = TCPStore(
+            address,
+            int(port),
+            is_master=world.is_main and not by_agent,
+            timeout=limit,
+            wait_for_workers=False,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise DistributedError(
+            f"Rank {world.rank} on {socket.gethostname()} cannot reach rank 0 at {address}:{port}.",
+            hint="Check that rank 0 runs, that MASTER_ADDR and MASTER_PORT name its machine and a "
+            "free port, and that no firewall is between them.",
+        ) from error
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = PrefixStore(f"sfumato/{attempt}", store)
+    store.set(f"here/{world.rank}", socket.gethostname())
+    absent = [rank for rank in range(world.size) if not _has_come(store, rank, limit)]
+    if absent:
+        raise DistributedError(
+            f"Rank {', '.join(map(str, absent))} of {world.size} did not come within "
+            f"{RENDEZVOUS_SECONDS} seconds.",
+            hint=f"WORLD_SIZE is {world.size}: start so many processes, each with its own RANK.",
+        )
+    return store
+
+
+def _has_come(store: Any, rank: int, limit: timedelta) -> bool:
+    try:
+        store.wait([f"here/{rank}"], limit)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _is_loss(error: RuntimeError) -> bool:
+    """Whether a collective failed because a process that takes part in it is gone."""
+    lost = ("Connection closed", "Connection reset", "Broken pipe", "Timed out waiting", "Gloo")
+    known = (torch.distributed.DistBackendError, torch.distributed.DistNetworkError)
+    return isinstance(error, known) or any(text in str(error) for text in lost)

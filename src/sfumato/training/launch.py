@@ -1,0 +1,113 @@
+"""Several processes of one training on this machine: `sfumato train --processes N`.
+
+Like `torchrun --standalone`, but one Ctrl-C ends all of them with a checkpoint, and this process
+needs no torch.
+"""
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from types import FrameType
+
+from sfumato.base.environment import processors
+from sfumato.base.errors import DistributedError
+
+GRACE_SECONDS = 10
+"""How long the others may take to end by themselves after one has failed, and after SIGTERM."""
+_PR_SET_PDEATHSIG = 1
+
+
+def run_processes(arguments: Sequence[str], count: int) -> int:
+    """Run `sfumato ARGUMENTS` in `count` processes and return their exit status: that of the first
+    that failed, if one did; the others are then ended.
+
+    Ctrl-C, SIGTERM and SIGUSR1 are passed on to all of them.
+    """
+    common = {
+        **os.environ,
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, processors() // count))),
+    }
+    if sys.platform == "linux":  # elsewhere the loopback device has another name
+        common.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-m", "sfumato", *arguments],
+            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            start_new_session=True,  # a terminal's Ctrl-C reaches them through this process, once
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+        )
+        for rank in range(count)
+    ]
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        _signal(children, number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.signal(number, pass_on) for number in numbers}
+    try:
+        return _wait(children)
+    finally:
+        _signal(children, signal.SIGKILL)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _wait(children: Sequence["subprocess.Popen[bytes]"]) -> int:
+    """Wait for all; once one has failed, end the others."""
+    failed: int | None = None
+    deadline, stopped = float("inf"), False
+    while any(child.poll() is None for child in children):
+        if failed is None and (failed := _first_failed(children)) is not None:
+            deadline = time.monotonic() + GRACE_SECONDS
+        if time.monotonic() > deadline:
+            _signal(children, signal.SIGKILL if stopped else signal.SIGTERM)
+            deadline, stopped = time.monotonic() + GRACE_SECONDS, True
+        time.sleep(0.05)
+    codes = [child.returncode for child in children]
+    if failed is None and (failed := _first_failed(children)) is None:
+        return 0
+    if len(set(codes)) > 1:  # where all end alike, each has said why
+        how = f"exit code {codes[failed]}" if codes[failed] > 0 else _signal_name(-codes[failed])
+        sys.stderr.write(
+            f"error: Rank {failed} of {len(children)} ended first, with {how}; the others were "
+            "ended.\n  -> Its own output is above. The same command resumes from the last "
+            "checkpoint.\n"
+        )
+    return codes[failed] if codes[failed] > 0 else 128 - codes[failed]
+
+
+def _first_failed(children: Sequence["subprocess.Popen[bytes]"]) -> int | None:
+    """The rank that failed by itself, or else because it lost another."""
+    failed = [rank for rank, child in enumerate(children) if child.poll()]
+    own = [r for r in failed if children[r].returncode != DistributedError.exit_code]
+    return next(iter(own or failed), None)
+
+
+def _signal(children: Sequence["subprocess.Popen[bytes]"], number: int) -> None:
+    for child in children:
+        if child.poll() is None:
+            child.send_signal(number)
+
+
+def _signal_name(number: int) -> str:
+    return f"signal {number} ({signal.Signals(number).name})"
+
+
+def _end_with_parent() -> None:
+    """Linux ends a process with its parent, so that none is left over; SIGTERM lets it save."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
