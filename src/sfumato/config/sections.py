@@ -270,8 +270,11 @@ class TrainingConfig(Section):
     """gamma of min_snr: signal-to-noise ratios above it weigh no more."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the network; weights stay float32."""
-    compile: Literal["off", "blocks", "graph"] = "off"
+    compile: Literal["none", "blocks", "graph"] = "none"
     """torch.compile of the network in training: its `blocks`, or all of it as one CUDA `graph`."""
+    sharding: Literal["none", "full"] = "none"
+    """Of several processes: `full` divides weights, gradients and moments among them, for a network
+    that does not fit one device."""
     optimizer: OptimizerConfig
     averaging: AveragingConfig = AveragingConfig()
     log_every_images: Count = 1_000

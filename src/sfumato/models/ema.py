@@ -1,7 +1,8 @@
 """Averaged weights in a module of their own: training weights are never swapped."""
 
 import copy
-from typing import Generic, TypeVar
+from functools import cached_property
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
@@ -22,17 +23,26 @@ class AveragedModel(Generic[Module]):
 
     def __init__(self, model: Module, config: AveragingConfig) -> None:
         self.config = config
+        self.model = model
         self.module: Module = copy.deepcopy(model).eval().requires_grad_(False)
-        # Listed once: walking a U-Net's modules at every step costs as much as the averaging.
-        self._weights, self._buffers = list(model.parameters()), list(model.buffers())
-        self._averages = list(self.module.parameters())
-        self._copies = list(self.module.buffers())
+
+    @cached_property
+    def _tensors(self) -> tuple[list[Any], ...]:
+        """Weights, their averages, buffers and their copies. Listed once: walking a U-Net's modules
+        at every step costs as much as the averaging."""
+        return (
+            list(self.model.parameters()),
+            list(self.module.parameters()),
+            list(self.model.buffers()),
+            list(self.module.buffers()),
+        )
 
     @torch.no_grad()
     def update(self, *, images_seen: int, batch_size: int) -> None:
         decay = averaging_decay(self.config, images_seen=images_seen, batch_size=batch_size)
-        torch._foreach_lerp_(self._averages, self._weights, 1 - decay)
-        for average, value in zip(self._copies, self._buffers, strict=True):
+        weights, averages, buffers, copies = self._tensors
+        torch._foreach_lerp_(averages, weights, 1 - decay)
+        for average, value in zip(copies, buffers, strict=True):
             average.copy_(value)
 
 

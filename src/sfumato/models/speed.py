@@ -7,7 +7,7 @@ from torch import nn
 
 from sfumato.models.cpu_kernels import speed_up_on_cpu
 
-Compile = Literal["off", "blocks", "graph"]
+Compile = Literal["none", "blocks", "graph"]
 _REPEATED = ("ResnetBlock2D", "BasicTransformerBlock")
 """The blocks of which diffusers' U-Net is built."""
 

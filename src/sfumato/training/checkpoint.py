@@ -6,7 +6,7 @@ the versions and threads it was made with.
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -76,23 +76,23 @@ class Checkpoint:
         self._verified.add(part)
         return file
 
-    def load_into(self, parts: Mapping[str, Stateful]) -> None:
-        """Verify every part, then load all of them."""
+    def states(self, parts: Iterable[str]) -> dict[str, Any]:
+        """Verify every part, then read the state dictionary of each."""
         files = {name: self.verify(name) for name in parts}
-        for name, part in parts.items():
-            load_part(part, load_state(files[name]), file=files[name])
+        return {name: load_state(file) for name, file in files.items()}
 
 
-def load_part(part: Stateful, state: Mapping[str, Any], *, file: Path) -> None:
-    """Load a module's or optimizer's state; `ConfigError` where the architecture is another."""
+def load_part(part: Stateful, state: Mapping[str, Any], *, name: str | Path) -> None:
+    """Load a module's or optimizer's state, that of the part or file `name`; `ConfigError` where
+    the architecture is another."""
     if isinstance(part, torch.nn.Module):
         expected = {name: tuple(value.shape) for name, value in part.state_dict().items()}
         found = {name: tuple(value.shape) for name, value in state.items()}
         if expected != found:
-            name = next(n for n in {**expected, **found} if expected.get(n) != found.get(n))
+            weight = next(n for n in {**expected, **found} if expected.get(n) != found.get(n))
             raise ConfigError(
-                f"{file} holds another architecture: {name} is {found.get(name, 'absent')} there "
-                f"and {expected.get(name, 'absent')} in this model.",
+                f"{name} holds another architecture: {weight} is {found.get(weight, 'absent')} "
+                f"there and {expected.get(weight, 'absent')} in this model.",
                 hint="Use the experiment.yaml that the checkpoint was made with.",
             )
     part.load_state_dict(state)
@@ -143,24 +143,25 @@ class Checkpoints:
         return None
 
     def save(
-        self, parts: Mapping[str, Stateful], *, images_seen: int, extra: Mapping[str, Any]
+        self, states: Mapping[str, Any], *, images_seen: int, extra: Mapping[str, Any]
     ) -> Checkpoint:
-        """Write a checkpoint; once it is whole, remove what `keep` no longer covers."""
+        """Write a checkpoint of the state dictionary of each part; once it is whole, remove what
+        `keep` no longer covers."""
         path = self.path(images_seen)
         with whole_folder(path) as temporary:
             files = {}
-            for name, part in parts.items():
+            for name, state in states.items():
                 file = temporary / f"{name}.safetensors"
-                save_state(part.state_dict(), file)
+                save_state(state, file)
                 files[name] = {"sha256": sha256_of_file(file), "bytes": file.stat().st_size}
-            state = {
+            about = {
                 "format": FORMAT,
                 "images_seen": images_seen,
                 "files": files,
                 "environment": environment(),
                 **extra,
             }
-            write_json(temporary / "state.json", state)
+            write_json(temporary / "state.json", about)
         for newer in self.all():
             if newer.path.name > path.name:  # damaged: the run went on from before it
                 remove_folder(newer.path)

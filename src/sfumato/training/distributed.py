@@ -9,8 +9,8 @@ need not be visible to them.
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
@@ -41,6 +41,9 @@ class World:
     local_rank: int = 0
     store: Any = None
     """Text that ranks leave for each other: a `torch.distributed.Store`."""
+    shards: bool = False
+    """Whether weights are divided among ranks; then every rank takes part in reading and using
+    them."""
 
     @property
     def is_main(self) -> bool:
@@ -53,9 +56,15 @@ class World:
             return kind
         return torch.device("cuda", self.local_rank)
 
-    def wrap(self, network: nn.Module) -> nn.Module:
-        """`network` with gradients averaged over ranks in its backward pass; itself if alone."""
+    def wrap(self, network: nn.Module, averages: Sequence[nn.Module]) -> nn.Module:
+        """`network` with gradients averaged over ranks in its backward pass; itself if alone. Where
+        weights are divided, they and their `averages` are divided in place."""
         if self.size == 1:
+            return network
+        if self.shards:
+            from sfumato.training.sharding import shard
+
+            shard([network, *averages])
             return network
         from torch.nn.parallel import DistributedDataParallel
 
@@ -64,12 +73,27 @@ class World:
             network, broadcast_buffers=False, gradient_as_bucket_view=True
         )
 
-    def synchronised(self, network: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
+    @contextmanager
+    def synchronised(self, network: Any, *, last: bool) -> Iterator[None]:
         """Around a micro-batch of a wrapped `network`: only the last one of a step exchanges
         gradients."""
-        if self.size == 1 or last:
-            return nullcontext()
-        return network.no_sync()  # pyright: ignore
+        if self.size == 1:
+            yield
+        elif self.shards:
+            network.set_requires_gradient_sync(last)
+            yield
+        else:
+            with nullcontext() if last else network.no_sync():
+                yield
+
+    def states(self, parts: Mapping[str, Stateful]) -> dict[str, Any]:
+        """The whole state dictionary of each part. Where weights are divided, every rank must call
+        this."""
+        if self.shards:
+            from sfumato.training.sharding import whole_state
+
+            return {name: whole_state(part) for name, part in parts.items()}
+        return {name: part.state_dict() for name, part in parts.items()}
 
     def mean(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Each 0-d value averaged over ranks in float64, without waiting for the device."""
@@ -126,12 +150,17 @@ class World:
         torch.distributed.broadcast(content, 0)
         return content.cpu().numpy().tobytes().decode()
 
-    def share_parts(self, parts: Mapping[str, Stateful], device: torch.device) -> None:
-        """Give every rank rank 0's networks, optimizers and averages."""
-        for part in parts.values():
-            state = self.share(part.state_dict() if self.is_main else None, device)
-            if not self.is_main:
-                part.load_state_dict(state)
+    def own_state(self, part: Stateful, state: Any, device: torch.device) -> Any:
+        """This rank's share of rank 0's `state` of a part: all of it, or its part where weights are
+        divided."""
+        if self.size == 1:
+            return state
+        state = self.share(state, device)
+        if not self.shards:
+            return state
+        from sfumato.training.sharding import divided_state
+
+        return divided_state(part, state)
 
     def wait(self) -> None:
         """Wait until every rank is here."""

@@ -18,6 +18,8 @@ SAME_SIGNAL_SECONDS = 0.5
 class BaseHook:
     """A hook that does nothing and remembers nothing."""
 
+    needs_weights = False
+
     def after_step(self, run: Run, metrics: Mapping[str, float]) -> None:
         return
 
@@ -70,6 +72,8 @@ class LogHook(BaseHook):
 class SampleHook(BaseHook):
     """A picture of the averaged network's samples, always from the same seeds."""
 
+    needs_weights = True
+
     def __init__(self, folder: Path, *, every_images: int, sample: Callable[[], bytes]) -> None:
         self.folder = folder
         self.every_images = every_images
@@ -77,11 +81,15 @@ class SampleHook(BaseHook):
 
     def after_step(self, run: Run, metrics: Mapping[str, float]) -> None:
         if run.due(self.every_images) or run.finished:
-            write_bytes(self.folder / f"images-{run.images_seen:09d}.png", self.sample())
+            picture = self.sample()
+            if run.world.is_main:
+                write_bytes(self.folder / f"images-{run.images_seen:09d}.png", picture)
 
 
 class AccuracyHook(BaseHook):
     """Class accuracy of the averaged network's samples: records of accuracy.jsonl."""
+
+    needs_weights = True
 
     def __init__(
         self, path: Path, *, every_images: int, measure: Callable[[], Mapping[str, Any]]
@@ -92,7 +100,9 @@ class AccuracyHook(BaseHook):
 
     def after_step(self, run: Run, metrics: Mapping[str, float]) -> None:
         if run.due(self.every_images) or run.finished:
-            append_record(self.path, {"images": run.images_seen, **self.measure()})
+            measured = self.measure()
+            if run.world.is_main:
+                append_record(self.path, {"images": run.images_seen, **measured})
 
 
 class TimeLimitHook(BaseHook):
@@ -114,6 +124,8 @@ class CheckpointHook(BaseHook):
 
     Last among the hooks, so that it saves theirs.
     """
+
+    needs_weights = True
 
     def __init__(self, *, every_images: int) -> None:
         self.every_images = every_images

@@ -13,7 +13,12 @@ import torch
 
 from sfumato.base.errors import ConfigError
 from sfumato.data.loading import Batch, Order
-from sfumato.training.checkpoint import Checkpoint, Checkpoints, warn_of_changed_environment
+from sfumato.training.checkpoint import (
+    Checkpoint,
+    Checkpoints,
+    load_part,
+    warn_of_changed_environment,
+)
 from sfumato.training.distributed import ALONE, World
 from sfumato.training.state import Stateful
 from sfumato.training.step import Objective, StepContext, StepMetrics
@@ -36,8 +41,12 @@ class Batches(Protocol):
 class Hook(Protocol):
     """Something beside the training: it may read the run, never change its numbers.
 
-    Reading a value of `metrics` waits for the step that has just been queued.
+    Reading a value of `metrics` waits for the step that has just been queued. Rank 0 has all hooks;
+    the other ranks have those with `needs_weights` where weights are divided among ranks, and they
+    write nothing.
     """
+
+    needs_weights: bool
 
     def after_step(self, run: "Run", metrics: Mapping[str, float]) -> None: ...
     def at_end(self, run: "Run") -> None: ...
@@ -127,10 +136,13 @@ class Run:
             self.checked, self._queued = self._queued, None
 
     def save(self) -> None:
-        """Write a checkpoint of this moment."""
+        """Write a checkpoint of this moment, on rank 0."""
         self.check()
+        states = self.world.states(self.objective.parts())
+        if not self.world.is_main:
+            return
         self.checkpoints.save(
-            self.objective.parts(),
+            states,
             images_seen=self.images_seen,
             extra={
                 "step": self.step,
@@ -142,30 +154,32 @@ class Run:
 
     def resume(self) -> bool:
         """Go back to the newest whole checkpoint; False if there is none. Rank 0 reads it."""
-        parts = self.objective.parts()
-        clock = self._load_newest(parts) if self.world.is_main else None
+        parts, device = self.objective.parts(), self.device
+        clock, states = self._read_newest(parts) if self.world.is_main else (None, {})
         if self.world.size > 1:
-            clock = self.world.share({"clock": clock}, self.device)["clock"]
-            if clock is not None:
-                self.world.share_parts(parts, self.device)
+            clock = self.world.share({"clock": clock}, device)["clock"]
         if clock is None:
             return False
-        self.images_seen, self.step = clock
+        for name, part in parts.items():
+            load_part(part, self.world.own_state(part, states.pop(name, None), device), name=name)
+        for hook in self.hooks:
+            hook.load_state(clock["hooks"].get(type(hook).__name__, {}))
+        self.images_seen, self.step = clock["images_seen"], clock["step"]
         return True
 
-    def _load_newest(self, parts: Mapping[str, Stateful]) -> tuple[int, int] | None:
-        """Load the newest whole checkpoint: its images seen and its step."""
+    def _read_newest(
+        self, parts: Mapping[str, Stateful]
+    ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+        """The clock and the states of the newest whole checkpoint; None without one."""
         checkpoint = self.checkpoints.latest()
         if checkpoint is None:
-            return None
+            return None, {}
         self._check_provenance(checkpoint)
         self.checkpoints.remove_old(before=checkpoint.path)  # a kill may have come before that
         if checkpoint.images_seen < self.total_images:
             warn_of_changed_environment(checkpoint.state["environment"])
-        checkpoint.load_into(parts)
-        for hook in self.hooks:
-            hook.load_state(checkpoint.state["hooks"].get(type(hook).__name__, {}))
-        return checkpoint.images_seen, checkpoint.state["step"]
+        clock = {name: checkpoint.state[name] for name in ("images_seen", "step", "hooks")}
+        return clock, checkpoint.states(parts)
 
     def _check_provenance(self, checkpoint: Checkpoint) -> None:
         """A run is resumed with the text encoder it began with; another has other tokens."""

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +68,8 @@ def prepare(
         *run.hooks,
         CheckpointHook(every_images=training.checkpoint_every_images),
     ]
-    if not world.is_main:
-        run.hooks = []
+    if not world.is_main:  # those that use weights which are divided among the ranks
+        run.hooks = [hook for hook in run.hooks if world.shards and hook.needs_weights]
     run.resume()
     if world.is_main:
         cut_back_records(run)
@@ -94,6 +94,8 @@ def run_to_end(
     check_is_run(folder)
     with open_world(device) as world, ExitStack() as stack:
         _check_world(method, experiment, world)
+        sharding = getattr(experiment.training, "sharding", "none")
+        world = replace(world, shards=world.size > 1 and sharding == "full")
         if world.is_main:
             stack.enter_context(locked(folder))
         where = world.device(device)

@@ -80,6 +80,8 @@ def finish_step(
     changes; `StepMetrics.check` then raises."""
     limit = float("inf") if config.max_grad_norm is None else config.max_grad_norm
     grad_norm = torch.nn.utils.clip_grad_norm_(parameters, limit, foreach=True)
+    if hasattr(grad_norm, "full_tensor"):  # a DTensor, where weights are divided among ranks
+        grad_norm = grad_norm.full_tensor()  # pyright: ignore
     rate = learning_rate(config, images_seen=context.images_seen, total_images=context.total_images)
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -155,13 +157,18 @@ class Ahead(Generic[T]):
         self._next: tuple[StepContext, Future[T]] | None = None
 
     def at(self, context: StepContext) -> T:
-        if context.device.type != "cuda":
+        if not self._is_ahead(context.device):
             return self._make(context)
         ready = self._next is not None and self._next[0] == context
         made = self._next[1].result() if ready and self._next else self._make(context)
         following = replace(context, images_seen=context.images_seen + context.batch_size)
         self._next = following, self._thread.submit(self._make, following)
         return made
+
+    @staticmethod
+    def _is_ahead(device: torch.device) -> bool:
+        """Whether the CPU is free while `device` computes."""
+        return device.type == "cuda"
 
 
 def dropped_captions(rate: float, count: int, generator: torch.Generator) -> Tensor:

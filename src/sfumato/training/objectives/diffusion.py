@@ -42,7 +42,6 @@ class DiffusionObjective:
     ) -> None:
         self.network = network.train()
         self.dtype = next(network.parameters()).dtype
-        self.parameters = list(network.parameters())
         self.process = process
         self.codec = codec
         self.bank = bank
@@ -51,7 +50,8 @@ class DiffusionObjective:
         self.average = self.averages["average"]
         speed_up(network, config.compile)  # after the averages, which sample
         self.world = world
-        self.parallel = world.wrap(network)
+        self.parallel = world.wrap(network, [one.module for one in self.averages.values()])
+        self.parameters = list(network.parameters())
         self.draws = Ahead(self._draw)
         self.optimizer = build_optimizer(config.optimizer, network)
         self.has_dropout = has_dropout(network)
