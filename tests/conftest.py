@@ -107,10 +107,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 @pytest.fixture
-def met(request: pytest.FixtureRequest, together: Path) -> Callable[[BaseException], None]:
+def met(request: pytest.FixtureRequest, together: Path) -> Callable[[BaseException, str], None]:
     """Compare an error or a warning with the next message of this test in `messages.yaml`."""
 
-    def compare(error: BaseException, theirs: str = "") -> None:
+    def compare(error: BaseException, theirs: str) -> None:
         message = normalised(printed(error), together)
         if theirs:
             message = re.sub(theirs, "THEIRS", message, count=1)

@@ -17,10 +17,11 @@ from sfumato.base.files import write_text
 
 FILE = Path(__file__).with_suffix(".yaml")
 REPOSITORY = Path(__file__).parents[1]
-REFRESH = (
-    "If the change is meant: python -m pytest -n 0 --write-messages {file} (then read the diff)"
-)
-
+PLACES = {
+    str(REPOSITORY): "REPOSITORY",
+    tempfile.gettempdir(): "TMP",
+    **({} if Path.home() == Path("/") else {str(Path.home()): "HOME"}),
+}
 VARYING = {
     r"TMP/tmp\w{8}\b": "TMP",  # of tempfile
     r"\b(?=\d*[a-f])[0-9a-f]{12,64}\b": "SHA256",
@@ -46,9 +47,8 @@ def normalised(text: str, session: Path) -> str:
     """`text` without what differs between machines and runs; `session` is pytest's own folder."""
     numbered = r"(/popen-gw\d+)?(/\w*\d(?!\w))?"  # folders of a worker process and of a test
     text = re.sub(re.escape(str(session)) + numbered, "TMP", text)
-    places = {REPOSITORY: "REPOSITORY", tempfile.gettempdir(): "TMP", Path.home(): "HOME"}
-    for place, name in places.items():
-        text = re.sub(rf"{re.escape(str(place))}(?![\w-])", name, text)
+    for place in sorted(PLACES, key=len, reverse=True):  # one may lie in another
+        text = re.sub(rf"{re.escape(place)}(?![\w-])", PLACES[place], text)
     for pattern, name in VARYING.items():
         text = re.sub(pattern, name, text, flags=re.MULTILINE)
     return text
@@ -91,7 +91,9 @@ class Messages:
 
 
 def refresh(test: str) -> str:
-    return REFRESH.format(file=f"tests/{test.partition('::')[0]}")
+    """What to do where a change of messages is meant."""
+    file = f"tests/{test.partition('::')[0]}"
+    return f"If that is meant, write it, and read it: python -m pytest -n 0 --write-messages {file}"
 
 
 class _Blocks(yaml.SafeDumper):
@@ -99,7 +101,7 @@ class _Blocks(yaml.SafeDumper):
 
 
 def _block(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    style = "|" if ": " in text else None
+    style = "|" if ": " in text else None  # a message begins with its class; keys stay plain
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 

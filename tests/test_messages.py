@@ -1,7 +1,7 @@
 """The file of messages: entries of tests that exist, without what varies; how it is compared."""
 
 import ast
-import tempfile
+import functools
 from pathlib import Path
 
 import pytest
@@ -9,7 +9,7 @@ import yaml
 
 from sfumato.base.errors import InputError
 from tests import messages
-from tests.messages import FILE, REPOSITORY, Messages, normalised, printed
+from tests.messages import FILE, PLACES, Messages, normalised, printed
 
 BY_TEST = {"test_a.py::test_one": ["InputError: 2 images: too few.", "InputError: 3."]}
 
@@ -31,6 +31,7 @@ def test_each_entry_is_of_a_test_that_exists() -> None:
         assert name in defined_in(FILE.parent / file), entry
 
 
+@functools.cache
 def defined_in(file: Path) -> set[str]:
     tree = ast.parse(file.read_text("utf-8"))
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
@@ -38,7 +39,7 @@ def defined_in(file: Path) -> set[str]:
 
 def test_no_place_of_this_machine_is_in_the_file() -> None:
     text = FILE.read_text("utf-8")
-    for place in (REPOSITORY, Path.home(), tempfile.gettempdir()):
+    for place in PLACES:
         assert f"{place}/" not in text
 
 
@@ -48,8 +49,7 @@ def test_no_place_of_this_machine_is_in_the_file() -> None:
         ("/base/popen-gw1/test_a_b_0/run/model is", "TMP/run/model is"),
         ("/base/test_a_b_0 is", "TMP is"),
         ("/base/small/model", "TMP/small/model"),
-        (f"{REPOSITORY}/docs and {REPOSITORY}.", "REPOSITORY/docs and REPOSITORY."),
-        (f"{Path.home()}/x {Path.home()}y", f"HOME/x {Path.home()}y"),
+        *((f"{place}/x in {place}.", f"{name}/x in {name}.") for place, name in PLACES.items()),
         (f"{'a1' * 32} of {2**63}", f"SHA256 of {2**63}"),
         (
             "http://127.0.0.1:40455/a, http://127.0.0.1:9/b",
@@ -57,7 +57,7 @@ def test_no_place_of_this_machine_is_in_the_file() -> None:
         ),
         ("<Object at 0x7f2a00ff1234>, 0x1", "<Object at ADDRESS>, 0x1"),
     ],
-    ids=["worker", "test", "shared", "repository", "home", "hash", "port", "address"],
+    ids=["worker", "test", "shared", *PLACES.values(), "hash", "port", "address"],
 )
 def test_what_varies_is_left_out(text: str, expected: str) -> None:
     assert normalised(text, Path("/base")) == expected
