@@ -3,10 +3,11 @@
 import contextlib
 import io
 import os
+import re
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from sfumato.base.memory import keep_freed_memory
 from sfumato.config.sections import DataConfig
 from sfumato.data.records import Records, load_records
 from sfumato.diffusion.process import Process, RectifiedFlow
+from tests.messages import Messages, normalised, printed
 
 keep_freed_memory()
 torch.set_num_threads(1)  # tests run side by side, and their networks are too small for two
@@ -62,6 +64,92 @@ def own_folder(session_folder: None, tmp_path_factory: pytest.TempPathFactory) -
     """The working directory of a test: an empty folder."""
     with contextlib.chdir(tmp_path_factory.mktemp("cwd")):
         yield
+
+
+# Messages -----------------------------------------------------------------------------------------
+
+MESSAGES = pytest.StashKey[Messages]()
+
+
+def name_of(test: pytest.Item) -> str:
+    return f"{test.path.name}::{test.name}"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--write-messages",
+        action="store_true",
+        help="write the messages of the tests that run into tests/messages.yaml; with -n 0",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    write = config.getoption("--write-messages")
+    if write and config.getoption("numprocesses", 0):
+        raise pytest.UsageError("--write-messages works in one process: add -n 0")
+    config.stash[MESSAGES] = Messages(write=write)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
+    report = yield
+    if call.when == "call" and report.passed:
+        wrong = item.config.stash[MESSAGES].finish(name_of(item))
+        if wrong:
+            report.outcome, report.longrepr = "failed", wrong
+    return report
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    messages = session.config.stash[MESSAGES]
+    if messages.write:
+        messages.save()
+
+
+@pytest.fixture
+def met(request: pytest.FixtureRequest, together: Path) -> Callable[[BaseException, str], None]:
+    """Compare an error or a warning with the next message of this test in `messages.yaml`."""
+
+    def compare(error: BaseException, theirs: str) -> None:
+        message = normalised(printed(error), together)
+        if theirs:
+            message = re.sub(theirs, "THEIRS", message, count=1)
+        wrong = request.config.stash[MESSAGES].meet(name_of(request.node), message)
+        if wrong:
+            pytest.fail(wrong, pytrace=False)
+
+    return compare
+
+
+@pytest.fixture
+def refused(met):
+    """`with refused(InputError) as caught:` is `pytest.raises` that compares the whole message.
+
+    `theirs` is a pattern of text of another library or of this machine, which is left out.
+    """
+
+    @contextlib.contextmanager
+    def block(error, theirs: str = "") -> Iterator[pytest.ExceptionInfo]:
+        with pytest.raises(error) as caught:
+            yield caught
+        met(caught.value, theirs)
+
+    return block
+
+
+@pytest.fixture
+def warned(met):
+    """`with warned(ResumeWarning) as caught:` is `pytest.warns` that compares whole messages."""
+
+    @contextlib.contextmanager
+    def block(category, theirs: str = "") -> Iterator[pytest.WarningsRecorder]:
+        with pytest.warns(category) as caught:
+            yield caught
+        for warning in caught:
+            if issubclass(warning.category, category):
+                met(warning.message, theirs)
+
+    return block
 
 
 @dataclass(frozen=True)

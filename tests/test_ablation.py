@@ -97,23 +97,23 @@ def test_the_mnist_arms_are_the_presets() -> None:
             assert getattr(found.training, setting) == getattr(there.training, setting), setting
 
 
-def test_mistakes_are_named_before_anything_is_trained(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="Did you mean 'digits'"):
+def test_mistakes_are_named_before_anything_is_trained(tmp_path: Path, refused) -> None:
+    with refused(ConfigError):
         load_ablation("digit")
-    with pytest.raises(InputError, match="not a file"):
+    with refused(InputError):
         load_ablation("mine.yaml")
-    with pytest.raises(ValueError, match="none of the variants"):
+    with refused(ValueError):
         Ablation(name="x", variants={"a": TINY.variants["one"]}, base="b")
     mistyped = VariantConfig(preset="digits", settings=("training.batchsize=2",))
     wrong = TINY.model_copy(update={"variants": {**TINY.variants, "b": mistyped}})
-    with pytest.raises(ConfigError, match="batch_size"):
+    with refused(ConfigError):
         run_ablation(wrong, tmp_path / "runs")
     blind = TINY.model_copy(update={"settings": TINY.settings[:4]})
-    with pytest.raises(ConfigError, match="accuracy_every_images"):
+    with refused(ConfigError):
         run_ablation(blind, tmp_path / "runs")
-    with pytest.raises(InputError, match="No variant is named 'two'"):
+    with refused(InputError):
         run_ablation(TINY, tmp_path / "runs", only=["two"])
-    with pytest.raises(InputError, match="Seed 7 is none of the ablation's: 0, 1"):
+    with refused(InputError):
         run_ablation(TINY, tmp_path / "runs", seeds=[0, 7])
     assert not (tmp_path / "runs").exists()
 

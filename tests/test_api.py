@@ -148,12 +148,12 @@ def test_arrays_are_data(tmp_path: Path) -> None:
     assert len(list((run.folder / "data").iterdir())) == 1
 
 
-def test_other_arrays_are_another_run(tmp_path: Path) -> None:
+def test_other_arrays_are_another_run(tmp_path: Path, refused) -> None:
     images, captions = arrays()
     write_images((images, captions), tmp_path / "data")
-    with pytest.raises(ConfigError, match="other images"):
+    with refused(ConfigError):
         write_images((255 - images, captions), tmp_path / "data")
-    with pytest.raises(ConfigError, match="other images"):
+    with refused(ConfigError):
         write_images((images, captions[::-1]), tmp_path / "data")
     assert len(list((tmp_path / "data").iterdir())) == 1
 
@@ -202,29 +202,30 @@ def test_a_dataset_of_classes(tmp_path: Path, form: str, names: list[str]) -> No
 
 
 @pytest.mark.parametrize(
-    ("data", "words"),
+    "data",
     [
-        ((np.zeros((2, 8, 8), np.float32), ["a", "b"]), "float32"),
-        ((np.zeros((2, 8, 8, 5), np.uint8), ["a", "b"]), "shape"),
-        ((np.zeros((2, 8, 8), np.uint8), ["a"]), "2 images and 1 captions"),
-        ([np.zeros((8, 8), np.uint8)], "not an image with a caption"),
-        ([], "no images"),
+        (np.zeros((2, 8, 8), np.float32), ["a", "b"]),
+        (np.zeros((2, 8, 8, 5), np.uint8), ["a", "b"]),
+        (np.zeros((2, 8, 8), np.uint8), ["a"]),
+        [np.zeros((8, 8), np.uint8)],
+        [],
     ],
+    ids=["float32", "5 channels", "2 images, 1 caption", "no captions", "no images"],
 )
-def test_images_that_cannot_be_used(tmp_path: Path, data: Any, words: str) -> None:
-    with pytest.raises(InputError, match=words):
+def test_images_that_cannot_be_used(tmp_path: Path, data: Any, refused) -> None:
+    with refused(InputError):
         sfumato.train("digits", data=data, out=tmp_path / "a", **TINY)
 
 
-def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
+def test_a_foreign_folder_is_left_alone(tmp_path: Path, refused) -> None:
     (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(ConfigError, match="not a run of sfumato"):
+    with refused(ConfigError):
         sfumato.train("digits", data=arrays(), out=tmp_path, **TINY)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_a_mistyped_setting_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"training\.images"):
+def test_a_mistyped_setting_is_named(tmp_path: Path, refused) -> None:
+    with refused(ConfigError):
         sfumato.train("digits", data=arrays(), out=tmp_path / "a", training={"imges": 64})
     assert not (tmp_path / "a").exists()
 

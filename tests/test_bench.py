@@ -91,12 +91,12 @@ def test_the_order_changes_from_pair_to_pair_and_warming_up_is_not_timed() -> No
     assert comparison.ratio.count == LEAST_PAIRS
 
 
-def test_too_few_pairs_steps_or_images_are_refused() -> None:
-    with pytest.raises(InputError, match="6 pairs"):
+def test_too_few_pairs_steps_or_images_are_refused(refused) -> None:
+    with refused(InputError):
         compare_training(tiny(), pairs=6, steps=1, device="cpu")
-    with pytest.raises(InputError, match="0 steps"):
+    with refused(InputError):
         compare_training(tiny(), pairs=7, steps=0, device="cpu")
-    with pytest.raises(InputError, match="batch of 0"):
+    with refused(InputError):
         compare_sampling(untrained_model(tiny(), device="cpu"), scales=(), batch=0, pairs=7)
 
 

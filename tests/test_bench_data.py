@@ -70,14 +70,14 @@ def both_splits(config: DataConfig) -> list[tuple[torch.Tensor, int]]:
     return pairs
 
 
-def test_a_timing_comes_from_a_process_of_its_own(setup: Setup) -> None:
+def test_a_timing_comes_from_a_process_of_its_own(setup: Setup, refused) -> None:
     timing = time_once("stream", replace(setup, workers=1), batches=5)
     assert len(timing.batch_seconds) == 5
     assert len(timing.labels) == len(timing.samples) == 80
     assert timing.seconds_a_batch == pytest.approx(sum(timing.batch_seconds) / 5)
     assert timing.peak_bytes > 2**20
     digits = setup.config.model_copy(update={"source": "digits", "channels": 1})
-    with pytest.raises(SfumatoError, match=r"stream: .*reads Parquet"):
+    with refused(SfumatoError):
         time_once("stream", replace(setup, config=digits), batches=1)
 
 
@@ -131,14 +131,14 @@ def test_entropy_of_batches() -> None:
     assert batch_entropy(np.repeat([0, 1], 8), 16) == pytest.approx(np.log(2))
 
 
-def test_what_cannot_be_compared_says_so(setup: Setup) -> None:
+def test_what_cannot_be_compared_says_so(setup: Setup, refused) -> None:
     def run(**changes) -> None:
         given = {"pairs": 3, "ways": ["stream"], **changes}
         compare_loading(
             setup.config, batch_size=16, workers=0, most_batches=1, log=lambda text: None, **given
         )
 
-    with pytest.raises(InputError, match="2 rounds are too few"):
+    with refused(InputError):
         run(pairs=2)
-    with pytest.raises(InputError, match="No way of loading is named 'strem'"):
+    with refused(InputError):
         run(ways=["strem"])

@@ -131,12 +131,12 @@ def test_the_command_of_training_trains_the_same(small_run: Path) -> None:
     assert training_command(other) == "sfumato train mnist-fast --data me/digits"
 
 
-def test_data_are_named_as_others_find_them(tmp_path: Path) -> None:
+def test_data_are_named_as_others_find_them(tmp_path: Path, refused) -> None:
     assert public_source("digits", None) == "digits"
     assert public_source("ylecun/mnist", None) == "ylecun/mnist"
     assert public_source(str(tmp_path), "ylecun/mnist") == "ylecun/mnist"
     for source, given in ((str(tmp_path), None), ("digits", str(tmp_path)), ("data", None)):
-        with pytest.raises(InputError, match="--source OWNER/NAME"):
+        with refused(InputError):
             public_source(source, given)
 
 
@@ -187,16 +187,18 @@ def test_what_bundle_refuses(
     assert not (tmp_path / "new").exists()
 
 
-def test_other_text_encoders_and_autoguidance_are_refused(small_run: Path, tmp_path: Path) -> None:
+def test_other_text_encoders_and_autoguidance_are_refused(
+    small_run: Path, tmp_path: Path, refused
+) -> None:
     text = (small_run / "experiment.yaml").read_text("utf-8")
-    for before, after, words in (
-        ("encoder: bundled", f"encoder: {BUNDLED_FOLDER}", "text encoder"),
-        ("guidance: cfg", "guidance: autoguidance", "autoguidance"),
+    for name, before, after in (
+        ("encoder", "encoder: bundled", f"encoder: {BUNDLED_FOLDER}"),
+        ("guidance", "guidance: cfg", "guidance: autoguidance"),
     ):
-        run = tmp_path / words.replace(" ", "-")
+        run = tmp_path / name
         shutil.copytree(small_run, run)
         (run / "experiment.yaml").write_text(text.replace(before, after))
-        with pytest.raises((InputError, ConfigError), match=words):
+        with refused((InputError, ConfigError)):
             write_bundle(run, tmp_path / "out")
 
 
@@ -264,13 +266,13 @@ def evaluation(folder: Path, weights_sha256: str) -> Card:
 
 
 def test_metrics_are_of_the_weights_that_are_shipped(
-    copied: Path, small_run: Path, sfumato, tmp_path: Path
+    copied: Path, small_run: Path, sfumato, tmp_path: Path, refused
 ) -> None:
     other, own = tmp_path / "other", tmp_path / "own"
     provenance = load(copied, device="cpu").provenance
     evaluation(other, provenance["rounded_from_sha256"])
     before = (copied / INDEX).read_bytes()
-    with pytest.raises(ConfigError, match="other weights"):
+    with refused(ConfigError):
         add_cards(copied, [other])
     evaluation(own, provenance["weights_sha256"])
     result = sfumato("bundle", str(copied), "--card", str(own))
@@ -309,36 +311,36 @@ def test_from_a_run_to_measured_metrics(copied: Path, sfumato) -> None:
     "name",
     [INDEX, "unet/config.json", UNET_WEIGHTS, FIGURES, "README.md"],
 )
-def test_a_byte_that_was_altered(name: str, place: int, copied: Path) -> None:
+def test_a_byte_that_was_altered(name: str, place: int, copied: Path, refused) -> None:
     alter(copied / name, place)
-    with pytest.raises(DamagedDataError, match=name) as caught:
+    with refused(DamagedDataError):
         load(copied)
-    assert "sfumato bundle" in caught.value.hint
     (copied / name).unlink()
-    with pytest.raises(DamagedDataError, match=f"{name} is missing"):
+    with refused(DamagedDataError):
         TextToImagePipeline.from_pretrained(copied)
 
 
 @pytest.mark.parametrize("name", TEXT_FILES)
-def test_another_text_encoder(name: str, bundle: Path, tmp_path: Path, monkeypatch) -> None:
+def test_another_text_encoder(
+    name: str, bundle: Path, tmp_path: Path, monkeypatch, refused
+) -> None:
     clip = Path(shutil.copytree(BUNDLED_FOLDER, tmp_path / "clip"))
     monkeypatch.setattr(bundle_format, "BUNDLED_FOLDER", clip)
     open_bundle(bundle)
     alter(clip / name, 100)
-    with pytest.raises(DamagedDataError, match=f"{name} is not the text encoder") as caught:
+    with refused(DamagedDataError):
         open_bundle(bundle)
-    assert "Reinstall sfumato" in caught.value.hint
 
 
-def test_damaged_hashes(copied: Path) -> None:
+def test_damaged_hashes(copied: Path, refused) -> None:
     recorded = read_json(copied / HASHES)
     text = (copied / HASHES).read_text("utf-8")
     for damaged in ("", "[]", text[:-20], json.dumps({**recorded, "files": {}})):
         (copied / HASHES).write_text(damaged)
-        with pytest.raises(DamagedDataError, match=HASHES):
+        with refused(DamagedDataError):
             open_bundle(copied)
     (copied / HASHES).unlink()
-    with pytest.raises(DamagedDataError, match=HASHES):
+    with refused(DamagedDataError):
         open_bundle(copied)
 
 
@@ -351,10 +353,10 @@ def test_on_the_command_line_it_is_one_message(copied: Path, sfumato, tmp_path: 
     assert len(result.err.splitlines()) == 2
 
 
-def test_what_the_package_lacks_is_mended_by_installing_again(packaged: str) -> None:
+def test_what_the_package_lacks_is_mended_by_installing_again(packaged: str, refused) -> None:
     alter(model_folder(packaged) / INDEX, 3)
     for model in (packaged, model_folder(packaged)):
-        with pytest.raises(DamagedDataError, match="pip install --force-reinstall"):
+        with refused(DamagedDataError):
             load(model)
 
 
@@ -368,7 +370,7 @@ def test_nothing_is_written_into_the_package(packaged: str, copied: Path, small_
 # The name, wherever a model is taken --------------------------------------------------------------
 
 
-def test_the_nearest_name_is_said(packaged: str, sfumato, tmp_path: Path) -> None:
+def test_the_nearest_name_is_said(packaged: str, sfumato, tmp_path: Path, refused) -> None:
     for command in (
         ["sample", "bundled:eight", "7"],
         ["grid", "bundled:eight"],
@@ -382,7 +384,7 @@ def test_the_nearest_name_is_said(packaged: str, sfumato, tmp_path: Path) -> Non
         assert result.code == 2, command
         assert "No model named 'eight'" in result.err
         assert f"Did you mean '{packaged}'?" in result.err
-    with pytest.raises(InputError, match=packaged):
+    with refused(InputError):
         TextToImagePipeline.from_pretrained("bundled:eight")
 
 
@@ -441,11 +443,11 @@ def test_what_is_of_runs_alone(packaged: str, sfumato, tmp_path: Path) -> None:
     assert not any(tmp_path.glob("*/figures"))
 
 
-def test_arguments_of_diffusers(bundle: Path) -> None:
+def test_arguments_of_diffusers(bundle: Path, refused) -> None:
     half = TextToImagePipeline.from_pretrained(bundle, torch_dtype=torch.bfloat16)
     assert half.unet.dtype == half.text_encoder.dtype == torch.bfloat16
     TextToImagePipeline.from_pretrained(bundle, low_cpu_mem_usage=False)
-    with pytest.raises(InputError, match="not opened with scheduler"):
+    with refused(InputError):
         TextToImagePipeline.from_pretrained(bundle, scheduler=None)
 
 

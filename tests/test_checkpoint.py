@@ -14,6 +14,7 @@ from sfumato.base.files import (
     write_bytes,
 )
 from sfumato.training.checkpoint import Checkpoints, ResumeWarning, warn_of_changed_environment
+from tests.messages import THIS_MACHINE
 
 
 def parts(value: float = 0.0) -> dict:
@@ -67,11 +68,13 @@ def test_only_the_newest_are_kept(checkpoints: Checkpoints) -> None:
 
 
 @pytest.mark.parametrize("keep", [1, 2])
-def test_the_last_good_one_stays_until_a_newer_is_whole(checkpoints: Checkpoints, keep) -> None:
+def test_the_last_good_one_stays_until_a_newer_is_whole(
+    checkpoints: Checkpoints, keep, warned
+) -> None:
     """Also where a damaged one lies between them; that one goes, because the run passed it over."""
     checkpoints.keep = keep
     truncate(checkpoints.folder / "images-000000020" / "model.safetensors")
-    with pytest.warns(ResumeWarning, match="at 10 images"):
+    with warned(ResumeWarning):
         good = checkpoints.latest()
     assert good is not None
     checkpoints.remove_old(before=good.path)
@@ -99,7 +102,9 @@ def test_a_kill_while_an_old_one_is_removed_leaves_no_half_of_it(
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "state"])
-def test_a_damaged_newest_falls_back_and_says_so(checkpoints: Checkpoints, damage: str) -> None:
+def test_a_damaged_newest_falls_back_and_says_so(
+    checkpoints: Checkpoints, damage: str, warned
+) -> None:
     newest = checkpoints.folder / "images-000000020"
     file = newest / "model.safetensors"
     if damage == "truncate":
@@ -112,29 +117,28 @@ def test_a_damaged_newest_falls_back_and_says_so(checkpoints: Checkpoints, damag
         file.unlink()
     else:
         truncate(newest / "state.json")
-    with pytest.warns(ResumeWarning, match="checkpoint before it, at 10 images"):
+    with warned(ResumeWarning, theirs=r"(?<=not valid JSON: ).*(?=\. Using)"):
         checkpoint = checkpoints.latest()
     assert checkpoint is not None
     assert checkpoint.images_seen == 10
 
 
-def test_only_damaged_ones_is_an_error_with_exit_code_3(checkpoints: Checkpoints) -> None:
+def test_only_damaged_ones_is_an_error_with_exit_code_3(checkpoints: Checkpoints, refused) -> None:
     for checkpoint in checkpoints.all():
         truncate(checkpoint.path / "model.safetensors")
-    with pytest.raises(DamagedDataError, match="truncated") as caught:
+    with refused(DamagedDataError) as caught:
         checkpoints.latest()
     assert caught.value.exit_code == 3
-    assert caught.value.hint
 
 
 def test_no_checkpoint_is_none(tmp_path: Path) -> None:
     assert Checkpoints(tmp_path).latest() is None
 
 
-def test_another_architecture_is_named(checkpoints: Checkpoints) -> None:
+def test_another_architecture_is_named(checkpoints: Checkpoints, refused) -> None:
     checkpoint = checkpoints.latest()
     assert checkpoint is not None
-    with pytest.raises(ConfigError, match="another architecture: weight is"):
+    with refused(ConfigError):
         checkpoint.load_into({"model": torch.nn.Linear(4, 5)})
 
 
@@ -168,7 +172,7 @@ def test_a_folder_beside_another_even_beside_this_one(tmp_path: Path, monkeypatc
     assert sibling(Path("."), "2") == tmp_path / "inside-2"
 
 
-def test_a_full_device_is_told_and_nothing_is_lost(tmp_path: Path, monkeypatch) -> None:
+def test_a_full_device_is_told_and_nothing_is_lost(tmp_path: Path, monkeypatch, refused) -> None:
     target = tmp_path / "file"
     write_bytes(target, b"before")
 
@@ -176,9 +180,8 @@ def test_a_full_device_is_told_and_nothing_is_lost(tmp_path: Path, monkeypatch) 
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(SfumatoError, match="No space left") as caught:
+    with refused(SfumatoError):
         write_bytes(target, b"after")
-    assert "start the same command again" in caught.value.hint
     assert target.read_bytes() == b"before"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -187,7 +190,7 @@ def test_a_full_device_is_told_and_nothing_is_lost(tmp_path: Path, monkeypatch) 
     ("name", "value"),
     [("threads", 99), ("torch", "1.0"), ("python", "2.7"), ("instruction_set", "NEON")],
 )
-def test_another_machine_is_a_warning(checkpoints: Checkpoints, name: str, value) -> None:
+def test_another_machine_is_a_warning(checkpoints: Checkpoints, name: str, value, warned) -> None:
     """What is compared is what a checkpoint recorded."""
     checkpoint = checkpoints.latest()
     assert checkpoint is not None
@@ -195,5 +198,5 @@ def test_another_machine_is_a_warning(checkpoints: Checkpoints, name: str, value
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_of_changed_environment(recorded)
-    with pytest.warns(ResumeWarning, match=rf"\({name} {value} ->.*not bit for bit"):
+    with warned(ResumeWarning, theirs=THIS_MACHINE):
         warn_of_changed_environment({**recorded, name: value})

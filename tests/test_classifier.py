@@ -30,6 +30,7 @@ from sfumato.training.checkpoint import Checkpoints
 from sfumato.training.hooks import BaseHook
 from sfumato.training.objectives.classifier import ClassifierObjective
 from sfumato.training.step import StepContext, random_affine, random_changes, random_shifts, warped
+from tests.messages import IN_BRACKETS
 from tests.pictures import noise, write_image
 
 
@@ -54,14 +55,14 @@ def test_the_test_images_are_split_into_tuning_and_reference() -> None:
     assert not torch.equal(other.images, tuning.images)
 
 
-def test_without_a_share_the_reference_is_the_test_split_and_nothing_else_changes() -> None:
+def test_without_a_share_the_reference_is_the_test_split_and_nothing_else_changes(refused) -> None:
     assert load_records(digits(), "reference") is load_records(digits(), "test")
-    with pytest.raises(InputError, match="No test image of digits is set apart for tuning"):
+    with refused(InputError):
         load_records(digits(), "tuning")
     for split in ("train", "classifier", "test"):
         before = load_records(digits(), split).images
         assert torch.equal(load_records(digits(tuning_share=0.5), split).images, before)
-    with pytest.raises(ValidationError, match="less than 1"):
+    with refused(ValidationError):
         digits(tuning_share=1.0)
 
 
@@ -75,13 +76,13 @@ def shades(tmp_path_factory) -> Path:
     return folder
 
 
-def test_held_out_images_are_split_too(shades: Path) -> None:
+def test_held_out_images_are_split_too(shades: Path, refused) -> None:
     data = DataConfig(source=str(shades), test_share=0.5, tuning_share=0.3)
     parts = [load_records(data, split) for split in ("train", "tuning", "reference")]
     assert [len(part) for part in parts] == [10, 3, 7]
     images = {bytes(image) for part in parts for image in part.images.flatten(1).numpy()}
     assert len(images) == 20
-    with pytest.raises(InputError, match=r"one test image, too few for data\.tuning_share"):
+    with refused(InputError):
         load_records(data.model_copy(update={"test_share": 0.05}), "reference")
 
 
@@ -106,19 +107,19 @@ def test_weights_stay_contiguous_whatever_the_images_are() -> None:
 
 
 @pytest.mark.parametrize("experiment", ["classifier", "clip"])
-def test_hints_name_the_preset_of_the_method(experiment: str) -> None:
-    with pytest.raises(ConfigError, match=f"sfumato presets show {experiment}`"):
+def test_hints_name_the_preset_of_the_method(experiment: str, refused) -> None:
+    with refused(ConfigError):
         load_experiment(experiment, ["zebra=1"])
 
 
-@pytest.mark.parametrize("wrong", [{"width": 0}, {"blocks": []}, {"blocks": [1, 0]}])
-def test_a_network_of_nothing_is_refused(wrong) -> None:
-    with pytest.raises(ValidationError, match=r"greater than or equal to 1|at least 1 item"):
+@pytest.mark.parametrize("wrong", [{"width": 0}, {"blocks": []}, {"blocks": [1, 0]}], ids=str)
+def test_a_network_of_nothing_is_refused(wrong, refused) -> None:
+    with refused(ValidationError):
         ClassifierConfig.model_validate(wrong)
 
 
-def test_a_batch_of_one_is_refused() -> None:
-    with pytest.raises(ValidationError, match="greater than or equal to 2"):
+def test_a_batch_of_one_is_refused(refused) -> None:
+    with refused(ValidationError):
         ClassifierTrainingConfig(batch_size=1)
 
 
@@ -161,8 +162,8 @@ def test_images_are_shifted_by_whole_pixels() -> None:
         torch.testing.assert_close(image, source[:, 2 + y : 8 + y, 2 + x : 10 + x])
 
 
-def test_images_are_not_shifted_out_of_sight(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="moves images of 8 pixels out of sight"):
+def test_images_are_not_shifted_out_of_sight(tmp_path: Path, refused) -> None:
+    with refused(ConfigError):
         classifier_run(
             digits(),
             tmp_path,
@@ -244,7 +245,7 @@ def test_a_result_says_what_it_is_worth(finished: Path) -> None:
     )
 
 
-def test_stopped_and_started_again_equals_unbroken(finished: Path, tmp_path: Path) -> None:
+def test_stopped_and_started_again_equals_unbroken(finished: Path, tmp_path: Path, refused) -> None:
     class Stop(BaseHook):
         def after_step(self, run, metrics) -> None:
             run.stop_requested = run.images_seen == 3200
@@ -252,7 +253,7 @@ def test_stopped_and_started_again_equals_unbroken(finished: Path, tmp_path: Pat
     run = run_experiment(tiny(), tmp_path / "run", hooks=[Stop()])
     assert not run.finished
     assert not (tmp_path / "run" / RESULT).exists()
-    with pytest.raises(InputError, match="holds no finished classifier"):
+    with refused(InputError):
         load_classifier(tiny().data, str(tmp_path / "run"))
     assert run_experiment(tiny(), tmp_path / "run").finished
     for name in ("metrics.jsonl", f"{RESULT}/{FILE_NAME}", f"{RESULT}/classifier.safetensors"):
@@ -282,25 +283,25 @@ def test_a_classifier_is_measured_on_what_it_was_not_tuned_on(finished: Path) ->
     assert asked.test_accuracy.count == 150
 
 
-def test_a_classifier_of_other_images_is_refused(finished: Path, shades: Path) -> None:
-    with pytest.raises(InputError, match=r"trained on 8x8 grey images, .* are 16x16 grey"):
+def test_a_classifier_of_other_images_is_refused(finished: Path, shades: Path, refused) -> None:
+    with refused(InputError):
         load_classifier(digits(resolution=16), str(finished))
-    with pytest.raises(InputError, match=r"8x8 grey images, .* are 8x8 RGB"):
+    with refused(InputError):
         load_classifier(digits(channels=3), str(finished))
-    with pytest.raises(InputError, match="does not know 'dark', 'light'"):
+    with refused(InputError):
         load_classifier(DataConfig(source=str(shades), resolution=8), str(finished))
 
 
-def test_a_damaged_classifier_is_named(finished: Path, tmp_path: Path) -> None:
+def test_a_damaged_classifier_is_named(finished: Path, tmp_path: Path, refused) -> None:
     shutil.copytree(finished / RESULT, tmp_path / "copied")
     file = tmp_path / "copied" / "classifier.safetensors"
     weights = load_file(file)
     weights["head.bias"] += 1
     save_file(weights, file)
-    with pytest.raises(DamagedDataError, match="sha256 is not the recorded one"):
+    with refused(DamagedDataError):
         load_classifier(tiny().data, str(tmp_path / "copied"))
     file.unlink()
-    with pytest.raises(DamagedDataError, match="is damaged"):
+    with refused(DamagedDataError):
         load_classifier(tiny().data, str(tmp_path / "copied"))
 
 
@@ -321,8 +322,10 @@ def test_train_takes_the_data_set_as_a_second_argument(sfumato, tmp_path: Path) 
     assert "given twice: 'digits' and --data 'digits'" in both.err
 
 
-def test_images_without_classes_have_no_classifier(shades: Path, sfumato, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="has no classes"):
+def test_images_without_classes_have_no_classifier(
+    shades: Path, sfumato, tmp_path: Path, refused
+) -> None:
+    with refused(InputError):
         load_classifier(DataConfig(source=str(shades / "dark"), caption=("a photo",)))
     arguments = ("train", "classifier", str(shades / "dark"), "--set", "data.caption=a photo")
     result = sfumato(*arguments, "--out", "run", cwd=tmp_path)
@@ -331,12 +334,12 @@ def test_images_without_classes_have_no_classifier(shades: Path, sfumato, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
-def test_the_preset_is_what_a_classifier_of_the_cache_is_trained_by() -> None:
+def test_the_preset_is_what_a_classifier_of_the_cache_is_trained_by(refused) -> None:
     experiment = load_experiment("classifier")
     assert isinstance(experiment, ClassifierExperiment)
     assert experiment.training == ClassifierTrainingConfig()
     assert experiment.network == ClassifierConfig()
-    with pytest.raises(ConfigError, match=r"Did you mean 'network.blocks'"):
+    with refused(ConfigError):
         load_experiment("classifier", ["network.block=2"])
 
 
@@ -353,7 +356,7 @@ def trained(cache: Path) -> ImageClassifier:
     return first
 
 
-def test_the_classifier_of_digits_reads_them(trained: ImageClassifier) -> None:
+def test_the_classifier_of_digits_reads_them(trained: ImageClassifier, refused) -> None:
     assert trained.test_accuracy.count == 300
     assert trained.test_accuracy.value >= 0.97
     test = load_records(digits(), "test")
@@ -365,11 +368,11 @@ def test_the_classifier_of_digits_reads_them(trained: ImageClassifier) -> None:
     probabilities = trained.probabilities(test.images)
     torch.testing.assert_close(probabilities.sum(1), torch.ones(300))
     assert torch.equal(probabilities.argmax(1), labels)
-    with pytest.raises(InputError, match="takes 8 x 8 pixels, not 16 x 16"):
+    with refused(InputError):
         trained(test.images.repeat_interleave(2, 2).repeat_interleave(2, 3))
 
 
-def test_untrained_classifiers_guess(trained: ImageClassifier) -> None:
+def test_untrained_classifiers_guess(trained: ImageClassifier, refused) -> None:
     test = load_records(digits(), "test")
     accuracies = untrained_accuracies(digits(), test.images, test.labels)
     assert len(accuracies) == 20
@@ -383,7 +386,7 @@ def test_untrained_classifiers_guess(trained: ImageClassifier) -> None:
     assert load_classifier(digits(), "untrained").test_accuracy == accuracies[0]
     assert third.identity.startswith("untrained:2 sha256:")
     assert third.identity != load_classifier(digits(), "untrained:3").identity.replace(":3", ":2")
-    with pytest.raises(InputError, match="untrained:x: a seed is a number"):
+    with refused(InputError):
         load_classifier(digits(), "untrained:x")
 
 
@@ -476,43 +479,39 @@ def test_a_classifier_of_transformers_classifies(kind: str, tmp_path: Path) -> N
     assert "its own processor" in classifier.name
 
 
-def test_classes_are_matched_by_their_words() -> None:
+def test_classes_are_matched_by_their_words(refused) -> None:
     labels = ["7 - seven", "Ice_Cream", "tabby, tabby cat"]
     assert match_classes(labels, ["tabby cat", "7", "ice cream"], whose="It") == [2, 0, 1]
-    with pytest.raises(InputError) as error:
+    with refused(InputError):
         match_classes(["LABEL_0", "LABEL_1"], ["cat", "dog"], whose="It")
-    assert error.value.what == (
-        "It does not know 'cat', 'dog'.\n  Its labels: 'LABEL_0', 'LABEL_1'\n"
-        "  The classes: 'cat', 'dog'"
-    )
-    with pytest.raises(InputError, match="one label for several"):
+    with refused(InputError):
         match_classes(["cat, dog"], ["cat", "dog"], whose="It")
 
 
-def test_a_classifier_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+def test_a_classifier_that_cannot_be_used_is_named(tmp_path: Path, refused) -> None:
     from transformers import ViTConfig, ViTModel
 
     other = save_stand_in(tmp_path / "other", "vit", ["cat", "dog"])
-    with pytest.raises(InputError, match="does not know '0', '1'"):
+    with refused(InputError):
         load_classifier(digits(), str(other))
     (other / "preprocessor_config.json").unlink()
-    with pytest.raises(DamagedDataError, match="No model could be read"):
+    with refused(DamagedDataError, theirs=IN_BRACKETS):
         load_classifier(digits(), str(other))
     grey = save_stand_in(tmp_path / "grey", "vit", WORDS, num_channels=1)
-    with pytest.raises(InputError, match=r"cannot be used on images of 1 channel\(s\)"):
+    with refused(InputError, theirs=IN_BRACKETS):
         load_classifier(digits(), str(grey))
     headless = save_stand_in(tmp_path / "headless", "vit", WORDS)
     ViTModel(
         ViTConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
     ).save_pretrained(headless)
-    with pytest.raises(DamagedDataError, match="lacks"):
+    with refused(DamagedDataError):
         load_classifier(digits(), str(headless))
-    with pytest.raises(InputError, match="There is no classifier in nowhere"):
+    with refused(InputError):
         load_classifier(digits(), "./nowhere")
 
 
 def test_a_classifier_that_is_neither_a_folder_nor_on_the_hub_is_said_to_be_neither(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, refused
 ) -> None:
     monkeypatch.chdir(tmp_path)  # with a folder runs/ a path inside it would be meant
     asked: list[float] = []
@@ -522,17 +521,17 @@ def test_a_classifier_that_is_neither_a_folder_nor_on_the_hub_is_said_to_be_neit
         raise OSError("no network")
 
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
-    with pytest.raises(InputError, match=r"no classifier in runs/jugde: no such folder is here"):
+    with refused(InputError):
         load_classifier(digits(), "runs/jugde")
     assert asked == [LOOKUP_SECONDS]  # once
 
 
-def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
+def test_pickled_weights_are_not_read(tmp_path: Path, refused) -> None:
     folder = save_stand_in(tmp_path / "pickled", "vit", WORDS)
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     torch.save(weights, folder / "pytorch_model.bin")
-    with pytest.raises(DamagedDataError, match="No model could be read"):
+    with refused(DamagedDataError, theirs=IN_BRACKETS):
         load_classifier(digits(), str(folder))
 
 

@@ -306,8 +306,8 @@ def test_out_of_range_of_a_model(
     one_message(sfumato(*arguments, cwd=tmp_path), 2, *words)
 
 
-def test_debug_shows_the_traceback(sfumato) -> None:
-    with pytest.raises(ConfigError):
+def test_debug_shows_the_traceback(sfumato, refused) -> None:
+    with refused(ConfigError):
         sfumato("train", "digit", "--debug")
 
 

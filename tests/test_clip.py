@@ -212,12 +212,12 @@ def test_stopped_and_started_again_equals_unbroken(finished, tmp_path) -> None:
     assert log == (finished / "metrics.jsonl").read_text()
 
 
-def test_settings_of_a_mapping_can_be_changed_and_are_checked() -> None:
+def test_settings_of_a_mapping_can_be_changed_and_are_checked(refused) -> None:
     experiment = load_experiment("clip", ["datasets.mnist.sources=[digits]", "training.images=100"])
     assert experiment.datasets["mnist"].sources == ("digits",)
-    with pytest.raises(ConfigError, match=r"Did you mean 'datasets.mnist.sources'"):
+    with refused(ConfigError):
         load_experiment("clip", ["datasets.mnist.source=[digits]"])
-    with pytest.raises(ConfigError, match="Did you mean 'clip'"):
+    with refused(ConfigError):
         load_experiment_with_method("clop")
 
 
@@ -232,7 +232,7 @@ def load_experiment_with_method(method: str):
 
 
 def test_a_model_refuses_an_encoder_that_is_not_the_one_it_was_trained_with(
-    finished, tmp_path
+    finished, tmp_path, refused
 ) -> None:
     """By the hash of the weights, whatever the folder is called: in drawing and in training on."""
     import shutil
@@ -253,9 +253,9 @@ def test_a_model_refuses_an_encoder_that_is_not_the_one_it_was_trained_with(
     name = next(iter(weights))
     weights[name] = weights[name] * 1.01
     save_file(weights, encoder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ConfigError, match="trained with the text encoder"):
+    with refused(ConfigError):
         load(tmp_path / "run", device="cpu")
-    with pytest.raises(ConfigError, match="trained with the text encoder"):
+    with refused(ConfigError):
         run_experiment(
             load_experiment("digits", [*settings, "training.images=64"]), tmp_path / "run"
         )

@@ -191,7 +191,7 @@ def test_damaged_data_end_with_3(sfumato, tmp_path: Path) -> None:
     one_message(
         result,
         3,
-        "2 of 12 rows cannot be used (16.7 %; 1 % are skipped)",
+        "2 of 12 rows cannot be used (16.7 %; up to 1 % are skipped)",
         "train.parquet, row 10: no image",
         "train.parquet, row 11: not an image",
         "data.max_damaged",

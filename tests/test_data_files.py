@@ -15,6 +15,7 @@ from sfumato.data.opening import open_images, source_identity
 from sfumato.data.records import load_records
 from sfumato.data.survey import resolve, survey
 from sfumato.data.table import Damage, list_damage
+from tests.messages import IN_BRACKETS
 from tests.pictures import bomb, encoded, noise, write_idx, write_parquet
 
 NAMES = ["cat", "dog", "ice_cream"]
@@ -147,29 +148,29 @@ def test_own_captions_and_templates_mix(tmp_path: Path) -> None:
     assert len(shown) >= 2
 
 
-def test_several_label_columns_are_a_question(tmp_path: Path) -> None:
+def test_several_label_columns_are_a_question(tmp_path: Path, refused) -> None:
     """As in huggan/wikiart: artist, genre and style are all class labels."""
     images = [encoded(a) for a in eights(4)]
     classes = {"artist": ["a", "b", "c"], "style": ["rococo", "pop"]}
     write_parquet(
         tmp_path / "a.parquet", images, classes=classes, artist=[0, 1, 2, 0], style=[1, 0, 1, 0]
     )
-    with pytest.raises(InputError, match=r"artist, style.*data\.label_column=style"):
+    with refused(InputError):
         open_images(config(tmp_path))
     chosen = open_images(config(tmp_path, label_column="style"))
     assert list(chosen.class_names) == ["rococo", "pop"]
     assert open_images(config(tmp_path, label_column="none")).class_names == []
-    with pytest.raises(InputError, match=r"no column 'stile'.*Did you mean 'style'"):
+    with refused(InputError):
         open_images(config(tmp_path, label_column="stile"))
 
 
-def test_other_columns_are_neither_labels_nor_captions(tmp_path: Path) -> None:
+def test_other_columns_are_neither_labels_nor_captions(tmp_path: Path, refused) -> None:
     images = [encoded(a) for a in eights(4)]
     size = {"width": [8] * 4, "id": [0, 1, 2, 3]}
     write_parquet(tmp_path / "a.parquet", images, **size, url=["x"] * 4, licence=["y"] * 4)
     raw = open_images(config(tmp_path))
     assert (raw.class_names, raw.captions) == ([], "")
-    with pytest.raises(InputError, match=r"neither captions nor classes.*data\.label_column"):
+    with refused(InputError):
         resolve(DataConfig(source=str(tmp_path)))
 
 
@@ -194,25 +195,14 @@ def test_identity_changes_with_the_data_and_not_with_the_path(tmp_path: Path) ->
 # What is damaged ----------------------------------------------------------------------------------
 
 
-def test_damaged_rows_are_listed_and_skipped_up_to_a_share(tmp_path: Path) -> None:
+def test_damaged_rows_are_listed_and_skipped_up_to_a_share(tmp_path: Path, refused) -> None:
     good = [encoded(a) for a in eights(8)]
     images = [*good, None, b"no image", bomb(), good[0][:60], good[1], good[2]]
     labels = [0, 1, 2, 0, 1, 2, 0, 1, 0, 0, 0, 0, 7, None]
     write_parquet(tmp_path / "train-0.parquet", images, labels, names=NAMES)
     write_parquet(tmp_path / "test-0.parquet", good, [0] * 8, names=NAMES)
-    with pytest.raises(DamagedDataError) as caught:
+    with refused(DamagedDataError, theirs=r"(?<=decoded \().*(?=\))") as caught:
         load_records(config(tmp_path), "train")
-    message = str(caught.value)
-    assert "6 of 14 rows cannot be used (42.9 %; 1 % are skipped)" in message
-    for line in (
-        "train-0.parquet, row 8: no image",
-        "train-0.parquet, row 9: not an image",
-        "train-0.parquet, row 10: claims ",
-        "train-0.parquet, row 11: cannot be decoded (",
-        "train-0.parquet, row 12: label 7 is outside the 3 classes",
-        "train-0.parquet, row 13: no label",
-    ):
-        assert line in message
     assert caught.value.exit_code == 3
     records = load_records(config(tmp_path, max_damaged=0.5), "train")
     assert records.labels.tolist() == labels[:8]
@@ -242,50 +232,47 @@ def test_a_damaged_page_loses_its_rows_only(tmp_path: Path) -> None:
     assert line.startswith("train.parquet, rows 20-29: the file cannot be read here (")
 
 
-def test_a_truncated_parquet_file_ends_with_its_name(hub_layout) -> None:
+def test_a_truncated_parquet_file_ends_with_its_name(hub_layout, refused) -> None:
     folder, _ = hub_layout
     file = folder / "plain_text" / "train-00001-of-00002.parquet"
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(DamagedDataError, match=r"train-00001-of-00002\.parquet is not a whole"):
+    with refused(DamagedDataError, theirs=IN_BRACKETS):
         load_records(config(folder), "train")
 
 
-def test_a_missing_shard_is_not_taken_for_whole(hub_layout) -> None:
+def test_a_missing_shard_is_not_taken_for_whole(hub_layout, refused) -> None:
     folder, _ = hub_layout
     (folder / "plain_text" / "train-00000-of-00002.parquet").unlink()
-    with pytest.raises(DamagedDataError, match=r"1 of 2 files of 'train'.*train-00000-of-00002"):
+    with refused(DamagedDataError):
         load_records(config(folder), "train")
 
 
-def test_a_git_lfs_pointer_is_named(tmp_path: Path) -> None:
+def test_a_git_lfs_pointer_is_named(tmp_path: Path, refused) -> None:
     (tmp_path / "a.parquet").write_text("version https://git-lfs.github.com/spec/v1\nsize 5\n")
-    with pytest.raises(DamagedDataError, match="git lfs pull"):
+    with refused(DamagedDataError):
         open_images(config(tmp_path))
 
 
-def test_two_data_sets_in_a_folder_are_a_question(hub_layout) -> None:
+def test_two_data_sets_in_a_folder_are_a_question(hub_layout, refused) -> None:
     folder, _ = hub_layout
     write_parquet(folder / "other" / "train.parquet", [encoded(eights(1)[0])], [0])
-    with pytest.raises(InputError, match="2 data sets: other, plain_text"):
+    with refused(InputError):
         open_images(config(folder))
 
 
-def test_idx_counts_that_disagree(tmp_path: Path) -> None:
+def test_idx_counts_that_disagree(tmp_path: Path, refused) -> None:
     write_idx(tmp_path / "train-images-idx3-ubyte", noise(0, (5, 8, 8)))
     write_idx(tmp_path / "train-labels-idx1-ubyte", np.zeros(4, np.uint8))
-    with pytest.raises(DamagedDataError) as caught:
+    with refused(DamagedDataError):
         open_images(config(tmp_path))
-    images = tmp_path / "train-images-idx3-ubyte"
-    assert f"{images} holds 5 images, train-labels-idx1-ubyte 4 labels" in caught.value.what
-    assert "get both again" in caught.value.hint
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_idx_cut_short(tmp_path: Path, suffix: str) -> None:
+def test_idx_cut_short(tmp_path: Path, suffix: str, refused) -> None:
     images = write_idx(tmp_path / f"train-images-idx3-ubyte{suffix}", noise(0, (20, 8, 8)))
     write_idx(tmp_path / f"train-labels-idx1-ubyte{suffix}", np.zeros(20, np.uint8))
     images.write_bytes(images.read_bytes()[:-40])
-    with pytest.raises(DamagedDataError, match="cannot be unpacked" if suffix else "header says"):
+    with refused(DamagedDataError, theirs=IN_BRACKETS):
         load_records(config(tmp_path), "train")
 
 
@@ -303,34 +290,31 @@ def test_an_idx_label_just_above_the_classes_makes_no_class(tmp_path: Path) -> N
     assert (damaged.number, damaged.reason) == (7, "label 10 is outside the 10 classes")
 
 
-def test_idx_without_its_labels_or_of_another_kind(tmp_path: Path) -> None:
+def test_idx_without_its_labels_or_of_another_kind(tmp_path: Path, refused) -> None:
     write_idx(tmp_path / "train-images-idx3-ubyte", noise(0, (5, 8, 8)))
-    with pytest.raises(InputError, match="Put train-labels-idx3-ubyte beside it"):
+    with refused(InputError):
         open_images(config(tmp_path))
     write_idx(tmp_path / "train-labels-idx1-ubyte", noise(0, (5, 8)))
-    with pytest.raises(DamagedDataError, match="not an IDX file of bytes with 1 dimension"):
+    with refused(DamagedDataError):
         open_images(config(tmp_path))
 
 
-def test_a_label_far_outside_is_damage_not_a_class(tmp_path: Path) -> None:
+def test_a_label_far_outside_is_damage_not_a_class(tmp_path: Path, refused) -> None:
     labels = np.array([0, 1, 2, 200] + [0] * 6, np.uint8)
     for name in ("train", "t10k"):
         write_idx(tmp_path / f"{name}-images-idx3-ubyte", noise(0, (10, 8, 8)))
         write_idx(tmp_path / f"{name}-labels-idx1-ubyte", labels)
-    with pytest.raises(DamagedDataError) as caught:
+    with refused(DamagedDataError):
         load_records(config(tmp_path), "train")
-    assert "train-images-idx3-ubyte, row 3: label 200 is outside the 3 classes" in caught.value.what
-    assert "data.max_damaged" in caught.value.hint
 
 
 @pytest.mark.parametrize("names", [NAMES, None], ids=["named classes", "numbers only"])
 @pytest.mark.parametrize("label", [-1, 7])
-def test_a_label_outside_the_classes_is_named(tmp_path: Path, names, label: int) -> None:
+def test_a_label_outside_the_classes_is_named(tmp_path: Path, names, label: int, refused) -> None:
     labels = [0, 1, 2, 0, label, 1]
     write_parquet(tmp_path / "train.parquet", [encoded(a) for a in eights(6)], labels, names=names)
     write_parquet(tmp_path / "test.parquet", [encoded(eights(1)[0])], [0], names=names)
-    expected = rf"train\.parquet, row 4: label {label} is outside the 3 classes\s.*max_damaged"
-    with pytest.raises(DamagedDataError, match=expected):
+    with refused(DamagedDataError):
         load_records(config(tmp_path), "train")
     records = load_records(config(tmp_path, max_damaged=0.5), "train")
     assert records.labels.tolist() == [0, 1, 2, 0, 1]
@@ -355,15 +339,15 @@ def test_images_of_another_size_are_resized_and_counted(tmp_path: Path) -> None:
     assert "20x20 brought to 28x28" in test.description
 
 
-def test_an_empty_folder_and_one_without_images(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"is empty.*\*\.parquet"):
+def test_an_empty_folder_and_one_without_images(tmp_path: Path, refused) -> None:
+    with refused(InputError):
         open_images(config(tmp_path))
     (tmp_path / "notes.md").write_text("no images")
-    with pytest.raises(InputError, match="holds no images"):
+    with refused(InputError):
         open_images(config(tmp_path))
-    with pytest.raises(InputError, match="does not exist"):
+    with refused(InputError):
         open_images(config(tmp_path / "nowhere"))
-    with pytest.raises(InputError, match="is a file"):
+    with refused(InputError):
         open_images(config(tmp_path / "notes.md"))
 
 

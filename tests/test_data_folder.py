@@ -93,37 +93,35 @@ def test_what_is_auto_is_found(tmp_path: Path) -> None:
     assert resolve(given) == given
 
 
-def test_images_without_captions_are_a_question(tmp_path: Path) -> None:
+def test_images_without_captions_are_a_question(tmp_path: Path, refused) -> None:
     for index in range(4):
         write_image(tmp_path / f"{index}.png", noise(index, (8, 8, 3)))
-    with pytest.raises(InputError, match="neither captions nor classes"):
+    with refused(InputError):
         load_records(config(tmp_path), "train")
     assert (
         captions_of(load_records(config(tmp_path, caption="A photo"), "train")) == ["A photo"] * 3
     )
-    with pytest.raises(ConfigError, match="has no classes"):
+    with refused(ConfigError):
         load_records(config(tmp_path, caption="A {class_name}"), "train")
 
 
-def test_a_few_missing_captions_are_named(tmp_path: Path) -> None:
+def test_a_few_missing_captions_are_named(tmp_path: Path, refused) -> None:
     for index in range(10):
         caption = None if index == 3 else "" if index == 5 else "a caption"
         write_image(tmp_path / f"{index}.png", noise(index, (8, 8, 3)), caption)
-    with pytest.raises(InputError) as caught:
+    with refused(InputError) as caught:
         load_records(config(tmp_path, split_seed=1), "train")
-    assert "have no caption" in str(caught.value)
-    assert "3.png: no caption" in str(caught.value) or "5.png: no caption" in str(caught.value)
     assert caught.value.exit_code == 2
     assert len(both(config(tmp_path, split_seed=1, max_damaged=0.9))) == 8
 
 
-def test_metadata_that_names_a_missing_file(tmp_path: Path) -> None:
+def test_metadata_that_names_a_missing_file(tmp_path: Path, refused) -> None:
     lines = [json.dumps({"file_name": f"{index}.png", "text": "x"}) for index in range(4)]
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines), "utf-8")
     for index in range(3):
         write_image(tmp_path / f"{index}.png", noise(index, (8, 8, 3)))
     settings = config(tmp_path, split_seed=0)
-    with pytest.raises(DamagedDataError, match=r"metadata\.jsonl, row 3: names 3\.png, which is"):
+    with refused(DamagedDataError):
         load_records(settings, "train")
 
 
@@ -161,22 +159,20 @@ def test_captions_in_a_csv_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("files", "message"),
+    "files",
     [
-        ({"metadata.csv": "name,text\na.png,x\n"}, "has no column file_name"),
-        ({"metadata.csv": ""}, "has no column file_name"),
-        (
-            {"metadata.csv": 'file_name,text\na.png,"x'},
-            r"metadata\.csv, line \d: unexpected end of data",
-        ),
-        ({"metadata.csv": "file_name", "metadata.jsonl": ""}, "has both metadata.csv and"),
+        {"metadata.csv": "name,text\na.png,x\n"},
+        {"metadata.csv": ""},
+        {"metadata.csv": 'file_name,text\na.png,"x'},
+        {"metadata.csv": "file_name", "metadata.jsonl": ""},
     ],
+    ids=["no file names", "empty", "an open quote", "two tables"],
 )
-def test_a_table_that_cannot_be_read(tmp_path: Path, files: dict[str, str], message: str) -> None:
+def test_a_table_that_cannot_be_read(tmp_path: Path, files: dict[str, str], refused) -> None:
     write_image(tmp_path / "a.png", noise(0, (8, 8, 3)))
     for name, text in files.items():
         (tmp_path / name).write_text(text, "utf-8")
-    with pytest.raises(InputError, match=message):
+    with refused(InputError):
         open_images(config(tmp_path))
 
 
@@ -225,8 +221,10 @@ def test_a_stray_image_beside_class_folders_is_named(tmp_path: Path) -> None:
     assert [(item.file, item.reason) for item in damage] == [("stray.png", "no label")]
 
 
-def test_a_mistyped_folder_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch) -> None:
+def test_a_mistyped_folder_is_not_looked_for_on_the_hub(
+    tmp_path: Path, monkeypatch, refused
+) -> None:
     (tmp_path / "photos").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="There is no folder 'hoildays' in photos"):
+    with refused(InputError):
         open_images(config(Path("photos/hoildays")))

@@ -135,15 +135,15 @@ def test_a_models_card_says_what_it_depends_on(model_card: Card) -> None:
     assert read_card(model_card.folder) == model_card
 
 
-def test_a_row_has_its_metrics_by_name(model_card: Card) -> None:
+def test_a_row_has_its_metrics_by_name(model_card: Card, refused) -> None:
     row = model_card.rows[1]
     accuracy = row.class_accuracy
     low, high = accuracy.interval
     value = f"{100 * accuracy.value:.1f} % ({100 * low:.1f} - {100 * high:.1f})"
     assert str(accuracy) == value
-    with pytest.raises(AttributeError, match=r"several: frechet.small-clip, frechet.classifier"):
+    with refused(AttributeError):
         row.frechet  # noqa: B018
-    with pytest.raises(AttributeError, match="none; it has class_accuracy"):
+    with refused(AttributeError):
         row.fid  # noqa: B018
     text = str(model_card)
     for words in (value, "Frechet (classifier): 64 features", "real", "blur 1.5 px", "NFE"):
@@ -447,16 +447,12 @@ def test_captions_of_other_words_name_their_class(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"guidance_scales": (1, 1)}, "given twice"),
-        ({"reference_count": 5}, "too few"),
-        ({"count": 9}, "too few"),
-        ({"extractors": ()}, "at least one"),
-    ],
+    "settings",
+    [{"guidance_scales": (1, 1)}, {"reference_count": 5}, {"count": 9}, {"extractors": ()}],
+    ids=str,
 )
-def test_settings_that_make_no_sense(settings: dict, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+def test_settings_that_make_no_sense(settings: dict, refused) -> None:
+    with refused(ValueError):
         EvaluationConfig(**settings)
     assert EvaluationConfig.model_validate({"extractors": "classifier,clip"}).extractors == (
         "classifier",
@@ -464,7 +460,7 @@ def test_settings_that_make_no_sense(settings: dict, words: str) -> None:
     )
 
 
-def test_classes_in_turn_do_not_bias_the_kernel_distance() -> None:
+def test_classes_in_turn_do_not_bias_the_kernel_distance(refused) -> None:
     """Mean over 200 draws of ten well separated classes: 0 with strata, below without."""
     generator = torch.Generator().manual_seed(0)
     centres = 2 * torch.randn(10, 4, generator=generator)
@@ -482,14 +478,14 @@ def test_classes_in_turn_do_not_bias_the_kernel_distance() -> None:
     error = torch.tensor(weighted).std() / 200**0.5
     assert abs(torch.tensor(weighted).mean()) < 3 * error
     assert torch.tensor(plain).mean() < -5 * error
-    with pytest.raises(ValueError, match="a class has 1 row"):
+    with refused(ValueError):
         kernel_distance(drawn, reference, strata=torch.arange(40))
 
 
 # Comparing ----------------------------------------------------------------------------------------
 
 
-def test_a_comparison_finds_what_differs(model_card: Card) -> None:
+def test_a_comparison_finds_what_differs(model_card: Card, refused) -> None:
     first = Side.of(model_card, "w = 1", name="a")
     second = Side.of(model_card, "w = 3", name="b")
     found = compare_sides(first, second)
@@ -505,7 +501,7 @@ def test_a_comparison_finds_what_differs(model_card: Card) -> None:
     assert narrower.low > 0  # guidance makes images of a class alike
     assert not narrower.better  # which is neither better nor worse by itself
     assert narrower.title in str(found)
-    with pytest.raises(ConfigError, match="Both are a, w = 1"):
+    with refused(ConfigError):
         compare_sides(first, first)
 
 
@@ -521,7 +517,9 @@ def test_models_are_compared_at_their_own_guidance(small_model: Model, tmp_path:
     assert (tmp_path / "page" / "comparison.html").is_file()
 
 
-def test_unlike_things_do_not_stand_in_one_column(model_card: Card, tmp_path: Path) -> None:
+def test_unlike_things_do_not_stand_in_one_column(
+    model_card: Card, tmp_path: Path, refused
+) -> None:
     import shutil
 
     assert model_card.folder is not None
@@ -536,10 +534,8 @@ def test_unlike_things_do_not_stand_in_one_column(model_card: Card, tmp_path: Pa
         Side.of(read_card(folder), "w = 1", name=name)
         for folder, name in ((model_card.folder, "ours"), (other, "theirs"))
     ]
-    with pytest.raises(ConfigError, match="ours and theirs cannot be compared") as refused:
+    with refused(ConfigError):
         compare_sides(*sides)
-    for words in ("other settings", "seeds: [7, 46] and [0, 39]", "extractor small-clip"):
-        assert words in refused.value.what
 
 
 def test_the_command_evaluates_both_and_writes_one_page(
@@ -570,59 +566,60 @@ def write(path: Path, array: np.ndarray, mode: str | None = None) -> None:
     (image.convert(mode) if mode else image).save(path)
 
 
-def test_folders_that_cannot_be_measured(tmp_path: Path) -> None:
+def test_folders_that_cannot_be_measured(tmp_path: Path, refused) -> None:
     grey = np.zeros((8, 8), np.uint8)
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(InputError, match="is empty"):
+    with refused(InputError):
         read_folder(empty, DIGITS)
     (empty / "notes.txt").write_text("x")
-    with pytest.raises(InputError, match="holds no images"):
+    with refused(InputError):
         read_folder(empty, DIGITS)
     mixed = tmp_path / "mixed"
     write(mixed / "a.png", grey)
     write(mixed / "b.png", np.zeros((9, 8), np.uint8))
-    with pytest.raises(InputError, match=r"a.png is 8 x 8 greyscale, b.png is 8 x 9 greyscale"):
+    with refused(InputError):
         read_folder(mixed, DIGITS)
     write(mixed / "b.png", grey, "RGB")
-    with pytest.raises(InputError, match=r"b.png is 8 x 8 RGB"):
+    with refused(InputError):
         read_folder(mixed, DIGITS)
     write(mixed / "b.png", grey, "RGBA")
-    with pytest.raises(InputError, match="mode RGBA"):
+    with refused(InputError):
         read_folder(mixed, DIGITS)
     write(mixed / "b.png", grey)
-    with pytest.raises(InputError, match="2 images are too few"):
+    with refused(InputError):
         read_folder(mixed, DIGITS)
     (mixed / "b.png").write_bytes((mixed / "a.png").read_bytes()[:40])
-    with pytest.raises(DamagedDataError, match=r"b.png cannot be read"):
+    with refused(DamagedDataError):
         read_folder(mixed, DIGITS)
-    with pytest.raises(InputError, match="does not exist"):
+    with refused(InputError):
         evaluate(tmp_path / "nothing", data=DIGITS)
 
 
 @pytest.mark.parametrize(
-    ("arrays", "error", "words"),
+    ("arrays", "error"),
     [
-        ([np.zeros((20, 8, 8), np.float32)], InputError, "holds no images: arr_0 float32"),
-        ([np.zeros((20, 8, 8, 4), np.uint8)], InputError, "holds no images"),
-        ([np.zeros((3, 8, 8), np.uint8)], InputError, "3 images are too few"),
-        ([np.zeros((20, 8, 8), np.uint8), np.full(20, 10)], InputError, "labels from 10 to 10"),
-        ([np.array([{}], dtype=object)], DamagedDataError, "no whole archive of plain arrays"),
-        ([np.zeros((20, 8, 9), np.uint8)], InputError, "not square"),
+        ([np.zeros((20, 8, 8), np.float32)], InputError),
+        ([np.zeros((20, 8, 8, 4), np.uint8)], InputError),
+        ([np.zeros((3, 8, 8), np.uint8)], InputError),
+        ([np.zeros((20, 8, 8), np.uint8), np.full(20, 10)], InputError),
+        ([np.array([{}], dtype=object)], DamagedDataError),
+        ([np.zeros((20, 8, 9), np.uint8)], InputError),
     ],
+    ids=["float32", "4 channels", "3 images", "labels of 10", "objects", "not square"],
 )
-def test_arrays_that_cannot_be_measured(tmp_path: Path, arrays, error, words: str) -> None:
+def test_arrays_that_cannot_be_measured(tmp_path: Path, arrays, error, refused) -> None:
     np.savez(tmp_path / "images.npz", *arrays)
-    with pytest.raises(error, match=words):
+    with refused(error):
         read_npz(tmp_path / "images.npz", DIGITS)
 
 
 def test_a_file_cut_short_and_images_without_a_reference(
-    sfumato: Sfumato, real_npz: Path, tmp_path: Path
+    sfumato: Sfumato, real_npz: Path, tmp_path: Path, refused
 ) -> None:
     short = tmp_path / "short.npz"
     short.write_bytes(real_npz.read_bytes()[:2000])
-    with pytest.raises(DamagedDataError, match="cannot be read"):
+    with refused(DamagedDataError):
         read_npz(short, DIGITS)
     alone = sfumato("evaluate", str(real_npz))
     assert alone.code == 2
@@ -630,20 +627,22 @@ def test_a_file_cut_short_and_images_without_a_reference(
     assert "--data" in alone.err
 
 
-def test_cards_of_other_versions_and_damaged_ones(model_card: Card, tmp_path: Path) -> None:
+def test_cards_of_other_versions_and_damaged_ones(
+    model_card: Card, tmp_path: Path, refused
+) -> None:
     assert model_card.folder is not None
     card = json.loads((model_card.folder / "card.json").read_text())
     write_json(tmp_path / "card.json", {**card, "schema_version": 1})
-    with pytest.raises(DamagedDataError, match="not a metric card of version 3, but 1"):
+    with refused(DamagedDataError):
         read_card(tmp_path)
     card["rows"][0]["count"] = "much"
     write_json(tmp_path / "card.json", card)
-    with pytest.raises(DamagedDataError, match="count"):
+    with refused(DamagedDataError):
         read_card(tmp_path)
 
 
 def test_nan_features_are_an_error_never_a_metric(
-    small_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused
 ) -> None:
     import dataclasses
 
@@ -657,5 +656,5 @@ def test_nan_features_are_an_error_never_a_metric(
         "available_extractors",
         lambda *args, **kwargs: iter([Opened(key="small-clip", title="Frechet", extractor=broken)]),
     )
-    with pytest.raises(DamagedDataError, match="broken: features hold NaN"):
+    with refused(DamagedDataError):
         evaluate(small_model, out=tmp_path / "evaluation", **SAMPLED)

@@ -143,16 +143,16 @@ def test_the_settings_reference_is_current() -> None:
     assert file.read_text("utf-8") == settings_reference()
 
 
-def test_sections_are_overridden_without_an_experiment() -> None:
+def test_sections_are_overridden_without_an_experiment(refused) -> None:
     found = override({"data": DataConfig(), "sampling": Sampling()}, ["sampling.steps=7"])
     assert (found["data"], found["sampling"]) == (DataConfig(), Sampling(steps=7))
-    with pytest.raises(ConfigError, match=r"data\.resolution"):
+    with refused(ConfigError):
         override({"data": DataConfig()}, ["data.resolutoin=8"])
 
 
-def test_an_experiment_of_another_method_is_refused() -> None:
+def test_an_experiment_of_another_method_is_refused(refused) -> None:
     assert load_experiment("clip", schema=ClipExperiment).method == "clip"
-    with pytest.raises(ConfigError, match="'diffusion' is needed"):
+    with refused(ConfigError):
         load_experiment("clip", schema=DiffusionExperiment)
 
 
@@ -169,117 +169,106 @@ def test_overrides_reach_their_setting_with_their_type() -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    "override",
     [
-        ("training.batch_sise=32", "Did you mean 'training.batch_size'"),
-        ("lr=1", "Did you mean 'training.optimizer.lr'"),
-        ("training.learning_rate=1", "Did you mean 'training.optimizer.lr'"),
-        ("training.optimiser.lr=1", "Did you mean 'training.optimizer.lr'"),
-        ("sampling.scheduler=DDIM", "Did you mean 'sampling.sampler'"),
-        ("sampling.colour=1", "Settings of sampling: sampler, steps"),
-        ("bogus.thing=1", "presets show digits"),
-        ("training.batch_size=many", "valid integer"),
-        ("training.batch_size", "expected section.key=value"),
-        ("training.batch_size=-1", "training.batch_size: must be 1 or more"),
-        ("diffusion.prediction_type=noise", "'epsilon', 'v_prediction' or 'sample'"),
-        ("model.norm_num_groups=7", "does not divide 32 channels"),
-        ("training=fast", "training"),
-        ("data.value_range=[1, 0]", "low end must be below"),
-        ("training.optimizer.lr=.inf", "finite"),
-        ("zebra=1", "presets show"),
+        "training.batch_sise=32",
+        "lr=1",
+        "training.learning_rate=1",
+        "training.optimiser.lr=1",
+        "sampling.scheduler=DDIM",
+        "sampling.colour=1",
+        "bogus.thing=1",
+        "training.batch_size=many",
+        "training.batch_size",
+        "training.batch_size=-1",
+        "diffusion.prediction_type=noise",
+        "model.norm_num_groups=7",
+        "training=fast",
+        "data.value_range=[1, 0]",
+        "training.optimizer.lr=.inf",
+        "zebra=1",
     ],
 )
-def test_a_wrong_setting_is_answered_with_what_was_expected(override, message) -> None:
-    with pytest.raises(ConfigError) as caught:
+def test_a_wrong_setting_is_answered_with_what_was_expected(override: str, refused) -> None:
+    with refused(ConfigError):
         load_experiment("digits", [override])
-    assert message in str(caught.value)
 
 
-def test_all_problems_are_reported_at_once() -> None:
+def test_all_problems_are_reported_at_once(refused) -> None:
     wrong = ["training.batch_size=x", "data.resolution=0", "seed=y", "training.batchsize=3"]
-    with pytest.raises(ConfigError) as caught:
+    with refused(ConfigError):
         load_experiment("digits", wrong)
-    for name in ("training.batch_size", "data.resolution", "seed", "batchsize", "4 problems"):
-        assert name in caught.value.what
 
 
-def test_every_setting_out_of_range_is_told_also_within_one_section() -> None:
-    out_of_range = {
-        "training.images=0": "training.images: must be 1 or more (got 0)",
-        "training.caption_dropout=1": "training.caption_dropout: must be below 1 (got 1)",
-        "training.keep_checkpoints=-1": "training.keep_checkpoints: must be 1 or more (got -1)",
-        "training.checkpoint_epochs=[1,0]": "training.checkpoint_epochs.1: must be above 0",
-        "training.averaging.halflife_images=-5": "halflife_images: must be 0 or more (got -5)",
-        "training.optimizer.lr=0": "training.optimizer.lr: must be above 0 (got 0)",
-        "training.optimizer.warmup_images=-1": "warmup_images: must be 0 or more (got -1)",
-        "model.head_channels=0": "model.head_channels: must be 1 or more (got 0)",
-        "model.dropout=1.5": "model.dropout: must be below 1 (got 1.5)",
-        "diffusion.beta_end=1": "diffusion: beta_end must be between 0 and 1",
-        "text.max_tokens=0": "text.max_tokens: must be 1 or more (got 0)",
-        "sampling.guidance_scale=1001": "sampling: guidance_scale must be 0 to 1000",
-        "evaluation.quick_scales=[1,-1]": "quick_scales.1: must be 0 or more (got -1)",
-        "evaluation.baseline_pairs=1": "evaluation.baseline_pairs: must be 2 or more (got 1)",
-    }
-    with pytest.raises(ConfigError, match="14 problems") as caught:
-        load_experiment("digits", list(out_of_range))
-    for message in out_of_range.values():
-        assert message in caught.value.what
+def test_every_setting_out_of_range_is_told_also_within_one_section(refused) -> None:
+    out_of_range = [
+        "training.images=0",
+        "training.caption_dropout=1",
+        "training.keep_checkpoints=-1",
+        "training.checkpoint_epochs=[1,0]",
+        "training.averaging.halflife_images=-5",
+        "training.optimizer.lr=0",
+        "training.optimizer.warmup_images=-1",
+        "model.head_channels=0",
+        "model.dropout=1.5",
+        "diffusion.beta_end=1",
+        "text.max_tokens=0",
+        "sampling.guidance_scale=1001",
+        "evaluation.quick_scales=[1,-1]",
+        "evaluation.baseline_pairs=1",
+    ]
+    with refused(ConfigError):
+        load_experiment("digits", out_of_range)
 
 
-def test_an_unknown_preset_names_the_nearest() -> None:
-    with pytest.raises(ConfigError, match="Did you mean 'digits'"):
+def test_an_unknown_preset_names_the_nearest(refused) -> None:
+    with refused(ConfigError):
         load_experiment("digit")
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("name: [unclosed", "line 1"),
-        ("just words", "expected `key: value`"),
-        ("name: x\ndata:\n  sauce: digits\n", "no such setting. Did you mean 'source'"),
-        ("", "expected `key: value`"),
-    ],
+    "text",
+    ["name: [unclosed", "just words", "name: x\ndata:\n  sauce: digits\n", ""],
+    ids=["unclosed", "words", "a mistyped setting", "empty"],
 )
-def test_unreadable_yaml(text: str, message: str, tmp_path: Path) -> None:
+def test_unreadable_yaml(text: str, tmp_path: Path, refused) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(text)
-    with pytest.raises(ConfigError) as caught:
+    with refused(ConfigError):
         load_experiment(str(file))
-    assert message in caught.value.what
-    assert str(file) in caught.value.what
 
 
-def test_yaml_that_is_not_text_or_not_there(tmp_path: Path) -> None:
+def test_yaml_that_is_not_text_or_not_there(tmp_path: Path, refused) -> None:
     (tmp_path / "mine.yaml").write_bytes(b"\xff\xfe\x00\x80")
-    with pytest.raises(ConfigError, match="cannot be read as text"):
+    with refused(ConfigError):
         load_experiment(str(tmp_path / "mine.yaml"))
-    with pytest.raises(InputError, match="is not a file"):
+    with refused(InputError):
         load_experiment(str(tmp_path / "other.yaml"))
 
 
 # The run folder -----------------------------------------------------------------------------------
 
 
-def test_a_folder_of_another_experiment_is_refused_and_untouched(tmp_path: Path) -> None:
+def test_a_folder_of_another_experiment_is_refused_and_untouched(tmp_path: Path, refused) -> None:
     claim_folder(load_experiment("digits"), tmp_path)
     before = (tmp_path / "experiment.yaml").read_bytes()
-    with pytest.raises(ConfigError, match=r"training\.batch_size is 16 there, 8 here"):
+    with refused(ConfigError):
         claim_folder(load_experiment("digits", ["training.batch_size=8"]), tmp_path)
     assert (tmp_path / "experiment.yaml").read_bytes() == before
 
 
-def test_a_setting_newer_than_the_run_is_named_with_its_hint(tmp_path: Path) -> None:
+def test_a_setting_newer_than_the_run_is_named_with_its_hint(tmp_path: Path, refused) -> None:
     claim_folder(load_experiment("digits"), tmp_path)
     file = tmp_path / "experiment.yaml"
     file.write_text(file.read_text().replace("  loading: auto\n", ""))
     here = load_experiment("digits", ["data.loading=memory"])
-    with pytest.raises(ConfigError, match=r"written before there was data\.loading: to resume"):
+    with refused(ConfigError):
         claim_folder(here, tmp_path)
 
 
-def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_refused(tmp_path: Path, refused) -> None:
     (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(ConfigError, match="not a run of sfumato"):
+    with refused(ConfigError):
         claim_folder(load_experiment("digits"), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -317,43 +306,37 @@ def test_differences_are_named_by_setting() -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ("seed=-1", "seed: must be 0 or more"),
-        ("sampling.steps=-2", "sampling: steps must be 1 or more"),
-        ("sampling.steps=1001", "sampling.steps is at most diffusion.num_train_timesteps, 1000"),
-        ("sampling.guidance_scale=-1", "sampling: guidance_scale must be 0 to 1000"),
-    ],
+    "setting",
+    ["seed=-1", "sampling.steps=-2", "sampling.steps=1001", "sampling.guidance_scale=-1"],
 )
-def test_what_would_fail_after_training_is_refused_before_it(setting: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message) as caught:
+def test_what_would_fail_after_training_is_refused_before_it(setting: str, refused) -> None:
+    """The message has the value that is wrong, not those of its whole section."""
+    with refused(ConfigError):
         load_experiment("digits", [setting])
-    assert "caption_dropout" not in caught.value.what  # the section's values are not poured out
 
 
-def test_a_run_is_not_shortened_to_before_its_checkpoint(tmp_path) -> None:
+def test_a_run_is_not_shortened_to_before_its_checkpoint(tmp_path, refused) -> None:
     claim_folder(load_experiment("digits"), tmp_path)
     (tmp_path / "checkpoints" / "images-000033008").mkdir(parents=True)
     before = (tmp_path / "experiment.yaml").read_text("utf-8")
-    with pytest.raises(ConfigError, match="trained on 33,008 images already"):
+    with refused(ConfigError):
         claim_folder(load_experiment("digits", ["training.images=200"]), tmp_path)
     assert (tmp_path / "experiment.yaml").read_text("utf-8") == before
     claim_folder(load_experiment("digits", ["training.images=40000"]), tmp_path)
 
 
-def test_nor_is_one_whose_length_is_in_epochs(tmp_path) -> None:
+def test_nor_is_one_whose_length_is_in_epochs(tmp_path, refused) -> None:
     state = {"format": 1, "images_seen": 2000, "position": {"epoch": 2, "seed": 0, "samples": 206}}
     claim_folder(load_experiment("digits", ["training.epochs=4"]), tmp_path)
     (tmp_path / "checkpoints" / "images-000002000").mkdir(parents=True)
     write_json(tmp_path / "checkpoints" / "images-000002000" / "state.json", state)
-    with pytest.raises(ConfigError, match="2,000 images already, more than the 1,794 asked for"):
+    with refused(ConfigError):
         claim_folder(load_experiment("digits", ["training.epochs=2"]), tmp_path)
     claim_folder(load_experiment("digits", ["training.epochs=3"]), tmp_path)
 
 
-def test_images_that_moved_are_told_how_to_go_on(tmp_path: Path) -> None:
+def test_images_that_moved_are_told_how_to_go_on(tmp_path: Path, refused) -> None:
     first = load_experiment("digits", ["data.source=/there"])
     claim_folder(first, tmp_path / "run")
-    with pytest.raises(ConfigError) as caught:
+    with refused(ConfigError):
         claim_folder(load_experiment("digits", ["data.source=/elsewhere"]), tmp_path / "run")
-    assert "their new place into data.source" in caught.value.hint

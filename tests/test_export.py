@@ -143,7 +143,7 @@ def flow_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return folder
 
 
-def test_diffusers_alone_samples_a_rectified_flow(flow_run: Path, tmp_path: Path) -> None:
+def test_diffusers_alone_samples_a_rectified_flow(flow_run: Path, tmp_path: Path, refused) -> None:
     cases = [{"class": "", "scale": scale, "form": "cfg"} for scale in (0.0, 1.0, 3.0)]
     theirs = without_sfumato(flow_run / "model", cases, tmp_path)
     run, exported = load(flow_run, device="cpu"), load(flow_run / "model", device="cpu")
@@ -155,7 +155,7 @@ def test_diffusers_alone_samples_a_rectified_flow(flow_run: Path, tmp_path: Path
             assert torch.equal(images, ours.tensor), case
     assert ours.settings[0]["sampler"] == flow_run.name
     assert ours.settings[0]["first_t"] == 1
-    with pytest.raises(InputError, match="DDIM"):
+    with refused(InputError):
         run.with_(sampler="DDIM")
 
 
@@ -204,7 +204,7 @@ def test_no_pickle(exported: Path) -> None:
     assert [path.name for path in files if path.suffix == ".py"] == ["pipeline.py"]
 
 
-def test_a_name_with_two_meanings_is_refused(monkeypatch) -> None:
+def test_a_name_with_two_meanings_is_refused(monkeypatch, refused) -> None:
     monkeypatch.setattr(standalone, "RUNTIME", (*standalone.RUNTIME, "base.errors"))
     standalone.standalone_source()  # the same module defines it
     monkeypatch.setattr(standalone, "RUNTIME", ("diffusion.guidance", "evaluation.TWIN"))
@@ -217,7 +217,7 @@ def test_a_name_with_two_meanings_is_refused(monkeypatch) -> None:
             return type("File", (), {"read_text": lambda *_: '"""."""\nCONVENTION = 1\n'})()
 
     monkeypatch.setattr(standalone, "files", lambda package: Twin())
-    with pytest.raises(AssertionError, match="CONVENTION in"):
+    with refused(AssertionError):
         standalone.standalone_source()
 
 
@@ -294,12 +294,12 @@ def test_a_scheduler_of_diffusers_can_be_swapped_in(name: str, exported: Path, p
         assert pipe.model.sampling.sampler == name
 
 
-def test_schedulers_that_are_refused(pipe) -> None:
+def test_schedulers_that_are_refused(pipe, refused) -> None:
     pipe.scheduler = diffusers.PNDMScheduler.from_config(pipe.scheduler.config)
-    with pytest.raises(InputError, match="PNDMScheduler is not a scheduler"):
+    with refused(InputError):
         images_of(pipe)
     pipe.scheduler = diffusers.DDPMScheduler(beta_schedule="sigmoid")
-    with pytest.raises(InputError, match="noise schedule"):
+    with refused(InputError):
         images_of(pipe)
 
 
@@ -314,12 +314,12 @@ def test_schedulers_that_are_refused(pipe) -> None:
     ],
     ids=lambda wrong: next(iter(wrong)),
 )
-def test_a_scheduler_of_another_process_is_refused(pipe, wrong: dict) -> None:
+def test_a_scheduler_of_another_process_is_refused(pipe, wrong: dict, refused) -> None:
     """It would sample noise: the network predicts v on the squared cosine."""
     config = diffusers.DDIMScheduler.from_config(pipe.scheduler.config).config
     pipe.scheduler = diffusers.DDIMScheduler.from_config(config, **wrong)
     for use in (images_of, lambda pipe: pipe.model):
-        with pytest.raises(InputError, match="another noise schedule or prediction type"):
+        with refused(InputError):
             use(pipe)
     pipe.scheduler = diffusers.DDIMScheduler.from_config(config)
     assert images_of(pipe).shape == (3, 1, 8, 8)
@@ -334,14 +334,14 @@ def test_generators_are_as_good_as_seeds(pipe) -> None:
     assert not torch.equal(images_of(pipe, seeds=None), images_of(pipe, seeds=None))
 
 
-def test_what_generators_are_refused(pipe) -> None:
+def test_what_generators_are_refused(pipe, refused) -> None:
     generator = torch.Generator().manual_seed(0)
-    with pytest.raises(InputError, match="1 seeds for 3 images"):
+    with refused(InputError):
         images_of(pipe, seeds=None, generator=generator)
     on_a_gpu = [SimpleNamespace(device=torch.device("cuda"))] * 3
-    with pytest.raises(InputError, match="drawn on the CPU"):
+    with refused(InputError):
         images_of(pipe, seeds=None, generator=on_a_gpu)
-    with pytest.raises(InputError, match="not both"):
+    with refused(InputError):
         images_of(pipe, generator=generator)
 
 
@@ -356,7 +356,7 @@ def test_the_negative_prompt_is_what_guidance_leads_away_from(pipe) -> None:
     assert not torch.equal(images_of(pipe, negative_prompt=PROMPTS[0]), images_of(pipe))
 
 
-def test_output_types_are_one_picture(pipe) -> None:
+def test_output_types_are_one_picture(pipe, refused) -> None:
     images = images_of(pipe)
     by_type = {
         kind: pipe(PROMPTS, seeds=SEEDS, num_inference_steps=5, output_type=kind).images
@@ -370,7 +370,7 @@ def test_output_types_are_one_picture(pipe) -> None:
         PROMPTS, seeds=SEEDS, num_inference_steps=5, output_type="uint8", return_dict=False
     )
     assert torch.equal(same, images)
-    with pytest.raises(InputError, match="'latent' is not known"):
+    with refused(InputError):
         pipe(PROMPTS[0], output_type="latent")
 
 

@@ -33,6 +33,7 @@ from sfumato.evaluation.extractors.vision import (
     squashed_to,
 )
 from sfumato.models.classifier import Classifier, build_classifier
+from tests.messages import IN_BRACKETS
 
 
 def pictures(count: int, height: int = 32, width: int = 32, *, channels: int = 3) -> Tensor:
@@ -160,12 +161,12 @@ def test_a_name_says_the_weights_and_the_resize_rule(
 
 
 @pytest.mark.parametrize("key", list(EXTRACTORS))
-def test_images_that_are_none(extractors: dict[str, FeatureExtractor], key: str) -> None:
+def test_images_that_are_none(extractors: dict[str, FeatureExtractor], key: str, refused) -> None:
     extractor = extractors[key]
-    with pytest.raises(InputError, match="uint8"):
+    with refused(InputError):
         extractor(torch.rand(2, 3, 32, 32))
     for shape in ((3, 32, 32), (2, 32, 32, 3), (2, 4, 32, 32), (2, 3, 0, 32)):
-        with pytest.raises(InputError, match="of the shape"):
+        with refused(InputError):
             extractor(torch.zeros(shape, dtype=torch.uint8))
     assert extractor(torch.zeros(0, 3, 32, 32, dtype=torch.uint8)).shape == (0, extractor.dim)
 
@@ -204,11 +205,11 @@ def test_images_are_streamed_in_order() -> None:
     assert counting.calls == [4, 4, 2]
 
 
-def test_streams_that_cannot_be_measured() -> None:
+def test_streams_that_cannot_be_measured(refused) -> None:
     extractor = Counting(rows=4).extractor
-    with pytest.raises(InputError, match="3 x 8 x 8, number 2 3 x 8 x 9"):
+    with refused(InputError):
         features_of(extractor, [pictures(1, 8, 8), pictures(1, 8, 8), pictures(1, 8, 9)])
-    with pytest.raises(InputError, match="no images"):
+    with refused(InputError):
         features_of(extractor, [])
 
 
@@ -290,7 +291,7 @@ def test_dinov2_gives_the_class_token(folders: dict[str, Path]) -> None:
     torch.testing.assert_close(extractor(images), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_clip_reads_captions_as_transformers_does(folders: dict[str, Path]) -> None:
+def test_clip_reads_captions_as_transformers_does(folders: dict[str, Path], refused) -> None:
     from transformers import CLIPModel, CLIPTokenizer
 
     captions = ["a cat", "a dog and a cat", "a cat"]
@@ -303,7 +304,7 @@ def test_clip_reads_captions_as_transformers_does(folders: dict[str, Path]) -> N
     found = load_clip(str(folders["clip"])).texts(captions)
     torch.testing.assert_close(found, expected)
     assert torch.equal(found[0], found[2])
-    with pytest.raises(InputError, match="'clip_vision_model', not 'clip'"):
+    with refused(InputError):
         load_clip(str(folders["half"])).texts(captions)
 
 
@@ -326,12 +327,13 @@ def test_the_small_clip_gives_its_unit_vectors(folders: dict[str, Path]) -> None
 
 def test_the_classifier_takes_images_of_its_own_size_and_channels(
     classifier: BatchedExtractor,
+    refused,
 ) -> None:
-    with pytest.raises(InputError, match="takes 32 x 32 pixels, not 28 x 28"):
+    with refused(InputError):
         classifier(pictures(1, 28, 28))
     grey = classifier_features(Classifier(channels=1, classes=4), identity="mnist", image_px=28)
     assert grey(pictures(2, 28, 28, channels=1)).shape == (2, 64)
-    with pytest.raises(InputError, match="made for greyscale"):
+    with refused(InputError):
         grey(pictures(2, 28, 28))
 
 
@@ -350,7 +352,7 @@ def test_loading_leaves_the_global_generator_alone(config: FeaturesConfig) -> No
 
 
 def test_a_download_is_tried_only_for_what_is_not_here(
-    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, refused
 ) -> None:
     from transformers import AutoConfig
 
@@ -369,7 +371,7 @@ def test_a_download_is_tried_only_for_what_is_not_here(
     assert asked == [True]
     for may_download, tried in ((False, [True]), (True, [True, False])):
         asked.clear()
-        with pytest.raises(WeightsNotAtHandError, match="no such repository"):
+        with refused(WeightsNotAtHandError):
             load_clip("nobody/has-this", may_download=may_download)
         assert asked == tried
 
@@ -397,19 +399,20 @@ def test_weights_that_are_not_at_hand_become_a_reason(
     assert at_hand[1].extractor is classifier
 
 
-def test_what_a_person_has_to_mend_is_raised(folders: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no feature extractor 'inceptoin'") as unknown:
+def test_what_a_person_has_to_mend_is_raised(
+    folders: dict[str, Path], tmp_path: Path, refused
+) -> None:
+    with refused(InputError):
         list(available_extractors(["inceptoin"]))
-    assert "inception" in unknown.value.hint
-    with pytest.raises(InputError, match="There is no folder"):
+    with refused(InputError):
         load_clip(str(tmp_path / "none"))
-    with pytest.raises(InputError, match="'dinov2', not 'clip'"):
+    with refused(InputError):
         load_clip(str(folders["dinov2"]))
-    with pytest.raises(DamagedDataError, match="No model could be read"):
+    with refused(DamagedDataError, theirs=IN_BRACKETS):
         load_dinov2(str(tmp_path))
 
 
-def test_damaged_folders(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_damaged_folders(folders: dict[str, Path], tmp_path: Path, refused) -> None:
     import shutil
 
     from safetensors.torch import load_file, save_file
@@ -420,19 +423,19 @@ def test_damaged_folders(folders: dict[str, Path], tmp_path: Path) -> None:
     state = load_file(file)
     some = next(iter(state))
     save_file({k: v for k, v in state.items() if k != some}, file, metadata={"format": "pt"})
-    with pytest.raises(DamagedDataError, match="lacks 1 of the model's weights"):
+    with refused(DamagedDataError):
         load_dinov2(str(folder))
     save_file({**state, some: torch.zeros(5)}, file, metadata={"format": "pt"})
-    with pytest.raises(DamagedDataError, match="No model could be read"):
+    with refused(DamagedDataError, theirs=IN_BRACKETS):
         load_dinov2(str(folder))
     file.write_bytes(file.read_bytes()[:500])
-    with pytest.raises(DamagedDataError, match="No model could be read"):
+    with refused(DamagedDataError, theirs=IN_BRACKETS):
         load_dinov2(str(folder))
     file.unlink()
     (folder / "pytorch_model.bin").write_bytes(b"not weights")
-    with pytest.raises(DamagedDataError, match="No model could be read"):
+    with refused(DamagedDataError, theirs=IN_BRACKETS):
         load_dinov2(str(folder))
-    with pytest.raises(WeightsNotAtHandError, match="nobody/has-this"):
+    with refused(WeightsNotAtHandError, theirs=IN_BRACKETS):
         load_clip("nobody/has-this")
 
 

@@ -88,12 +88,12 @@ def test_one_rule_decides(found: Effect, verdict: str) -> None:
     assert decide(found) == verdict
 
 
-def test_verdicts_join() -> None:
+def test_verdicts_join(refused) -> None:
     assert [opposite(one) for one in (HELD, NOT_HELD, UNDECIDED)] == [NOT_HELD, HELD, UNDECIDED]
     assert together([HELD, HELD]) == HELD
     assert together([HELD, UNDECIDED]) == UNDECIDED
     assert together([HELD, UNDECIDED, NOT_HELD]) == NOT_HELD
-    with pytest.raises(ValueError, match="no verdicts"):
+    with refused(ValueError):
         together([])
 
 
@@ -108,16 +108,16 @@ def test_a_cause_needs_an_effect_and_models_that_differ_in_it_alone() -> None:
 # Sampling -----------------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_by_its_images(runs: tuple[Path, Path]) -> None:
+def test_a_checkpoint_by_its_images(runs: tuple[Path, Path], refused) -> None:
     without, _ = runs
     early, late = (load(without, device="cpu", checkpoint=n) for n in (320, 640))
     newest = load(without, device="cpu")
     assert late.provenance == newest.provenance
     assert early.provenance["images_seen"] == 320
     assert early.provenance["weights_sha256"] != late.provenance["weights_sha256"]
-    with pytest.raises(InputError, match=r"no checkpoint at 321 images\. It has: 320, 640"):
+    with refused(InputError):
         load(without, checkpoint=321)
-    with pytest.raises(InputError, match="is not a run"):
+    with refused(InputError):
         load(without / "model", checkpoint=320)
 
 
@@ -261,7 +261,7 @@ def test_every_claim_has_a_verdict_and_nothing_is_sampled_twice(
     assert "No run with caption dropout was given." in alone.out
 
 
-def test_what_is_no_pair_is_refused(runs: tuple[Path, Path], sfumato: Sfumato) -> None:
+def test_what_is_no_pair_is_refused(runs: tuple[Path, Path], sfumato: Sfumato, refused) -> None:
     swapped = sfumato("findings", *map(str, reversed(runs)), *OPTIONS)
     assert swapped.code == 2
     assert "the first run is the one without dropout" in swapped.err
@@ -271,7 +271,7 @@ def test_what_is_no_pair_is_refused(runs: tuple[Path, Path], sfumato: Sfumato) -
     scales = sfumato("findings", str(runs[0]), "--scales", "0,5")
     assert scales.code == 2
     assert "1 and 5" in scales.err
-    with pytest.raises(InputError, match="Findings are of runs"):
+    with refused(InputError):
         measure_findings(
             load(runs[0] / "model", device="cpu"),
             None,

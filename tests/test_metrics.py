@@ -19,8 +19,8 @@ def test_wilson_equals_scipy(k: int, n: int) -> None:
 
 
 @pytest.mark.parametrize(("k", "n"), [(-1, 5), (6, 5), (0, 0)])
-def test_wilson_refuses_what_is_no_proportion(k: int, n: int) -> None:
-    with pytest.raises(ValueError, match="no proportion"):
+def test_wilson_refuses_what_is_no_proportion(k: int, n: int, refused) -> None:
+    with refused(ValueError):
         wilson(k, n)
 
 
@@ -36,7 +36,7 @@ def test_bootstrap_of_a_median_equals_scipy(count: int) -> None:
     assert ours.high == pytest.approx(theirs.high, abs=0.02)
 
 
-def test_bootstrap_of_a_median_equals_its_closed_form() -> None:
+def test_bootstrap_of_a_median_equals_its_closed_form(refused) -> None:
     """Of 9 values, the k-th bounds a resample's median with P(Binomial(9, k / 9) >= 5)."""
     ranks = [float(rank) for rank in range(1, 10)]
     below = [binom.sf(4, 9, rank / 9) for rank in ranks]
@@ -45,7 +45,7 @@ def test_bootstrap_of_a_median_equals_its_closed_form() -> None:
         ours = bootstrap_median(ranks, confidence=confidence)
         assert ours.low == next(r for r, p in zip(ranks, below, strict=True) if p >= tail)
         assert ours.high == next(r for r, p in zip(ranks, below, strict=True) if p >= 1 - tail)
-    with pytest.raises(ValueError, match="no values"):
+    with refused(ValueError):
         bootstrap_median([])
 
 
@@ -94,13 +94,13 @@ def test_frechet_of_few_rows_is_finite_and_zero_for_equal_sets() -> None:
     assert frechet_distance(statistics, other) == pytest.approx(64, rel=1e-6)
 
 
-def test_statistics_equal_numpy_and_refuse_nan() -> None:
+def test_statistics_equal_numpy_and_refuse_nan(refused) -> None:
     features = torch.randn(50, 5, generator=torch.Generator().manual_seed(3))
     statistics = feature_statistics(features)
     expected = np.cov(features.double().numpy(), rowvar=False)
     np.testing.assert_allclose(statistics.covariance.numpy(), expected, rtol=1e-12)
     features[0, 0] = torch.nan
-    with pytest.raises(ValueError, match="NaN"):
+    with refused(ValueError):
         feature_statistics(features)
 
 

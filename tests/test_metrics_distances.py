@@ -142,7 +142,7 @@ def test_a_large_mean_does_not_drown_small_distances() -> None:
     np.testing.assert_allclose(nearest_rows(a, b).distances.numpy(), table.min(axis=1), rtol=1e-6)
 
 
-def test_copies_of_training_images_are_found_and_named() -> None:
+def test_copies_of_training_images_are_found_and_named(refused) -> None:
     training, test, generated = draw(300, 8, 13), draw(100, 8, 14), draw(60, 8, 15)
     honest = memorisation(generated, training, test=test)
     assert honest.share.low <= 0.05 <= honest.share.high
@@ -154,14 +154,14 @@ def test_copies_of_training_images_are_found_and_named() -> None:
     assert copied.distances[[4, 9]].tolist() == [0, 0]
     itself = memorisation(test, training, test=test, quantile=0.29)
     assert itself.share.successes == 29
-    with pytest.raises(ValueError, match=r"test has 19 rows; the 0\.05 quantile needs at least 20"):
+    with refused(ValueError):
         memorisation(generated, training, test=test[:19])
-    with pytest.raises(ValueError, match="between 0 and 1"):
+    with refused(ValueError):
         memorisation(generated, training, test=test, quantile=1.0)
 
 
 @pytest.mark.usefixtures("tile_shape")
-def test_diversity_equals_the_mean_of_all_pairs() -> None:
+def test_diversity_equals_the_mean_of_all_pairs(refused) -> None:
     features, labels = draw(60, 5, 16), torch.arange(60) % 3
     features[labels == 2] *= 2
     found = diversity_within_classes(features, labels)
@@ -171,9 +171,9 @@ def test_diversity_equals_the_mean_of_all_pairs() -> None:
         assert found.classes[label] == pytest.approx(pairs.mean(), rel=1e-10)
     assert found.value == pytest.approx(sum(found.classes.values()) / 3)
     assert found.counts == {0: 20, 1: 20, 2: 20}
-    with pytest.raises(ValueError, match="class 1 has 1 row; at least 2"):
+    with refused(ValueError):
         diversity_within_classes(features[:4], labels[:4])
-    with pytest.raises(ValueError, match="must be \\(60,\\) integers"):
+    with refused(ValueError):
         diversity_within_classes(features, labels[:5])
 
 
@@ -197,31 +197,31 @@ PAIRS = {
 
 
 @pytest.mark.parametrize("metric", PAIRS.values(), ids=PAIRS)
-def test_bad_features_are_named(metric) -> None:
+def test_bad_features_are_named(metric, refused) -> None:
     good, broken = draw(20, 6, 18), draw(20, 6, 19)
     broken[3, 2] = torch.nan
     for pair in ((good, broken), (broken, good)):
-        with pytest.raises(ValueError, match="NaN or infinity in 1 of 20 rows"):
+        with refused(ValueError):
             metric(*pair)
-    with pytest.raises(ValueError, match=r"D = \d against D = \d"):
+    with refused(ValueError):
         metric(good[:, :5], good)
-    with pytest.raises(ValueError, match="has 0 rows; at least"):
+    with refused(ValueError):
         metric(good[:0], good)
-    with pytest.raises(ValueError, match=r"must be \(N, D\)"):
+    with refused(ValueError):
         metric(good, good[0])
 
 
-def test_too_few_rows_are_counted() -> None:
+def test_too_few_rows_are_counted(refused) -> None:
     rows = draw(5, 3, 20)
-    with pytest.raises(ValueError, match="generated has 1 rows; at least 2"):
+    with refused(ValueError):
         kernel_distance(rows[:1], rows)
-    with pytest.raises(ValueError, match="reference has 5 rows; at least 6"):
+    with refused(ValueError):
         kernel_distance_subsets(torch.cat([rows, rows]), rows, generator=seeded(0), subset_size=6)
-    with pytest.raises(ValueError, match="reference has 3 rows; at least 4"):
+    with refused(ValueError):
         precision_recall(rows, rows[:3])
-    with pytest.raises(ValueError, match="reference has 5 rows; at least 6"):
+    with refused(ValueError):
         density_coverage(rows, rows)
-    with pytest.raises(ValueError, match="at least 1, got 0"):
+    with refused(ValueError):
         neighbour_radii(rows, neighbours=0)
 
 

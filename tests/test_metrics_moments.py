@@ -38,7 +38,7 @@ def test_any_batch_size_gives_the_same_bits(batch: int) -> None:
     np.testing.assert_allclose(parts.covariance.numpy(), expected, rtol=1e-9, atol=1e-10)
 
 
-def test_a_stopped_stream_goes_on_with_the_same_bits() -> None:
+def test_a_stopped_stream_goes_on_with_the_same_bits(refused) -> None:
     features = draw(150, 6, 1)
     first = FeatureMoments(6, block_rows=32)
     first.update(features[:71])
@@ -48,7 +48,7 @@ def test_a_stopped_stream_goes_on_with_the_same_bits() -> None:
     second.update(features[71:])
     assert torch.equal(first.statistics().covariance, second.statistics().covariance)
     assert first.count == second.count == 150
-    with pytest.raises(ValueError, match="D = 6 against D = 7"):
+    with refused(ValueError):
         FeatureMoments(7).load_state_dict(first.state_dict())
 
 
@@ -78,18 +78,18 @@ def test_parts_of_two_processes_merge(cut: int) -> None:
     )
 
 
-def test_moments_refuse_bad_batches_and_keep_what_they_had() -> None:
+def test_moments_refuse_bad_batches_and_keep_what_they_had(refused) -> None:
     moments = FeatureMoments(3)
-    with pytest.raises(ValueError, match="at least 2 rows, there are 0"):
+    with refused(ValueError):
         moments.statistics()
     moments.update(torch.ones(1, 3))
     broken = torch.ones(4, 3)
     broken[2, 1] = torch.inf
-    with pytest.raises(ValueError, match="NaN or infinity in 1 of 4 rows"):
+    with refused(ValueError):
         moments.update(broken)
-    with pytest.raises(ValueError, match="D = 2 against D = 3"):
+    with refused(ValueError):
         moments.update(torch.ones(4, 2))
-    with pytest.raises(ValueError, match=r"must be \(N, D\), got \(3,\)"):
+    with refused(ValueError):
         moments.update(torch.ones(3))
     assert moments.count == 1
 
@@ -129,7 +129,7 @@ def test_few_rows_against_many_are_exact_from_either_side() -> None:
     assert by_many == pytest.approx(by_few, rel=1e-12)
 
 
-def test_frechet_with_constant_features() -> None:
+def test_frechet_with_constant_features(refused) -> None:
     a, b = draw(50, 5, 7), draw(60, 5, 8)
     closed = frechet_distance(feature_statistics(a[:, 1:]), feature_statistics(b[:, 1:]))
     a[:, 0], b[:, 0] = 3.0, 5.0
@@ -138,18 +138,18 @@ def test_frechet_with_constant_features() -> None:
     still = feature_statistics(torch.ones(10, 5))
     assert frechet_distance(still, feature_statistics(torch.zeros(9, 5))) == pytest.approx(5)
     assert frechet_distance(still, still) == 0
-    with pytest.raises(ValueError, match="D = 5 against D = 4"):
+    with refused(ValueError):
         frechet_distance(still, feature_statistics(torch.ones(10, 4)))
 
 
-def test_statistics_made_by_hand_are_checked() -> None:
+def test_statistics_made_by_hand_are_checked(refused) -> None:
     """max(0, NaN) is 0 in Python: a NaN in a saved mean would read as a perfect model."""
     mean, covariance = torch.zeros(3).double(), torch.eye(3).double()
-    with pytest.raises(ValueError, match="NaN or infinity"):
+    with refused(ValueError):
         FeatureStatistics(mean=mean * torch.nan, covariance=covariance, count=9)
-    with pytest.raises(ValueError, match="at least 2 rows, there are 1"):
+    with refused(ValueError):
         FeatureStatistics(mean=mean, covariance=covariance, count=1)
-    with pytest.raises(ValueError, match=r"got \(3,\) and \(3, 2\)"):
+    with refused(ValueError):
         FeatureStatistics(mean=mean, covariance=covariance[:, :2], count=9)
 
 
@@ -198,7 +198,7 @@ def test_extrapolation_of_both_takes_out_the_bias_of_a_small_reference() -> None
     assert held >= 53
 
 
-def test_extrapolation_is_of_the_generator_and_names_what_it_needs() -> None:
+def test_extrapolation_is_of_the_generator_and_names_what_it_needs(refused) -> None:
     features, reference = draw(101, 8, 9), feature_statistics(draw(300, 8, 10))
     first, again, other = (
         frechet_infinity(features, reference, generator=torch.Generator().manual_seed(seed))
@@ -211,9 +211,9 @@ def test_extrapolation_is_of_the_generator_and_names_what_it_needs() -> None:
     assert first.distances[0] == pytest.approx(plain, rel=1e-9)
     assert list(first.distances) == sorted(first.distances)
     generator = torch.Generator()
-    with pytest.raises(ValueError, match="has 9 rows; at least 10 are needed"):
+    with refused(ValueError):
         frechet_infinity(features[:9], reference, generator=generator)
-    with pytest.raises(ValueError, match="at least 3 parts"):
+    with refused(ValueError):
         frechet_infinity(features, reference, generator=generator, parts=2)
     few = frechet_infinity(features[:10], reference, generator=generator)
     assert np.isfinite([few.value, few.low, few.high]).all()

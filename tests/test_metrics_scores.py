@@ -60,14 +60,14 @@ def test_inception_score_does_not_ask_how_images_are_ordered() -> None:
     assert shuffled.whole == pytest.approx(found.whole, rel=1e-12)
 
 
-def test_inception_score_refuses_what_is_no_probability() -> None:
-    with pytest.raises(ValueError, match="inception_score_of_logits"):
+def test_inception_score_refuses_what_is_no_probability(refused) -> None:
+    with refused(ValueError):
         inception_score(draw(20, 5, 0), generator=seeded(0))
-    with pytest.raises(ValueError, match="has 9 rows; at least 10"):
+    with refused(ValueError):
         inception_score_of_logits(draw(9, 5, 0), generator=seeded(0))
     broken = draw(20, 5, 0)
     broken[0] = torch.nan
-    with pytest.raises(ValueError, match="NaN or infinity in 1 of 20 rows"):
+    with refused(ValueError):
         inception_score_of_logits(broken, generator=seeded(0))
 
 
@@ -84,15 +84,15 @@ def test_clip_score_equals_a_loop() -> None:
     assert clip_score(images[:1], -images[:1]).value == 0
 
 
-def test_clip_score_refuses_what_are_no_pairs() -> None:
+def test_clip_score_refuses_what_are_no_pairs(refused) -> None:
     images = draw(5, 4, 3)
-    with pytest.raises(ValueError, match="5 images and 4 texts"):
+    with refused(ValueError):
         clip_score(images, images[:4])
-    with pytest.raises(ValueError, match="D = 4 against D = 3"):
+    with refused(ValueError):
         clip_score(images, images[:, :3])
-    with pytest.raises(ValueError, match="length 0"):
+    with refused(ValueError):
         clip_score(images, torch.zeros(5, 4))
-    with pytest.raises(ValueError, match="texts holds NaN"):
+    with refused(ValueError):
         clip_score(images, images * torch.nan)
 
 
@@ -114,17 +114,17 @@ def test_class_accuracy_equals_sklearn_class_by_class() -> None:
     assert found.classes[0].value == 1
 
 
-def test_class_accuracy_refuses_what_does_not_fit() -> None:
+def test_class_accuracy_refuses_what_does_not_fit(refused) -> None:
     labels = torch.tensor([0, 1, 5])
-    with pytest.raises(ValueError, match="labels from 0 to 5; 5 classes are 0 to 4"):
+    with refused(ValueError):
         confusion_matrix(labels, labels, classes=5)
-    with pytest.raises(ValueError, match="3 labels and 2 predictions"):
+    with refused(ValueError):
         confusion_matrix(labels, labels[:2], classes=6)
-    with pytest.raises(ValueError, match="at least 1 image"):
+    with refused(ValueError):
         class_accuracy(torch.zeros(3, 3, dtype=torch.int64))
 
 
-def test_bootstrap_of_a_mean_equals_scipy() -> None:
+def test_bootstrap_of_a_mean_equals_scipy(refused) -> None:
     values = draw(40, 1, 6)[:, 0]
     theirs = bootstrap(
         (values.double().numpy(),), np.mean, n_resamples=20_000, method="percentile", rng=0
@@ -134,9 +134,9 @@ def test_bootstrap_of_a_mean_equals_scipy() -> None:
     assert ours.high == pytest.approx(theirs.high, abs=0.02)
     assert ours == bootstrap_mean(values, resamples=20_000)
     assert bootstrap_mean(values[:1]).low == bootstrap_mean(values[:1]).high
-    with pytest.raises(ValueError, match="N >= 1"):
+    with refused(ValueError):
         bootstrap_mean(values[:0])
-    with pytest.raises(ValueError, match="NaN"):
+    with refused(ValueError):
         bootstrap_mean(values * torch.nan)
 
 
@@ -158,11 +158,11 @@ def test_mcnemar_equals_the_exact_binomial(only_first: int, only_second: int) ->
     assert (found.only_first, found.only_second) == (only_first, only_second)
 
 
-def test_mcnemar_refuses_what_are_no_pairs() -> None:
+def test_mcnemar_refuses_what_are_no_pairs(refused) -> None:
     right = torch.ones(4, dtype=torch.bool)
-    with pytest.raises(ValueError, match="no pairs"):
+    with refused(ValueError):
         mcnemar(right, right[:3])
-    with pytest.raises(ValueError, match="takes bool"):
+    with refused(ValueError):
         mcnemar(right, right.long())
 
 
@@ -180,7 +180,7 @@ def test_paired_bootstrap_sees_what_unpaired_ones_miss() -> None:
     assert medians.low < medians.value < medians.high
 
 
-def test_paired_bootstrap_is_right_about_nothing() -> None:
+def test_paired_bootstrap_is_right_about_nothing(refused) -> None:
     same = draw(30, 1, 9)[:, 0]
     equal = paired_bootstrap(same, same)
     assert (equal.value, equal.low, equal.high, equal.p_value) == (0, 0, 0, 1)
@@ -190,7 +190,7 @@ def test_paired_bootstrap_is_right_about_nothing() -> None:
         for s in range(200)
     )
     assert false_alarms <= 22
-    with pytest.raises(ValueError, match="30 and 29 values are no pairs"):
+    with refused(ValueError):
         paired_bootstrap(same, same[:29])
-    with pytest.raises(ValueError, match="second hold NaN"):
+    with refused(ValueError):
         paired_bootstrap(same, same * torch.nan)

@@ -123,24 +123,25 @@ def test_text_is_projected_once_with_the_same_bits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    "changes",
     [
-        ({"levels": ("plain",)}, "same length"),
-        ({"norm_num_groups": 32}, "does not divide 8"),
-        ({"attention_head_dim": 3}, "number of heads"),
-        ({"head_channels": 5}, "head_channels=5 does not divide"),
-        ({"head_channels": 0}, "greater than or equal to 1"),
-        ({"head_channels": -8}, "greater than or equal to 1"),
+        {"levels": ("plain",)},
+        {"norm_num_groups": 32},
+        {"attention_head_dim": 3},
+        {"head_channels": 5},
+        {"head_channels": 0},
+        {"head_channels": -8},
     ],
+    ids=str,
 )
-def test_networks_that_cannot_be_built_are_refused(changes, message) -> None:
+def test_networks_that_cannot_be_built_are_refused(changes: dict, refused) -> None:
     values = {
         "block_out_channels": (8, 16),
         "levels": ("plain", "attention"),
         "norm_num_groups": 4,
         "attention_head_dim": 2,
     }
-    with pytest.raises(ValueError, match=message):
+    with refused(ValueError):
         UNetConfig(**{**values, **changes})
 
 

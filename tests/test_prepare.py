@@ -191,7 +191,7 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(source: Path, tmp_path: Pat
     assert contents(out) == contents(tmp_path / "whole")
 
 
-def test_a_torn_line_of_the_journal_is_cut_off(source: Path, tmp_path: Path) -> None:
+def test_a_torn_line_of_the_journal_is_cut_off(source: Path, tmp_path: Path, refused) -> None:
     direct = config(source, max_damaged=0.1)
     prepare.prepare(direct, tmp_path / "whole")
 
@@ -202,7 +202,7 @@ def test_a_torn_line_of_the_journal_is_cut_off(source: Path, tmp_path: Path) -> 
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         prepare.prepare(direct, out, on_rows=stop)
-    with pytest.raises(InputError, match="is not finished"):
+    with refused(InputError):
         open_images(config(out))
     with (out / "preparing.jsonl").open("ab") as file:
         file.write(b'{"rows": [["train", "x", 1')
@@ -216,7 +216,7 @@ def test_a_torn_line_of_the_journal_is_cut_off(source: Path, tmp_path: Path) -> 
 
 
 def test_no_space_left_half_way_and_then_there_is(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused
 ) -> None:
     direct = config(source, max_damaged=0.1)
     prepare.prepare(direct, tmp_path / "whole")
@@ -231,14 +231,16 @@ def test_no_space_left_half_way_and_then_there_is(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(SfumatoError, match=r"No space left .* goes on from"):
+        with refused(SfumatoError):
             prepare.prepare(direct, out)
     prepare.prepare(direct, out)
     assert contents(out) == contents(tmp_path / "whole")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounts a file system")
-def test_a_full_disk(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused
+) -> None:
     """A real one, of 40 KB, that claims more until it is written to."""
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -247,11 +249,11 @@ def test_a_full_disk(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         pytest.skip("may not mount")
     direct = config(source, max_damaged=0.1)
     try:
-        with pytest.raises(SfumatoError, match=r"GB are to be written, .* GB are free"):
+        with refused(SfumatoError, theirs=r"(?<=, )\S+(?= GB are free)"):
             prepare.prepare(direct, disk / "out")
         usage = namedtuple("usage", "free")
         monkeypatch.setattr(prepare.shutil, "disk_usage", lambda path: usage(1e12))
-        with pytest.raises(SfumatoError, match="No space left"):
+        with refused(SfumatoError):
             prepare.prepare(direct, disk / "out")
         grown = ["mount", "-o", "remount,size=10m", str(disk)]
         subprocess.run(grown, check=True)
@@ -266,28 +268,30 @@ def test_a_full_disk(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_another_source_or_size_is_refused_and_nothing_written(
-    source: Path, tmp_path: Path
+    source: Path, tmp_path: Path, refused
 ) -> None:
     direct, out = config(source, max_damaged=0.1), tmp_path / "out"
     prepare.prepare(direct, out)
     before = contents(out)
-    with pytest.raises(InputError, match=r"prepared with data\.resolution=12, not 20"):
+    with refused(InputError):
         prepare.prepare(config(source, resolution=20, max_damaged=0.1), out)
-    with pytest.raises(InputError, match="prepared from other images"):
+    with refused(InputError):
         prepare.prepare(config("digits"), out)
     shard(source / "train-00001-of-00002.parquet", 100, 41)
-    with pytest.raises(InputError, match="its files have changed since"):
+    with refused(InputError):
         prepare.prepare(direct, out)
-    with pytest.raises(ConfigError, match=r"data\.resolution is 20, but .* prepared with 12"):
+    with refused(ConfigError):
         load_records(config(out, resolution=20), "train")
-    with pytest.raises(ConfigError, match=r"data\.label_column is size, but .* with auto"):
+    with refused(ConfigError):
         load_records(config(out, label_column="size"), "train")
-    with pytest.raises(InputError, match="is prepared already"):
+    with refused(InputError):
         prepare.prepare(config(out, max_damaged=0.1), tmp_path / "twice")
     assert contents(out) == before
 
 
-def test_a_source_that_changes_before_it_goes_on_is_refused(source: Path, tmp_path: Path) -> None:
+def test_a_source_that_changes_before_it_goes_on_is_refused(
+    source: Path, tmp_path: Path, refused
+) -> None:
     out = tmp_path / "out"
 
     def stop(done: int, total: int) -> None:
@@ -298,75 +302,76 @@ def test_a_source_that_changes_before_it_goes_on_is_refused(source: Path, tmp_pa
         prepare.prepare(config(source, max_damaged=0.1), out, on_rows=stop)
     shard(source / "train-00001-of-00002.parquet", 100, 44)
     before = contents(out)
-    with pytest.raises(InputError, match="its files have changed since"):
+    with refused(InputError):
         prepare.prepare(config(source, max_damaged=0.1), out)
     assert contents(out) == before
 
 
-def test_a_folder_with_other_things_is_refused(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"holds .*parquet.*; nothing is written over"):
+def test_a_folder_with_other_things_is_refused(source: Path, tmp_path: Path, refused) -> None:
+    with refused(InputError):
         prepare.prepare(config(tmp_path / "source"), source)
     (tmp_path / "mine").mkdir()
     np.save(tmp_path / "mine" / IMAGES, np.arange(5))  # the same name, but not ours
     before = contents(tmp_path / "mine")
-    with pytest.raises(InputError, match=r"holds images\.npy, which is not of a prepared data set"):
+    with refused(InputError):
         prepare.prepare(config(source, max_damaged=0.1), tmp_path / "mine")
     assert contents(tmp_path / "mine") == before
     (tmp_path / "file").write_text("x")
-    with pytest.raises(InputError, match="is a file"):
+    with refused(InputError):
         prepare.prepare(config(source), tmp_path / "file")
 
 
-def test_too_much_damage_ends_early_and_can_be_allowed(source: Path, tmp_path: Path) -> None:
+def test_too_much_damage_ends_early_and_can_be_allowed(
+    source: Path, tmp_path: Path, refused
+) -> None:
     told: list[int] = []
-    with pytest.raises(DamagedDataError, match="2 of 80 rows cannot be used") as error:
+    with refused(DamagedDataError):
         prepare.prepare(config(source), tmp_path / "out", on_rows=lambda done, _: told.append(done))
-    assert "row 3: no image" in error.value.what
     assert told == [0]
     prepare.prepare(config(source, max_damaged=0.1), tmp_path / "out")
     prepare.prepare(config(source, max_damaged=0.1), tmp_path / "whole")
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_files_of_two_versions_are_refused(source: Path, tmp_path: Path) -> None:
+def test_files_of_two_versions_are_refused(source: Path, tmp_path: Path, refused) -> None:
     changed = source / "train-00001-of-00002.parquet"
     shard(changed, 100, 40, names=["dog", "cat", "ice_cream"])
-    with pytest.raises(InputError, match="column 'label' has other classes than in the first file"):
+    with refused(InputError):
         prepare.prepare(config(source), tmp_path / "out")
     shard(changed, 100, 40, labels=["cat"] * 40)
-    with pytest.raises(InputError, match=r"another type \(text, whole numbers\)"):
+    with refused(InputError):
         prepare.prepare(config(source), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_altered_files_are_found(source: Path, tmp_path: Path) -> None:
+def test_altered_files_are_found(source: Path, tmp_path: Path, refused) -> None:
     direct, out = config(source, max_damaged=0.1), tmp_path / "out"
     prepare.prepare(direct, out)
     assert prepare.prepare(direct, out).already
     file = out / IMAGES
     whole = file.read_bytes()
     file.write_bytes(whole[:-300] + bytes([whole[-300] ^ 1]) + whole[-299:])
-    with pytest.raises(DamagedDataError, match=r"images \d+-98 are not as they were written"):
+    with refused(DamagedDataError):
         prepare.prepare(direct, out)
     file.write_bytes(whole[:-1])
-    with pytest.raises(DamagedDataError, match="cut short"):
+    with refused(DamagedDataError):
         open_images(config(out))
     file.write_bytes(whole)
     values = json.loads((out / MANIFEST).read_text())
     (out / MANIFEST).write_text(json.dumps({**values, "format": 0}))
-    with pytest.raises(InputError, match="another version"):
+    with refused(InputError):
         open_images(config(out))
     (out / MANIFEST).write_text("{}")
-    with pytest.raises(DamagedDataError, match="not what `sfumato prepare` wrote"):
+    with refused(DamagedDataError):
         open_images(config(out))
 
 
-def test_two_passes_at_once_are_refused(source: Path, tmp_path: Path) -> None:
+def test_two_passes_at_once_are_refused(source: Path, tmp_path: Path, refused) -> None:
     direct, out = config(source, max_damaged=0.1), tmp_path / "out"
 
     def second(done: int, total: int) -> None:
         if done == 48:
-            with pytest.raises(InputError, match="Another `sfumato prepare` is writing"):
+            with refused(InputError):
                 prepare.prepare(direct, out)
 
     prepare.prepare(direct, out, on_rows=second)

@@ -187,29 +187,29 @@ def test_times_of_a_rectified_flow_are_uniform_and_never_clean() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(PROCESSES))
-def test_a_process_is_written_and_read_back(name: str) -> None:
+def test_a_process_is_written_and_read_back(name: str, refused) -> None:
     process = PROCESSES[name]()
     assert process_from_dict(process.to_dict()) == process
     assert process.to_dict()["process"] == name
-    with pytest.raises(ValueError, match="unknown process"):
+    with refused(ValueError):
         process_from_dict({"process": "reversed"})
 
 
 @pytest.mark.parametrize(
-    ("setting", "word"),
+    "setting",
     [
-        ("sampling.sampler=DPMSolver++", "rectified_flow"),
-        ("sampling.timestep_spacing=linspace", "trailing"),
-        ("diffusion.beta_schedule=linear", "beta_schedule"),
-        ("diffusion.prediction_type=epsilon", "prediction_type"),
+        "sampling.sampler=DPMSolver++",
+        "sampling.timestep_spacing=linspace",
+        "diffusion.beta_schedule=linear",
+        "diffusion.prediction_type=epsilon",
     ],
 )
-def test_what_a_rectified_flow_refuses(setting: str, word: str) -> None:
+def test_what_a_rectified_flow_refuses(setting: str, refused) -> None:
     flow = ["diffusion.process=rectified_flow", "sampling.sampler=Heun"]
     assert load_experiment("digits", flow).diffusion == FLOW
-    with pytest.raises(ConfigError, match=word):
+    with refused(ConfigError):
         load_experiment("digits", [*flow, setting])
-    with pytest.raises(InputError, match="trailing"):
+    with refused(InputError):
         build_solver(FLOW, Sampling(sampler="Euler", timestep_spacing="leading"))
 
 
@@ -272,10 +272,10 @@ def test_samplers_start_at_zero_terminal_snr(name: str, digits8) -> None:
     assert bool((ideal.nearest_labels(sampled.x0) == labels).all())
 
 
-def test_a_sampler_without_the_flag_refuses_zero_terminal_snr(monkeypatch) -> None:
+def test_a_sampler_without_the_flag_refuses_zero_terminal_snr(monkeypatch, refused) -> None:
     monkeypatch.setitem(SCHEDULERS, "Heun", Sampler(scheduler_class="HeunDiscreteScheduler"))
     assert process_of_scheduler(build_scheduler("Heun", VariancePreserving())) == (
         VariancePreserving()
     )
-    with pytest.raises(ConfigError, match="cannot start at zero terminal SNR"):
+    with refused(ConfigError):
         build_scheduler("Heun", rescaled())

@@ -243,20 +243,20 @@ def test_ddim_and_euler_are_the_same_steps(digits8) -> None:
     torch.testing.assert_close(ddim, euler, rtol=0, atol=1e-4)
 
 
-def test_what_a_solver_refuses() -> None:
+def test_what_a_solver_refuses(refused) -> None:
     import diffusers
 
-    with pytest.raises(InputError, match="991 noise levels"):
+    with refused(InputError):
         build_solver(COSINE, Sampling(sampler="Heun", steps=1000))
     karras = diffusers.EulerDiscreteScheduler.from_config(
         build_scheduler("Heun", COSINE).config, use_karras_sigmas=True
     )
-    with pytest.raises(InputError, match="use_karras_sigmas"):
+    with refused(InputError):
         build_solver(COSINE, Sampling(sampler="Euler", steps=10), scheduler=karras)
     solver = build_solver(
         COSINE, Sampling(sampler="EulerAncestral", steps=2), generators=generators_from_seeds([0])
     )
-    with pytest.raises(AssertionError, match="one generator an image"):
+    with refused(AssertionError):
         solver.step(torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 4, 4), index=0)
 
 
@@ -505,7 +505,7 @@ def test_samples_are_ordinary_tensors(small_model: Model) -> None:
         assert not images.is_inference()  # those of inference mode cannot be changed
 
 
-def test_one_prompt_or_one_seed_is_repeated(small_model: Model) -> None:
+def test_one_prompt_or_one_seed_is_repeated(small_model: Model, refused) -> None:
     prompts = ["A handwritten digit 3"] * 3
     several = small_model.sample(prompts, [4, 5, 6], steps=1)
     assert torch.equal(small_model.sample(prompts[0], [4, 5, 6], steps=1).tensor, several.tensor)
@@ -514,11 +514,11 @@ def test_one_prompt_or_one_seed_is_repeated(small_model: Model) -> None:
     assert all(torch.equal(image, several.tensor[0]) for image in one_seed.tensor)
     assert len(small_model.sample(prompts[0], steps=1)) == 1
     for bad in (((), 0), (prompts, ()), (prompts, [0, 1]), (prompts[0], -1), (prompts[0], 2**63)):
-        with pytest.raises(InputError):
+        with refused(InputError):
             small_model.sample(*bad, steps=1)
 
 
-def test_a_model_is_not_changed_by_other_settings(small_model: Model) -> None:
+def test_a_model_is_not_changed_by_other_settings(small_model: Model, refused) -> None:
     before = small_model.sampling
     assert small_model.with_() is small_model
     other = small_model.with_(guidance=7, form="rescaled", sampler="heun", steps=3)
@@ -527,7 +527,7 @@ def test_a_model_is_not_changed_by_other_settings(small_model: Model) -> None:
     assert small_model.sampling == before
     assert other.nfe() == 2 * (2 * 3 - 1)
     for bad in ({"guidance": -1}, {"guidance": 1001}, {"steps": 0}, {"sampler": "Hun"}):
-        with pytest.raises(InputError):
+        with refused(InputError):
             small_model.with_(**bad)
 
 

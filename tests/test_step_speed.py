@@ -55,7 +55,7 @@ def test_a_step_reads_nothing(settings, tmp_path) -> None:
 
 
 def test_the_mode_of_this_file_sees_reads() -> None:
-    with pytest.raises(AssertionError, match="reads a value"), Asynchronous():
+    with pytest.raises(AssertionError), Asynchronous():
         float(torch.ones(1) + 1)
 
 

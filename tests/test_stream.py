@@ -1,5 +1,6 @@
 """Streaming from Parquet: the order, the same batches for any ranks and workers, damage, resume."""
 
+import contextlib
 from collections import Counter
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from sfumato.data.sources.parquet_pages import index_images
 from sfumato.data.streaming.decoder import StreamedRecords
 from sfumato.data.streaming.order import BUFFER_IMAGES, STREAMS, WINDOW_IMAGES, StreamOrder
 from sfumato.data.streaming.stream import StreamBatches, open_stream
+from tests.messages import IN_BRACKETS
 from tests.pictures import encoded, noise, write_parquet
 
 CPU = torch.device("cpu")
@@ -229,11 +231,14 @@ def test_the_window_may_be_far_smaller_than_the_data(tmp_path, monkeypatch, work
         assert len(stream._ready) <= 4 * STREAMS
 
 
-def test_a_dead_worker_is_an_error_that_says_so(folder: Path) -> None:
+def test_a_dead_worker_is_an_error_that_says_so(folder: Path, refused) -> None:
     stream = batches(open_stream(config(folder), "train"), workers=1)
     stream.at(0)
-    stream._decoded[0]._workers[0].kill()
-    with pytest.raises(SfumatoError, match="worker process"):
+    worker = stream._decoded[0]._workers[0]
+    with contextlib.suppress(RuntimeError):  # torch raises it from a signal handler, anywhere
+        worker.kill()
+        worker.join()
+    with refused(SfumatoError, theirs=IN_BRACKETS):
         run_through(stream, range(16, 16_000, 16))
 
 
@@ -286,18 +291,17 @@ def test_a_damaged_image_is_replaced_by_the_next_good_one(damaged: Path, workers
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_too_much_damage_ends_the_run_with_its_rows(damaged: Path, workers: int) -> None:
+def test_too_much_damage_ends_the_run_with_its_rows(damaged: Path, workers: int, refused) -> None:
     records = open_stream(config(damaged, max_damaged=0.1, test_share=0.02), "train")
     stream = batches(records, workers=workers)
-    with pytest.raises(DamagedDataError, match=r"rows cannot be used .*10 % are skipped") as caught:
+    with refused(DamagedDataError):
         run_through(stream, range(0, 240, 16))
-    assert "train.parquet, row" in str(caught.value)
 
 
-def test_missing_labels_are_found_before_training(damaged: Path) -> None:
+def test_missing_labels_are_found_before_training(damaged: Path, refused) -> None:
     records = open_stream(config(damaged, test_share=0.02), "train")
     assert [(item.number, item.reason) for item in records.damage] == [(70, "no label")]
-    with pytest.raises(DamagedDataError, match="row 70: no label"):
+    with refused(DamagedDataError):
         open_stream(config(damaged, test_share=0.02, max_damaged=0.0), "train")
 
 
@@ -316,11 +320,11 @@ def test_loading_is_chosen_by_size(folder: Path, monkeypatch) -> None:
     assert same(made.at(32), batches(records).at(32))
 
 
-def test_what_cannot_be_streamed_says_so(folder: Path) -> None:
-    with pytest.raises(ConfigError, match=r"data.loading=stream reads Parquet; digits is .*memory"):
+def test_what_cannot_be_streamed_says_so(folder: Path, refused) -> None:
+    with refused(ConfigError):
         open_training(config("digits", channels=1, loading="stream"))
     records = open_stream(config(folder), "train")
-    with pytest.raises(ConfigError, match=r"cannot be shared by 3 processes.*divides 32"):
+    with refused(ConfigError):
         batches(records, batch_size=15, world_size=3)
-    with pytest.raises(ConfigError, match="16 images cannot be shared by 3 ranks"):
+    with refused(ConfigError):
         batches(records, world_size=3)

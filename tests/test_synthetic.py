@@ -70,8 +70,8 @@ def test_everything_says_that_it_is_synthetic(folder: Path) -> None:
     assert "No painting in here was painted" in (folder / "README.md").read_text()
 
 
-def test_our_reader_sees_styles_and_asks_which_label(folder: Path) -> None:
-    with pytest.raises(InputError, match="artist, genre, style"):
+def test_our_reader_sees_styles_and_asks_which_label(folder: Path, refused) -> None:
+    with refused(InputError):
         open_images(DataConfig(source=str(folder)))
     config = DataConfig(
         source=str(folder), label_column="style", resolution=32, channels=3, caption="{class_name}"
@@ -132,16 +132,18 @@ def test_the_same_seed_gives_the_same_bytes_and_goes_on_after_a_kill(
     assert first.stat().st_mtime_ns == made
 
 
-def test_other_settings_and_strange_files_are_refused(folder: Path, tmp_path: Path) -> None:
+def test_other_settings_and_strange_files_are_refused(
+    folder: Path, tmp_path: Path, refused
+) -> None:
     before = hashes(folder)
     for other in (Synthesis(files=2, rows=16, row_group=6, seed=3), Synthesis(files=3, rows=16)):
-        with pytest.raises(InputError, match="made with other settings; nothing is written over"):
+        with refused(InputError):
             synthesize(folder, other)
     assert hashes(folder) == before
     (tmp_path / "letter.txt").write_text("dear")
-    with pytest.raises(InputError, match=r"holds letter\.txt, not of this data set"):
+    with refused(InputError):
         synthesize(tmp_path, SMALL)
-    with pytest.raises(InputError, match="rows is 0; it is 1 or more"):
+    with refused(InputError):
         Synthesis(rows=0)
 
 

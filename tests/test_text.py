@@ -19,6 +19,7 @@ from sfumato.text.encoder import TruncatedPromptWarning, warn_of_cut_prompts
 from sfumato.text.opening import load_text_encoder
 from sfumato.text.prompts import PromptBank
 from tests.memory import run_alone
+from tests.messages import IN_BRACKETS
 
 
 @pytest.fixture(scope="module")
@@ -97,21 +98,20 @@ def test_a_folder_serves_as_encoder(encoder, tmp_path) -> None:
 
 # Not there, or not whole --------------------------------------------------------------------------
 
-WAYS = ("download once", "text.encoder=FOLDER", "text.encoder=bundled")
 
+@pytest.fixture
+def not_loaded(refused):
+    """Loading is refused at once, and draws nothing."""
 
-def refused(name: object, error: type[SfumatoError], *words: str) -> None:
-    """Loading ends with `words` and three ways out, at once, and draws nothing."""
-    before = torch.get_rng_state()
-    started = time.monotonic()
-    with pytest.raises(error) as caught:
-        load_text_encoder(TextConfig(encoder=str(name), max_tokens=8))
-    assert time.monotonic() - started < 4
-    for part in words:
-        assert part in caught.value.what
-    for way in WAYS:
-        assert way in caught.value.hint
-    assert torch.equal(torch.get_rng_state(), before)
+    def check(name: object, error: type[SfumatoError], theirs: str = "") -> None:
+        before = torch.get_rng_state()
+        started = time.monotonic()
+        with refused(error, theirs):
+            load_text_encoder(TextConfig(encoder=str(name), max_tokens=8))
+        assert time.monotonic() - started < 4
+        assert torch.equal(torch.get_rng_state(), before)
+
+    return check
 
 
 @pytest.fixture
@@ -131,70 +131,69 @@ def no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "~/no such", "runs/clip/clip"])
-def test_a_folder_that_does_not_exist_is_not_asked_of_the_hub(name: str, monkeypatch) -> None:
+def test_a_folder_that_does_not_exist_is_not_asked_of_the_hub(
+    name: str, monkeypatch, not_loaded
+) -> None:
     monkeypatch.setattr(
         "huggingface_hub.HfApi.model_info", lambda *_, **__: pytest.fail("the Hub was asked")
     )
-    refused(name, InputError, f"the folder {name} does not exist")
+    not_loaded(name, InputError)
 
 
-def test_a_mistyped_name_or_folder(tmp_path: Path, monkeypatch, no_hub: Path) -> None:
-    with pytest.raises(InputError, match=r"'bundeld'.*Did you mean 'bundled'"):
+def test_a_mistyped_name_or_folder(
+    tmp_path: Path, monkeypatch, no_hub: Path, refused, not_loaded
+) -> None:
+    with refused(InputError):
         load_text_encoder(TextConfig(encoder="bundeld"))
     (tmp_path / "runs").mkdir()
     (tmp_path / "config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
-    refused("runs/clip", InputError, "there is no folder 'clip' in runs")
-    with pytest.raises(InputError, match="Give the folder that it lies in"):
+    not_loaded("runs/clip", InputError)
+    with refused(InputError):
         load_text_encoder(TextConfig(encoder=str(tmp_path / "config.json")))
 
 
 @pytest.mark.parametrize("offline", [False, True])
-def test_without_a_network_the_answer_is_quick(offline: bool, monkeypatch, no_hub: Path) -> None:
+def test_without_a_network_the_answer_is_quick(
+    offline: bool, monkeypatch, no_hub: Path, not_loaded
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
-    refused("openai/clip-vit-base-patch32", InputError, "could not be fetched from the Hub")
+    not_loaded("openai/clip-vit-base-patch32", InputError, IN_BRACKETS)
 
 
-@pytest.mark.parametrize(
-    ("missing", "said"),
-    [
-        ("tokenizer.json", "the tokenizer (tokenizer.json, or vocab.json with merges.txt)"),
-        ("model.safetensors", "the weights (model.safetensors or pytorch_model.bin)"),
-        ("config.json", "config.json"),
-    ],
-)
-def test_a_folder_that_is_incomplete(folder: Path, missing: str, said: str) -> None:
+@pytest.mark.parametrize("missing", ["tokenizer.json", "model.safetensors", "config.json"])
+def test_a_folder_that_is_incomplete(folder: Path, missing: str, not_loaded) -> None:
     """Without its vocabulary transformers would make a tokenizer that knows no word."""
     (folder / missing).unlink()
-    refused(folder, InputError, f"{folder} is incomplete. It lacks: {said}.")
+    not_loaded(folder, InputError)
 
 
-def test_an_empty_folder(tmp_path: Path) -> None:
-    refused(tmp_path, InputError, f"{tmp_path} is empty", "tokenizer", "weights", "config.json")
+def test_an_empty_folder(tmp_path: Path, not_loaded) -> None:
+    not_loaded(tmp_path, InputError)
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "config.json"])
-def test_a_file_cut_short(folder: Path, file: str) -> None:
+def test_a_file_cut_short(folder: Path, file: str, not_loaded) -> None:
     (folder / file).write_bytes((folder / file).read_bytes()[:-100])
-    refused(folder, DamagedDataError, f"The text encoder in {folder} cannot be read (")
+    not_loaded(folder, DamagedDataError, IN_BRACKETS)
 
 
-def test_a_pointer_of_git_lfs_is_named(folder: Path) -> None:
+def test_a_pointer_of_git_lfs_is_named(folder: Path, not_loaded) -> None:
     (folder / "model.safetensors").write_text(
         "version https://git-lfs.github.com/spec/v1\nsize 5\n"
     )
-    refused(folder, DamagedDataError, "model.safetensors is a pointer of Git LFS")
+    not_loaded(folder, DamagedDataError)
 
 
 @pytest.mark.parametrize("how", ["missing", "of another shape"])
-def test_weights_are_never_drawn_at_random(folder: Path, how: str) -> None:
+def test_weights_are_never_drawn_at_random(folder: Path, how: str, not_loaded) -> None:
     weights = load_file(folder / "model.safetensors")
     name = "encoder.layers.0.mlp.fc1.weight"
     value = weights.pop(name)
     if how != "missing":
         weights[name] = value[:-1].contiguous()
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    refused(folder, DamagedDataError, "1 of its weights are missing or", name)
+    not_loaded(folder, DamagedDataError)
 
 
 def test_a_whole_clip_serves_with_its_text_half(encoder, folder: Path, capsys) -> None:
@@ -218,7 +217,7 @@ def test_a_whole_clip_serves_with_its_text_half(encoder, folder: Path, capsys) -
     assert torch.equal(other.encode(prompts), encoder.encode(prompts))
 
 
-def test_the_hub_is_asked_once(folder: Path, no_hub: Path, monkeypatch) -> None:
+def test_the_hub_is_asked_once(folder: Path, no_hub: Path, monkeypatch, not_loaded) -> None:
     """What is needed is fetched; from then on the cache answers, and nobody is asked."""
     others = ("pytorch_model.bin", "tf_model.h5", "README.md", "preprocessor_config.json")
     there = [*(path.name for path in folder.iterdir()), *others]
@@ -247,20 +246,20 @@ def test_the_hub_is_asked_once(folder: Path, no_hub: Path, monkeypatch) -> None:
     assert first.identity == again.identity
     assert first.identity.startswith("owner/clip sha256:")
     (home / "snapshots" / ("0" * 40) / "tokenizer.json").unlink()
-    refused("owner/clip", InputError, "could not be fetched")
+    not_loaded("owner/clip", InputError, IN_BRACKETS)
 
 
-def test_a_repository_of_another_kind(no_hub: Path, monkeypatch) -> None:
+def test_a_repository_of_another_kind(no_hub: Path, monkeypatch, not_loaded) -> None:
     monkeypatch.setattr(
         "huggingface_hub.HfApi.model_info",
         lambda *_, **__: SimpleNamespace(siblings=[SimpleNamespace(rfilename="README.md")]),
     )
-    refused("owner/words", InputError, "owner/words of the Hub holds no model")
+    not_loaded("owner/words", InputError)
 
 
 @pytest.mark.parametrize("max_tokens", [1, 78])
-def test_token_length_out_of_range(max_tokens: int) -> None:
-    with pytest.raises(InputError, match="2 to 77"):
+def test_token_length_out_of_range(max_tokens: int, refused) -> None:
+    with refused(InputError):
         load_text_encoder(TextConfig(max_tokens=max_tokens))
 
 
@@ -302,17 +301,16 @@ def test_above_the_bound_the_bank_lies_in_a_file_and_serves_the_same() -> None:
     assert torch.equal(inside.tokens(rows), outside.tokens(rows))
 
 
-def test_a_cut_prompt_is_named_with_what_it_lost(encoder) -> None:
-    with pytest.warns(TruncatedPromptWarning, match=r"lost 'blue ink'") as caught:
+def test_a_cut_prompt_is_named_with_what_it_lost(encoder, warned) -> None:
+    with warned(TruncatedPromptWarning):
         PromptBank(encoder, ["A handwritten digit 3 7 in blue ink", "A handwritten digit 3"])
-    assert len(caught) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         PromptBank(encoder, ["A handwritten digit 3"])
 
 
-def test_a_long_or_odd_prompt_does_not_flood_the_warning() -> None:
-    with pytest.warns(TruncatedPromptWarning) as caught:
+def test_a_long_or_odd_prompt_does_not_flood_the_warning(warned) -> None:
+    with warned(TruncatedPromptWarning) as caught:
         warn_of_cut_prompts({"word " * 500: "word " * 490, "a\x1b[31m\nb": "c"}, 8)
     message = str(caught[0].message)
     assert len(message) < 400

@@ -20,6 +20,7 @@ from sfumato.training.optimizer import learning_rate
 from sfumato.training.records import read_records
 from sfumato.training.state import load_state, save_state
 from sfumato.training.step import dropped_captions, random_flips
+from tests.messages import THIS_MACHINE
 
 TINY = [
     "data.resolution=8",
@@ -126,14 +127,14 @@ def test_a_request_to_stop_saves_and_the_run_goes_on_exactly(unbroken, tmp_path)
     assert equal_states(final_state(tmp_path / "run"), final_state(unbroken))
 
 
-def test_a_run_started_elsewhere_goes_on_with_a_warning(tmp_path) -> None:
+def test_a_run_started_elsewhere_goes_on_with_a_warning(tmp_path, warned) -> None:
     with pytest.raises(SystemExit):
         run_experiment(tiny(), tmp_path / "run", hooks=[StopAfter(3)])
     file = tmp_path / "run" / "checkpoints" / "images-000000032" / "state.json"
     recorded = json.loads(file.read_text())
     recorded["environment"]["threads"] = 99
     file.write_text(json.dumps(recorded))
-    with pytest.warns(ResumeWarning, match="threads 99 ->"):
+    with warned(ResumeWarning, theirs=THIS_MACHINE):
         assert prepare_run(tiny(), tmp_path / "run").images_seen == 32
 
 
@@ -271,13 +272,12 @@ def test_a_checkpoint_at_an_epoch_is_the_first_step_at_or_after_it_and_is_kept(t
     assert kept[1].state["position"] == {"epoch": 2, "seed": 0, "samples": 206}
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tmp_path) -> None:
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tmp_path, refused) -> None:
     run = prepare_run(tiny(), tmp_path / "run")
     before = {name: value.clone() for name, value in run.objective.network.state_dict().items()}
     run.objective.bank.tokens = lambda rows: torch.full((len(rows), 8, 512), torch.nan)
-    with pytest.raises(TrainingError, match="no longer finite after 0 images") as caught:
+    with refused(TrainingError):
         run.take_step()
-    assert "lr" in caught.value.hint
     after = run.objective.network.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     moments = run.objective.optimizer.state_dict()["state"]

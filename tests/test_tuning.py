@@ -63,7 +63,7 @@ def test_the_choice_is_the_closest_of_those_that_are_accurate_enough() -> None:
     assert choice_of([A, D], "front", least_accuracy=0.999) is D
 
 
-def test_rounds_spend_the_budget_on_ever_fewer_candidates() -> None:
+def test_rounds_spend_the_budget_on_ever_fewer_candidates(refused) -> None:
     rounds = rounds_of(8, 3000, least=64)
     assert [left for left, _ in rounds] == [8, 4, 2]
     assert all(count % 32 == 0 for _, count in rounds)
@@ -73,11 +73,11 @@ def test_rounds_spend_the_budget_on_ever_fewer_candidates() -> None:
         before = count
     assert 2000 < sampled <= 3000
     assert rounds_of(1, 100, least=64) == [(1, 96)]
-    with pytest.raises(InputError, match="--budget"):
+    with refused(InputError):
         rounds_of(8, 500, least=64)
 
 
-def test_candidates_have_as_many_steps_as_their_nfe_allows(small_model: Model) -> None:
+def test_candidates_have_as_many_steps_as_their_nfe_allows(small_model: Model, refused) -> None:
     found = candidates_of(
         small_model,
         scales=(0, 1, 3),
@@ -100,7 +100,7 @@ def test_candidates_have_as_many_steps_as_their_nfe_allows(small_model: Model) -
     for one in found:
         model = replace(small_model, sampling=one.sampling)
         assert model.sample("A handwritten digit 1", 0).nfe == one.nfe <= 20
-    with pytest.raises(InputError, match="too few for a step"):
+    with refused(InputError):
         candidates_of(small_model, scales=(3,), forms=(CFG,), samplers=("DDIM",), nfe=1)
 
 
@@ -140,13 +140,13 @@ def test_a_tuned_run_samples_with_the_choice(sfumato, run: Path, tmp_path: Path)
     assert own.provenance["average"] == "average"
 
 
-def test_another_average_is_other_weights(run: Path) -> None:
+def test_another_average_is_other_weights(run: Path, refused) -> None:
     model, other = load(run, device="cpu"), load(run, device="cpu", average="average-50")
     assert other.provenance["average"] == "average-50"
     assert other.provenance["weights_sha256"] != model.provenance["weights_sha256"]
     first, second = model.network.state_dict(), other.network.state_dict()
     assert any(not torch.equal(first[name], second[name]) for name in first)
-    with pytest.raises(InputError, match="average, average-50"):
+    with refused(InputError):
         load(run, device="cpu", average="average-1000")
 
 

@@ -113,10 +113,14 @@ def _explain(section: type[Section], problem: Any) -> str:
     if problem["type"] == "union_tag_invalid":
         tag, known = problem["ctx"]["tag"], problem["ctx"]["expected_tags"]
         return f"{name}.process: '{tag}' is not one of {known}."
+    if problem["type"] in _UNKNOWN and name in settings_of(section):
+        return f"{name}: the process that was chosen has no such setting."
     if problem["type"] in _UNKNOWN:
         parent, _, key = f".{name}".rpartition(".")
         siblings = [one for one in settings_of(section) if f".{one}".rpartition(".")[0] == parent]
         return f"{name}: no such setting. {nearest(key, [s.rpartition('.')[2] for s in siblings])}"
+    if problem["type"] == "model_type":
+        return f"{name}: a section of settings cannot be one value (got {problem['input']!r})."
     if problem["type"] == "missing":
         return f"{name}: this setting is required."
     if problem["type"] in _OUT_OF_RANGE:
@@ -124,7 +128,7 @@ def _explain(section: type[Section], problem: Any) -> str:
         bound = int(bound) if bound == int(bound) else bound  # 1000, not 1000.0
         must_be = _OUT_OF_RANGE[problem["type"]].format(bound)
         return f"{name}: must be {must_be} (got {problem['input']!r})."
-    message = problem["msg"].removeprefix("Value error, ").rstrip(".")
+    message = problem["msg"].removeprefix("Value error, ").partition(", unable to")[0].rstrip(".")
     # A rule over a whole section names the setting itself; the section's values would bury it.
     got = "" if isinstance(problem["input"], dict) else f" (got {problem['input']!r})"
     text = f"{name}: " * bool(name) + f"{message[0].lower()}{message[1:]}{got}"

@@ -81,7 +81,9 @@ def compare(
     `InputError` for fewer than 7 pairs.
     """
     if pairs < LEAST_PAIRS:
-        raise InputError(f"{pairs} pairs of timings are too few.", hint=f"Give {LEAST_PAIRS}.")
+        raise InputError(
+            f"{pairs} pairs of timings are too few.", hint=f"Give {LEAST_PAIRS} or more."
+        )
     contenders = {"ours": ours, "plain": plain}
     seconds: dict[str, list[float]] = {key: [] for key in contenders}
     for pair in range(-1, pairs):

@@ -57,9 +57,9 @@ class Synthesis:
     def __post_init__(self) -> None:
         for name in ("files", "rows", "row_group"):
             if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it is 1 or more.")
+                raise InputError(f"{name} must be 1 or more (got {getattr(self, name)}).")
         if self.seed < 0:
-            raise InputError(f"seed is {self.seed}; it is 0 or more.")
+            raise InputError(f"seed must be 0 or more (got {self.seed}).")
         if self.order not in ("sorted", "mixed"):
             raise InputError(f"There is no order '{self.order}'.", hint="Choose sorted or mixed.")
 
@@ -237,9 +237,9 @@ def _refuse_others(folder: Path, synthesis: Synthesis) -> None:
             except (pa.ArrowException, OSError):
                 made_by = None
         if path.name not in names or made_by != _made_by(synthesis):
-            what = "made with other settings" if made_by else "not of this data set"
+            what = "made with other settings" if made_by else "which is not of this data set"
             raise InputError(
-                f"{folder} holds {path.relative_to(folder)}, {what}; nothing is written over.",
+                f"{folder} holds {path.relative_to(folder)}, {what}; nothing was overwritten.",
                 hint="Give a new folder, or the settings that it was begun with (its README.md "
                 "has them).",
             )

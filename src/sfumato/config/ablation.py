@@ -45,7 +45,7 @@ class Ablation(Section):
     def _has_base(self) -> "Ablation":
         if self.base not in self.variants:
             variants = ", ".join(self.variants)
-            raise ValueError(f"base '{self.base}' is none of the variants: {variants}")
+            raise ValueError(f"base '{self.base}' is not one of the variants: {variants}")
         return self
 
     def experiment(

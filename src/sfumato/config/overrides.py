@@ -44,7 +44,10 @@ def read_named(
     if name.endswith((".yaml", ".yml")) or os.sep in name:
         path = Path(name)
         if not path.is_file():
-            raise InputError(f"{path} is not a file.", hint=f"Give the name of a {kind} or a file.")
+            raise InputError(
+                f"{path} is not a file.",
+                hint=f"Give a YAML file, or the name of one of the {kind}s that come with sfumato.",
+            )
         text, source = read_text(path), str(path)
     elif name in names:
         text, source = (folder / f"{name}.yaml").read_text("utf-8"), f"{kind} '{name}'"
@@ -81,7 +84,10 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text("utf-8")
     except (UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path} cannot be read as text: {error}.") from error
+        raise ConfigError(
+            f"{path} cannot be read as text: {error}.",
+            hint="Give a file of text in UTF-8 that you may read.",
+        ) from error
 
 
 def parse_yaml(text: str, source: str) -> dict[str, Any]:
@@ -97,7 +103,11 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
             hint="Check indentation, colons and quotes there.",
         ) from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{source}: expected `key: value` lines, found {type(values).__name__}.")
+        found = "nothing" if values is None else "something else"
+        raise ConfigError(
+            f"{source}: expected lines of `key: value`, found {found}.",
+            hint="Begin with `name: NAME`, for example.",
+        )
     return values
 
 

@@ -191,7 +191,7 @@ class AveragingConfig(Section):
     @classmethod
     def _each_once(cls, values: tuple[float, ...]) -> tuple[float, ...]:
         if len(set(values)) < len(values):
-            raise ValueError("one is given twice")
+            raise ValueError("each may be given once only")
         return values
 
 
@@ -377,9 +377,9 @@ class EvaluationConfig(Section):
     @classmethod
     def _each_once(cls, value: tuple[object, ...]) -> tuple[object, ...]:
         if not value:
-            raise ValueError("give at least one")
+            raise ValueError("at least one is needed")
         if len(set(value)) < len(value):
-            raise ValueError("one is given twice")
+            raise ValueError("each may be given once only")
         return value
 
     @field_validator("reference_count")

@@ -113,7 +113,7 @@ def _pair(data: tuple[Any, ...]) -> tuple[Any, Sequence[Any]]:
     images, captions = data
     if len(images) != len(captions):
         raise InputError(
-            f"{len(images):,} images and {len(captions):,} captions.",
+            f"The number of images, {len(images):,}, is not that of captions, {len(captions):,}.",
             hint="Give one caption for each image.",
         )
     return images, captions

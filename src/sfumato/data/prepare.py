@@ -146,8 +146,8 @@ def _claim(out: Path, settings: Settings) -> Manifest | None:
     there = sorted(path for path in out.iterdir() if not is_temporary(path))
     if strange := [path.name for path in there if not _is_own(path, begun=begun)]:
         raise InputError(
-            f"{out} holds {strange[0]}, which is not of a prepared data set; nothing is written "
-            "over.",
+            f"{out} holds {strange[0]}, which is not of a prepared data set; nothing was "
+            "overwritten.",
             hint="Give a new folder.",
         )
     return None

@@ -211,8 +211,9 @@ def read_manifest(folder: Path) -> Manifest:
         checksums = [(int(count), int(crc)) for count, crc in values.pop("checksums")]
         return Manifest(settings=settings, checksums=checksums, **pairs, **values)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
+        why = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise DamagedDataError(
-            f"{folder / MANIFEST} is not what `sfumato prepare` wrote ({error}).",
+            f"{folder / MANIFEST} is not what `sfumato prepare` wrote ({why}).",
             hint="Prepare the source again, into a new folder.",
         ) from error
 

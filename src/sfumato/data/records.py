@@ -192,7 +192,7 @@ def check_damage(damage: Sequence[Damage], count: int, config: DataConfig) -> No
         return
     lines = "\n  ".join(list_damage(damage, most=_SHOWN_DAMAGE))
     share = f"{100 * len(damage) / count:.3g} %"
-    allowed = f"{100 * config.max_damaged:g} % are skipped"
+    allowed = f"up to {100 * config.max_damaged:g} % are skipped"
     if len(damage) == count:
         allowed = "no image is left"
     if all(item.reason == NO_CAPTION for item in damage):

@@ -133,7 +133,7 @@ class DynamicThresholding(ClassifierFreeGuidance):
 
     def __post_init__(self) -> None:
         if not 0 < self.percentile <= 1:
-            raise ValueError("percentile is a share above 0, up to 1")
+            raise ValueError("percentile must be a share above 0, up to 1")
 
     def combine(self, x0: "Mapping[Branch, Tensor]", memory: "dict[str, Tensor]") -> "Tensor":
         plain = super().combine(x0, memory)
@@ -163,9 +163,9 @@ class AdaptiveProjectedGuidance(ClassifierFreeGuidance):
 
     def __post_init__(self) -> None:
         if not -1 < self.momentum < 1:
-            raise ValueError("momentum lies between -1 and 1")
+            raise ValueError("momentum must be above -1 and below 1")
         if self.norm < 0:
-            raise ValueError("norm is at least 0 (0: no limit)")
+            raise ValueError("norm must be 0 or more (0: no limit)")
 
     def guided(self, cond: "Tensor", uncond: "Tensor", memory: "dict[str, Tensor]") -> "Tensor":
         direction = cond - uncond
@@ -197,7 +197,9 @@ class AutoGuidance(ClassifierFreeGuidance):
 
     def __post_init__(self) -> None:
         if self.images < 0 or self.images != int(self.images):
-            raise ValueError("images counts the images that the weaker checkpoint has seen")
+            raise ValueError(
+                "images must be the number of images that the weaker checkpoint has seen"
+            )
 
 
 GUIDANCE_FORMS: dict[str, type[ClassifierFreeGuidance]] = {
@@ -275,7 +277,7 @@ def parse_form(text: str) -> GuidanceForm:
             expected = "is not a number" if separator else "has no value"
             raise ValueError(f"{part} {expected}; write {form}:name=number") from error
         if name not in parameters:
-            near = nearest(name, list(parameters)) or "It has none."
+            near = nearest(name, list(parameters)) or "It has no parameters."
             raise ValueError(f"{form} has no parameter '{name}'. {near}")
         if not math.isfinite(value):
             raise ValueError(f"{name} must be a finite number")

@@ -141,7 +141,7 @@ def public_source(source: str, given: str | None) -> str:
     public = source if given is None else given
     if public not in BUNDLED and (not is_hub_name(public) or Path(public).expanduser().exists()):
         raise InputError(
-            f"'{public}' is a place on this machine, or no name of a data set.",
+            f"'{public}' is a path on this machine, or not the name of a data set.",
             hint="Say where others find the data: --source OWNER/NAME.",
         )
     return public

@@ -204,8 +204,9 @@ def read_card(folder: Path) -> Card:
     try:
         return Card.model_validate({**values, "folder": folder})
     except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
         raise DamagedDataError(
-            f"{folder / FILE_NAME} is damaged: {error.errors()[0]['loc']}: "
-            f"{error.errors()[0]['msg']}.",
+            f"{folder / FILE_NAME} is damaged: {where}: {first['msg']}.",
             hint="Run `sfumato evaluate` again.",
         ) from error

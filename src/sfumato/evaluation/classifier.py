@@ -253,7 +253,10 @@ def _listed(names: Sequence[str], most: int = 20) -> str:
 
 def _untrained(data: DataConfig, reference: Records, seed: str, device: Device) -> ImageClassifier:
     if not seed.isdecimal():
-        raise InputError(f"untrained:{seed}: a seed is a number.", hint="Such as untrained:0.")
+        raise InputError(
+            f"untrained:{seed}: the seed must be a whole number.",
+            hint="Give untrained:0, for example.",
+        )
     classifier = random_classifier(reference, seed=int(seed))
     identity = f"untrained:{seed} sha256:{weights_sha256(classifier)[:16]}"
     return _classifier(

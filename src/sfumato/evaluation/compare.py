@@ -237,7 +237,7 @@ def compare_sides(first: Side, second: Side) -> Comparison:
         second.row.title,
     ):
         raise ConfigError(
-            f"Both are {first.name}, {first.row.title}.",
+            f"Both sides are the same: {first.name}, {first.row.title}.",
             hint="Give two models, or two rows of one: runs/demo@1 runs/demo@3.",
         )
     check_alike(first, second)
@@ -297,7 +297,7 @@ def check_alike(first: Side, second: Side) -> None:
     if a.reference.digest != b.reference.digest:
         same("real images", a.reference.description, b.reference.description)
         if a.reference.description == b.reference.description:
-            unlike.append("real images: read with other settings")
+            unlike.append("real images: read with different settings")
     same("number of real images", a.reference.count, b.reference.count)
     same("classifier", *(card.classifier and card.classifier.identity for card in (a, b)))
     same("seeds", first.row.settings.get("seeds"), second.row.settings.get("seeds"))

@@ -100,7 +100,7 @@ def read_npz(file: Path, data: DataConfig | None) -> ImageSet:
             arrays = {name: content[name] for name in content.files}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
         raise DamagedDataError(
-            f"{file} cannot be read as .npz: it is no whole archive of plain arrays.",
+            f"{file} cannot be read as .npz: it is not a complete archive of plain arrays.",
             hint="numpy.savez writes them; arrays of Python objects are not taken.",
         ) from error
     pictures = next((a for a in arrays.values() if a.ndim in (3, 4)), None)

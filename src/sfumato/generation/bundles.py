@@ -107,7 +107,7 @@ def recorded_hashes(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
         values = read_json(file)
         own, text = dict(values["files"]), dict(values["text_encoder"])
     except (SfumatoError, KeyError, TypeError, ValueError) as error:
-        raise _damaged(f"{file} is damaged: it is no list of sha256.", folder) from error
+        raise _damaged(f"{file} is damaged: it is not a list of sha256 hashes.", folder) from error
     missing = [n for n in NEEDED if n not in own] + [n for n in TEXT_FILES if n not in text]
     if missing:
         raise _damaged(f"{file} is damaged: it does not list {missing[0]}.", folder)

@@ -104,8 +104,10 @@ class TextToImagePipeline(DiffusionPipeline):
         dtype = kwargs.pop("torch_dtype", None)
         if unknown := kwargs.keys() - {"low_cpu_mem_usage", "use_safetensors", "local_files_only"}:
             raise InputError(
-                f"{pretrained_model_name_or_path} is not opened with {min(unknown)}.",
-                hint="Change the pipeline once it is open, or `sfumato export` it first.",
+                f"{pretrained_model_name_or_path} is a bundle; from_pretrained takes no "
+                f"{min(unknown)}= for it.",
+                hint="Change the pipeline once it is open, or `sfumato export` the bundle and "
+                "open that folder.",
             )
         model = import_module("sfumato.generation.bundles").open_bundle(path)
         pipeline = import_module("sfumato.generation.export").pipeline_of(model)
@@ -234,7 +236,8 @@ def _generators(
         generators = [generator] if isinstance(generator, torch.Generator) else list(generator)
     if any(generator.device.type != "cpu" for generator in generators):
         raise InputError(
-            "Noise is drawn on the CPU, the same for every device.",
+            "A generator of another device was given; noise is drawn on the CPU, so that it is "
+            "the same for every device.",
             hint="Give seeds, or generators made with torch.Generator('cpu').",
         )
     if len(generators) != count:

@@ -122,7 +122,7 @@ def _weak_checkpoint(folder: Path, images: int, *, before: int) -> Checkpoint:
         there = ", ".join(str(count) for count in earlier) or "none"
         raise InputError(
             f"Autoguidance needs an earlier checkpoint than the one at {before:,} images; "
-            f"{folder} holds {there}" + (f", not {images}." if images else "."),
+            f"{folder} has: {there}" + (f"; none at {images}." if images else "."),
             hint=("Name one of them with autoguidance:images=N, or train" if earlier else "Train")
             + " with a larger training.keep_checkpoints.",
         )

@@ -32,7 +32,7 @@ def run_of(model: Model, *, dropout: bool) -> tuple[Path, DataConfig]:
     """The run's folder and data; `InputError` for a pipeline, or where dropout is the other way."""
     if model.folder is None or model.data is None:
         raise InputError(
-            "Findings are of runs: a pipeline has no record of its training.",
+            "Findings need a run: a pipeline has no record of its training.",
             hint="Give the folder of the run that it came from.",
         )
     share = model.provenance["caption_dropout"]

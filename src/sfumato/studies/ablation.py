@@ -235,7 +235,7 @@ def _check_names(ablation: Ablation, only: Sequence[str], seeds: Sequence[int]) 
     if others := [seed for seed in seeds if seed not in ablation.seeds]:
         own = ", ".join(str(seed) for seed in ablation.seeds)
         raise InputError(
-            f"Seed {others[0]} is none of the ablation's: {own}.",
+            f"Seed {others[0]} is not one of the ablation's seeds: {own}.",
             hint="Take one of those, or name it under `seeds` in a YAML file of your own.",
         )
 

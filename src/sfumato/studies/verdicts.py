@@ -112,7 +112,7 @@ def together(verdicts: Sequence[Verdict]) -> Verdict:
     `ValueError` for no verdicts.
     """
     if not verdicts:
-        raise ValueError("no verdicts decide nothing")
+        raise ValueError("there are no verdicts to join")
     if NOT_HELD in verdicts:
         return NOT_HELD
     return UNDECIDED if UNDECIDED in verdicts else HELD

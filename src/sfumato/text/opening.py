@@ -148,10 +148,10 @@ def _load(folder: Path) -> tuple["CLIPTextModel", "CLIPTokenizer"]:
     wrong = sorted({*about["missing_keys"], *(key[0] for key in about["mismatched_keys"])})
     if wrong:
         raise DamagedDataError(
-            f"{folder} holds no whole CLIP text tower: {len(wrong)} of its weights are missing or "
-            f"of another shape than {_CONFIG} says ({', '.join(wrong[:3])}"
+            f"{folder} holds no complete CLIP text encoder: {len(wrong)} of its weights are "
+            f"missing or of another shape than {_CONFIG} says ({', '.join(wrong[:3])}"
             f"{', ...' if len(wrong) > 3 else ''}).",
-            hint=f"Its files are not of one model: get all of it again. {WAYS_OUT}",
+            hint=f"Its files are not of one model: get all of them again. {WAYS_OUT}",
         )
     return model, tokenizer
 

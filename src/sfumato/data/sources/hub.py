@@ -56,7 +56,8 @@ def hub_folder(source: str) -> Path:
                 hint=f"Remove {folder / MANIFEST}; the next command fetches what is missing.",
             )
     if below and not (folder / below).is_dir():
-        inside = sorted(path.name for path in folder.iterdir() if path.is_dir())
+        folders = (path.name for path in folder.iterdir() if path.is_dir())
+        inside = sorted(name for name in folders if not name.startswith("."))
         raise InputError(
             f"{repository} has no folder '{below}'.", hint=f"It has: {', '.join(inside)}."
         )

@@ -74,7 +74,10 @@ def _rows_of_csv(table: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any
             )
         yield from enumerate(reader)
     except csv.Error as error:
-        raise InputError(f"{table}, line {reader.line_num}: {error}.") from error
+        raise InputError(
+            f"{table}, line {reader.line_num}: {error}.",
+            hint="Check the quotes: a field that begins with one ends with one.",
+        ) from error
 
 
 def _entry(folder: Path, table: Path, number: int, row: Mapping[str, Any] | str) -> Entry:

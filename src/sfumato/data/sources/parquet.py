@@ -122,7 +122,7 @@ class _Reader:
         """`InputError` where a column means something else than in the first file."""
         for name in self._wanted():
             there, first = (_kind(each.field(name).type) for each in (schema, self.first))
-            what = "" if there == first else f"is of another type ({there}, {first})"
+            what = "" if there == first else f"is of another type ({there} instead of {first})"
             if name == self.columns.label and not what:
                 named = (_features(each).get(name) for each in (schema, self.first))
                 names = [feature.get("names") for feature in named if isinstance(feature, dict)]
@@ -130,8 +130,8 @@ class _Reader:
             if what:
                 raise InputError(
                     f"{file}: column '{name}' {what} than in the first file.",
-                    hint="The files are not of one data set, or of two versions of it: get all of "
-                    "them again, from one place.",
+                    hint="The files are of different data sets, or of two versions of one: get all "
+                    "of them again, from one place.",
                 )
 
     def _name(self, file: Path) -> str:

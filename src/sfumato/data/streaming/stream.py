@@ -201,8 +201,8 @@ class StreamBatches:
         its batch."""
         try:
             chunk = next(self._decoded[0])
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, ConnectionError) as error:  # the second while it hands images over
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
             raise SfumatoError(
                 f"A worker process that decodes images died ({error}).",

@@ -96,24 +96,26 @@ class BatchedExtractor:
         shape = tuple(images.shape)
         if images.dtype != torch.uint8:
             raise InputError(
-                f"{self.name} takes uint8 images in [0, 255], not {images.dtype}.",
+                f"The extractor '{self.name}' takes uint8 images in [0, 255], not {images.dtype}.",
                 hint="sfumato.base.images.to_uint8 converts floats of a known range.",
             )
         if images.ndim != 4 or shape[1] not in (1, 3) or 0 in shape[2:]:
             raise InputError(
-                f"{self.name} takes images of the shape (B, 1 or 3, H, W), not {shape}.",
+                f"The extractor '{self.name}' takes images of the shape (B, 1 or 3, H, W), "
+                f"not {shape}.",
                 hint="One image is images[None]; channels come before height and width.",
             )
         if shape[1] > self.channels:
             raise InputError(
-                f"{self.name} was made for greyscale, but the images have {shape[1]} channels.",
+                f"The extractor '{self.name}' was made for greyscale, but the images have "
+                f"{shape[1]} channels.",
                 hint="Measure with an extractor for colour, or give greyscale images.",
             )
         if self.image_px is not None and shape[2:] != (self.image_px, self.image_px):
             raise InputError(
-                f"{self.name} takes {self.image_px} x {self.image_px} pixels, not "
-                f"{shape[2]} x {shape[3]}.",
-                hint="It does not resize: bring the images to its size first.",
+                f"The extractor '{self.name}' takes {self.image_px} x {self.image_px} pixels, "
+                f"not {shape[2]} x {shape[3]}.",
+                hint="It does not resize; bring the images to its size first.",
             )
 
 
@@ -134,7 +136,7 @@ def features_of(extractor: FeatureExtractor, images: Iterable[Tensor]) -> Tensor
         first = shape if first is None else first
         if shape != first:
             raise InputError(
-                f"Images of different shapes: the first is {_by(first)}, number {seen} "
+                f"Images of different shapes: the first is {_by(first)}, number {seen} is "
                 f"{_by(shape)}.",
                 hint="Bring all to one size and number of channels before they are measured.",
             )
@@ -146,7 +148,7 @@ def features_of(extractor: FeatureExtractor, images: Iterable[Tensor]) -> Tensor
     if held:
         parts.append(extractor(_joined(waiting)))
     if not parts:
-        raise InputError("There are no images to take features of.")
+        raise InputError("There are no images to measure.", hint="Give at least one.")
     return torch.cat(parts)
 
 

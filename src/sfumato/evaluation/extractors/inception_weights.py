@@ -55,7 +55,7 @@ WAYS_OUT = (
     f"Three ways out: let it download once where there is a network (91 MiB, checked); bring "
     f"{NAMES[0]} or {NAMES[1]} by hand and give its path with {VARIABLE}=PATH or "
     "--set evaluation.features.inception=PATH; or do without FID and the Inception Score: the "
-    "other metrics stand."
+    "other metrics do not need it."
 )
 _ROWS = 32
 
@@ -169,7 +169,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         ) from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise DamagedDataError(
-            f"{path} holds no state dictionary, but {type(state).__name__}.", hint=WAYS_OUT
+            f"{path} holds a {type(state).__name__}, not a dictionary of weights.", hint=WAYS_OUT
         )
     return state
 
@@ -178,10 +178,14 @@ def _fill(network: Inception, state: dict[str, Tensor], path: Path) -> None:
     """Put `state` into `network`; `DamagedDataError` says what does not fit."""
     wanted = network.state_dict()
     problems = [
-        *(f"no {name}" for name in wanted if name not in state and "num_batches" not in name),
-        *(f"{name} besides" for name in state if name not in wanted),
         *(
-            f"{name} {tuple(state[name].shape)} for {tuple(value.shape)}"
+            f"{name} is missing"
+            for name in wanted
+            if name not in state and "num_batches" not in name
+        ),
+        *(f"{name} is not one of its weights" for name in state if name not in wanted),
+        *(
+            f"{name} is {tuple(state[name].shape)}, not {tuple(value.shape)}"
             for name, value in wanted.items()
             if name in state and state[name].shape != value.shape
         ),
@@ -189,7 +193,7 @@ def _fill(network: Inception, state: dict[str, Tensor], path: Path) -> None:
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise DamagedDataError(
-            f"{path} is not of FID's Inception: {', '.join(problems[:3])}{more}.",
+            f"{path} does not hold FID's Inception: {', '.join(problems[:3])}{more}.",
             hint="torchvision's inception_v3 is another network. " + WAYS_OUT,
         )
     network.load_state_dict(state, strict=False)

@@ -56,7 +56,7 @@ def _small_clip(config: FeaturesConfig, device: Device) -> FeatureExtractor:
 def _no_classifier(config: FeaturesConfig, device: Device) -> FeatureExtractor:
     raise WeightsNotAtHandError(
         "There is no classifier of this data set.",
-        hint="A classifier needs two classes or more; the other metrics stand.",
+        hint="A classifier needs two classes or more; the other metrics do not need it.",
     )
 
 

@@ -60,7 +60,8 @@ def load_small_clip(folder: Path | None = None, *, device: Device = "cpu") -> Sm
     if not (folder / TOWERS_FILE).is_file():
         raise WeightsNotAtHandError(
             f"{folder} holds no small CLIP.",
-            hint="`sfumato train clip` makes one; or do without, the other metrics stand.",
+            hint="`sfumato train clip` makes one; or do without it: the other metrics do not need "
+            "it.",
         )
     towers, tokenizer = load_towers(folder)
     towers.to(device)

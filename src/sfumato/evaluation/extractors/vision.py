@@ -40,7 +40,7 @@ _FIRST = "embedder.embedder"
 """Where a ResNet of transformers has its first convolution."""
 _WAYS_OUT = (
     "Three ways out: let it download once where there is a network; give a folder that holds it; "
-    "or do without, the other metrics stand."
+    "or do without it: the other metrics do not need it."
 )
 T = TypeVar("T")
 
@@ -285,7 +285,8 @@ def _check_halves(
         features, logits = run(image)
     except (ValueError, RuntimeError, IndexError) as error:
         raise InputError(
-            f"{location} cannot be used on images of {channels} channel(s) ({error}).",
+            f"{location} cannot be used on {'greyscale' if channels == 1 else 'RGB'} images "
+            f"({error}).",
             hint="Its preprocessor_config.json must belong to its config.json.",
         ) from error
     if features.ndim != 2 or not torch.allclose(head(features), logits, atol=1e-4):
@@ -375,9 +376,10 @@ def _load(
         ),
     )
     if about["missing_keys"]:  # transformers would fill them with random numbers
-        some = ", ".join(sorted(about["missing_keys"])[:3])
+        lacking = sorted(about["missing_keys"])
+        some = ", ".join(lacking[:3]) + (", ..." if len(lacking) > 3 else "")
         raise DamagedDataError(
-            f"{location} lacks {len(about['missing_keys'])} of the model's weights ({some}, ...).",
+            f"{location} lacks {len(lacking)} of the model's weights ({some}).",
             hint="Its files are not those of its config.json. " + _WAYS_OUT,
         )
     return frozen(model, "cpu")

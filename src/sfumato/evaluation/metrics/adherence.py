@@ -44,7 +44,7 @@ def confusion_matrix(labels: Tensor, predicted: Tensor, *, classes: int) -> Tens
                 f"{classes} classes are 0 to {classes - 1}"
             )
     if len(labels) != len(predicted):
-        raise ValueError(f"{len(labels)} labels and {len(predicted)} predictions are no pairs")
+        raise ValueError(f"{len(labels)} labels and {len(predicted)} predictions are not pairs")
     cells = labels.cpu().long() * classes + predicted.cpu().long()
     return torch.bincount(cells, minlength=classes**2).reshape(classes, classes)
 
@@ -80,7 +80,7 @@ def clip_scores(images: Tensor, texts: Tensor) -> Tensor:
     texts = checked_features(texts, name="texts")
     check_same_width(images, texts)
     if len(images) != len(texts):
-        raise ValueError(f"{len(images)} images and {len(texts)} texts are no pairs")
+        raise ValueError(f"{len(images)} images and {len(texts)} texts are not pairs")
     scores = []
     for a, b in zip(images.split(4096), texts.split(4096), strict=True):
         a, b = a.double(), b.double()

@@ -50,5 +50,5 @@ def checked_values(values: Tensor, *, name: str = "values") -> Tensor:
         raise ValueError(f"{name} must be (N,) with N >= 1, got {tuple(values.shape)}")
     values = values.detach().cpu().double()
     if not bool(values.isfinite().all()):
-        raise ValueError(f"{name} hold NaN or infinity")
+        raise ValueError(f"{name} must be finite, without NaN")
     return values

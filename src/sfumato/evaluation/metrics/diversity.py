@@ -85,7 +85,7 @@ def diversity_difference(
     """
     if not first.shape == second.shape == labels.shape:
         raise ValueError(
-            f"{len(first)} and {len(second)} rows of {len(labels)} labels are no pairs"
+            f"{len(first)} and {len(second)} rows of {len(labels)} labels are not pairs"
         )
     classes, counts = labels.cpu().unique(return_counts=True)
     if int(counts.min()) < 3:

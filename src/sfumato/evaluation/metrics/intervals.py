@@ -63,7 +63,7 @@ def wilson(successes: int, count: int, *, confidence: float = 0.95) -> Estimate:
     from scipy.stats import binomtest
 
     if not 0 <= successes <= count or count < 1:
-        raise ValueError(f"{successes} of {count} is no proportion: 0 <= k <= n, n >= 1")
+        raise ValueError(f"{successes} of {count} is not a proportion: 0 <= k <= n, n >= 1")
     interval = binomtest(successes, count).proportion_ci(confidence, method="wilson")
     return Estimate(
         value=successes / count,
@@ -96,7 +96,7 @@ def bootstrap_median(
     `ValueError` for no values.
     """
     if not values:
-        raise ValueError("no values have no median")
+        raise ValueError("a median needs at least one value")
     observed = torch.tensor(values, dtype=torch.float64)
     medians = [
         observed[rows].quantile(0.5, dim=1)

@@ -33,7 +33,7 @@ def mcnemar(first: Tensor, second: Tensor) -> McNemar:
         raise ValueError(f"mcnemar takes bool, got {first.dtype} and {second.dtype}")
     if first.ndim != 1 or first.shape != second.shape or len(first) == 0:
         raise ValueError(
-            f"{tuple(first.shape)} and {tuple(second.shape)} are no pairs: (N,) twice, N >= 1"
+            f"{tuple(first.shape)} and {tuple(second.shape)} are not pairs: (N,) twice, N >= 1"
         )
     only_first = int((first & ~second).sum())
     only_second = int((second & ~first).sum())
@@ -114,7 +114,7 @@ def paired_bootstrap(
     second = checked_values(second, name="second")
     if len(first) != len(second) or len(first) < 2:
         raise ValueError(
-            f"{len(first)} and {len(second)} values are no pairs: as many of both, at least 2"
+            f"{len(first)} and {len(second)} values are not pairs: give as many of both, at least 2"
         )
     differences = torch.cat(
         [
