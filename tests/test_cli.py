@@ -58,6 +58,7 @@ COMMANDS = [
 GROUPED = [
     *("presets list", "presets show", "presets settings", "data show", "data synthesize"),
     *("bench train", "bench sample", "bench data", "bench order", "bench decoding"),
+    "bench scaling",
 ]
 
 
