@@ -106,6 +106,7 @@ for line in sys.stdin.read().splitlines():
     works = ["--help", "--version", "presets|list", "presets|show|mnist", "presets|settings"]
     works += [f"{command.replace(' ', '|')}|--help" for command in [*COMMANDS, *GROUPED]]
     typed_wrongly = [*WRONG, "train|digits|--set|training.batch_size=three", "bench|train|digt"]
+    typed_wrongly += ["bench|scaling|digt", "bench|scaling|small|--measure|2", "doctor|--timeout|0"]
     done = subprocess.run(
         [sys.executable, "-c", code],
         input="\n".join([*works, *typed_wrongly]),

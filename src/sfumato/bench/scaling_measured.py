@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sfumato.base.doctor.findings import Host
 from sfumato.base.doctor.machine import usable_cpus
-from sfumato.base.errors import InputError, SfumatoError
+from sfumato.base.errors import SfumatoError
 from sfumato.base.files import read_json, write_json
 from sfumato.bench.scaling import Link, Step, bucket_sizes, ring_bytes, ring_seconds, step
 from sfumato.config.schema import DiffusionExperiment
@@ -112,13 +112,8 @@ def measure(
 ) -> Measured:
     """Time `rounds` rounds of `steps` steps on `ranks` processes of one thread each.
 
-    `InputError` where the data decide the network's size; `SfumatoError` where a process fails.
+    The experiment says how large images are. `SfumatoError` where a process fails.
     """
-    if experiment.data.resolution == "auto" or experiment.data.channels == "auto":
-        raise InputError(
-            f"The network of {experiment.name} depends on the data.",
-            hint="Measure another preset, for example digits.",
-        )
     with TemporaryDirectory(prefix="sfumato-bench-") as folder:
         arguments = (ranks, experiment, batch, rounds, steps, folder)
         try:

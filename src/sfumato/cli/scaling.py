@@ -1,11 +1,13 @@
 """`sfumato bench scaling`."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sfumato.base.errors import InputError
 from sfumato.cli.show import log, log_wrapped, new_table, print_table, unused
 from sfumato.config.schema import DiffusionExperiment, load_experiment
 
@@ -36,14 +38,7 @@ def scaling(
     names = presets or (["digits"] if measured_ranks else _unet_presets())
     experiments = [load_experiment(name, schema=DiffusionExperiment) for name in names]
     if measured_ranks is not None:
-        from sfumato.bench.scaling_measured import measure
-
-        found = [
-            measure(one, ranks=measured_ranks, batch=batch, rounds=rounds) for one in experiments
-        ]
-        for one in found:
-            _print_measured(one)
-        _write(out, {"measured": [asdict(one) for one in found]})
+        _measure(experiments, measured_ranks, batch, rounds, out)
         return
     from sfumato.bench.network_cost import network_cost
     from sfumato.bench.scaling import Hardware
@@ -87,6 +82,27 @@ def _print_assumptions(hardware: "Hardware") -> None:
         f"checkpoints are written at {hardware.write_bytes_per_second / 1e9:g} GB/s, a restart "
         f"takes {hardware.restart_seconds:g} s."
     )
+
+
+def _measure(
+    experiments: Sequence[DiffusionExperiment],
+    ranks: int,
+    batch: int,
+    rounds: int,
+    out: Path | None,
+) -> None:
+    for one in experiments:
+        if "auto" in (one.data.resolution, one.data.channels):
+            raise InputError(
+                f"The network of {one.name} depends on the data.",
+                hint="Measure another preset, for example digits.",
+            )
+    from sfumato.bench.scaling_measured import measure
+
+    found = [measure(one, ranks=ranks, batch=batch, rounds=rounds) for one in experiments]
+    for one in found:
+        _print_measured(one)
+    _write(out, {"measured": [asdict(one) for one in found]})
 
 
 def _print_measured(measured: "Measured") -> None:
