@@ -53,11 +53,12 @@ def one_message(result, code: int, *words: str) -> None:
 
 COMMANDS = [
     *("demo", "train", "sample", "grid", "evaluate", "table1", "compare", "figures", "findings"),
-    *("guidance", "curve", "export", "tune", "ablate", "bundle", "inspect", "prepare"),
+    *("guidance", "curve", "export", "tune", "ablate", "bundle", "inspect", "prepare", "doctor"),
 ]
 GROUPED = [
     *("presets list", "presets show", "presets settings", "data show", "data synthesize"),
     *("bench train", "bench sample", "bench data", "bench order", "bench decoding"),
+    "bench scaling",
 ]
 
 
@@ -105,6 +106,7 @@ for line in sys.stdin.read().splitlines():
     works = ["--help", "--version", "presets|list", "presets|show|mnist", "presets|settings"]
     works += [f"{command.replace(' ', '|')}|--help" for command in [*COMMANDS, *GROUPED]]
     typed_wrongly = [*WRONG, "train|digits|--set|training.batch_size=three", "bench|train|digt"]
+    typed_wrongly += ["bench|scaling|digt", "bench|scaling|small|--measure|2", "doctor|--timeout|0"]
     done = subprocess.run(
         [sys.executable, "-c", code],
         input="\n".join([*works, *typed_wrongly]),

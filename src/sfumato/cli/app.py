@@ -18,6 +18,7 @@ from sfumato.cli.compare import compare
 from sfumato.cli.curve import curve
 from sfumato.cli.data import data_app, prepare
 from sfumato.cli.demo import demo
+from sfumato.cli.doctor import doctor
 from sfumato.cli.evaluate import evaluate
 from sfumato.cli.export import export
 from sfumato.cli.figures import figures
@@ -64,6 +65,7 @@ register(
         (ablate, "sfumato ablate digits --out runs/ablation"),
         (bundle, "sfumato bundle runs/mnist --out mnist --source ylecun/mnist"),
         (inspect, "sfumato inspect samples/a-handwritten-digit-7-w3-seed0.png"),
+        (doctor, "sfumato doctor"),
         (prepare, "sfumato prepare wikiart wikiart-128 --set data.label_column=style"),
     ],
 )

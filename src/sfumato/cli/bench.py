@@ -21,6 +21,7 @@ from sfumato.cli.options import (
     register,
     stoppable,
 )
+from sfumato.cli.scaling import scaling
 from sfumato.cli.show import log, log_wrapped, new_table, open_model, print_table, unused
 from sfumato.config.schema import DiffusionExperiment, load_experiment
 from sfumato.generation.bundle_names import is_model
@@ -222,6 +223,7 @@ register(
         (data, "sfumato bench data wikiart --out bench.json"),
         (order, "sfumato bench order wikiart-sorted --out runs/order"),
         (decoding, "sfumato bench decoding wikiart"),
+        (scaling, "sfumato bench scaling cifar10 --ranks 16"),
     ],
 )
 

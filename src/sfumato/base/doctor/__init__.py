@@ -1,0 +1,1 @@
+"""`sfumato doctor`: what this machine offers, what contradicts, how to solve it."""
