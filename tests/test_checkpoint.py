@@ -13,7 +13,12 @@ from sfumato.base.files import (
     whole_folder,
     write_bytes,
 )
-from sfumato.training.checkpoint import Checkpoints, ResumeWarning, warn_of_changed_environment
+from sfumato.training.checkpoint import (
+    Checkpoints,
+    ResumeWarning,
+    load_part,
+    warn_of_changed_environment,
+)
 from tests.messages import THIS_MACHINE
 
 
@@ -23,11 +28,15 @@ def parts(value: float = 0.0) -> dict:
     return {"model": model, "optimizer": torch.optim.AdamW(model.parameters())}
 
 
+def states(value: float = 0.0) -> dict:
+    return {name: part.state_dict() for name, part in parts(value).items()}
+
+
 @pytest.fixture
 def checkpoints(tmp_path: Path) -> Checkpoints:
     made = Checkpoints(tmp_path / "checkpoints", keep=2)
     for images in (10, 20):
-        made.save(parts(images), images_seen=images, extra={"step": images // 10})
+        made.save(states(images), images_seen=images, extra={"step": images // 10})
     return made
 
 
@@ -39,10 +48,10 @@ class Killed(BaseException):
     pass
 
 
-class Dying:
-    """A part at which a save breaks off."""
+class Dying(dict):
+    """A state at which a save breaks off."""
 
-    def state_dict(self):
+    def items(self):
         raise Killed
 
 
@@ -51,18 +60,19 @@ def images(checkpoints: Checkpoints) -> list[int]:
 
 
 def test_latest_is_loaded_as_it_was_saved(checkpoints: Checkpoints) -> None:
-    loaded = parts()
     checkpoint = checkpoints.latest()
     assert checkpoint is not None
-    checkpoint.load_into(loaded)
+    loaded = parts()
+    for name, state in checkpoint.states(loaded).items():
+        load_part(loaded[name], state, name=name)
     assert float(loaded["model"].weight.detach().mean()) == 20
     assert checkpoint.state["step"] == 2
 
 
 def test_only_the_newest_are_kept(checkpoints: Checkpoints) -> None:
-    checkpoints.save(parts(30), images_seen=30, extra={})
+    checkpoints.save(states(30), images_seen=30, extra={})
     assert images(checkpoints) == [20, 30]
-    Checkpoints(checkpoints.folder, keep=1).save(parts(40), images_seen=40, extra={})
+    Checkpoints(checkpoints.folder, keep=1).save(states(40), images_seen=40, extra={})
     assert images(checkpoints) == [40]
     assert [path.name for path in checkpoints.folder.iterdir()] == ["images-000000040"]
 
@@ -79,9 +89,9 @@ def test_the_last_good_one_stays_until_a_newer_is_whole(
     assert good is not None
     checkpoints.remove_old(before=good.path)
     with pytest.raises(Killed):
-        checkpoints.save({**parts(), "dying": Dying()}, images_seen=15, extra={})
+        checkpoints.save({**states(), "dying": Dying()}, images_seen=15, extra={})
     assert images(checkpoints) == [10, 20]
-    checkpoints.save(parts(15), images_seen=15, extra={})
+    checkpoints.save(states(15), images_seen=15, extra={})
     assert images(checkpoints) == ([15] if keep == 1 else [10, 15])
     latest = checkpoints.latest()
     assert latest is not None
@@ -97,7 +107,7 @@ def test_a_kill_while_an_old_one_is_removed_leaves_no_half_of_it(
 
     monkeypatch.setattr("shutil.rmtree", dying)
     with pytest.raises(Killed):
-        checkpoints.save(parts(30), images_seen=30, extra={})
+        checkpoints.save(states(30), images_seen=30, extra={})
     assert images(checkpoints) == [20, 30]
 
 
@@ -139,12 +149,12 @@ def test_another_architecture_is_named(checkpoints: Checkpoints, refused) -> Non
     checkpoint = checkpoints.latest()
     assert checkpoint is not None
     with refused(ConfigError):
-        checkpoint.load_into({"model": torch.nn.Linear(4, 5)})
+        load_part(torch.nn.Linear(4, 5), checkpoint.states(["model"])["model"], name="model")
 
 
 def test_a_kill_while_saving_leaves_the_old_ones_and_no_half(checkpoints: Checkpoints) -> None:
     with pytest.raises(Killed):
-        checkpoints.save({**parts(), "dying": Dying()}, images_seen=30, extra={})
+        checkpoints.save({**states(), "dying": Dying()}, images_seen=30, extra={})
     assert images(checkpoints) == [10, 20]
     half = checkpoints.folder / f"{TEMPORARY_PREFIX}abc"
     shutil.copytree(checkpoints.folder / "images-000000020", half)

@@ -17,6 +17,7 @@ import pytest
 
 from sfumato.base.doctor import caches, devices, launch, machine, report, versions
 from sfumato.base.doctor.findings import Check, Finding, Host, size
+from sfumato.base.environment import code_digest
 
 ROOT = Path(__file__).parents[1]
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -234,14 +235,14 @@ def test_torchvision_of_another_torch(
     assert levels(versions._check_torchvision("2.13.0+cpu")) == [level]
 
 
-def test_the_code_hash_follows_the_code(tmp_path: Path) -> None:
-    assert versions.code_hash() == versions.code_hash()
+def test_the_code_digest_follows_the_code(tmp_path: Path) -> None:
+    assert code_digest() == code_digest()
     (tmp_path / "a.py").write_text("x = 1\n")
-    before = versions.code_hash(tmp_path)
+    before = code_digest(tmp_path)
     (tmp_path / "a.pyc").write_text("not code")
-    assert versions.code_hash(tmp_path) == before
+    assert code_digest(tmp_path) == before
     (tmp_path / "a.py").write_text("x = 2\n")
-    assert versions.code_hash(tmp_path) != before
+    assert code_digest(tmp_path) != before
 
 
 # Devices and threads ------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import platform
 import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +35,15 @@ def processors() -> int:
     return os.cpu_count() or 1
 
 
-@cache
-def code_digest() -> str:
-    """A digest of the package's source files: ranks must run the same code."""
-    root = Path(__file__).parents[1]
+def code_digest(folder: Path | None = None) -> str:
+    """The first 12 digits of a SHA-256 of sfumato's modules and presets: which code this is."""
+    folder = Path(__file__).parents[1] if folder is None else folder
     digest = hashlib.sha256()
-    for file in sorted(root.rglob("*.py")):
-        digest.update(f"{file.relative_to(root)}\n".encode() + file.read_bytes())
-    return digest.hexdigest()[:16]
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in (".py", ".yaml"):
+            digest.update(f"{path.relative_to(folder).as_posix()}\n".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def environment() -> dict[str, Any]:

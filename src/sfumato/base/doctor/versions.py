@@ -1,15 +1,14 @@
 """Versions: what is installed, what sfumato asks for, and whether it can be imported."""
 
-import hashlib
 import platform
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
-from pathlib import Path
 from types import ModuleType
 
 from sfumato import __version__
 from sfumato.base.doctor.findings import Check, Finding
+from sfumato.base.environment import code_digest
 
 PACKAGES = {
     "torch": "torch",
@@ -23,17 +22,6 @@ PACKAGES = {
 """The distributions that decide whether sfumato runs, and the module of each."""
 
 _DISTRIBUTION = "sfumato"
-
-
-def code_hash(folder: Path | None = None) -> str:
-    """The first 12 digits of a SHA-256 of sfumato's modules and presets: which code this is."""
-    folder = Path(__file__).parents[2] if folder is None else folder
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.suffix in (".py", ".yaml"):
-            digest.update(f"{path.relative_to(folder).as_posix()}\n".encode())
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 def wanted() -> dict[str, str]:
@@ -78,14 +66,14 @@ def check_versions(importer: Importer = import_module) -> tuple[Check, ModuleTyp
     fits = satisfies(python, asked) is not False
     hint = "" if fits else "Create the environment with another Python (make PYTHON=python3.12)."
     findings = [
-        Finding("ok", f"sfumato {__version__}, code {code_hash()}"),
+        Finding("ok", f"sfumato {__version__}, code {code_digest()}"),
         Finding("ok" if fits else "wrong", f"Python {python}{_wants(asked)}", hint),
     ]
     if not specifiers:
         findings.append(
             Finding("note", "sfumato is not installed: no versions to compare", "pip install -e .")
         )
-    facts: dict[str, str | None] = {"code": code_hash(), "python": python}
+    facts: dict[str, str | None] = {"code": code_digest(), "python": python}
     torch = None
     for name, module in PACKAGES.items():
         found, finding, loaded = _check_package(name, module, specifiers.get(name, ""), importer)
