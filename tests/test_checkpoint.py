@@ -64,7 +64,7 @@ def test_latest_is_loaded_as_it_was_saved(checkpoints: Checkpoints) -> None:
     assert checkpoint is not None
     loaded = parts()
     for name, state in checkpoint.states(loaded).items():
-        load_part(loaded[name], state, name=name)
+        load_part(loaded[name], state, file=checkpoint.path / name)
     assert float(loaded["model"].weight.detach().mean()) == 20
     assert checkpoint.state["step"] == 2
 
@@ -149,7 +149,11 @@ def test_another_architecture_is_named(checkpoints: Checkpoints, refused) -> Non
     checkpoint = checkpoints.latest()
     assert checkpoint is not None
     with refused(ConfigError):
-        load_part(torch.nn.Linear(4, 5), checkpoint.states(["model"])["model"], name="model")
+        load_part(
+            torch.nn.Linear(4, 5),
+            checkpoint.states(["model"])["model"],
+            file=checkpoint.path / "model.safetensors",
+        )
 
 
 def test_a_kill_while_saving_leaves_the_old_ones_and_no_half(checkpoints: Checkpoints) -> None:

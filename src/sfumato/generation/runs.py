@@ -189,5 +189,5 @@ def averaged_unet(
         seed=experiment.seed,
     )
     file = checkpoint.verify(part)
-    load_part(network, load_state(file), name=file)
+    load_part(network, load_state(file), file=file)
     return network.eval().requires_grad_(False)

@@ -82,16 +82,16 @@ class Checkpoint:
         return {name: load_state(file) for name, file in files.items()}
 
 
-def load_part(part: Stateful, state: Mapping[str, Any], *, name: str | Path) -> None:
-    """Load a module's or optimizer's state, that of the part or file `name`; `ConfigError` where
-    the architecture is another."""
+def load_part(part: Stateful, state: Mapping[str, Any], *, file: Path) -> None:
+    """Load a module's or optimizer's state, which was read from `file`; `ConfigError` where the
+    architecture is another."""
     if isinstance(part, torch.nn.Module):
         expected = {name: tuple(value.shape) for name, value in part.state_dict().items()}
         found = {name: tuple(value.shape) for name, value in state.items()}
         if expected != found:
             weight = next(n for n in {**expected, **found} if expected.get(n) != found.get(n))
             raise ConfigError(
-                f"{name} holds another architecture: {weight} is {found.get(weight, 'absent')} "
+                f"{file} holds another architecture: {weight} is {found.get(weight, 'absent')} "
                 f"there and {expected.get(weight, 'absent')} in this model.",
                 hint="Use the experiment.yaml that the checkpoint was made with.",
             )

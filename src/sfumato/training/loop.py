@@ -160,8 +160,10 @@ class Run:
             clock = self.world.share({"clock": clock}, device)["clock"]
         if clock is None:
             return False
+        folder = self.checkpoints.path(clock["images_seen"])
         for name, part in parts.items():
-            load_part(part, self.world.own_state(part, states.pop(name, None), device), name=name)
+            state = self.world.own_state(part, states.pop(name, None), device)
+            load_part(part, state, file=folder / f"{name}.safetensors")
         for hook in self.hooks:
             hook.load_state(clock["hooks"].get(type(hook).__name__, {}))
         self.images_seen, self.step = clock["images_seen"], clock["step"]
