@@ -11,13 +11,17 @@ import pytest
 import torch
 
 from sfumato.base.errors import InputError
+from sfumato.bench.gpu_day import Plan, gpu_day
+from sfumato.bench.network_cost import network_cost
 from sfumato.bench.steps import (
     LEAST_PAIRS,
     compare,
     compare_sampling,
     compare_training,
+    example_training,
     plain_sampling,
     plain_training,
+    prepared_training,
     untrained_model,
 )
 from sfumato.config.schema import load_experiment
@@ -37,7 +41,9 @@ def tiny(*more: str):
 
 
 def test_a_training_step_keeps_up_with_a_bare_loop() -> None:
-    comparison = compare_training(tiny(), pairs=9, steps=3, device="cpu", clock=time.process_time)
+    with prepared_training(tiny(), "cpu") as run:
+        step = plain_training(tiny(), run)
+        comparison = compare_training(run, step, pairs=9, steps=3, clock=time.process_time)
     assert comparison.ratio.value >= LOOSE
     assert len(comparison.ours_seconds) == len(comparison.plain_seconds) == 9
     assert comparison.ratio.low <= comparison.ratio.value <= comparison.ratio.high
@@ -55,11 +61,17 @@ def test_sampling_keeps_up_and_needs_half_the_nfe_without_guidance() -> None:
     assert (one_call.bar, guided.bar) == (1.8, 0.97)
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
-def test_the_plain_loop_trains(prediction_type: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("written_plainly", "prediction_type"),
+    [
+        *((plain_training, kind) for kind in ("epsilon", "v_prediction", "sample")),
+        *((example_training, kind) for kind in ("epsilon", "v_prediction")),
+    ],
+)
+def test_the_plain_loops_train(written_plainly, prediction_type: str, tmp_path: Path) -> None:
     """So it is no straw man: its loss falls."""
     experiment = tiny(f"diffusion.prediction_type={prediction_type}")
-    step = plain_training(experiment, prepare_run(experiment, tmp_path / "run"))
+    step = written_plainly(experiment, prepare_run(experiment, tmp_path / "run"))
     losses = [float(step().detach()) for _ in range(40)]
     assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
 
@@ -92,10 +104,11 @@ def test_the_order_changes_from_pair_to_pair_and_warming_up_is_not_timed() -> No
 
 
 def test_too_few_pairs_steps_or_images_are_refused(refused) -> None:
-    with refused(InputError):
-        compare_training(tiny(), pairs=6, steps=1, device="cpu")
-    with refused(InputError):
-        compare_training(tiny(), pairs=7, steps=0, device="cpu")
+    with prepared_training(tiny(), "cpu") as run:
+        with refused(InputError):
+            compare_training(run, print, pairs=6, steps=1)
+        with refused(InputError):
+            compare_training(run, print, pairs=7, steps=0)
     with refused(InputError):
         compare_sampling(untrained_model(tiny(), device="cpu"), scales=(), batch=0, pairs=7)
 
@@ -124,3 +137,28 @@ def test_the_commands_print_a_table_and_write_a_record(sfumato, tmp_path: Path) 
     record = json.loads((tmp_path / "sample.json").read_text())
     assert (record["sampler"], record["steps"]) == ("DDPM", 2)
     assert [row["bar"] for row in record["comparisons"]] == [1.8, 0.97]
+
+
+def test_a_gpu_day_on_a_cpu_records_each_part_and_what_failed(tmp_path: Path) -> None:
+    """The parts that need data are left out; one that fails does not end the day."""
+    plan = Plan(
+        out=tmp_path / "day",
+        device="cpu",
+        minutes=0.5,
+        presets=("digits",),
+        settings=[setting for setting in TINY if not setting.startswith("data.")],
+        mnist=tmp_path / "nothing",
+    )
+    lines: list[str] = []
+    record = gpu_day(plan, lines.append)
+    assert json.loads((plan.out / "gpu-day.json").read_text()) == record
+    speed = record["step digits"]
+    cost = network_cost(load_experiment("digits", plan.settings))
+    flops = 3 * cost.forward_flops * 16
+    assert speed["tflops"] * 1e12 == pytest.approx(flops / (speed["step_ms"] / 1e3))
+    rate = record["matrix_rate"]["float32"]
+    assert speed["share_of_floor"] == pytest.approx(speed["tflops"] / rate)
+    assert set(speed["over"]) == {"bare", "diffusers_example"}
+    assert record["left_out"] == ["cifar10-small"]
+    assert "failed" in record["mnist"]
+    assert any("failed" in line for line in lines)

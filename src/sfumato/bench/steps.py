@@ -2,7 +2,8 @@
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -129,41 +130,47 @@ def save_comparisons(comparisons: Sequence[Comparison], path: Path, **conditions
 # Training -----------------------------------------------------------------------------------------
 
 
-def compare_training(
-    experiment: DiffusionExperiment,
-    *,
-    pairs: int,
-    steps: int,
-    device: str,
-    clock: Clock = time.perf_counter,
-) -> Comparison:
-    """`train()` with its log, `steps` steps at a time, against `plain_training`."""
-    if steps < 1:
-        raise InputError(f"{steps} steps are out of range.", hint="Give 1 or more.")
+@contextmanager
+def prepared_training(experiment: DiffusionExperiment, device: str) -> Iterator[Run]:
+    """The run of an experiment in a folder that goes afterwards, with no hook but its log."""
     with TemporaryDirectory(prefix="sfumato-bench-") as folder:
         run = prepare_run(experiment, Path(folder) / "run", device=device)
         run.hooks = [hook for hook in run.hooks if isinstance(hook, LogHook)]
-        images = steps * run.batches.batch_size
-        plain_step = plain_training(experiment, run)
+        yield run
 
-        def ours() -> None:
-            run.total_images = run.images_seen + images
-            train(run)
 
-        def plain() -> None:
-            for _ in range(steps):
-                plain_step()
+def compare_training(
+    run: Run,
+    plain_step: Callable[[], object],
+    *,
+    pairs: int,
+    steps: int,
+    name: str = "training step",
+    clock: Clock = time.perf_counter,
+) -> Comparison:
+    """`train()` of `run` with its log, `steps` steps at a time, against a step written plainly."""
+    if steps < 1:
+        raise InputError(f"{steps} steps are out of range.", hint="Give 1 or more.")
+    images = steps * run.batches.batch_size
 
-        return compare(
-            "training step",
-            ours,
-            plain,
-            pairs=pairs,
-            bar=TRAINING_BAR,
-            images=images,
-            device=run.device,
-            clock=clock,
-        )
+    def ours() -> None:
+        run.total_images = run.images_seen + images
+        train(run)
+
+    def plain() -> None:
+        for _ in range(steps):
+            plain_step()
+
+    return compare(
+        name,
+        ours,
+        plain,
+        pairs=pairs,
+        bar=TRAINING_BAR,
+        images=images,
+        device=run.device,
+        clock=clock,
+    )
 
 
 def plain_training(experiment: DiffusionExperiment, run: Run) -> Callable[[], Tensor]:
@@ -220,6 +227,67 @@ def plain_training(experiment: DiffusionExperiment, run: Run) -> Callable[[], Te
         optimizer.zero_grad()
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(unet.parameters()), 0.001)
+        return loss
+
+    return step
+
+
+def example_training(experiment: DiffusionExperiment, run: Run) -> Callable[[], Tensor]:
+    """The inner loop of diffusers' text-to-image example, by our reading, without its latents.
+
+    Unlike `plain_training`: the captions are encoded in every step, the loss is read in every step,
+    and the optimizer and the average are diffusers' and torch's defaults.
+    """
+    from diffusers.training_utils import EMAModel
+
+    assert isinstance(run.objective, DiffusionObjective)
+    training, optimizing = experiment.training, experiment.training.optimizer
+    device = run.device
+    records = load_records(experiment.data, "train")
+    images = to_float(records.images[:], experiment.data.value_range).to(device)
+    encoder = load_text_encoder(experiment.text)
+    text_model = encoder.model.to(device).requires_grad_(False)
+    ids = encoder.tokenizer(
+        [records.captions[int(row)] for row in records.prompts[:, 0]],
+        padding="max_length",
+        truncation=True,
+        max_length=encoder.max_tokens,
+        return_tensors="pt",
+    ).input_ids.to(device)
+    unet = build_unet(
+        experiment.model,
+        resolution=images.shape[-1],
+        channels=images.shape[1],
+        seed=experiment.seed,
+    ).to(device)
+    average = EMAModel(unet.parameters(), model_cls=type(unet), model_config=unet.config)
+    average.to(device)
+    scheduler = build_scheduler("DDPM", experiment.diffusion)
+    optimizer = torch.optim.AdamW(
+        unet.parameters(),
+        lr=optimizing.lr,
+        betas=optimizing.betas,
+        weight_decay=optimizing.weight_decay,
+    )
+
+    def step() -> Tensor:
+        chosen = torch.randint(len(images), (training.batch_size,), device=device)
+        x0, tokens = images[chosen], text_model(ids[chosen], return_dict=False)[0]
+        noise = torch.randn_like(x0)
+        t = torch.randint(scheduler.config.num_train_timesteps, (len(x0),), device=device).long()
+        noisy = scheduler.add_noise(x0, noise, t)
+        target = noise
+        if experiment.diffusion.prediction_type == "v_prediction":
+            target = scheduler.get_velocity(x0, noise, t)
+        with torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bfloat16"):
+            output = unet(noisy, t, tokens, return_dict=False)[0]
+        loss = F.mse_loss(output.float(), target.float(), reduction="mean")
+        loss.item()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        average.step(unet.parameters())
         return loss
 
     return step

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sfumato.base.errors import InputError
 from sfumato.cli.data import data_config
 from sfumato.cli.options import (
     INTERRUPTED,
@@ -22,7 +23,15 @@ from sfumato.cli.options import (
     stoppable,
 )
 from sfumato.cli.scaling import scaling
-from sfumato.cli.show import log, log_wrapped, new_table, open_model, print_table, unused
+from sfumato.cli.show import (
+    check_empty,
+    log,
+    log_wrapped,
+    new_table,
+    open_model,
+    print_table,
+    unused,
+)
 from sfumato.config.schema import DiffusionExperiment, load_experiment
 from sfumato.generation.bundle_names import is_model
 
@@ -45,10 +54,12 @@ def train(
 ) -> None:
     """Our training step against a bare loop on the same network, data and batch."""
     experiment = load_experiment(preset, settings or [], schema=DiffusionExperiment)
-    from sfumato.bench.steps import compare_training
+    from sfumato.bench.steps import compare_training, plain_training, prepared_training
     from sfumato.generation.loading import resolve_device
 
-    comparison = compare_training(experiment, pairs=pairs, steps=steps, device=device)
+    with prepared_training(experiment, device) as run:
+        plain_step = plain_training(experiment, run)
+        comparison = compare_training(run, plain_step, pairs=pairs, steps=steps)
     conditions = {
         "model": experiment.name,
         "settings": list(settings or []),
@@ -88,6 +99,75 @@ def sample(
         "device": str(opened.device),
     }
     print_comparisons(comparisons, conditions, out)
+
+
+def gpu_day(
+    out: Annotated[Path, typer.Option(help="Folder for the record, pictures and runs.")],
+    minutes: Annotated[float, typer.Option(min=0.1, help="Minutes in all.")] = 8.0,
+    mnist: Annotated[Path | None, typer.Option(help="A folder of MNIST.")] = None,
+    cifar10: Annotated[Path | None, typer.Option(help="A folder of CIFAR-10.")] = None,
+    classifier: Annotated[str, typer.Option(help="A run of CIFAR-10's classifier.")] = "auto",
+    tests: Annotated[Path | None, typer.Option(help="tests/test_gpu.py of a checkout.")] = None,
+    presets: Annotated[
+        str, typer.Option(help="Whose steps are timed, with commas.")
+    ] = "mnist,cifar10-small,cifar10",
+    count: Annotated[int, typer.Option(min=10, help="Images of each guidance scale.")] = 1_000,
+    settings: Settings = None,
+    device: Device = "auto",
+) -> None:
+    """A few minutes of one GPU: tests, speed of each preset, MNIST whole, CIFAR-10 for the rest."""
+    names = presets.split(",")
+    for name in names:
+        load_experiment(name, settings or [], schema=DiffusionExperiment)
+    check_empty(out)
+    if cifar10 is not None and classifier == "auto":
+        raise InputError(
+            "CIFAR-10 needs a classifier that was trained before: training one takes most of a day "
+            "like this.",
+            hint="Give --classifier RUN, a run of `sfumato train classifier`.",
+        )
+    from sfumato.bench.gpu_day import Plan, gpu_day
+
+    plan = Plan(
+        out=out,
+        device=device,
+        minutes=minutes,
+        tests=tests,
+        presets=names,
+        mnist=mnist,
+        cifar10=cifar10,
+        classifier=classifier,
+        settings=list(settings or []),
+        count=count,
+    )
+    print_day(gpu_day(plan, log))
+    log(f"Record  {out / 'gpu-day.json'}")
+
+
+def print_day(record: Mapping[str, Any]) -> None:
+    """The steps that were timed as a table, then what each training came to."""
+    table = new_table(["step of", "batch", "ms", "images/s", "of floor", "bare", "diffusers"])
+    for name, found in record.items():
+        if name.startswith("step ") and "over" in found:
+            ratios = [f"{one['value']:.2f}" for one in found["over"].values()]
+            table.add_row(
+                name.removeprefix("step "),
+                str(found["batch_size"]),
+                f"{found['step_ms']:.1f}",
+                f"{found['images_per_second']:,.0f}",
+                f"{100 * found['share_of_floor']:.0f} %",
+                *ratios,
+            )
+    print_table(table)
+    for name in ("mnist", "cifar10-small"):
+        found = record.get(name, {})
+        if "images_seen" in found:
+            log(f"{name}: {found['images_seen']:,} images in {found['training_seconds']:.0f} s")
+        for row in found.get("rows", []):
+            log(f"  {row['title']}: class accuracy {row.get('class_accuracy', 'not measured')}")
+    for name, found in record.items():
+        if isinstance(found, dict) and "failed" in found:
+            log(f"{name} failed: {found['failed']}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,6 +304,7 @@ register(
         (order, "sfumato bench order wikiart-sorted --out runs/order"),
         (decoding, "sfumato bench decoding wikiart"),
         (scaling, "sfumato bench scaling cifar10 --ranks 16"),
+        (gpu_day, "sfumato bench gpu-day --mnist mnist --cifar10 cifar10 --out runs/gpu-day"),
     ],
 )
 

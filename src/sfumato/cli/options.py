@@ -298,5 +298,5 @@ def grouped(command: Command) -> Command:
 def register(app: typer.Typer, commands: Sequence[tuple[Command, str]]) -> None:
     """Add commands, each with an example, under their own names."""
     for command, example in commands:
-        name = command.__name__.removesuffix("_")
+        name = command.__name__.removesuffix("_").replace("_", "-")
         app.command(name, epilog=f"Example: `{example}`")(grouped(command))
