@@ -15,8 +15,10 @@ from sfumato.cli.options import (
     Form,
     HeldOut,
     MeasureOptions,
+    Processes,
     Scales,
     Untrained,
+    run_in_processes,
     stoppable,
 )
 from sfumato.cli.show import log, log_wrapped, print_wide
@@ -44,6 +46,7 @@ def evaluate(
     data: Data = None,
     untrained: Untrained = False,
     out: CardFolder = None,
+    processes: Processes = None,
 ) -> None:
     """Measure images against real ones: every metric with its interval, baseline and provenance.
 
@@ -60,6 +63,8 @@ def evaluate(
     settings = checked_settings(overrides)
     if not is_model(what):
         _check_images(what, settings["data"])
+    if processes is not None:
+        run_in_processes(processes)
     from sfumato.evaluation.evaluate import evaluate as evaluate_images
 
     with stoppable():

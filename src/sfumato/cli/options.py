@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
@@ -29,6 +30,33 @@ def stoppable(message: str = RESUMES) -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo(f"\n{message}")
         raise typer.Exit(INTERRUPTED) from None
+
+
+Processes = Annotated[
+    int | None, typer.Option(min=1, help="Processes on this machine that share the work.")
+]
+
+
+def run_in_processes(count: int, *added: str) -> None:
+    """Run this command line, and the arguments `added`, in `count` processes in place of this one,
+    and leave with their exit status. Nothing happens for one process."""
+    if count == 1:
+        return
+    from sfumato.training.launch import run_processes
+
+    raise typer.Exit(run_processes([*_without(sys.argv[1:], "--processes"), *added], count))
+
+
+def _without(arguments: Sequence[str], name: str) -> list[str]:
+    """A command line without an option and its value, given as `--name V` or `--name=V`."""
+    kept: list[str] = []
+    given = iter(arguments)
+    for argument in given:
+        if argument == name:
+            next(given, None)
+        elif not argument.startswith(f"{name}="):
+            kept.append(argument)
+    return kept
 
 
 # Checks -------------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """`sfumato train`."""
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,8 +13,10 @@ from sfumato.cli.options import (
     INTERRUPTED,
     Device,
     Preset,
+    Processes,
     Settings,
     checked_source,
+    run_in_processes,
     stoppable,
 )
 from sfumato.cli.show import log, unused
@@ -44,9 +45,7 @@ def train(
     settings: Settings = None,
     strict: Annotated[bool, typer.Option("--strict", help="Turn warnings into errors.")] = False,
     device: Device = "auto",
-    processes: Annotated[
-        int | None, typer.Option(min=1, help="Processes on this machine that share each batch.")
-    ] = None,
+    processes: Processes = None,
     time_limit: Annotated[
         float | None, typer.Option(min=0, help="Minutes after which training ends, saved.")
     ] = None,
@@ -54,8 +53,11 @@ def train(
     """Train a preset. Interrupted and started again with the same --out, it resumes exactly."""
     experiment = _checked(preset, _one_source(dataset, data), settings or [])
     out = out or new_folder(Path("runs") / experiment.name)
-    if processes is not None and processes > 1:
-        raise typer.Exit(_in_processes(experiment, out, processes))
+    if processes is not None:
+        from sfumato.data.loading import check_shares
+
+        check_shares(experiment.length(1)[1], processes)
+        run_in_processes(processes, "--out", str(out))
     from sfumato.methods.registry import method_of, run_experiment
     from sfumato.training.hooks import TimeLimitHook
     from sfumato.training.progress import TrainingProgress, print_start
@@ -76,29 +78,6 @@ def train(
     log(f"Finished at {run.images_seen:,} images.")
     for line in method_of(experiment).describe(experiment, run):
         log(line)
-
-
-def _in_processes(experiment: Experiment, out: Path, count: int) -> int:
-    """Run this command in `count` processes; its exit status."""
-    from sfumato.data.loading import check_shares
-    from sfumato.training.launch import run_processes
-
-    batch_size = experiment.length(1)[1]
-    check_shares(batch_size, count)
-    arguments = [*without_option(sys.argv[1:], "--processes"), "--out", str(out)]
-    return run_processes(arguments, count)
-
-
-def without_option(arguments: Sequence[str], name: str) -> list[str]:
-    """A command line without an option and its value, given as `--name V` or `--name=V`."""
-    kept: list[str] = []
-    given = iter(arguments)
-    for argument in given:
-        if argument == name:
-            next(given, None)
-        elif not argument.startswith(f"{name}="):
-            kept.append(argument)
-    return kept
 
 
 def _checked(preset: str, source: str | None, settings: Sequence[str]) -> Experiment:

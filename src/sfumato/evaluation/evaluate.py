@@ -9,6 +9,7 @@ from typing import Any
 from sfumato.base.environment import command
 from sfumato.base.errors import DamagedDataError, InputError
 from sfumato.base.files import cache_folder, folder_for
+from sfumato.base.lock import locked
 from sfumato.config.overrides import override
 from sfumato.config.sections import DataConfig, EvaluationConfig
 from sfumato.data.records import load_records
@@ -35,6 +36,7 @@ from sfumato.generation.bundle_names import beside, is_model
 from sfumato.generation.loading import load, resolve_device
 from sfumato.generation.model import Model
 from sfumato.generation.runs import experiment_of_run
+from sfumato.training.distributed import World, open_world
 
 CUSTOMARY_COUNT = 5_000
 """Below so many images a Frechet distance says more of their number than of the model."""
@@ -77,24 +79,58 @@ def evaluate(
         settings: settings of the section evaluation, such as `count=500, guidance_scales=[1, 3]`;
             those not given are the run's own.
 
+    In each of several processes (torchrun), the ranks share the sampling and get the same card.
     Killed and called again with the same arguments it goes on: images and features that are there
     are not made again. Raises what opening the model, the data, the classifier and the extractors
     raises.
     """
     named = [f"evaluation.{name}={json.dumps(value)}" for name, value in settings.items()]
-    task = _open(subject, data, [*overrides, *named], device, log)
+    with open_world(resolve_device(device)) as world:
+        task = _open(subject, data, [*overrides, *named], device, log)
+        if world.is_main:
+            return _evaluated(task, out, world, log, on_images)
+        folder = Path(world.exchange("folder", "")[0])
+        if (card := _finished_card(folder)) is None:
+            complete(_kept(task, folder), on_images, world=world)
+            world.wait()
+            card = _finished_card(folder)
+    if card is None:
+        raise InputError(
+            f"Rank {world.rank} does not see {folder}, where rank 0 keeps the images.",
+            hint="Give --out a folder that all processes see.",
+        )
+    return card
+
+
+def _evaluated(
+    task: _Task,
+    out: Path | str | None,
+    world: World,
+    log: Callable[[str], None],
+    on_images: OnImages,
+) -> Card:
+    """The card, by the rank that measures; the others sample their share of the images."""
     reference = Reference.load(
         task.data, task.config, device=task.device, log=log, on_images=on_images
     )
     base = task.base if out is None else Path(out)
     folder = folder_for(base, _request(task, reference), log=log)
+    world.exchange("folder", str(folder.resolve()))
     if (card := _finished_card(folder)) is not None:
         return card
-    sets = [one.kept_in(folder / "images") if one.name else one for one in task.sets]
-    complete(sets, on_images)
-    card = _card(task, reference, [_row(reference, one, folder) for one in sets])
-    write_pictures(folder, sets, reference)
-    return card.save(folder)
+    with locked(folder):
+        sets = _kept(task, folder)
+        complete(sets, on_images, world=world)
+        card = _card(task, reference, [_row(reference, one, folder) for one in sets])
+        write_pictures(folder, sets, reference)
+        card = card.save(folder)
+    world.wait()
+    return card
+
+
+def _kept(task: _Task, folder: Path) -> list[ImageSet]:
+    """The image sets, those that a model samples kept in `folder`."""
+    return [one.kept_in(folder / "images") if one.name else one for one in task.sets]
 
 
 # What is evaluated --------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from sfumato.evaluation.metrics.features import Tensors
 from sfumato.evaluation.prompt_set import PromptSet
 from sfumato.evaluation.store import digest_of, file_name
 from sfumato.generation.model import Model
+from sfumato.training.distributed import ALONE, World
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,14 +94,24 @@ def sampled_set(
     return images if folder is None else images.kept_in(folder)
 
 
-def complete(sets: Sequence[ImageSet], on_images: OnImages, *, what: str = "images") -> None:
-    """Sample the parts of all `sets` that are not there yet.
+def complete(
+    sets: Sequence[ImageSet],
+    on_images: OnImages,
+    *,
+    what: str = "images",
+    world: World = ALONE,
+) -> None:
+    """Sample the parts of all `sets` that are not there yet; each rank of `world` takes its share,
+    and all of them are there when it returns.
 
     `on_images` counts images, or network evaluations where `what` is "network evaluations".
     """
     weights = [(one.nfe or 1) if what == "network evaluations" else 1 for one in sets]
     total = sum(weight * one.count for weight, one in zip(weights, sets, strict=True))
-    missing = [one.missing() for one in sets]
+    every = [(place, part) for place, one in enumerate(sets) for part in one.missing()]
+    world.wait()  # every rank has listed the same parts before one of them adds to them
+    mine = every[world.rank :: world.size]
+    missing = [[part for place, part in mine if place == number] for number in range(len(sets))]
     left = sum(
         weight * sum(map(len, parts)) for weight, parts in zip(weights, missing, strict=True)
     )
@@ -111,6 +122,7 @@ def complete(sets: Sequence[ImageSet], on_images: OnImages, *, what: str = "imag
             one.part(part)
             left -= weight * len(part)
             on_images(what, total - left, total)
+    world.wait()
 
 
 def stretched(x0: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import cache
+from itertools import count
 from typing import Any
 
 import torch
@@ -121,8 +123,12 @@ class World:
 
     def exchange(self, what: str, text: str) -> list[str]:
         """The text of every rank, by rank. `what` names this exchange, and is used once."""
-        self.store.set(f"{what}/{self.rank}", text)
-        return [self.store.get(f"{what}/{rank}").decode() for rank in range(self.size)]
+        if self.size == 1:
+            return [text]
+        keys = [f"{what}/{rank}" for rank in range(self.size)]
+        self.store.set(keys[self.rank], text)
+        self.store.wait(keys, timedelta(seconds=STEP_SECONDS))
+        return [self.store.get(key).decode() for key in keys]
 
     def share(self, state: Mapping[str, Any] | None, device: torch.device) -> dict[str, Any]:
         """Rank 0's nested state dictionary of tensors and plain values, on every rank."""
@@ -168,6 +174,8 @@ class World:
             torch.distributed.barrier()
 
 
+_MEETINGS = count()
+"""Counts the worlds of this process, which all ranks open in the same order."""
 ALONE = World()
 """One process."""
 
@@ -185,6 +193,8 @@ def open_world(device: torch.device) -> Iterator[World]:
         yield world
         return
     _check_devices(world, device)
+    if device.type == "cuda":
+        torch.cuda.set_device(world.local_rank)  # "cuda" is this rank's own GPU from here on
     if "OMP_NUM_THREADS" not in os.environ:
         beside = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         torch.set_num_threads(max(1, processors() // beside))
@@ -271,13 +281,7 @@ def _meet(world: World) -> Any:
     by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     limit = timedelta(seconds=RENDEZVOUS_SECONDS)
     try:
-        store = TCPStore(
-            address,
-            int(port),
-            is_master=world.is_main and not by_agent,
-            timeout=limit,
-            wait_for_workers=False,
-        )
+        store = _store(address, int(port), world.is_main and not by_agent, limit)
     except (RuntimeError, ValueError) as error:
         raise DistributedError(
             f"Rank {world.rank} on {socket.gethostname()} cannot reach rank 0 at {address}:{port}.",
@@ -285,7 +289,7 @@ def _meet(world: World) -> Any:
             "free port, and that no firewall is between them.",
         ) from error
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = PrefixStore(f"sfumato/{attempt}", store)
+    store = PrefixStore(f"sfumato/{attempt}/{next(_MEETINGS)}", store)
     store.set(f"here/{world.rank}", socket.gethostname())
     absent = [rank for rank in range(world.size) if not _has_come(store, rank, limit)]
     if absent:
@@ -295,6 +299,12 @@ def _meet(world: World) -> Any:
             hint=f"WORLD_SIZE is {world.size}: start so many processes, each with its own RANK.",
         )
     return store
+
+
+@cache
+def _store(address: str, port: int, serves: bool, limit: timedelta) -> Any:
+    """One for this process: a second one could not listen at the same port."""
+    return TCPStore(address, port, is_master=serves, timeout=limit, wait_for_workers=False)
 
 
 def _has_come(store: Any, rank: int, limit: timedelta) -> bool:
