@@ -87,6 +87,8 @@ def show(
     names: list[Split] = ["train", "test"]
     if "classifier" in open_images(config).parts:
         names.insert(1, "classifier")
+    if "validation" in open_images(config).parts:
+        names.append("validation")
     started = time.monotonic()
     on_rows = rows_progress("images read")
     splits = {name: load_records(config, name, on_rows=on_rows) for name in names}

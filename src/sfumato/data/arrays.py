@@ -12,7 +12,7 @@ import numpy as np
 from sfumato.base.errors import ConfigError, InputError
 from sfumato.base.files import TEMPORARY_PREFIX, make_folder, sync, writing
 from sfumato.base.images import png_bytes
-from sfumato.data.sources.parquet import CAPTION_NAMES, IMAGE_NAMES, LABEL_NAMES
+from sfumato.data.sources.columns import CAPTION_NAMES, IMAGE_NAMES, LABEL_NAMES
 
 if TYPE_CHECKING:
     import PIL.Image

@@ -121,6 +121,7 @@ def _settings(config: DataConfig, raw: RawImages) -> Settings:
         image_column=config.image_column,
         label_column=config.label_column,
         caption_column=config.caption_column,
+        also_train=list(config.also_train),
     )
 
 
@@ -170,7 +171,7 @@ def _refuse_other(out: Path, made: dict[str, Any], settings: Settings) -> None:
             hint=new,
         )
     for name, value in wanted.items():
-        if made.get(name) != value:
+        if made.get(name, []) != value:
             raise InputError(
                 f"{out} was prepared with data.{name}={made.get(name)}, not {value}.", hint=new
             )

@@ -45,6 +45,7 @@ class Settings:
     image_column: str
     label_column: str
     caption_column: str
+    also_train: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,11 +111,10 @@ class MappedImages:
 # Reading ------------------------------------------------------------------------------------------
 
 
-def read_prepared(folder: Path, config: DataConfig) -> RawImages | None:
+def read_prepared(folder: Path) -> RawImages | None:
     """The data set that `sfumato prepare` left in `folder`; None where it left none.
 
-    Raises `InputError` where it was not finished, `ConfigError` where `config` asks for another
-    size or other columns, `DamagedDataError` where its files are not whole.
+    Raises `InputError` where it was not finished, `DamagedDataError` where its files are not whole.
     """
     if not (folder / MANIFEST).exists():
         if (folder / BEGUN).exists():
@@ -124,7 +124,6 @@ def read_prepared(folder: Path, config: DataConfig) -> RawImages | None:
             )
         return None
     manifest = read_manifest(folder)
-    _refuse_other_settings(folder, manifest.settings, config)
     table = _read_rows(folder, manifest)
     images = _mapped(folder, manifest)
     kept = np.asarray(table["problem"].to_numpy()) == ""
@@ -234,7 +233,15 @@ def verify(folder: Path, manifest: Manifest) -> None:
         raise _not_whole(folder / ROWS)
 
 
-def _refuse_other_settings(folder: Path, made: Settings, config: DataConfig) -> None:
+def refuse_other_settings(folder: Path, made: Settings, config: DataConfig) -> None:
+    """`ConfigError` where `config` asks for another size, or for other columns or parts, than the
+    images in `folder` were prepared with."""
+    if config.also_train and list(config.also_train) != list(made.also_train):
+        raise ConfigError(
+            f"data.also_train is {list(config.also_train)}, but {folder} was prepared with "
+            f"{list(made.also_train)}.",
+            hint="Leave it out, or prepare the source again with it, into a new folder.",
+        )
     for name in ("resolution", "channels", "image_column", "label_column", "caption_column"):
         asked, there = getattr(config, name), getattr(made, name)
         if asked not in ("auto", there):

@@ -10,15 +10,16 @@ from torch import Tensor
 
 from sfumato.base.errors import DamagedDataError, InputError
 from sfumato.config.sections import DataConfig
-from sfumato.data.captions import OWN, caption_images, class_captions, fields
+from sfumato.data.captions import OWN, caption_images, class_captions, counts_of, fields
 from sfumato.data.decode import NO_CAPTION, Decoded, Target, decode_rows
 from sfumato.data.opening import open_images, recall, source_name
 from sfumato.data.prepared import MappedImages
 from sfumato.data.survey import resolve
 from sfumato.data.table import Damage, Part, RawImages, list_damage
 
-Split = Literal["train", "classifier", "test", "tuning", "reference"]
-"""`tuning` and `reference` are the two parts of `test`, by `tuning_share`."""
+Split = Literal["train", "classifier", "test", "tuning", "reference", "validation"]
+"""`tuning` and `reference` are the two parts of `test`, by `tuning_share`; `validation` is there
+where a source has one beside its test part."""
 _SHOWN_DAMAGE = 10
 
 
@@ -28,6 +29,7 @@ class Annotations:
 
     `labels`: (N,) int64 into `class_names`, zeros where those are empty; `prompts`: (N, T) int64
     into `captions`, the distinct captions: an image has T of them, and a step draws one.
+    `caption_counts`: (N,) int64, how many of those T are the image's, the first; None for all.
     `class_captions`: one caption of each class, for a look at the model. `damage`: the rows that
     were skipped. `resized`: how many images had another size than `resolution`, None where that is
     not known (prepared and streamed data).
@@ -39,6 +41,7 @@ class Annotations:
     captions: Sequence[str]
     class_captions: Sequence[str]
     description: str
+    caption_counts: Tensor | None = None
     damage: Sequence[Damage] = ()
     resized: int | None = None
 
@@ -215,9 +218,12 @@ def annotate(
     their `own` (N)."""
     about = {"labels": torch.from_numpy(labels), "class_names": raw.class_names}
     prompts, captions = caption_images(config.caption, **about, own=own)
+    counts = torch.from_numpy(len(config.caption) * counts_of(own))
+    same = not needs_caption(config) or bool((counts == prompts.shape[1]).all())
     return {
         **about,
         "prompts": prompts,
+        "caption_counts": None if same else counts,
         "captions": captions,
         "class_captions": class_captions(config.caption, prompts, captions, **about),
     }

@@ -73,7 +73,7 @@ def _survey(raw: RawImages, source: str) -> Survey:
     grey, unreadable, example = True, 0, ""
     for part in raw.parts.values():
         for row in part.read(_spread(part.count, raw.count)):
-            example = example or row.caption or ""
+            example = example or (row.caption or "").split("\n")[0]
             try:
                 header = read_header(row.image)
             except BadImage:

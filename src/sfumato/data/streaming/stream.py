@@ -183,11 +183,13 @@ class StreamBatches:
         records = self._records
         chosen = chosen_captions(
             records.prompts.shape[1],
+            None if records.caption_counts is None else records.caption_counts[samples],
             seed=self.seed,
             images_seen=self._start,
             batch_size=self.batch_size,
+            share=slice(self._rank, None, self._world_size),
         )
-        prompts = records.prompts[samples, chosen[self._rank :: self._world_size]]
+        prompts = records.prompts[samples, chosen]
         return Batch(
             images=pixels.to(self._device, non_blocking=True),
             labels=records.labels[samples].to(self._device),
