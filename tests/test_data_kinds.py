@@ -20,6 +20,7 @@ from PIL import Image, PngImagePlugin
 
 from sfumato.base.errors import ConfigError, DataWarning, InputError
 from sfumato.config.sections import DataConfig
+from sfumato.data.decode import Target, decode
 from sfumato.data.files import find_images, walk
 from sfumato.data.identifiers import kind_of_identifiers
 from sfumato.data.loading import DeviceBatches
@@ -28,6 +29,7 @@ from sfumato.data.prepare import prepare
 from sfumato.data.records import Records, load_records
 from sfumato.data.streaming.stream import StreamBatches, open_stream
 from sfumato.data.survey import resolve
+from sfumato.evaluation.image_files import read_folder
 from tests.pictures import encoded, noise, write_idx, write_image, write_parquet
 
 CPU = torch.device("cpu")
@@ -620,3 +622,49 @@ def test_a_chosen_column_of_no_use_is_said(tmp_path: Path, role: str) -> None:
     write_parquet(tmp_path / "a.parquet", pictures(4), odd=odd)
     with pytest.raises(InputError):
         open_images(config(tmp_path, **{f"{role}_column": "odd"}))
+
+
+# Folders to evaluate ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fit", ["crop", "squash"])
+def test_mixed_sizes_are_evaluated_by_the_rule_of_training(tmp_path: Path, fit: str) -> None:
+    write_folders(tmp_path / "real", {"train": range(8), "test": range(8, 20)})
+    shapes = [(8, 8, 3), (20, 13, 3), (9, 31), (8, 8, 4), (8, 8, 3)] * 4
+    for index, shape in enumerate(shapes):
+        write_image(tmp_path / "made" / "cat" / f"{index:02}.png", noise(index, shape))
+    (tmp_path / "made" / "cat" / "04.png").rename(tmp_path / "made" / "cat" / "04.jfif")
+    (tmp_path / "made" / "cat" / "x.heic").write_bytes(heic())
+    settings = config(tmp_path / "real", fit=fit)
+    found = read_folder(tmp_path / "made", settings)
+    target = Target(resolution=8, channels=3, fit=fit)
+    expected = [
+        decode(path, target)[0] for path in sorted((tmp_path / "made" / "cat").glob("*.[pj]*"))
+    ]
+    assert np.array_equal(found.images().numpy(), np.stack(expected))
+    how = {"crop": "centre-cropped and brought", "squash": "squashed"}[fit]
+    left_out, resized = found.notes
+    assert "1 HEIC" in left_out
+    assert resized.startswith(f"12 of 20 images had another size or mode: {how} to 8x8")
+    assert found.labels is not None
+    other = read_folder(tmp_path / "made", config(tmp_path / "real", fit=fit, resolution=16))
+    assert other.images([0]).shape == (1, 3, 16, 16)
+    assert other.folder != found.folder  # features of other pixels are kept apart
+
+
+def test_images_of_one_size_are_evaluated_as_they_are(tmp_path: Path) -> None:
+    write_folders(tmp_path / "real", {"train": range(8), "test": range(8, 20)})
+    for index in range(10):
+        write_image(tmp_path / "made" / f"{index}.png", noise(index, (12, 12, 3)))
+    found = read_folder(tmp_path / "made", config(tmp_path / "real"))
+    assert np.array_equal(found.images([3])[0], noise(3, (12, 12, 3)).transpose(2, 0, 1))
+    assert all("size" not in note for note in found.notes)
+
+
+def test_a_png_with_much_text_is_evaluated(tmp_path: Path) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("comment", "x" * 2_000_000, zip=True)
+    for index in range(10):
+        (tmp_path / f"{index}.png").write_bytes(encoded(noise(index, (8, 8, 3)), pnginfo=info))
+    found = read_folder(tmp_path, None)
+    assert np.array_equal(found.images([3])[0], noise(3, (8, 8, 3)).transpose(2, 0, 1))

@@ -56,7 +56,7 @@ def read_header(image: "bytes | Path | np.ndarray | None") -> Header:
     """Size and kind without decoding pixels; `BadImage` for what is no image or too large."""
     if isinstance(image, np.ndarray):
         return Header(image.shape[1], image.shape[0], "raw", image.ndim == 2)
-    with _open(image) as opened:
+    with open_image(image) as opened:
         return _header(opened)
 
 
@@ -71,7 +71,7 @@ def decode(image: "bytes | Path | np.ndarray | None", target: Target) -> tuple[n
     if isinstance(image, np.ndarray):
         picture, header = Image.fromarray(image), read_header(image)
     else:
-        with _open(image) as opened:
+        with open_image(image) as opened:
             header = _header(opened)
             try:
                 if header.format == "JPEG":
@@ -89,7 +89,8 @@ def decode(image: "bytes | Path | np.ndarray | None", target: Target) -> tuple[n
     return (pixels[None] if target.channels == 1 else pixels.transpose(2, 0, 1)), header
 
 
-def _open(image: "bytes | Path | None") -> ImageFile.ImageFile:
+def open_image(image: "bytes | Path | None") -> ImageFile.ImageFile:
+    """An image of which only the header is read; `BadImage` for what is none."""
     if image is None or image == b"":
         raise BadImage("no image")
     try:
@@ -101,7 +102,7 @@ def _open(image: "bytes | Path | None") -> ImageFile.ImageFile:
         raise BadImage(f"claims more than {MAX_PIXELS:,} pixels") from error
     except Exception as error:
         if (smaller := _without_text(image, error)) is not None:
-            return _open(smaller)
+            return open_image(smaller)
         kind = format_in(_start(image))
         known = kind and kind not in readable_formats()
         raise BadImage(f"{kind}, which is not read here" if known else "not an image") from error
