@@ -436,7 +436,9 @@ def test_a_png_with_much_text_is_an_image(tmp_path: Path, place: str, in_file: b
             file.write_bytes(content)
     else:
         write_parquet(tmp_path / "a.parquet", [content] * 2, [0, 0])
-    train = load_records(resolve(config(tmp_path, resolution="auto", max_damaged=0)), "train")
+    settings = resolve(config(tmp_path, resolution="auto", max_damaged=0, test_share=0))
+    train = load_records(settings, "train")
+    assert len(train) == 2
     assert np.array_equal(train.images[0].numpy(), array.transpose(2, 0, 1))
 
 

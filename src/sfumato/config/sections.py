@@ -52,7 +52,8 @@ class DataConfig(Section):
     split_seed: int = 0
     """Seed of the split into train, classifier and test, where a source has none of its own."""
     test_share: Share = 0.1
-    """Share of the images held out for test, where a source has no test part of its own."""
+    """Share of the images held out for test, where a source has no test part of its own: each image
+    is drawn by its content, so that it stays on its side when others come and go."""
     also_train: tuple[str, ...] = ()
     """Parts of the source beside train that are trained on too, such as `extra` or `validation`."""
     tuning_share: Share = 0.0

@@ -3,15 +3,14 @@
 import hashlib
 import re
 import warnings
-from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
 
 from sfumato.base.errors import DataWarning, InputError
 from sfumato.config.sections import DataConfig
 from sfumato.data.files import SUFFIXES, visible_files
+from sfumato.data.memo import recall
 from sfumato.data.prepared import read_prepared, refuse_other_settings
 from sfumato.data.sources.digits import read_digits
 from sfumato.data.sources.folder import read_folder
@@ -20,12 +19,6 @@ from sfumato.data.sources.idx import read_idx
 from sfumato.data.sources.local import local_folder
 from sfumato.data.sources.parquet import Columns, read_parquet
 from sfumato.data.table import RawImages
-
-T = TypeVar("T")
-
-
-_KEPT = 3
-
 
 BUNDLED: dict[str, Callable[[DataConfig], RawImages]] = {"digits": read_digits}
 """Sources that come with sfumato, by name."""
@@ -62,18 +55,20 @@ def open_images(config: DataConfig) -> RawImages:
     files = frozenset((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats.items())
     columns = (config.image_column, config.label_column, config.caption_column)
     key = (source, columns, config.also_train, files)
-    raw = recall("opened", key, lambda: _open_folder(folder, config))
+    raw = recall("opened", key, lambda: _open_folder(folder, config, files))
     if raw.prepared is not None:
         refuse_other_settings(folder, raw.prepared, config)
     return raw
 
 
-def _open_folder(folder: Path, config: DataConfig) -> RawImages:
+def _open_folder(folder: Path, config: DataConfig, files: Collection[Hashable]) -> RawImages:
     for read in LAYOUTS.values():
         if (found := read(folder, config)) is not None:
             if found.count == 0:
                 raise InputError(f"{folder}: its files hold no rows.")
-            found = replace(found, notes=[*found.notes, *_images_beside(folder, found)])
+            version = hashlib.sha256(repr(sorted(files, key=repr)).encode()).hexdigest()
+            notes = [*found.notes, *_images_beside(folder, found)]
+            found = replace(found, notes=notes, version=version)
             for note in found.notes:
                 warnings.warn(note, DataWarning, stacklevel=2)
             return found
@@ -114,17 +109,3 @@ def source_identity(config: DataConfig) -> str:
     columns += (config.also_train,) if config.also_train else ()
     key = repr((open_images(config).fingerprint, columns))
     return f"{words or 'images'}-{hashlib.sha256(key.encode()).hexdigest()[:10]}"
-
-
-_recent: dict[str, OrderedDict[Hashable, Any]] = defaultdict(OrderedDict)
-
-
-def recall(kind: str, key: Hashable, make: Callable[[], T]) -> T:
-    """What `make` returns; the newest few of each kind are kept, since a command asks often."""
-    kept = _recent[kind]
-    if key not in kept:
-        kept[key] = make()
-        while len(kept) > _KEPT:
-            kept.popitem(last=False)
-    kept.move_to_end(key)
-    return kept[key]

@@ -26,6 +26,7 @@ from sfumato.base.files import (
 )
 from sfumato.config.sections import DataConfig
 from sfumato.data.decode import decode_chunks
+from sfumato.data.identity import image_hash
 from sfumato.data.opening import open_images, source_name
 from sfumato.data.prepared import (
     BEGUN,
@@ -312,6 +313,7 @@ def _write_chunk(
                 row.number,
                 row.label,
                 row.caption,
+                image_hash(row),
                 result if isinstance(result, str) else "",
             ]
             for row, result in chunk
@@ -333,6 +335,7 @@ def _write_rows(file: Path, rows: list[list[Any]]) -> None:
         "number": pa.int64(),
         "label": pa.int64(),
         "caption": pa.string(),
+        "identity": pa.uint64(),
         "problem": pa.string(),
     }
     table = pa.table(dict(zip(kinds, zip(*rows, strict=True), strict=True)), pa.schema(kinds))

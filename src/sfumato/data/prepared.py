@@ -3,7 +3,8 @@
 `data/prepare.py` writes the folder; here it is read, as a source like others. It holds
 
     images.npy     (N, C, R, R) uint8: numpy.load(..., mmap_mode="r") reads it too
-    rows.parquet   every row of the source in its order: part, file, number, label, caption, problem
+    rows.parquet   every row of the source in its order: part, file, number, label, caption,
+                   identity (a hash of its encoded bytes), problem
     prepared.json  from which source, how, checksums; written last: with it, the folder is whole
 """
 
@@ -21,12 +22,13 @@ from sfumato.base.errors import ConfigError, DamagedDataError, InputError
 from sfumato.base.files import read_json, sha256_of_file
 from sfumato.config.sections import DataConfig
 from sfumato.data.decode import NO_CAPTION, Decoded
+from sfumato.data.identity import note_hash
 from sfumato.data.table import Damage, Part, RawImages, Row
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, BEGUN = "prepared.json", "preparing.json"
 IMAGES, ROWS = "images.npy", "rows.parquet"
 HEADER_BYTES = 128
@@ -138,7 +140,9 @@ def read_prepared(folder: Path) -> RawImages | None:
             kept=kept[start : start + count],
             places=places[start : start + count],
         )
-        parts[name] = Part(count=count, read=rows.read, stored=rows.stored)
+        parts[name] = Part(
+            count=count, read=rows.read, stored=rows.stored, identities=rows.identities
+        )
         start += count
     return RawImages(
         layout=f"prepared from {manifest.layout}",
@@ -162,7 +166,8 @@ class _Rows:
     places: np.ndarray
 
     def read(self, keep: np.ndarray | None) -> Iterator[Row]:
-        columns = [self.table[name].to_pylist() for name in self.table.schema.names[1:]]
+        names = ("file", "number", "label", "caption", "problem")
+        columns = [self.table[name].to_pylist() for name in names]
         for index, (file, number, label, caption, problem) in enumerate(zip(*columns, strict=True)):
             if keep is not None and not keep[index]:
                 continue
@@ -171,6 +176,16 @@ class _Rows:
                 array = self.images[int(self.places[index])].numpy()
                 pixels = array[0] if len(array) == 1 else array.transpose(1, 2, 0)
             yield Row(pixels, label, caption, file, number, problem)
+
+    def identities(self) -> np.ndarray:
+        """(N, 2) uint64, as `data/identity.py` finds them in the source."""
+        labels, captions = (self.table[name].to_pylist() for name in ("label", "caption"))
+        names = self.manifest.class_names
+        notes = [
+            note_hash(Row(None, label, caption, ""), names)
+            for label, caption in zip(labels, captions, strict=True)
+        ]
+        return np.stack([self.table["identity"].to_numpy(), np.array(notes, np.uint64)], axis=1)
 
     def stored(self, keep: np.ndarray | None, needs_caption: bool) -> Decoded:
         """What decoding the rows would give, without decoding: the images stay in their file."""

@@ -12,7 +12,9 @@ from sfumato.base.errors import DamagedDataError, InputError
 from sfumato.config.sections import DataConfig
 from sfumato.data.captions import OWN, caption_images, class_captions, counts_of, fields
 from sfumato.data.decode import NO_CAPTION, Decoded, Target, decode_rows
-from sfumato.data.opening import open_images, recall, source_name
+from sfumato.data.identity import held_out, identities
+from sfumato.data.memo import recall
+from sfumato.data.opening import open_images, source_name
 from sfumato.data.prepared import MappedImages
 from sfumato.data.survey import resolve
 from sfumato.data.table import Damage, Part, RawImages, list_damage
@@ -136,22 +138,35 @@ def split_name(raw: RawImages, split: Split, config: DataConfig) -> Split:
     return "test" if split == "reference" and config.tuning_share == 0 else split
 
 
+def training_part(raw: RawImages) -> Part:
+    """The part whose rows, or some of them, are trained on."""
+    return raw.parts["train"] if "train" in raw.parts else raw.parts["all"]
+
+
 def rows_of(raw: RawImages, config: DataConfig, split: Split) -> tuple[Part, np.ndarray | None]:
     """The part that holds a split (of `split_name`), and which of its rows; None is all.
 
-    A source without a test part holds out `test_share` of its rows, chosen by `split_seed`.
+    A source without a test part holds out `test_share` of its images, chosen by `split_seed` and
+    their content.
     """
     if split in ("tuning", "reference"):
         return _rows_of_test(raw, config, split)
     if split in raw.parts:
         return raw.parts[split], None
-    part = raw.parts["all"]
-    if part.count < 2:
+    part, share = raw.parts["all"], config.test_share
+    if share == 0:
+        if split == "test":
+            raise InputError(
+                f"No image of {config.source} is held out: data.test_share is 0.",
+                hint="Set data.test_share, such as 0.1.",
+            )
+        return part, None
+    test = held_out(identities(raw, "all")[:, 0], share, [config.split_seed])
+    if not test.any():
         raise InputError(
-            "One image is too few: one is held out for test.", hint="Give two or more."
+            "One image is too few, and so is the same one several times: one is held out for test.",
+            hint="Give two or more, or set data.test_share=0.",
         )
-    test = np.zeros(part.count, dtype=bool)
-    test[_share(np.arange(part.count), config.test_share, config.split_seed)[0]] = True
     return part, test if split == "test" else ~test
 
 
@@ -171,13 +186,18 @@ def _rows_of_test(
             f"{config.source} has one test image, too few for data.tuning_share.",
             hint="Set data.tuning_share=0, or hold out more with data.test_share.",
         )
-    tuning, reference = _share(rows, config.tuning_share, [config.split_seed, 1])
+    seed = [config.split_seed, 1]
+    if test is None:
+        tuning, reference = _share(rows, config.tuning_share, seed)
+    else:
+        chosen = held_out(identities(raw, "all")[rows, 0], config.tuning_share, seed)
+        tuning, reference = rows[chosen], rows[~chosen]
     keep = np.zeros(part.count, dtype=bool)
     keep[tuning if split == "tuning" else reference] = True
     return part, keep
 
 
-def _share(rows: np.ndarray, share: float, seed: int | list[int]) -> tuple[np.ndarray, np.ndarray]:
+def _share(rows: np.ndarray, share: float, seed: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """A random `share` of two or more rows, and the rest; neither is empty."""
     count = min(max(1, round(share * len(rows))), len(rows) - 1)
     order = np.random.default_rng(seed).permutation(len(rows))

@@ -11,7 +11,8 @@ import numpy as np
 from sfumato.base.errors import InputError
 from sfumato.config.sections import AUTO_CAPTION, DataConfig
 from sfumato.data.decode import BadImage, read_header
-from sfumato.data.opening import BUNDLED, open_images, recall
+from sfumato.data.memo import recall
+from sfumato.data.opening import BUNDLED, open_images
 from sfumato.data.table import RawImages
 
 RESOLUTIONS = (8, 16, 28, 32, 64)

@@ -38,12 +38,14 @@ def one_a_line(value: str | Sequence[str | None] | None) -> str | None:
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """The rows of one split. `read(keep)` gives those where `keep` (count,) bool is true, in
-    their order; None is all of them. `stored(keep, needs_caption)`, of prepared data, gives them
-    as decoding would, without decoding."""
+    their order; None is all of them. Of prepared data, `stored(keep, needs_caption)` gives them as
+    decoding would, without decoding, and `identities()` what `data/identity.py` finds in their
+    source."""
 
     count: int
     read: Callable[[np.ndarray | None], Iterator[Row]]
     stored: "Callable[[np.ndarray | None, bool], Decoded] | None" = None
+    identities: Callable[[], np.ndarray] | None = None
 
 
 class RowGroup(NamedTuple):
@@ -78,7 +80,8 @@ class RawImages:
     parts. `labels` and `captions` say where they were found (empty: nowhere); `class_names` is
     empty without labels. `fingerprint` changes with the names and sizes of the files. `prepared`
     says how the pixels were made, where they were made before. `notes`: a line on each thing that
-    was left out.
+    was left out. `version` changes with the places, sizes and times of the files; empty where there
+    are none.
     """
 
     layout: str
@@ -89,6 +92,7 @@ class RawImages:
     fingerprint: str
     prepared: "Settings | None" = None
     notes: Sequence[str] = ()
+    version: str = ""
 
     @property
     def count(self) -> int:

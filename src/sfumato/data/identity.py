@@ -1,0 +1,107 @@
+"""Which image is which: by a hash of its content, whatever its file is called and wherever its row
+stands. An image stays on its side of a split when others come and go."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from sfumato.base.files import cache_folder, make_folder, whole_file
+from sfumato.data.decode import processors
+from sfumato.data.memo import recall
+from sfumato.data.table import RawImages, Row
+
+_CHUNK_ROWS = 256
+_FORMAT = 1
+
+
+def identities(raw: RawImages, name: str) -> np.ndarray:
+    """(N, 2) uint64 for the rows of the part `name`: a hash of each image's encoded bytes (of its
+    pixels where it is not encoded), and one of its caption and class.
+
+    Costs a read of the part; kept in the cache until a file changes.
+    """
+    return recall("identities", (raw, name), lambda: _read_or_make(raw, name))
+
+
+def _read_or_make(raw: RawImages, name: str) -> np.ndarray:
+    part = raw.parts[name]
+    if part.identities is not None:
+        return part.identities()
+    rows = part.read(None)
+    if not raw.version:
+        return _of_rows(rows, raw.class_names)
+    key = repr((_FORMAT, raw.version, name, part.count, raw.labels, raw.captions))
+    file = cache_folder() / "identities" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy"
+    if file.is_file():
+        try:
+            known = np.load(file, allow_pickle=False)
+        except (ValueError, EOFError, OSError):
+            known = None
+        if known is not None and known.shape == (part.count, 2):
+            return known
+    found = _of_rows(rows, raw.class_names)
+    make_folder(file.parent)
+    with whole_file(file) as temporary, temporary.open("wb") as opened:
+        np.save(opened, found)
+    return found
+
+
+def _of_rows(rows: Iterator[Row], class_names: Sequence[str]) -> np.ndarray:
+    found: list[tuple[int, int]] = []
+    with ThreadPoolExecutor(processors()) as pool:
+        while chunk := list(islice(rows, _CHUNK_ROWS)):
+            notes = (note_hash(row, class_names) for row in chunk)
+            found += zip(pool.map(image_hash, chunk), notes, strict=True)
+    return np.array(found, np.uint64).reshape(-1, 2)
+
+
+def image_hash(row: Row) -> int:
+    """64 bits that are those of every row with the same image; a row without one has its own."""
+    image = row.image
+    if isinstance(image, Path):
+        try:
+            return _hash(image.read_bytes())
+        except OSError:
+            image = None
+    if isinstance(image, np.ndarray):
+        return _hash(repr(image.shape).encode() + image.tobytes())
+    return _hash(image or f"{row.file}\t{row.number}".encode())
+
+
+def note_hash(row: Row, class_names: Sequence[str]) -> int:
+    """64 bits of what is said of a row's image."""
+    known = bool(class_names) and row.label is not None
+    name = class_names[row.label] if known and row.label is not None else ""
+    return _hash(repr((name, row.caption)).encode("utf-8", "backslashreplace"))
+
+
+def _hash(content: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+
+
+def held_out(images: np.ndarray, share: float, seed: Sequence[int]) -> np.ndarray:
+    """(N,) bool: a random `share` of the images by their hashes `images` (N,) uint64.
+
+    Each image is drawn by itself, so that it stays where it is when others are added or removed;
+    the count is random too. At least one image is held out, and one is not, unless `share` is 0 or
+    all images are the same.
+    """
+    chances = _chances(images, seed)
+    chosen = chances < share
+    if share > 0 and not chosen.any():
+        chosen = chances == chances.min(initial=1)
+    if chosen.all():
+        chosen = chances != chances.max(initial=0)
+    return chosen
+
+
+def _chances(images: np.ndarray, seed: Sequence[int]) -> np.ndarray:
+    """(N,) float64 in [0, 1): splitmix64 (Steele et al. 2014) of each hash and a seed."""
+    z = images ^ np.random.SeedSequence(list(seed)).generate_state(1, np.uint64)[0]
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return ((z ^ (z >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) * 2.0**-53
