@@ -1,19 +1,23 @@
 """Data that change between two commands: the split follows the images, a run says what is new."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from sfumato.base.errors import InputError
+from sfumato.base.errors import ConfigError, DamagedDataError, DataWarning, InputError
+from sfumato.config.schema import load_experiment
 from sfumato.config.sections import DataConfig
 from sfumato.data.files import visible_files
 from sfumato.data.identity import held_out, identities
 from sfumato.data.opening import open_images
 from sfumato.data.prepare import prepare
-from sfumato.data.records import load_records
+from sfumato.data.records import load_records, trained_on
 from sfumato.data.streaming.stream import open_stream
+from sfumato.methods.registry import run_experiment
+from sfumato.training.images import Changes, compare_images
 from tests.pictures import encoded, noise, write_idx, write_image, write_parquet
 
 
@@ -152,3 +156,133 @@ def test_a_caption_is_no_part_of_an_images_identity(tmp_path: Path) -> None:
         load_records(config(tmp_path, split_seed=0), "test").images,
         load_records(config(tmp_path, split_seed=0, max_damaged=0.5), "test").images,
     )
+
+
+# A run that goes on -------------------------------------------------------------------------------
+
+
+SETTINGS = {
+    "data.resolution": 8,
+    "model.block_out_channels": [8, 16],
+    "model.levels": ["plain", "attention"],
+    "training.batch_size": 8,
+    "training.sample_every_images": 1000,
+    "sampling.steps": 2,
+}
+
+
+def write_captioned(root: Path, seeds: range | list[int], words: str = "the thing") -> None:
+    for seed in seeds:
+        write_image(root / f"{seed}.png", noise(seed, (8, 8, 3)), f"{words} of {seed}")
+
+
+def train(source: Path, out: Path, images: int, **settings) -> None:
+    data = {"source": str(source), "resolution": 8, **settings}
+    changes = {f"data.{name}": value for name, value in data.items()}
+    values = {**SETTINGS, **changes, "training.images": images}
+    overrides = [f"{name}={json.dumps(value)}" for name, value in values.items()]
+    run_experiment(load_experiment("small", overrides), out, device="cpu")
+
+
+def changes_in(out: Path) -> list[dict]:
+    return json.loads((out / "images.json").read_text())["changes"]
+
+
+@pytest.fixture
+def grown(tmp_path: Path) -> tuple[Path, Path, int]:
+    """A folder of 12 images, a run of them, and 28 more images since; how many of these are in the
+    training part."""
+    source, out = tmp_path / "photos", tmp_path / "run"
+    write_captioned(source, range(12))
+    train(source, out, 16)
+    first = images_of(config(source, caption="{caption}", test_share=0.1), "train")
+    assert json.loads((out / "images.json").read_text())["count"] == len(first)
+    write_captioned(source, range(12, 40))
+    second = images_of(config(source, caption="{caption}", test_share=0.1), "train")
+    assert set(first) <= set(second)
+    return source, out, len(second) - len(first)
+
+
+def test_a_run_does_not_go_on_with_other_images(grown, tmp_path: Path) -> None:
+    """The case `data-changed-between-runs`."""
+    source, out, new = grown
+    (source / "0.txt").write_text("something else")
+    (source / "1.txt").write_text("something else")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    trained = {0, 1} - {seed for seed in (0, 1) if seed in held_out_seeds(source)}
+    with pytest.raises(ConfigError) as caught:
+        train(source, out, 32)
+    expected = f"{new} new, 0 gone, {len(trained)} with another caption or class"
+    assert expected in caught.value.what
+    assert "data.accept_changes=true" in caught.value.hint
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    with pytest.warns(DataWarning, match="have changed"):
+        train(source, out, 32, accept_changes=True)
+    (change,) = changes_in(out)
+    counts = {name: change[name] for name in ("images_seen", "new", "gone", "changed")}
+    assert counts == {"images_seen": 16, "new": new, "gone": 0, "changed": len(trained)}
+    train(source, out, 48)  # nothing has changed since
+    assert len(changes_in(out)) == 1
+    assert len(list(out.glob("images-*.npy"))) == 1
+
+
+def held_out_seeds(source: Path) -> set[int]:
+    test = set(images_of(config(source, caption="{caption}", test_share=0.1), "test"))
+    arrays = {seed: noise(seed, (8, 8, 3)).transpose(2, 0, 1).tobytes() for seed in range(40)}
+    return {seed for seed, content in arrays.items() if content in test}
+
+
+def test_renamed_and_moved_images_are_the_same(tmp_path: Path) -> None:
+    source, out = tmp_path / "photos", tmp_path / "run"
+    write_captioned(source, range(12))
+    train(source, out, 8)
+    for path in list(source.iterdir()):
+        path.rename(path.with_name(f"z{path.name}"))
+    train(source, out, 16)
+    assert changes_in(out) == []
+
+
+def test_a_run_without_a_checkpoint_or_a_record_begins_anew(tmp_path: Path) -> None:
+    source, out = tmp_path / "photos", tmp_path / "run"
+    write_captioned(source, range(12))
+    train(source, out, 8)
+    (out / "images.json").unlink()
+    write_captioned(source, range(12, 16))
+    train(source, out, 16)
+    about = json.loads((out / "images.json").read_text())
+    assert about["changes"] == []
+    assert about["count"] == len(load_records(config(source, test_share=0.1), "train"))
+    (array,) = out.glob("images-*.npy")
+    array.write_bytes(array.read_bytes()[:-8])
+    with pytest.raises(DamagedDataError):
+        train(source, out, 24)
+
+
+def test_changes_are_counted_with_copies() -> None:
+    """Against sets, where nothing is there twice; and by hand, where something is."""
+    draw = np.random.default_rng(0)
+    before, now = (draw.permutation(200)[:120].astype(np.uint64) for _ in range(2))
+    odd = np.isin(now, before) & (now % 3 == 0)
+    first, second = np.stack([before, before * 0], 1), np.stack([now, odd.astype(np.uint64)], 1)
+    a, b = set(before.tolist()), set(now.tolist())
+    found = compare_images(first, second)
+    assert found == Changes(new=len(b - a), gone=len(a - b), changed=int(odd.sum()))
+    twice = np.array([[1, 0], [1, 0], [2, 0]], np.uint64)
+    assert not compare_images(twice, twice)
+    assert compare_images(twice, twice[1:]) == Changes(new=0, gone=1, changed=0)
+    other = np.array([[1, 0], [1, 5], [3, 0]], np.uint64)
+    assert compare_images(twice, other) == Changes(new=1, gone=1, changed=1)
+
+
+def test_what_is_trained_on_is_known_in_every_layout(tmp_path: Path) -> None:
+    """A stream of an official part goes by the places of its rows; else the content decides."""
+    images = [encoded(noise(seed, (8, 8, 3))) for seed in range(30)]
+    write_parquet(tmp_path / "a" / "train.parquet", images[:20], [0, 1] * 10, row_group_size=6)
+    write_parquet(tmp_path / "a" / "test.parquet", images[20:], [0, 1] * 5)
+    prepare(config(tmp_path / "a"), tmp_path / "prepared")
+    held, again = (trained_on(config(tmp_path / place)) for place in ("a", "prepared"))
+    assert np.array_equal(held, again)
+    streamed = trained_on(config(tmp_path / "a", loading="stream"))
+    assert len(streamed) == len(held) == 20
+    assert not np.isin(streamed[:, 0], held[:, 0]).any()
+    assert sorted(streamed[:, 1].tolist()) == sorted(held[:, 1].tolist())

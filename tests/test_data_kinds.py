@@ -670,3 +670,14 @@ def test_a_png_with_much_text_is_evaluated(tmp_path: Path) -> None:
         (tmp_path / f"{index}.png").write_bytes(encoded(noise(index, (8, 8, 3)), pnginfo=info))
     found = read_folder(tmp_path, None)
     assert np.array_equal(found.images([3])[0], noise(3, (8, 8, 3)).transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize(
+    "source", ["my-photos", "photos/2024/summer", "./photos", "/nowhere/photos"]
+)
+def test_a_missing_folder_is_called_one(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises((InputError, ConfigError)) as caught:
+        open_images(config(Path("x")).model_copy(update={"source": source}))
+    assert "folder" in f"{caught.value.what} {caught.value.hint}"
+    assert "Traceback" not in caught.value.what

@@ -60,6 +60,9 @@ class DataConfig(Section):
     """Share of the test images that a classifier may be tuned on; metrics use the others."""
     max_damaged: Share = 0.01
     """Largest share of damaged rows that are skipped; more of them end the run."""
+    accept_changes: bool = False
+    """Whether a run may go on with other images or captions than it was trained on so far; its
+    images.json records it."""
     loading: Loading | Auto = "auto"
     """How training reads: memory holds all decoded images, stream a window of them (Parquet only,
     docs/data-engine.md); auto: memory where they take less than 2 GiB."""

@@ -12,7 +12,7 @@ import numpy as np
 from sfumato.base.files import cache_folder, make_folder, whole_file
 from sfumato.data.decode import processors
 from sfumato.data.memo import recall
-from sfumato.data.table import RawImages, Row
+from sfumato.data.table import GroupedPart, RawImages, Row
 
 _CHUNK_ROWS = 256
 _FORMAT = 1
@@ -57,6 +57,19 @@ def _of_rows(rows: Iterator[Row], class_names: Sequence[str]) -> np.ndarray:
             notes = (note_hash(row, class_names) for row in chunk)
             found += zip(pool.map(image_hash, chunk), notes, strict=True)
     return np.array(found, np.uint64).reshape(-1, 2)
+
+
+def identities_by_place(part: GroupedPart, class_names: Sequence[str]) -> np.ndarray:
+    """(N, 2) uint64, without reading an image: a hash of each row's place and of the size of its
+    row group, and one of its caption and class."""
+    places = [
+        f"{group.name}\t{group.index}\t{group.size_bytes}\t{row}"
+        for group in part.groups
+        for row in range(group.count)
+    ]
+    hashes = np.array([_hash(place.encode()) for place in places], np.uint64)
+    notes = np.array([note_hash(row, class_names) for row in part.read_notes(None)], np.uint64)
+    return np.stack([hashes, notes], axis=1)
 
 
 def image_hash(row: Row) -> int:

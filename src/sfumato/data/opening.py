@@ -107,5 +107,7 @@ def source_identity(config: DataConfig) -> str:
     words = re.sub(r"[^\w]+", "-", source_name(config))[:40].strip("-").lower()
     columns = (config.image_column, config.label_column, config.caption_column)
     columns += (config.also_train,) if config.also_train else ()
-    key = repr((open_images(config).fingerprint, columns))
+    raw = open_images(config)
+    split = ("split by content",) if "all" in raw.parts else ()
+    key = repr((raw.fingerprint, columns, *split))
     return f"{words or 'images'}-{hashlib.sha256(key.encode()).hexdigest()[:10]}"

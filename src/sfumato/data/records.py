@@ -12,17 +12,18 @@ from sfumato.base.errors import DamagedDataError, InputError
 from sfumato.config.sections import DataConfig
 from sfumato.data.captions import OWN, caption_images, class_captions, counts_of, fields
 from sfumato.data.decode import NO_CAPTION, Decoded, Target, decode_rows
-from sfumato.data.identity import held_out, identities
+from sfumato.data.identity import held_out, identities, identities_by_place
 from sfumato.data.memo import recall
 from sfumato.data.opening import open_images, source_name
 from sfumato.data.prepared import MappedImages
 from sfumato.data.survey import resolve
-from sfumato.data.table import Damage, Part, RawImages, list_damage
+from sfumato.data.table import Damage, GroupedPart, Part, RawImages, list_damage
 
 Split = Literal["train", "classifier", "test", "tuning", "reference", "validation"]
 """`tuning` and `reference` are the two parts of `test`, by `tuning_share`; `validation` is there
 where a source has one beside its test part."""
 _SHOWN_DAMAGE = 10
+_HOW_IT_IS_READ = {"loading": "memory", "workers": 0, "accept_changes": False}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +86,7 @@ def load_records(
     raw = open_images(config)
     name = split_name(raw, split, config)
     # How training reads the images does not change them.
-    key = (config.model_copy(update={"loading": "memory", "workers": 0}), name, raw)
+    key = (config.model_copy(update=_HOW_IT_IS_READ), name, raw)
     return recall("records", key, lambda: _decode_split(raw, config, name, on_rows))
 
 
@@ -168,6 +169,24 @@ def rows_of(raw: RawImages, config: DataConfig, split: Split) -> tuple[Part, np.
             hint="Give two or more, or set data.test_share=0.",
         )
     return part, test if split == "test" else ~test
+
+
+def trained_on(config: DataConfig, split: Split = "train") -> np.ndarray:
+    """(N, 2) uint64, sorted: a hash of each image of a split of a resolved `config`, damaged ones
+    included, and one of its caption and class.
+
+    A streamed split that need not be read for that is known by the places of its rows and the sizes
+    of its files instead of the images' content.
+    """
+    raw = open_images(config)
+    name = split_name(raw, split, config)
+    part, keep = rows_of(raw, config, name)
+    if config.loading == "stream" and keep is None and isinstance(part, GroupedPart):
+        found = identities_by_place(part, raw.class_names)
+    else:
+        found = identities(raw, name if name in raw.parts else "all")
+    found = found if keep is None else found[keep]
+    return found[np.lexsort((found[:, 1], found[:, 0]))]
 
 
 def _rows_of_test(

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from sfumato.config.schema import Experiment
 from sfumato.training.folder import check_folder, claim_folder
 from sfumato.training.hooks import CheckpointHook, LogHook, cut_back_records, stopping_on_signals
+from sfumato.training.images import check_images, record_images
 from sfumato.training.loop import Hook, Run, train
 
 
@@ -18,9 +20,10 @@ class Method:
     """What differs between methods of training.
 
     `resolve`: the experiment with each `auto` made concrete, after the checks that need no images;
-    a resolved one is returned as it is. `build`: the run from its start, with the hooks that only
-    this method has. `finish`: writes the result of a finished run where it is missing. `describe`:
-    lines on the result. `lint`: warnings about an experiment.
+    a resolved one is returned as it is. `images`: what it is trained on, as
+    `data.records.trained_on` has it; None where that is not recorded. `build`: the run from its
+    start, with the hooks that only this method has. `finish`: writes the result of a finished run
+    where it is missing. `describe`: lines on the result. `lint`: warnings about an experiment.
     """
 
     schema: type[Experiment]
@@ -28,6 +31,7 @@ class Method:
     finish: Callable[[Any, Any], None]
     describe: Callable[[Any, Any], Sequence[str]]
     resolve: Callable[[Any], Any] = lambda experiment: experiment
+    images: Callable[[Any], np.ndarray | None] = lambda experiment: None
     lint: Callable[[Any], list[str]] = lambda experiment: []
 
 
@@ -45,6 +49,9 @@ def prepare(
     """
     experiment = method.resolve(experiment)
     check_folder(experiment, folder)  # before images are decoded
+    images, changes = method.images(experiment), None
+    if images is not None:
+        changes = check_images(images, folder, accept=experiment.data.accept_changes)
     run = method.build(experiment, folder, device)
     claim_folder(experiment, folder)
     training = experiment.training
@@ -56,6 +63,8 @@ def prepare(
         CheckpointHook(every_images=training.checkpoint_every_images),
     ]
     run.resume()
+    if images is not None:
+        record_images(images, folder, changes, images_seen=run.images_seen)
     cut_back_records(run)
     return run
 
