@@ -681,3 +681,11 @@ def test_a_missing_folder_is_called_one(source: str, monkeypatch: pytest.MonkeyP
         open_images(config(Path("x")).model_copy(update={"source": source}))
     assert "folder" in f"{caught.value.what} {caught.value.hint}"
     assert "Traceback" not in caught.value.what
+
+
+def test_a_column_of_several_labels_an_image_is_said(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", pictures(4), [[0, 1], [1], [], [0]])
+    assert open_images(config(tmp_path)).class_names == []
+    assert notes(config(tmp_path)) == [
+        "Column 'label' holds lists of whole numbers: it is not used for classes."
+    ]

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -76,16 +77,21 @@ def walk(folder: Path) -> Walk:
             return
         seen.add(identity)
         try:
-            names = sorted(os.listdir(directory))
+            with os.scandir(directory) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
         except PermissionError:
             closed.append(directory)
             return
-        for path in (directory / name for name in names if not name.startswith(".")):
-            if os.path.isdir(path):
-                links.append(path) if path.is_symlink() else enter(path)
-            elif os.path.isfile(path):
+        for entry in entries:
+            path = directory / entry.name
+            if entry.name.startswith("."):
+                continue
+            linked = entry.is_symlink()
+            if os.path.isdir(path) if linked else entry.is_dir():
+                links.append(path) if linked else enter(path)
+            elif os.path.isfile(path) if linked else entry.is_file():
                 files.append(path)
-            elif path.is_symlink():
+            elif linked:
                 broken.append(path)
 
     enter(folder)
@@ -121,6 +127,11 @@ def visible_files(folder: Path) -> list[Path]:
 def shown(path: Path) -> str:
     """A path as text for messages and captions: bytes of a name that are not UTF-8 are escaped."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def class_name(folder: str) -> str:
+    """The class that a folder's name stands for: the same in every Unicode normal form."""
+    return unicodedata.normalize("NFC", shown(Path(folder)))
 
 
 def fingerprint(folder: Path, files: Iterable[Path]) -> str:

@@ -2,7 +2,7 @@
 stands. An image stays on its side of a split when others come and go."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from sfumato.base.files import cache_folder, make_folder, whole_file
+from sfumato.base.progress import Progress
 from sfumato.data.decode import processors
 from sfumato.data.memo import recall
-from sfumato.data.table import GroupedPart, RawImages, Row
+from sfumato.data.table import GroupedPart, Part, RawImages, Row
 
 _CHUNK_ROWS = 256
 _FORMAT = 1
+_SHOWN_AFTER_SECONDS = 5.0
 
 
 def identities(raw: RawImages, name: str) -> np.ndarray:
@@ -31,9 +33,8 @@ def _read_or_make(raw: RawImages, name: str) -> np.ndarray:
     part = raw.parts[name]
     if part.identities is not None:
         return part.identities()
-    rows = part.read(None)
     if not raw.version:
-        return _of_rows(rows, raw.class_names)
+        return _of_rows(part, raw.class_names)
     key = repr((_FORMAT, raw.version, name, part.count, raw.labels, raw.captions))
     file = cache_folder() / "identities" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy"
     if file.is_file():
@@ -43,19 +44,24 @@ def _read_or_make(raw: RawImages, name: str) -> np.ndarray:
             known = None
         if known is not None and known.shape == (part.count, 2):
             return known
-    found = _of_rows(rows, raw.class_names)
+    found = _of_rows(part, raw.class_names)
     make_folder(file.parent)
     with whole_file(file) as temporary, temporary.open("wb") as opened:
         np.save(opened, found)
     return found
 
 
-def _of_rows(rows: Iterator[Row], class_names: Sequence[str]) -> np.ndarray:
+def _of_rows(part: Part, class_names: Sequence[str]) -> np.ndarray:
     found: list[tuple[int, int]] = []
+    rows = part.read(None)
+    on_rows = Progress(after_seconds=_SHOWN_AFTER_SECONDS).of(
+        "images read, once, to know them again"
+    )
     with ThreadPoolExecutor(processors()) as pool:
         while chunk := list(islice(rows, _CHUNK_ROWS)):
             notes = (note_hash(row, class_names) for row in chunk)
             found += zip(pool.map(image_hash, chunk), notes, strict=True)
+            on_rows(len(found), part.count)
     return np.array(found, np.uint64).reshape(-1, 2)
 
 

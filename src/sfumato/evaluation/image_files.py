@@ -17,7 +17,7 @@ from sfumato.base.images import settings_in_png
 from sfumato.config.sections import FEWEST_IMAGES, DataConfig
 from sfumato.data.captions import in_words
 from sfumato.data.decode import BadImage, Target, decode, open_image
-from sfumato.data.files import SUFFIXES, find_images, walk
+from sfumato.data.files import SUFFIXES, class_name, find_images, walk
 from sfumato.data.records import Records, load_records, target_of
 from sfumato.data.survey import resolve
 from sfumato.evaluation.image_set import ImageSet
@@ -274,7 +274,7 @@ def _why_no_labels(labels: Tensor | None, records: Records, why: str) -> list[st
 def _labels_by_folder(files: Sequence[Path], records: Records) -> Tensor | None:
     """The class whose name each image's folder has, where all have one."""
     places = {str(name): label for label, name in enumerate(records.class_names)}
-    found = [places.get(path.parent.name) for path in files]
+    found = [places.get(class_name(path.parent.name)) for path in files]
     return None if None in found else torch.tensor(found)
 
 

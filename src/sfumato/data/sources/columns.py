@@ -150,6 +150,12 @@ def find_columns(
         raise _useless("label", label, kinds, file, "one number or text a row")
     captions = [name for name in captions if name != label]
     caption, notes = _pick_caption(wanted.caption, captions, kinds, file, first_texts)
+    if not label and wanted.label == "auto":
+        notes += [
+            f"Column '{name}' holds {kinds[name]}: it is not used for classes."
+            for name in LABEL_NAMES
+            if name in types and kinds[name] not in _LABEL_KINDS
+        ]
     return FoundColumns(image=image, label=label, caption=caption, notes=notes)
 
 

@@ -1,6 +1,5 @@
 """A folder of images: captions in a table or in text files, classes by folder."""
 
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from sfumato.base.errors import InputError
-from sfumato.data.files import find_images, fingerprint, shown, walk
+from sfumato.data.files import class_name, find_images, fingerprint, shown, walk
 from sfumato.data.identifiers import kind_of_identifiers
 from sfumato.data.sources.layout import Layout, find_layout
 from sfumato.data.sources.metadata import NAMES, Entry, read_metadata
@@ -126,7 +125,7 @@ def _class_folders(images: set[Path], layout: Layout) -> dict[Path, str]:
     classes = {}
     for path in images:
         if name := layout.class_of(path.parent):
-            classes[path] = unicodedata.normalize("NFC", shown(Path(name)))
+            classes[path] = class_name(name)
     return classes if len(classes) > len(images) / 2 else {}
 
 
