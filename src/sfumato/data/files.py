@@ -3,7 +3,7 @@
 import hashlib
 import os
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -62,47 +62,45 @@ def walk(folder: Path) -> Walk:
     Linked folders are entered after the others, each folder once: not again by a second link, and
     not where a link leads back to a folder that holds it.
     """
-    files: list[Path] = []
-    links: list[Path] = []
-    again: list[Path] = []
-    broken: list[Path] = []
-    closed: list[Path] = []
+    found: dict[str, list[Path]] = defaultdict(list)
     above = {_identity(path) for path in folder.resolve().parents}
     seen: set[tuple[int, int]] = set()
 
     def enter(directory: Path) -> None:
         identity = _identity(directory)
         if identity in above or identity in seen:
-            again.append(directory)
+            found["again"].append(directory)
             return
         seen.add(identity)
         try:
-            with os.scandir(directory) as found:
-                entries = sorted(found, key=lambda entry: entry.name)
+            with os.scandir(directory) as opened:
+                entries = sorted(opened, key=lambda entry: entry.name)
         except PermissionError:
-            closed.append(directory)
+            found["closed"].append(directory)
             return
         for entry in entries:
-            path = directory / entry.name
-            if entry.name.startswith("."):
-                continue
-            linked = entry.is_symlink()
-            if os.path.isdir(path) if linked else entry.is_dir():
-                links.append(path) if linked else enter(path)
-            elif os.path.isfile(path) if linked else entry.is_file():
-                files.append(path)
-            elif linked:
-                broken.append(path)
+            if not entry.name.startswith("."):
+                path, kind = directory / entry.name, _kind_of(entry)
+                enter(path) if kind == "folder" else found[kind].append(path)
 
     enter(folder)
-    while links:
-        enter(links.pop(0))
+    while found["link"]:
+        enter(found["link"].pop(0))
     notes = (
-        _not_entered(folder, again, "leads to a folder that is read already", "link"),
-        _not_entered(folder, broken, "leads nowhere", "link"),
-        _not_entered(folder, closed, "may not be read", "folder"),
+        _not_entered(folder, found["again"], "leads to a folder that is read already", "link"),
+        _not_entered(folder, found["broken"], "leads nowhere", "link"),
+        _not_entered(folder, found["closed"], "may not be read", "folder"),
     )
-    return Walk(files=sorted(files), notes=[note for note in notes if note])
+    return Walk(files=sorted(found["file"]), notes=[note for note in notes if note])
+
+
+def _kind_of(entry: "os.DirEntry[str]") -> str:
+    """file, folder, link (to a folder), broken (a link), or empty for what is none of these."""
+    if not entry.is_symlink():
+        return "folder" if entry.is_dir() else "file" if entry.is_file() else ""
+    if os.path.isdir(entry.path):
+        return "link"
+    return "file" if os.path.isfile(entry.path) else "broken"
 
 
 def _identity(folder: Path) -> tuple[int, int]:
