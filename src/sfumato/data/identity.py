@@ -2,7 +2,7 @@
 stands. An image stays on its side of a split when others come and go."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -13,7 +13,9 @@ from sfumato.base.files import cache_folder, make_folder, whole_file
 from sfumato.base.progress import Progress
 from sfumato.data.decode import processors
 from sfumato.data.memo import recall
-from sfumato.data.table import GroupedPart, Part, RawImages, Row
+from sfumato.data.sources.parquet import read_group
+from sfumato.data.sources.parquet_pages import index_images
+from sfumato.data.table import GroupedPart, Part, RawImages, Row, RowGroup
 
 _CHUNK_ROWS = 256
 _FORMAT = 1
@@ -53,7 +55,7 @@ def _read_or_make(raw: RawImages, name: str) -> np.ndarray:
 
 def _of_rows(part: Part, class_names: Sequence[str]) -> np.ndarray:
     found: list[tuple[int, int]] = []
-    rows = part.read(None)
+    rows = _rows(part)
     on_rows = Progress(after_seconds=_SHOWN_AFTER_SECONDS).of(
         "images read, once, to know them again"
     )
@@ -63,6 +65,31 @@ def _of_rows(part: Part, class_names: Sequence[str]) -> np.ndarray:
             found += zip(pool.map(image_hash, chunk), notes, strict=True)
             on_rows(len(found), part.count)
     return np.array(found, np.uint64).reshape(-1, 2)
+
+
+def _rows(part: Part) -> Iterator[Row]:
+    """The rows of a part, one by one: a row group of large images is not held as a whole."""
+    if not isinstance(part, GroupedPart):
+        yield from part.read(None)
+        return
+    notes = part.read_notes(None)
+    for group in part.groups:
+        images = _images_of(group, part.image_column)
+        for _ in range(group.count):
+            yield next(notes)._replace(image=next(images, None))
+
+
+def _images_of(group: RowGroup, column: str) -> Iterator[bytes | None]:
+    """The encoded images of a row group; it ends early where the file cannot be read."""
+    import pyarrow as pa
+
+    index, rows = index_images(group.file, group.index, column), range(group.count)
+    try:
+        yield from index.read(rows) if index else read_group(group.file, group.index, rows, column)
+    except (pa.ArrowException, OSError):
+        return
+    finally:
+        pa.default_memory_pool().release_unused()
 
 
 def identities_by_place(part: GroupedPart, class_names: Sequence[str]) -> np.ndarray:
