@@ -39,7 +39,7 @@ def chw(array) -> bytes:
 def test_captions_in_text_files(tmp_path: Path) -> None:
     arrays = [noise(index, (8, 8, 3)) for index in range(6)]
     for index, array in enumerate(arrays):
-        write_image(tmp_path / f"{index}.png", array, f"picture\nno. {index} – «ёж»\n")
+        write_image(tmp_path / f"{index}.png", array, f"picture\tno. {index} – «ёж»\n")
     assert both(config(tmp_path)) == {
         chw(array): f"picture no. {index} – «ёж»" for index, array in enumerate(arrays)
     }

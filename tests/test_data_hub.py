@@ -159,8 +159,9 @@ def test_a_repository_of_images_in_git_itself(stand_in, tmp_path: Path) -> None:
     server.files = {name: encoded(array) for name, array in arrays.items()}
     server.stated = dict.fromkeys(server.files, "0" * 64)
     server.in_lfs = False
-    records = load_records(config("owner/birds"), "train")
-    assert (list(records.class_names), len(records)) == (["cat", "dog"], 5)
+    settings = config("owner/birds").model_copy(update={"test_share": 0.0})
+    records = load_records(settings, "train")
+    assert (list(records.class_names), len(records)) == (["cat", "dog"], 6)
     assert any("convert" in path for _, path, _ in server.requests)
 
 

@@ -579,13 +579,13 @@ def test_folders_that_cannot_be_measured(tmp_path: Path, refused) -> None:
     write(mixed / "a.png", grey)
     write(mixed / "b.png", np.zeros((9, 8), np.uint8))
     with refused(InputError):
-        read_folder(mixed, DIGITS)
+        read_folder(mixed, None)
     write(mixed / "b.png", grey, "RGB")
     with refused(InputError):
-        read_folder(mixed, DIGITS)
+        read_folder(mixed, None)
     write(mixed / "b.png", grey, "RGBA")
     with refused(InputError):
-        read_folder(mixed, DIGITS)
+        read_folder(mixed, None)
     write(mixed / "b.png", grey)
     with refused(InputError):
         read_folder(mixed, DIGITS)

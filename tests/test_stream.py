@@ -163,7 +163,7 @@ def same(a: Batch, b: Batch) -> bool:
 def test_streamed_batches_are_the_decoded_images_in_the_stated_order(folder: Path) -> None:
     held = load_records(config(folder), "train")
     records = open_stream(config(folder), "train")
-    assert len(records) == len(held) == 162
+    assert len(records) == len(held) >= 150  # of 180, each held out with a chance of 0.1
     assert torch.equal(records.labels, held.labels)
     assert torch.equal(records.prompts, held.prompts)
     assert records.captions == held.captions

@@ -15,7 +15,7 @@ import torch
 
 from sfumato.bench.loaders import Setup
 from sfumato.bench.timing import family_bytes, time_once
-from sfumato.config.schema import load_experiment
+from sfumato.config.schema import DiffusionExperiment, load_experiment
 from sfumato.config.sections import DataConfig
 from sfumato.data.streaming.stream import StreamBatches, open_stream
 from sfumato.data.survey import resolve
@@ -116,7 +116,9 @@ def test_a_streamed_run_trains_and_its_folder_says_so(folder: Path, tmp_path: Pa
     assert run.finished
     assert "loading: stream" in (tmp_path / "run" / "experiment.yaml").read_text()
     state = json.loads(next((tmp_path / "run").rglob("images-000000480/state.json")).read_text())
-    assert state["position"] == {"epoch": 2, "seed": 0, "samples": 480 - 2 * 162}
+    data = resolve(load_experiment("small", settings, schema=DiffusionExperiment).data)
+    count = len(open_stream(data, "train"))
+    assert state["position"] == {"epoch": 480 // count, "seed": 0, "samples": 480 % count}
 
 
 @pytest.fixture(scope="module", params=[100, 1100])

@@ -49,6 +49,10 @@ class TruncatedPromptWarning(SfumatoWarning):
     """A prompt was cut to the encoder's token length."""
 
 
+class DataWarning(SfumatoWarning):
+    """Something of a data set is not used as it may seem to be."""
+
+
 class LintWarning(SfumatoWarning):
     """A configuration that will not do what it seems to."""
 

@@ -52,7 +52,11 @@ def is_of_network(error: Exception) -> bool:
 
 
 def _unreachable(name: str, error: Exception, ways: str) -> InputError:
-    return InputError(f"'{name}' could not be fetched from the Hub ({reason(error)}).", hint=ways)
+    return InputError(
+        f"There is no folder '{name}' here, and it could not be fetched from the Hub "
+        f"({reason(error)}).",
+        hint=ways,
+    )
 
 
 def reason(error: Exception) -> str:

@@ -107,4 +107,6 @@ def settings_in_png(path: Path) -> dict[str, str]:
             texts = dict(getattr(image, "text", {}))
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise InputError(f"{path} is not an image: {error}.") from error
+    except ValueError:  # more text than Pillow reads, which sfumato never writes
+        return {}
     return {k.removeprefix(TEXT_PREFIX): v for k, v in texts.items() if k.startswith(TEXT_PREFIX)}

@@ -84,9 +84,14 @@ def show(
     config = resolve(config, found)
     # Damage is shown here; it is an error only where no image is left.
     config = config.model_copy(update={"max_damaged": 1.0})
+    parts = open_images(config).parts
     names: list[Split] = ["train", "test"]
-    if "classifier" in open_images(config).parts:
+    if "all" in parts and config.test_share == 0:
+        names.remove("test")
+    if "classifier" in parts:
         names.insert(1, "classifier")
+    if "validation" in parts:
+        names.append("validation")
     started = time.monotonic()
     on_rows = rows_progress("images read")
     splits = {name: load_records(config, name, on_rows=on_rows) for name in names}
@@ -212,7 +217,7 @@ def _print_facts(
     from sfumato.data.opening import source_name
 
     count = sum(len(records) + len(records.damage) for records in splits.values())
-    held = ", held out by data.split_seed" if "all" in found.counts else ""
+    held = ", held out by data.split_seed" if "all" in found.counts and "test" in splits else ""
     formats = [
         f"{name} {100 * number / sum(found.formats.values()):.3g} %"
         for name, number in found.formats.items()

@@ -26,6 +26,7 @@ from sfumato.diffusion.solvers.registry import Sampling, check_sampling
 
 CHANGEABLE_ON_RESUME = {
     "about": "a description",
+    "data.accept_changes": "permission",
     "data.workers": "speed",
     "sampling": "used after training",
     "evaluation": "used after training",
@@ -219,6 +220,7 @@ class ClassifierExperiment(Experiment):
     example: ClassVar = "classifier"
     changeable_on_resume: ClassVar = {
         "about": "a description",
+        "data.accept_changes": "permission",
         "training.log_every_images": "cadence",
         "training.checkpoint_every_images": "cadence",
         "training.keep_checkpoints": "output",

@@ -52,11 +52,17 @@ class DataConfig(Section):
     split_seed: int = 0
     """Seed of the split into train, classifier and test, where a source has none of its own."""
     test_share: Share = 0.1
-    """Share of the images held out for test, where a source has no test part of its own."""
+    """Share of the images held out for test, where a source has no test part of its own: each image
+    is drawn by its content, so that it stays on its side when others come and go."""
+    also_train: tuple[str, ...] = ()
+    """Parts of the source beside train that are trained on too, such as `extra` or `validation`."""
     tuning_share: Share = 0.0
     """Share of the test images that a classifier may be tuned on; metrics use the others."""
     max_damaged: Share = 0.01
     """Largest share of damaged rows that are skipped; more of them end the run."""
+    accept_changes: bool = False
+    """Whether a run may go on with other images or captions than it was trained on so far; its
+    images.json records it."""
     loading: Loading | Auto = "auto"
     """How training reads: memory holds all decoded images, stream a window of them (Parquet only,
     docs/data-engine.md); auto: memory where they take less than 2 GiB."""
@@ -74,7 +80,7 @@ class DataConfig(Section):
     def is_resolved(self) -> bool:
         return "auto" not in (self.resolution, self.channels) and self.caption != AUTO_CAPTION
 
-    @field_validator("caption", mode="before")
+    @field_validator("caption", "also_train", mode="before")
     @classmethod
     def _one_or_several(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
@@ -84,6 +90,13 @@ class DataConfig(Section):
     def _some(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not value:
             raise ValueError("give at least one caption template")
+        return value
+
+    @field_validator("also_train")
+    @classmethod
+    def _parts_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("a part is given twice")
         return value
 
     @field_validator("value_range")

@@ -12,7 +12,7 @@ import numpy as np
 from sfumato.base.errors import ConfigError, InputError
 from sfumato.base.files import TEMPORARY_PREFIX, make_folder, sync, writing
 from sfumato.base.images import png_bytes
-from sfumato.data.sources.parquet import CAPTION_NAMES, IMAGE_NAMES, LABEL_NAMES
+from sfumato.data.sources.columns import CAPTION_NAMES, IMAGE_NAMES, LABEL_NAMES
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -38,6 +38,7 @@ def write_images(data: Any, folder: Path) -> None:
 
     `data`: `(images, captions)` with uint8 images (N, H, W), (N, H, W, C) or (N, C, H, W), or a
     list of Pillow images; or a torch Dataset (any sequence or iterable) of `(image, caption)`,
+    `(image, [caption, ...])`,
     `(image, class number)` or mappings such as `{"image": ..., "caption": ..., "label": ...}`.
 
     `InputError` for what is none of these, `ConfigError` where `folder` holds other images.
@@ -133,7 +134,7 @@ def _item(row: Any, what: str) -> Item:
             if any(name in row for name in names)
         }
     elif isinstance(row, Sequence) and len(row) == 2:
-        images, column = [row[0]], "caption" if isinstance(row[1], str) else "label"
+        images, column = [row[0]], "caption" if isinstance(row[1], str | list | tuple) else "label"
         known = {column: row[1]}
     else:
         images, known = [], {}

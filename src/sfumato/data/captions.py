@@ -1,5 +1,6 @@
 """Captions from labels or from an image's own caption, by templates."""
 
+import re
 import string
 from collections.abc import Sequence
 
@@ -18,17 +19,24 @@ _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 def captions_from_templates(templates: Sequence[str], class_names: Sequence[str]) -> list[str]:
     """One caption for each template and class: template after template, classes in order.
 
-    `{label}` is the class index, `{class_name}` its name, `{word}` its name in words: "seven" where
-    the name is "7".
+    `{label}` is the class index, or the label itself where all are whole numbers; `{class_name}`
+    its name; `{word}` its name in words: "seven" where the name is "7".
     """
     captions = []
+    numbers = label_texts(class_names)
     for template in templates:
         fields(template)
         captions += [
-            template.format(label=label, class_name=name, word=in_words(name))
-            for label, name in enumerate(class_names)
+            template.format(label=number, class_name=name, word=in_words(name))
+            for number, name in zip(numbers, class_names, strict=True)
         ]
     return captions
+
+
+def label_texts(class_names: Sequence[str]) -> list[str]:
+    """What `{label}` is for each class."""
+    whole = all(re.fullmatch(r"-?\d+", name) for name in class_names)
+    return [name if whole else str(index) for index, name in enumerate(class_names)]
 
 
 def caption_images(
@@ -40,8 +48,10 @@ def caption_images(
 ) -> tuple[Tensor, list[str]]:
     """Rows (N, T) int64 into the captions, and the captions: T templates for each of N images.
 
-    `labels`: (N,) into `class_names`, which may be empty; `own`: the images' own captions. Raises
-    `ConfigError` for a template with a field that the data set has nothing for.
+    `labels`: (N,) into `class_names`, which may be empty; `own`: the images' own captions. Where
+    images have several, on a line each, every template is there for each of them, and T is that of
+    the image with the most; the rows of an image with fewer are repeated. Raises `ConfigError` for
+    a template with a field that the data set has nothing for.
     """
     used = [fields(template) for template in templates]
     for template, names in zip(templates, used, strict=True):
@@ -54,16 +64,27 @@ def caption_images(
     if class_names and not any(OWN in names for names in used):
         rows = labels[:, None] + len(class_names) * torch.arange(len(templates))
         return rows, captions_from_templates(templates, class_names)
+    if not any(OWN in names for names in used):
+        own = [None] * len(own)
     known: dict[str, int] = {}
-    rows = torch.empty((len(own), len(templates)), dtype=torch.int64)
-    for image, (label, text) in enumerate(zip(labels.tolist(), own, strict=True)):
-        name = class_names[label] if class_names else ""
-        for column, template in enumerate(templates):
-            caption = template.format(
-                caption=text, label=label, class_name=name, word=in_words(name)
-            )
-            rows[image, column] = known.setdefault(caption, len(known))
-    return rows, list(known)
+    numbers = label_texts(class_names)
+    width = len(templates) * int(counts_of(own).max(initial=1))
+    rows = np.empty((len(own), width), np.int64)
+    for image, (label, texts) in enumerate(zip(labels.tolist(), own, strict=True)):
+        name, number = (class_names[label], numbers[label]) if class_names else ("", label)
+        captions = [
+            template.format(caption=text, label=number, class_name=name, word=in_words(name))
+            for template in templates
+            for text in (texts or "").split("\n")
+        ]
+        mine = [known.setdefault(caption, len(known)) for caption in captions]
+        rows[image] = mine if len(mine) == width else np.resize(mine, width)
+    return torch.from_numpy(rows), list(known)
+
+
+def counts_of(own: Sequence[str | None]) -> np.ndarray:
+    """(N,) int64: how many captions of its own each image has, at least one."""
+    return np.array([1 + (texts or "").count("\n") for texts in own], np.int64)
 
 
 def class_captions(

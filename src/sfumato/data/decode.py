@@ -14,6 +14,8 @@ from PIL import Image, ImageFile, ImageOps
 
 from sfumato.base.environment import processors
 from sfumato.config.sections import Fit
+from sfumato.data.files import MAGIC_BYTES, format_in, readable_formats
+from sfumato.data.png import without_text
 from sfumato.data.table import Damage, Row
 
 if TYPE_CHECKING:
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
 MAX_PIXELS = 100_000_000
 """Larger images are refused by their header, before a pixel is decoded: a few kilobytes can claim
 60,000 x 60,000 pixels."""
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "AVIF")
-"""Formats that are read; others (EPS and the like) would start programs of their own."""
 _ORIENTED = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
 _ORIENTATION = 0x0112
 _CHUNK_ROWS = 256
@@ -56,7 +56,7 @@ def read_header(image: "bytes | Path | np.ndarray | None") -> Header:
     """Size and kind without decoding pixels; `BadImage` for what is no image or too large."""
     if isinstance(image, np.ndarray):
         return Header(image.shape[1], image.shape[0], "raw", image.ndim == 2)
-    with _open(image) as opened:
+    with open_image(image) as opened:
         return _header(opened)
 
 
@@ -71,7 +71,7 @@ def decode(image: "bytes | Path | np.ndarray | None", target: Target) -> tuple[n
     if isinstance(image, np.ndarray):
         picture, header = Image.fromarray(image), read_header(image)
     else:
-        with _open(image) as opened:
+        with open_image(image) as opened:
             header = _header(opened)
             try:
                 if header.format == "JPEG":
@@ -81,24 +81,51 @@ def decode(image: "bytes | Path | np.ndarray | None", target: Target) -> tuple[n
                 opened.load()
                 picture = _upright(opened)
             except Exception as error:  # each format's parser raises errors of its own
+                if (smaller := _without_text(image, error)) is not None:
+                    return decode(smaller, target)
                 raise BadImage(f"cannot be decoded ({_reason(error)})") from error
     picture = _coloured(picture, "L" if target.channels == 1 else "RGB")
     pixels = np.asarray(_fitted(picture, target))
     return (pixels[None] if target.channels == 1 else pixels.transpose(2, 0, 1)), header
 
 
-def _open(image: "bytes | Path | None") -> ImageFile.ImageFile:
+def open_image(image: "bytes | Path | None") -> ImageFile.ImageFile:
+    """An image of which only the header is read; `BadImage` for what is none."""
     if image is None or image == b"":
         raise BadImage("no image")
     try:
         file = io.BytesIO(image) if isinstance(image, bytes) else image
-        return Image.open(file, formats=FORMATS)
+        return Image.open(file, formats=readable_formats())
     except FileNotFoundError as error:
         raise BadImage("the file is not there") from error
     except Image.DecompressionBombError as error:
         raise BadImage(f"claims more than {MAX_PIXELS:,} pixels") from error
     except Exception as error:
-        raise BadImage("not an image") from error
+        if (smaller := _without_text(image, error)) is not None:
+            return open_image(smaller)
+        kind = format_in(_start(image))
+        known = kind and kind not in readable_formats()
+        raise BadImage(f"{kind}, which is not read here" if known else "not an image") from error
+
+
+def _start(image: bytes | Path) -> bytes:
+    if isinstance(image, bytes):
+        return image[:MAGIC_BYTES]
+    try:
+        with image.open("rb") as file:
+            return file.read(MAGIC_BYTES)
+    except OSError:
+        return b""
+
+
+def _without_text(image: bytes | Path, error: Exception) -> bytes | None:
+    """The PNG without its text, where that may be what Pillow refused: its limits on text are a
+    `ValueError`, and the pixels are whole."""
+    if type(error) is not ValueError:
+        return None
+    content = image if isinstance(image, bytes) else image.read_bytes()
+    smaller = without_text(content, kept=_ORIENTED)
+    return smaller if len(smaller) < len(content) else None
 
 
 def _header(opened: Image.Image) -> Header:

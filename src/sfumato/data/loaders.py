@@ -7,7 +7,7 @@ import torch
 from sfumato.config.sections import DataConfig
 from sfumato.data.loading import DeviceBatches
 from sfumato.data.opening import open_images
-from sfumato.data.records import Annotations, Records, load_records, rows_of, target_of
+from sfumato.data.records import Annotations, Records, load_records, target_of, training_part
 from sfumato.data.streaming.decoder import StreamedRecords
 from sfumato.data.streaming.stream import StreamBatches, open_stream, worker_count
 from sfumato.data.survey import resolve
@@ -21,7 +21,7 @@ def resolve_loading(config: DataConfig) -> DataConfig:
     """A resolved `config` whose `loading` is concrete, by the size of the decoded images."""
     if config.loading != "auto":
         return config
-    part, _ = rows_of(open_images(config), config, "train")
+    part = training_part(open_images(config))
     target = target_of(config)
     size = part.count * target.channels * target.resolution**2
     streams = size > MOST_IN_MEMORY_BYTES and isinstance(part, GroupedPart)

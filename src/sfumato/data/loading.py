@@ -36,9 +36,7 @@ class Position:
 
 
 class Order(Protocol):
-    """An endless order of samples, epoch after epoch: `count` of them."""
-
-    count: int
+    """An endless order of samples, epoch after epoch."""
 
     def position(self, images_seen: int) -> Position:
         """Where the next sample comes from."""
@@ -111,6 +109,7 @@ class DeviceBatches:
         self._images = _placed(records.images, device)
         self._labels = records.labels.to(device)
         self._prompts = records.prompts.to(device)
+        self._caption_counts = records.caption_counts
 
     def at(self, images_seen: int) -> Batch:
         """This rank's part of the global batch that starts at sample `images_seen`."""
@@ -119,14 +118,16 @@ class DeviceBatches:
         mapped = isinstance(self._images, MappedImages)
         chosen = chosen_captions(
             self._prompts.shape[1],
+            None if self._caption_counts is None else self._caption_counts[rows],
             seed=self.seed,
             images_seen=images_seen,
             batch_size=self.batch_size,
+            share=self._mine,
         )
         return Batch(
             images=to_device(self._images[rows], self._device) if mapped else self._images[indices],
             labels=self._labels[indices],
-            prompts=self._prompts[indices, to_device(chosen[self._mine], indices.device)],
+            prompts=self._prompts[indices, to_device(chosen, indices.device)],
         )
 
 
@@ -139,12 +140,24 @@ def check_shares(batch_size: int, world_size: int) -> None:
         )
 
 
-def chosen_captions(count: int, *, seed: int, images_seen: int, batch_size: int) -> Tensor:
-    """Which of its `count` captions each image of a global batch is shown with: (batch_size,)."""
-    if count == 1:
-        return torch.zeros(batch_size, dtype=torch.int64)
+def chosen_captions(
+    most: int,
+    counts: Tensor | None,
+    *,
+    seed: int,
+    images_seen: int,
+    batch_size: int,
+    share: slice,
+) -> Tensor:
+    """Which of its captions each image of a rank's `share` of a global batch is shown with (b,):
+    one of `most`, or of `counts` (b,) where these differ."""
+    if most == 1:
+        return torch.zeros(batch_size, dtype=torch.int64)[share]
     generator = generator_for(seed, images_seen, "captions")
-    return torch.randint(count, (batch_size,), generator=generator)
+    if counts is None:
+        return torch.randint(most, (batch_size,), generator=generator)[share]
+    chance = torch.rand(batch_size, generator=generator, dtype=torch.float64)[share]
+    return (chance * counts).long()
 
 
 def _placed(images: Tensor | MappedImages, device: torch.device) -> Tensor | MappedImages:

@@ -2,42 +2,39 @@
 
 import hashlib
 import re
-from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Hashable
+import warnings
+from collections.abc import Callable, Collection, Hashable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
 
-from sfumato.base.errors import InputError
+from sfumato.base.errors import DataWarning, InputError
 from sfumato.config.sections import DataConfig
-from sfumato.data.prepared import read_prepared
+from sfumato.data.files import SUFFIXES, visible_files
+from sfumato.data.memo import recall
+from sfumato.data.prepared import read_prepared, refuse_other_settings
 from sfumato.data.sources.digits import read_digits
 from sfumato.data.sources.folder import read_folder
 from sfumato.data.sources.hub import hub_folder
 from sfumato.data.sources.idx import read_idx
 from sfumato.data.sources.local import local_folder
 from sfumato.data.sources.parquet import Columns, read_parquet
-from sfumato.data.table import RawImages, visible_files
-
-T = TypeVar("T")
-
-
-_KEPT = 3
-
+from sfumato.data.table import RawImages
 
 BUNDLED: dict[str, Callable[[DataConfig], RawImages]] = {"digits": read_digits}
 """Sources that come with sfumato, by name."""
 
 
 LAYOUTS: dict[str, Callable[[Path, DataConfig], RawImages | None]] = {
-    "prepared.json": read_prepared,
+    "prepared.json": lambda folder, config: read_prepared(folder),
     "*.parquet": lambda folder, config: read_parquet(
         folder,
         Columns(
             image=config.image_column, label=config.label_column, caption=config.caption_column
         ),
+        config.also_train,
     ),
-    "*-images-idx3-ubyte[.gz]": lambda folder, config: read_idx(folder),
-    "images": lambda folder, config: read_folder(folder),
+    "*-images-idx3-ubyte[.gz]": lambda folder, config: read_idx(folder, config.also_train),
+    "images": lambda folder, config: read_folder(folder, config.also_train),
 }
 """What a folder may hold: the first reader that finds its files there reads them."""
 
@@ -47,29 +44,48 @@ def open_images(config: DataConfig) -> RawImages:
 
     Opened once in a process, and again when a file changes. Raises `ConfigError` or `InputError`
     for a source that is not there or holds no images, `DamagedDataError` for files that are not
-    whole.
+    whole. A `DataWarning` says what of the source is not used.
     """
     source = config.source
-    key = config.model_copy(update={"caption": (), "loading": "memory", "workers": 0})
     if source in BUNDLED:
+        key = (source, config.split_seed)
         return recall("bundled", key, lambda: BUNDLED[source](config))
     folder = source_folder(source)
     stats = {str(path): path.stat() for path in visible_files(folder)}
     files = frozenset((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats.items())
-    return recall("opened", (key, files), lambda: _open_folder(folder, config))
+    columns = (config.image_column, config.label_column, config.caption_column)
+    key = (source, columns, config.also_train, files)
+    raw = recall("opened", key, lambda: _open_folder(folder, config, files))
+    if raw.prepared is not None:
+        refuse_other_settings(folder, raw.prepared, config)
+    return raw
 
 
-def _open_folder(folder: Path, config: DataConfig) -> RawImages:
+def _open_folder(folder: Path, config: DataConfig, files: Collection[Hashable]) -> RawImages:
     for read in LAYOUTS.values():
         if (found := read(folder, config)) is not None:
             if found.count == 0:
                 raise InputError(f"{folder}: its files hold no rows.")
+            version = hashlib.sha256(repr(sorted(files, key=repr)).encode()).hexdigest()
+            notes = [*found.notes, *_images_beside(folder, found)]
+            found = replace(found, notes=notes, version=version)
+            for note in found.notes:
+                warnings.warn(note, DataWarning, stacklevel=2)
             return found
     empty = not any(folder.iterdir())
     raise InputError(
         f"{folder} is empty." if empty else f"{folder} holds no images.",
         hint=f"Looked for {', '.join(LAYOUTS)}, in the folder and below it.",
     )
+
+
+def _images_beside(folder: Path, found: RawImages) -> Sequence[str]:
+    """A line on image files in a folder of which something else is read."""
+    if found.layout == "image folder":
+        return []
+    count = sum(path.suffix.lower() in SUFFIXES for path in visible_files(folder))
+    several = "image files are" if count > 1 else "image file is"
+    return [f"{count:,} {several} left out: {found.layout} is read instead."] if count else []
 
 
 def source_folder(source: str) -> Path:
@@ -90,19 +106,8 @@ def source_identity(config: DataConfig) -> str:
         return config.source
     words = re.sub(r"[^\w]+", "-", source_name(config))[:40].strip("-").lower()
     columns = (config.image_column, config.label_column, config.caption_column)
-    key = repr((open_images(config).fingerprint, columns))
+    columns += (config.also_train,) if config.also_train else ()
+    raw = open_images(config)
+    split = ("split by content",) if "all" in raw.parts else ()
+    key = repr((raw.fingerprint, columns, *split))
     return f"{words or 'images'}-{hashlib.sha256(key.encode()).hexdigest()[:10]}"
-
-
-_recent: dict[str, OrderedDict[Hashable, Any]] = defaultdict(OrderedDict)
-
-
-def recall(kind: str, key: Hashable, make: Callable[[], T]) -> T:
-    """What `make` returns; the newest few of each kind are kept, since a command asks often."""
-    kept = _recent[kind]
-    if key not in kept:
-        kept[key] = make()
-        while len(kept) > _KEPT:
-            kept.popitem(last=False)
-    kept.move_to_end(key)
-    return kept[key]

@@ -26,6 +26,7 @@ from sfumato.base.files import (
 )
 from sfumato.config.sections import DataConfig
 from sfumato.data.decode import decode_chunks
+from sfumato.data.identity import image_hash
 from sfumato.data.opening import open_images, source_name
 from sfumato.data.prepared import (
     BEGUN,
@@ -121,6 +122,7 @@ def _settings(config: DataConfig, raw: RawImages) -> Settings:
         image_column=config.image_column,
         label_column=config.label_column,
         caption_column=config.caption_column,
+        also_train=list(config.also_train),
     )
 
 
@@ -170,7 +172,7 @@ def _refuse_other(out: Path, made: dict[str, Any], settings: Settings) -> None:
             hint=new,
         )
     for name, value in wanted.items():
-        if made.get(name) != value:
+        if made.get(name, []) != value:
             raise InputError(
                 f"{out} was prepared with data.{name}={made.get(name)}, not {value}.", hint=new
             )
@@ -311,6 +313,7 @@ def _write_chunk(
                 row.number,
                 row.label,
                 row.caption,
+                image_hash(row),
                 result if isinstance(result, str) else "",
             ]
             for row, result in chunk
@@ -332,6 +335,7 @@ def _write_rows(file: Path, rows: list[list[Any]]) -> None:
         "number": pa.int64(),
         "label": pa.int64(),
         "caption": pa.string(),
+        "identity": pa.uint64(),
         "problem": pa.string(),
     }
     table = pa.table(dict(zip(kinds, zip(*rows, strict=True), strict=True)), pa.schema(kinds))

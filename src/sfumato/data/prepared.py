@@ -3,7 +3,8 @@
 `data/prepare.py` writes the folder; here it is read, as a source like others. It holds
 
     images.npy     (N, C, R, R) uint8: numpy.load(..., mmap_mode="r") reads it too
-    rows.parquet   every row of the source in its order: part, file, number, label, caption, problem
+    rows.parquet   every row of the source in its order: part, file, number, label, caption,
+                   identity (a hash of its encoded bytes), problem
     prepared.json  from which source, how, checksums; written last: with it, the folder is whole
 """
 
@@ -21,12 +22,13 @@ from sfumato.base.errors import ConfigError, DamagedDataError, InputError
 from sfumato.base.files import read_json, sha256_of_file
 from sfumato.config.sections import DataConfig
 from sfumato.data.decode import NO_CAPTION, Decoded
+from sfumato.data.identity import note_hash
 from sfumato.data.table import Damage, Part, RawImages, Row
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, BEGUN = "prepared.json", "preparing.json"
 IMAGES, ROWS = "images.npy", "rows.parquet"
 HEADER_BYTES = 128
@@ -45,6 +47,7 @@ class Settings:
     image_column: str
     label_column: str
     caption_column: str
+    also_train: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,11 +113,10 @@ class MappedImages:
 # Reading ------------------------------------------------------------------------------------------
 
 
-def read_prepared(folder: Path, config: DataConfig) -> RawImages | None:
+def read_prepared(folder: Path) -> RawImages | None:
     """The data set that `sfumato prepare` left in `folder`; None where it left none.
 
-    Raises `InputError` where it was not finished, `ConfigError` where `config` asks for another
-    size or other columns, `DamagedDataError` where its files are not whole.
+    Raises `InputError` where it was not finished, `DamagedDataError` where its files are not whole.
     """
     if not (folder / MANIFEST).exists():
         if (folder / BEGUN).exists():
@@ -124,7 +126,6 @@ def read_prepared(folder: Path, config: DataConfig) -> RawImages | None:
             )
         return None
     manifest = read_manifest(folder)
-    _refuse_other_settings(folder, manifest.settings, config)
     table = _read_rows(folder, manifest)
     images = _mapped(folder, manifest)
     kept = np.asarray(table["problem"].to_numpy()) == ""
@@ -139,7 +140,9 @@ def read_prepared(folder: Path, config: DataConfig) -> RawImages | None:
             kept=kept[start : start + count],
             places=places[start : start + count],
         )
-        parts[name] = Part(count=count, read=rows.read, stored=rows.stored)
+        parts[name] = Part(
+            count=count, read=rows.read, stored=rows.stored, identities=rows.identities
+        )
         start += count
     return RawImages(
         layout=f"prepared from {manifest.layout}",
@@ -163,7 +166,8 @@ class _Rows:
     places: np.ndarray
 
     def read(self, keep: np.ndarray | None) -> Iterator[Row]:
-        columns = [self.table[name].to_pylist() for name in self.table.schema.names[1:]]
+        names = ("file", "number", "label", "caption", "problem")
+        columns = [self.table[name].to_pylist() for name in names]
         for index, (file, number, label, caption, problem) in enumerate(zip(*columns, strict=True)):
             if keep is not None and not keep[index]:
                 continue
@@ -172,6 +176,16 @@ class _Rows:
                 array = self.images[int(self.places[index])].numpy()
                 pixels = array[0] if len(array) == 1 else array.transpose(1, 2, 0)
             yield Row(pixels, label, caption, file, number, problem)
+
+    def identities(self) -> np.ndarray:
+        """(N, 2) uint64, as `data/identity.py` finds them in the source."""
+        labels, captions = (self.table[name].to_pylist() for name in ("label", "caption"))
+        names = self.manifest.class_names
+        notes = [
+            note_hash(Row(None, label, caption, ""), names)
+            for label, caption in zip(labels, captions, strict=True)
+        ]
+        return np.stack([self.table["identity"].to_numpy(), np.array(notes, np.uint64)], axis=1)
 
     def stored(self, keep: np.ndarray | None, needs_caption: bool) -> Decoded:
         """What decoding the rows would give, without decoding: the images stay in their file."""
@@ -235,7 +249,15 @@ def verify(folder: Path, manifest: Manifest) -> None:
         raise _not_whole(folder / ROWS)
 
 
-def _refuse_other_settings(folder: Path, made: Settings, config: DataConfig) -> None:
+def refuse_other_settings(folder: Path, made: Settings, config: DataConfig) -> None:
+    """`ConfigError` where `config` asks for another size, or for other columns or parts, than the
+    images in `folder` were prepared with."""
+    if config.also_train and list(config.also_train) != list(made.also_train):
+        raise ConfigError(
+            f"data.also_train is {list(config.also_train)}, but {folder} was prepared with "
+            f"{list(made.also_train)}.",
+            hint="Leave it out, or prepare the source again with it, into a new folder.",
+        )
     for name in ("resolution", "channels", "image_column", "label_column", "caption_column"):
         asked, there = getattr(config, name), getattr(made, name)
         if asked not in ("auto", there):

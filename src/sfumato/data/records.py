@@ -10,16 +10,20 @@ from torch import Tensor
 
 from sfumato.base.errors import DamagedDataError, InputError
 from sfumato.config.sections import DataConfig
-from sfumato.data.captions import OWN, caption_images, class_captions, fields
+from sfumato.data.captions import OWN, caption_images, class_captions, counts_of, fields
 from sfumato.data.decode import NO_CAPTION, Decoded, Target, decode_rows
-from sfumato.data.opening import open_images, recall, source_name
+from sfumato.data.identity import held_out, identities, identities_by_place
+from sfumato.data.memo import recall
+from sfumato.data.opening import open_images, source_name
 from sfumato.data.prepared import MappedImages
 from sfumato.data.survey import resolve
-from sfumato.data.table import Damage, Part, RawImages, list_damage
+from sfumato.data.table import Damage, GroupedPart, Part, RawImages, list_damage
 
-Split = Literal["train", "classifier", "test", "tuning", "reference"]
-"""`tuning` and `reference` are the two parts of `test`, by `tuning_share`."""
+Split = Literal["train", "classifier", "test", "tuning", "reference", "validation"]
+"""`tuning` and `reference` are the two parts of `test`, by `tuning_share`; `validation` is there
+where a source has one beside its test part."""
 _SHOWN_DAMAGE = 10
+_HOW_IT_IS_READ = {"loading": "memory", "workers": 0, "accept_changes": False}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +32,7 @@ class Annotations:
 
     `labels`: (N,) int64 into `class_names`, zeros where those are empty; `prompts`: (N, T) int64
     into `captions`, the distinct captions: an image has T of them, and a step draws one.
+    `caption_counts`: (N,) int64, how many of those T are the image's, the first; None for all.
     `class_captions`: one caption of each class, for a look at the model. `damage`: the rows that
     were skipped. `resized`: how many images had another size than `resolution`, None where that is
     not known (prepared and streamed data).
@@ -39,6 +44,7 @@ class Annotations:
     captions: Sequence[str]
     class_captions: Sequence[str]
     description: str
+    caption_counts: Tensor | None = None
     damage: Sequence[Damage] = ()
     resized: int | None = None
 
@@ -80,7 +86,7 @@ def load_records(
     raw = open_images(config)
     name = split_name(raw, split, config)
     # How training reads the images does not change them.
-    key = (config.model_copy(update={"loading": "memory", "workers": 0}), name, raw)
+    key = (config.model_copy(update=_HOW_IT_IS_READ), name, raw)
     return recall("records", key, lambda: _decode_split(raw, config, name, on_rows))
 
 
@@ -133,23 +139,54 @@ def split_name(raw: RawImages, split: Split, config: DataConfig) -> Split:
     return "test" if split == "reference" and config.tuning_share == 0 else split
 
 
+def training_part(raw: RawImages) -> Part:
+    """The part whose rows, or some of them, are trained on."""
+    return raw.parts["train"] if "train" in raw.parts else raw.parts["all"]
+
+
 def rows_of(raw: RawImages, config: DataConfig, split: Split) -> tuple[Part, np.ndarray | None]:
     """The part that holds a split (of `split_name`), and which of its rows; None is all.
 
-    A source without a test part holds out `test_share` of its rows, chosen by `split_seed`.
+    A source without a test part holds out `test_share` of its images, chosen by `split_seed` and
+    their content.
     """
     if split in ("tuning", "reference"):
         return _rows_of_test(raw, config, split)
     if split in raw.parts:
         return raw.parts[split], None
-    part = raw.parts["all"]
-    if part.count < 2:
+    part, share = raw.parts["all"], config.test_share
+    if share == 0:
+        if split == "test":
+            raise InputError(
+                f"No image of {config.source} is held out: data.test_share is 0.",
+                hint="Set data.test_share, such as 0.1.",
+            )
+        return part, None
+    test = held_out(identities(raw, "all")[:, 0], share, [config.split_seed])
+    if not test.any():
         raise InputError(
-            "One image is too few: one is held out for test.", hint="Give two or more."
+            "One image is too few, and so is the same one several times: one is held out for test.",
+            hint="Give two or more, or set data.test_share=0.",
         )
-    test = np.zeros(part.count, dtype=bool)
-    test[_share(np.arange(part.count), config.test_share, config.split_seed)[0]] = True
     return part, test if split == "test" else ~test
+
+
+def trained_on(config: DataConfig, split: Split = "train") -> np.ndarray:
+    """(N, 2) uint64, sorted: a hash of each image of a split of a resolved `config`, damaged ones
+    included, and one of its caption and class.
+
+    A streamed split that need not be read for that is known by the places of its rows and the sizes
+    of its files instead of the images' content.
+    """
+    raw = open_images(config)
+    name = split_name(raw, split, config)
+    part, keep = rows_of(raw, config, name)
+    if config.loading == "stream" and keep is None and isinstance(part, GroupedPart):
+        found = identities_by_place(part, raw.class_names)
+    else:
+        found = identities(raw, name if name in raw.parts else "all")
+    found = found if keep is None else found[keep]
+    return found[np.lexsort((found[:, 1], found[:, 0]))]
 
 
 def _rows_of_test(
@@ -168,13 +205,18 @@ def _rows_of_test(
             f"{config.source} has one test image, too few for data.tuning_share.",
             hint="Set data.tuning_share=0, or hold out more with data.test_share.",
         )
-    tuning, reference = _share(rows, config.tuning_share, [config.split_seed, 1])
+    seed = [config.split_seed, 1]
+    if test is None:
+        tuning, reference = _share(rows, config.tuning_share, seed)
+    else:
+        chosen = held_out(identities(raw, "all")[rows, 0], config.tuning_share, seed)
+        tuning, reference = rows[chosen], rows[~chosen]
     keep = np.zeros(part.count, dtype=bool)
     keep[tuning if split == "tuning" else reference] = True
     return part, keep
 
 
-def _share(rows: np.ndarray, share: float, seed: int | list[int]) -> tuple[np.ndarray, np.ndarray]:
+def _share(rows: np.ndarray, share: float, seed: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """A random `share` of two or more rows, and the rest; neither is empty."""
     count = min(max(1, round(share * len(rows))), len(rows) - 1)
     order = np.random.default_rng(seed).permutation(len(rows))
@@ -215,9 +257,12 @@ def annotate(
     their `own` (N)."""
     about = {"labels": torch.from_numpy(labels), "class_names": raw.class_names}
     prompts, captions = caption_images(config.caption, **about, own=own)
+    counts = torch.from_numpy(len(config.caption) * counts_of(own))
+    same = not needs_caption(config) or bool((counts == prompts.shape[1]).all())
     return {
         **about,
         "prompts": prompts,
+        "caption_counts": None if same else counts,
         "captions": captions,
         "class_captions": class_captions(config.caption, prompts, captions, **about),
     }

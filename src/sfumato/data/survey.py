@@ -11,7 +11,8 @@ import numpy as np
 from sfumato.base.errors import InputError
 from sfumato.config.sections import AUTO_CAPTION, DataConfig
 from sfumato.data.decode import BadImage, read_header
-from sfumato.data.opening import BUNDLED, open_images, recall
+from sfumato.data.memo import recall
+from sfumato.data.opening import BUNDLED, open_images
 from sfumato.data.table import RawImages
 
 RESOLUTIONS = (8, 16, 28, 32, 64)
@@ -73,7 +74,7 @@ def _survey(raw: RawImages, source: str) -> Survey:
     grey, unreadable, example = True, 0, ""
     for part in raw.parts.values():
         for row in part.read(_spread(part.count, raw.count)):
-            example = example or row.caption or ""
+            example = example or (row.caption or "").split("\n")[0]
             try:
                 header = read_header(row.image)
             except BadImage:

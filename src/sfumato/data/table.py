@@ -1,11 +1,9 @@
 """What every reader gives: rows of encoded images with labels and captions, split by split."""
 
-import hashlib
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -13,15 +11,13 @@ if TYPE_CHECKING:
     from sfumato.data.decode import Decoded
     from sfumato.data.prepared import Settings
 
-T = TypeVar("T")
-
 
 class Row(NamedTuple):
     """One image as it lies in its file, not yet decoded.
 
-    `image`: an encoded file's bytes or its path, or uint8 (H, W) or (H, W, 3). `number` counts the
-    rows of `file` from 0; None where the file is the image. `problem` says why the reader could
-    not read it.
+    `image`: an encoded file's bytes or its path, or uint8 (H, W) or (H, W, 3). `caption`: several
+    captions stand on a line each. `number` counts the rows of `file` from 0; None where the file is
+    the image. `problem` says why the reader could not read it.
     """
 
     image: bytes | Path | np.ndarray | None
@@ -32,15 +28,24 @@ class Row(NamedTuple):
     problem: str = ""
 
 
+def one_a_line(value: str | Sequence[str | None] | None) -> str | None:
+    """A caption in one line, or several captions on a line each; None where there is none."""
+    several = [value] if isinstance(value, str) else (value or [])
+    lines = [" ".join(text.split()) for text in several if text]
+    return "\n".join(line for line in lines if line) or None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """The rows of one split. `read(keep)` gives those where `keep` (count,) bool is true, in
-    their order; None is all of them. `stored(keep, needs_caption)`, of prepared data, gives them
-    as decoding would, without decoding."""
+    their order; None is all of them. Of prepared data, `stored(keep, needs_caption)` gives them as
+    decoding would, without decoding, and `identities()` what `data/identity.py` finds in their
+    source."""
 
     count: int
     read: Callable[[np.ndarray | None], Iterator[Row]]
     stored: "Callable[[np.ndarray | None, bool], Decoded] | None" = None
+    identities: Callable[[], np.ndarray] | None = None
 
 
 class RowGroup(NamedTuple):
@@ -71,10 +76,12 @@ class GroupedPart(Part):
 class RawImages:
     """A data set before decoding.
 
-    `parts` has "train" and "test", or "all" where the files name no such parts. `labels` and
-    `captions` say where they were found (empty: nowhere); `class_names` is empty without labels.
-    `fingerprint` changes with the names and sizes of the files. `prepared` says how the pixels
-    were made, where they were made before.
+    `parts` has "train" and "test", perhaps "validation", or "all" where the files name no such
+    parts. `labels` and `captions` say where they were found (empty: nowhere); `class_names` is
+    empty without labels. `fingerprint` changes with the names and sizes of the files. `prepared`
+    says how the pixels were made, where they were made before. `notes`: a line on each thing that
+    was left out. `version` changes with the places, sizes and times of the files; empty where there
+    are none.
     """
 
     layout: str
@@ -84,6 +91,8 @@ class RawImages:
     captions: str
     fingerprint: str
     prepared: "Settings | None" = None
+    notes: Sequence[str] = ()
+    version: str = ""
 
     @property
     def count(self) -> int:
@@ -127,56 +136,3 @@ def _stretches(damage: Iterable[Damage]) -> list[tuple[Damage, Damage]]:
                 continue
         stretches.append((item, item))
     return stretches
-
-
-_SPLIT = re.compile(
-    r"(?:^|[-_. ])(train(?:ing)?|test|t10k|val|valid|validation|dev)(?=$|[-_. ]|\d)", re.I
-)
-_SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "t10k": "test"}
-
-
-def split_in_name(name: str) -> str | None:
-    """train, test or validation, where a file's or folder's name says so."""
-    found = _SPLIT.search(name)
-    return _SPLIT_NAMES.get(found[1].lower(), "validation") if found else None
-
-
-def split_groups(items: Mapping[str | None, list[T]]) -> dict[str, list[T]]:
-    """Parts "train" and "test" where both are there, else everything as "all".
-
-    A validation part stands in for a missing test part."""
-    test = items.get("test") or items.get("validation")
-    if items.get("train") and test and not items.get(None):
-        return {"train": items["train"], "test": test}
-    return {"all": [item for group in items.values() for item in group]}
-
-
-def fingerprint(folder: Path, files: Iterable[Path]) -> str:
-    """A digest of names and sizes: changes when a file is added, removed or replaced by another
-    of a different size."""
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.relative_to(folder)}\t{file.stat().st_size}\n".encode())
-    return digest.hexdigest()[:16]
-
-
-def visible_files(folder: Path) -> list[Path]:
-    """All files below `folder` in the order of their names, without hidden ones."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-
-
-def dense_classes(labels: np.ndarray) -> list[str]:
-    """Names "0", "1", ... for integer labels without names: up to the first gap in the numbers
-    that occur, so that one damaged label does not make 200 classes."""
-    present = np.unique(labels)
-    present = present[present >= 0]
-    if len(present) == 0 or present[0] > 1:
-        return []
-    gaps = np.flatnonzero(np.diff(present) > 1)
-    last = present[gaps[0]] if len(gaps) else present[-1]
-    return [str(label) for label in range(int(last) + 1)]

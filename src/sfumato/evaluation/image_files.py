@@ -1,6 +1,7 @@
 """Image sets from files: a folder of images, or an .npz of arrays."""
 
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,10 +16,11 @@ from sfumato.base.files import cache_folder, sha256_of_file
 from sfumato.base.images import settings_in_png
 from sfumato.config.sections import FEWEST_IMAGES, DataConfig
 from sfumato.data.captions import in_words
-from sfumato.data.records import Records, load_records
+from sfumato.data.decode import BadImage, Target, decode, open_image
+from sfumato.data.files import SUFFIXES, class_name, find_images, walk
+from sfumato.data.records import Records, load_records, target_of
+from sfumato.data.survey import resolve
 from sfumato.evaluation.image_set import ImageSet
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 def sized(data: DataConfig, shape: Sequence[int], what: str) -> DataConfig:
@@ -48,36 +50,39 @@ def read_images(path: Path, data: DataConfig | None) -> ImageSet:
 def read_folder(folder: Path, data: DataConfig | None) -> ImageSet:
     """The images of a folder, in the order of their names, with the captions of sfumato's PNGs.
 
-    Labels come from those captions, or from subfolders named like the classes of `data`.
-    `InputError` for mixed sizes or modes, none or too few; `DamagedDataError` for one that cannot
+    Images of one size, greyscale or RGB, are taken as they are. Others are brought to the size and
+    channels of `data` by the rule of training (`data/decode.py`), and the card says so; without
+    `data` they are an `InputError`. Labels come from the captions, or from subfolders named like
+    the classes of `data`. `InputError` for none or too few; `DamagedDataError` for one that cannot
     be read.
     """
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-    )
+    there = walk(folder)
+    found = find_images(there.files)
+    files = list(found.images)
     if not files:
         what = "is empty" if not any(folder.iterdir()) else "holds no images"
-        raise InputError(
-            f"{folder} {what}.", hint=f"Looked for {', '.join(IMAGE_SUFFIXES)} in it and below."
-        )
-    shape = _common_shape(files)
+        looked = f"Looked for {', '.join(SUFFIXES)} in it and below."
+        raise InputError(f"{folder} {what}.", hint=found.note or looked)
+    shape, target, resized = _common_shape(files, data)
+    notes = [note for note in (*there.notes, found.note, resized) if note]
     prompts = _captions_in(files)
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(repr(target).encode() if target else b"")
     for path in files:
-        digest.update(f"{path.relative_to(folder)}\0{sha256_of_file(path)}\n".encode())
-    labels, notes = None, []
+        digest.update(os.fsencode(path.relative_to(folder)))
+        digest.update(f"\0{sha256_of_file(path)}\n".encode())
+    labels = None
     if data is not None:
         records = load_records(sized(data, shape, str(folder)), "reference")
         labels = _labels_of(prompts, records) if prompts else _labels_by_folder(files, records)
-        notes = _why_no_labels(labels, records, "neither captions of sfumato nor folders' names")
+        notes += _why_no_labels(labels, records, "neither captions of sfumato nor folders' names")
     return _enough(
         ImageSet(
             title=folder.resolve().name,
             count=len(files),
             make=lambda part: {
-                "images": torch.stack([_read_image(path) for path in files[part.start : part.stop]])
+                "images": torch.stack(
+                    [_read_image(path, target) for path in files[part.start : part.stop]]
+                )
             },
             settings={"files": digest.hexdigest()},
             labels=labels,
@@ -143,43 +148,82 @@ def _enough(images: ImageSet) -> ImageSet:
     return replace(images, folder=folder)
 
 
-def _common_shape(files: Sequence[Path]) -> tuple[int, ...]:
-    """(C, H, W) of all; `InputError` where they differ."""
-    first = tuple(_read_image(files[0]).shape)
-    for path in files[1:]:
-        shape = tuple(_read_image(path).shape)
-        if shape != first:
-            raise InputError(
-                f"Mixed images: {files[0].name} is {_described(first)}, {path.name} is "
-                f"{_described(shape)}.",
-                hint="Bring all to one size and one mode before they are measured: resizing is "
-                "part of what a metric depends on.",
-            )
-    return first
+def _common_shape(
+    files: Sequence[Path], data: DataConfig | None
+) -> tuple[tuple[int, ...], Target | None, str]:
+    """(C, H, W) of all; where they differ, or are not square, what they are brought to and a line
+    on it. `InputError` where no data says to what."""
+    shapes = {path: _shape_of(path) for path in files}
+    first = shapes[files[0]]
+    odd = next((p for p, shape in shapes.items() if shape != first or isinstance(shape, str)), None)
+    if odd is None and not isinstance(first, str) and (data is None or first[1] == first[2]):
+        return first, None, ""
+    if data is None:
+        assert odd is not None
+        raise _mixed(files[0], first, odd, shapes[odd])
+    data = resolve(data)
+    target = target_of(data)
+    shape = (target.channels, target.resolution, target.resolution)
+    count = sum(one != shape for one in shapes.values())
+    how = "centre-cropped and brought" if data.fit == "crop" else "squashed"
+    return (
+        shape,
+        target,
+        f"{count:,} of {len(files):,} images had another size or mode: {how} to "
+        f"{target.resolution}x{target.resolution} (bilinear, antialiased), as in training",
+    )
 
 
-def _read_image(path: Path) -> Tensor:
-    """uint8 (C, H, W), C = 1 or 3; `InputError` for another mode."""
-    from PIL import Image, UnidentifiedImageError
+def _mixed(
+    path: Path, shape: "tuple[int, ...] | str", other: Path, its: "tuple[int, ...] | str"
+) -> InputError:
+    if isinstance(its, str):
+        return InputError(
+            f"{other} has the mode {its}, not L (greyscale) or RGB.",
+            hint="Convert the images first, or name the real images (data): these are then read "
+            "as they are in training.",
+        )
+    return InputError(
+        f"Mixed images: {path.name} is {_described(shape)}, {other.name} is {_described(its)}.",
+        hint="Bring all to one size and one mode, or name the real images (data): these are then "
+        "resized as in training.",
+    )
 
+
+def _shape_of(path: Path) -> tuple[int, ...] | str:
+    """(C, H, W), C = 1 or 3, of a whole image; its mode where that is another."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             image.load()
-            if image.mode not in ("L", "RGB"):
-                raise InputError(
-                    f"{path} has the mode {image.mode}, not L (greyscale) or RGB.",
-                    hint="Convert the images first; what becomes of transparency is your choice.",
-                )
+            width, height = image.size
+            channels = {"L": 1, "RGB": 3}.get(image.mode)
+            return (channels, height, width) if channels else image.mode
+    except (BadImage, OSError, SyntaxError, ValueError) as error:
+        raise _unreadable(path) from error
+
+
+def _read_image(path: Path, target: Target | None) -> Tensor:
+    """uint8 (C, H, W), C = 1 or 3, as it is or as in training."""
+    try:
+        if target is not None:
+            return torch.from_numpy(decode(path, target)[0].copy())
+        with open_image(path) as image:
             array = np.array(image)
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise DamagedDataError(
-            f"{path} cannot be read as an image.",
-            hint="It is truncated, or another kind of file: repair it or remove it.",
-        ) from error
+    except (BadImage, OSError, SyntaxError, ValueError) as error:
+        raise _unreadable(path) from error
     return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
 
 
-def _described(shape: Sequence[int]) -> str:
+def _unreadable(path: Path) -> DamagedDataError:
+    return DamagedDataError(
+        f"{path} cannot be read as an image.",
+        hint="It is truncated, or another kind of file: repair it or remove it.",
+    )
+
+
+def _described(shape: tuple[int, ...] | str) -> str:
+    if isinstance(shape, str):
+        return f"of the mode {shape}"
     channels, height, width = shape
     return f"{width} x {height} {'greyscale' if channels == 1 else 'RGB'}"
 
@@ -230,7 +274,7 @@ def _why_no_labels(labels: Tensor | None, records: Records, why: str) -> list[st
 def _labels_by_folder(files: Sequence[Path], records: Records) -> Tensor | None:
     """The class whose name each image's folder has, where all have one."""
     places = {str(name): label for label, name in enumerate(records.class_names)}
-    found = [places.get(path.parent.name) for path in files]
+    found = [places.get(class_name(path.parent.name)) for path in files]
     return None if None in found else torch.tensor(found)
 
 

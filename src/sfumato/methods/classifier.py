@@ -7,6 +7,7 @@ import torch
 
 from sfumato.base.files import read_json
 from sfumato.config.schema import ClassifierExperiment
+from sfumato.data.records import trained_on
 from sfumato.data.survey import settle
 from sfumato.evaluation.classifier import RESULT
 from sfumato.evaluation.classifier_training import FILE_NAME, classifier_run, write_classifier
@@ -62,6 +63,7 @@ def _describe(experiment: ClassifierExperiment, run: Run) -> Sequence[str]:
 CLASSIFIER = Method(
     schema=ClassifierExperiment,
     resolve=_resolve,
+    images=lambda experiment: trained_on(experiment.data, "classifier"),
     build=_build,
     finish=_finish,
     describe=_describe,

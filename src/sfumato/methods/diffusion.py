@@ -11,7 +11,7 @@ from sfumato.base.errors import ConfigError
 from sfumato.base.files import read_json
 from sfumato.config.schema import DiffusionExperiment
 from sfumato.data.loaders import open_training, resolve_loading, training_batches
-from sfumato.data.records import Annotations
+from sfumato.data.records import Annotations, trained_on
 from sfumato.data.survey import settle
 from sfumato.evaluation.classifier import load_classifier
 from sfumato.generation.grids import scale_grid
@@ -197,6 +197,7 @@ def _describe(experiment: DiffusionExperiment, run: DiffusionRun) -> Sequence[st
 DIFFUSION = Method(
     schema=DiffusionExperiment,
     resolve=_resolve,
+    images=lambda experiment: trained_on(experiment.data),
     build=_build,
     finish=_finish,
     describe=_describe,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from sfumato.base.environment import code_digest
@@ -16,6 +17,7 @@ from sfumato.config.schema import Experiment
 from sfumato.training.distributed import ALONE, World, open_world
 from sfumato.training.folder import check_folder, check_is_run, claim_folder
 from sfumato.training.hooks import CheckpointHook, LogHook, cut_back_records, stopping_on_signals
+from sfumato.training.images import check_images, digest_of, record_images
 from sfumato.training.loop import Hook, Run, train
 
 
@@ -24,10 +26,11 @@ class Method:
     """What differs between methods of training.
 
     `resolve`: the experiment with each `auto` made concrete, after the checks that need no images;
-    a resolved one is returned as it is. `build`: the run from its start, with the hooks that only
-    this method has; its world is `ALONE` unless `distributed`. `finish`: writes the result of a
-    finished run where it is missing. `describe`: lines on the result. `lint`: warnings about an
-    experiment.
+    a resolved one is returned as it is. `images`: what it is trained on, as
+    `data.records.trained_on` has it; None where that is not recorded. `build`: the run from its
+    start, with the hooks that only this method has; its world is `ALONE` unless `distributed`.
+    `finish`: writes the result of a finished run where it is missing. `describe`: lines on the
+    result. `lint`: warnings about an experiment.
     """
 
     schema: type[Experiment]
@@ -35,6 +38,7 @@ class Method:
     finish: Callable[[Any, Any], None]
     describe: Callable[[Any, Any], Sequence[str]]
     resolve: Callable[[Any], Any] = lambda experiment: experiment
+    images: Callable[[Any], np.ndarray | None] = lambda experiment: None
     lint: Callable[[Any], list[str]] = lambda experiment: []
     distributed: bool = False
     """Whether it can be trained in several processes."""
@@ -56,6 +60,11 @@ def prepare(
     experiment = method.resolve(experiment)
     if world.is_main:
         check_folder(experiment, folder)  # before images are decoded
+    images, changes = method.images(experiment), None
+    if images is not None:
+        world.agree("images", images=digest_of(images))
+        if world.is_main:
+            changes = check_images(images, folder, accept=experiment.data.accept_changes)
     run = method.build(experiment, folder, device, world)
     run.world = world
     if world.is_main:
@@ -72,6 +81,8 @@ def prepare(
         run.hooks = [hook for hook in run.hooks if world.shards and hook.needs_weights]
     run.resume()
     if world.is_main:
+        if images is not None:
+            record_images(images, folder, changes, images_seen=run.images_seen)
         cut_back_records(run)
     return run
 
@@ -100,7 +111,6 @@ def run_to_end(
             stack.enter_context(locked(folder))
         where = world.device(device)
         run = prepare(method, experiment, folder, device=where, hooks=hooks, world=world)
-        world.agree("images", data=f"{run.batches.order.count} images")
         if world.is_main:
             on_start(run)
         if not run.finished:

@@ -1,25 +1,21 @@
-"""A folder of images: captions in a table or .txt files, classes by folder."""
+"""A folder of images: captions in a table or in text files, classes by folder."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from sfumato.base.errors import InputError
+from sfumato.data.files import class_name, find_images, fingerprint, shown, walk
+from sfumato.data.identifiers import kind_of_identifiers
+from sfumato.data.sources.layout import Layout, find_layout
 from sfumato.data.sources.metadata import NAMES, Entry, read_metadata
-from sfumato.data.table import (
-    Part,
-    RawImages,
-    Row,
-    fingerprint,
-    split_groups,
-    split_in_name,
-    visible_files,
-)
+from sfumato.data.splits import Splits, group_splits, split_notes
+from sfumato.data.table import Part, RawImages, Row, one_a_line
 
-SUFFIXES = {
-    *(".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
-}
+_TEXTS = (".txt", ".caption")
+_LOOKED_TEXTS = 100
 
 
 @dataclass(frozen=True)
@@ -34,73 +30,144 @@ class _Item:
     problem: str = ""
 
 
-def read_folder(folder: Path) -> RawImages | None:
+def read_folder(folder: Path, also_train: Sequence[str] = ()) -> RawImages | None:
     """The data set in the images below `folder`; None where there are no images.
 
-    Folders `train` and `test` are splits; the folders below (or those at the top) are classes.
-    Raises `InputError` for a table of captions that cannot be read at all.
+    Folders called `train` and `test` are splits (`data/splits.py`); the folders below (or those at
+    the top) are classes. Raises `InputError` for a table of captions that cannot be read at all,
+    and where images are there but none in a format that is read.
     """
-    files = visible_files(folder)
-    images = [path for path in files if path.suffix.lower() in SUFFIXES]
-    if not images:
+    found = walk(folder)
+    images = find_images(found.files)
+    if not images.images:
+        if images.note:
+            raise InputError(f"{folder} holds no image that can be read.", hint=images.note)
         return None
-    tables = [path for path in files if path.name in NAMES]
-    entries = read_metadata(folder, tables)
-    splits = _split_folders(folder, images)
-    texts = {path for path in files if path.suffix == ".txt" and not tables}
-    beside = any(image.with_suffix(".txt") in texts for image in images)
-    classes = _class_folders(folder, images, splits)
-    strays = any(path.parent not in classes for path in images)
-    if (tables or beside) and (strays or len(set(classes.values())) == 1):
+    tables = [path for path in found.files if path.name in NAMES]
+    texts, note = _text_files(folder, images.images, [] if tables else found.files)
+    layout = find_layout(folder, images.images)
+    splits = _splits(folder, images.images, layout, also_train)
+    used = {path for group in splits.parts.values() for path in group}
+    classes = _class_folders(used, layout)
+    strays = len(classes) < len(used)
+    if (tables or texts) and (strays or len(set(classes.values())) == 1):
         classes = {}  # with captions of their own, folders need not be classes
-    items = _items_by_split(folder, images, entries, splits, classes)
+    entries = read_metadata(folder, tables, images.images)
+    items = _items_by_part(folder, splits, layout, entries, classes)
     names = sorted(set(classes.values()))
+    counts = {name: len(group) for name, group in splits.parts.items()}
+    left_out = {name: len(group) for name, group in splits.left_out.items()}
+    notes = [*found.notes, images.note, note, splits.remark, *split_notes(counts, left_out)]
     return RawImages(
         layout="image folder",
-        parts={name: _part(group, names, texts) for name, group in split_groups(items).items()},
+        parts={name: _part(group, names, texts) for name, group in items.items()},
         class_names=names,
         labels="folders" if names else "",
-        captions=tables[0].name if tables else ".txt files" if beside else "",
-        fingerprint=fingerprint(folder, [*images, *tables, *sorted(texts)]),
+        captions=tables[0].name if tables else _named_after(texts),
+        fingerprint=fingerprint(folder, [*images.images, *tables, *sorted(texts.values())]),
+        notes=[note for note in notes if note],
     )
 
 
-def _items_by_split(
+# Captions -----------------------------------------------------------------------------------------
+
+
+def _text_files(
+    folder: Path, images: Sequence[Path], files: Sequence[Path]
+) -> tuple[dict[Path, Path], str]:
+    """The text file beside each image that has one; and a line where they hold no captions.
+
+    Text files of numbers (boxes of objects, for example) or of paths are no captions.
+    """
+    there = {path for path in files if path.suffix in _TEXTS}
+    texts: dict[Path, Path] = {}
+    for image in images if there else ():
+        beside = (image.with_suffix(suffix) for suffix in _TEXTS)
+        if (found := next((path for path in beside if path in there), None)) is not None:
+            texts[image] = found
+    first = list(texts.values())[:_LOOKED_TEXTS]
+    if not (kind := kind_of_identifiers([_read_caption(file)[0] for file in first])):
+        return texts, ""
+    example = shown(first[0].relative_to(folder))
+    return {}, f"The text files beside the images hold {kind} ({example}): they are no captions."
+
+
+def _named_after(texts: Mapping[Path, Path]) -> str:
+    suffixes = sorted({path.suffix for path in texts.values()}, reverse=True)
+    return f"{' and '.join(suffixes)} files" if suffixes else ""
+
+
+def _read_caption(file: Path) -> tuple[str | None, str]:
+    """The captions in a text file, one a line; and what is wrong with it."""
+    try:
+        return one_a_line(file.read_text("utf-8-sig").split("\n")), ""
+    except (UnicodeDecodeError, OSError):
+        return None, f"its caption {shown(Path(file.name))} is not text in UTF-8"
+
+
+# Parts and classes --------------------------------------------------------------------------------
+
+
+def _splits(
+    folder: Path, images: Sequence[Path], layout: Layout, also_train: Sequence[str]
+) -> Splits[Path]:
+    groups: dict[str, list[Path]] = {}
+    for path in images:
+        groups.setdefault(layout.part_of(path.parent), []).append(path)
+    return group_splits(groups, also_train=also_train, where=str(folder))
+
+
+def _class_folders(images: set[Path], layout: Layout) -> dict[Path, str]:
+    """The class of each image in a class folder; empty where most images lie in none.
+
+    A few that lie outside are strays: they have no label, which counts as damage.
+    """
+    classes = {}
+    for path in images:
+        if name := layout.class_of(path.parent):
+            classes[path] = class_name(name)
+    return classes if len(classes) > len(images) / 2 else {}
+
+
+def _items_by_part(
     folder: Path,
-    images: Sequence[Path],
+    splits: Splits[Path],
+    layout: Layout,
     entries: Sequence[Entry],
-    splits: dict[str, str],
-    classes: dict[Path, str],
-) -> dict[str | None, list[_Item]]:
+    classes: Mapping[Path, str],
+) -> dict[str, list[_Item]]:
     known = {entry.path: entry for entry in entries if entry.path is not None}
-    there = set(images)
-    items: dict[str | None, list[_Item]] = {}
+    there = {
+        path for group in (splits.parts, splits.left_out) for one in group.values() for path in one
+    }
+    items: dict[str, list[_Item]] = {name: [] for name in splits.parts}
     for entry in entries:  # first, so that a broken table is named before images without caption
         if entry.path in there:
             continue
         path = entry.path or folder / entry.file
-        name = path.relative_to(folder)
-        problem = entry.problem or f"names {name}, which is not there"
-        split = splits.get(name.parts[0], "train" if splits else None)
-        items.setdefault(split, []).append(
-            _Item(path, entry.file, entry.number, entry.caption, None, problem)
-        )
-    for path in images:
-        name, entry = path.relative_to(folder), known.get(path)
-        items.setdefault(splits.get(name.parts[0]), []).append(
-            _Item(
-                path,
-                str(name),
-                None,
-                entry.caption if entry else None,
-                classes.get(path.parent),
-                entry.problem if entry else "",
+        problem = entry.problem or f"names {shown(path.relative_to(folder))}, which is not there"
+        part = layout.part_of(path.parent)
+        if part in splits.left_out:
+            continue
+        part = part if part in items else next(iter(items))
+        items[part].append(_Item(path, entry.file, entry.number, entry.caption, None, problem))
+    for part, images in splits.parts.items():
+        for path in images:
+            entry = known.get(path)
+            items[part].append(
+                _Item(
+                    path,
+                    shown(path.relative_to(folder)),
+                    None,
+                    entry.caption if entry else None,
+                    classes.get(path),
+                    entry.problem if entry else "",
+                )
             )
-        )
     return items
 
 
-def _part(items: Sequence[_Item], names: Sequence[str], texts: set[Path]) -> Part:
+def _part(items: Sequence[_Item], names: Sequence[str], texts: Mapping[Path, Path]) -> Part:
     numbers = {name: index for index, name in enumerate(names)}
 
     def read(keep: np.ndarray | None) -> Iterator[Row]:
@@ -108,42 +175,9 @@ def _part(items: Sequence[_Item], names: Sequence[str], texts: set[Path]) -> Par
             if keep is not None and not keep[index]:
                 continue
             caption, problem = item.caption, item.problem
-            text = item.path.with_suffix(".txt")
-            if text in texts and not problem:
-                caption, problem = _read_caption(text)
+            if item.path in texts and not problem:
+                caption, problem = _read_caption(texts[item.path])
             label = None if item.class_name is None else numbers[item.class_name]
             yield Row(item.path, label, caption, item.file, item.number, problem)
 
     return Part(count=len(items), read=read)
-
-
-def _read_caption(file: Path) -> tuple[str | None, str]:
-    try:
-        return " ".join(file.read_text("utf-8-sig").split()) or None, ""
-    except (UnicodeDecodeError, OSError):
-        return None, f"its caption {file.name} is not text in UTF-8"
-
-
-def _split_folders(folder: Path, images: Sequence[Path]) -> dict[str, str]:
-    """Names of the folders at the top that are splits: only where all of them are."""
-    tops = {path.relative_to(folder).parts for path in images}
-    if any(len(parts) == 1 for parts in tops):
-        return {}
-    splits = {parts[0]: split_in_name(parts[0]) for parts in tops}
-    named = {top: split for top, split in splits.items() if split is not None}
-    return named if len(named) == len(splits) else {}
-
-
-def _class_folders(folder: Path, images: Sequence[Path], splits: dict[str, str]) -> dict[Path, str]:
-    """The class of each folder that holds images; empty where most images lie in no class folder.
-
-    A few that lie outside are strays: they have no label, which counts as damage.
-    """
-    depth = 1 if splits else 0
-    classes = {}
-    for parent in {path.parent for path in images}:
-        parts = parent.relative_to(folder).parts
-        if len(parts) > depth:
-            classes[parent] = parts[depth]
-    inside = sum(path.parent in classes for path in images)
-    return classes if inside > len(images) / 2 else {}

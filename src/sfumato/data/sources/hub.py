@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sfumato.base.errors import DamagedDataError, InputError
 from sfumato.base.files import cache_folder, make_folder, read_json, sha256_of_file, write_json
 from sfumato.base.hub import LOOKUP_SECONDS, reach
-from sfumato.data.sources.folder import SUFFIXES
+from sfumato.data.files import SUFFIXES
 from sfumato.data.sources.metadata import NAMES
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def _wanted(files: "Sequence[RepoSibling]") -> "list[RepoSibling]":
     return parquet or [
         item
         for item in visible
-        if Path(item.rfilename).suffix.lower() in {*SUFFIXES, ".txt"}
+        if Path(item.rfilename).suffix.lower() in {*SUFFIXES, ".txt", ".caption"}
         or Path(item.rfilename).name in NAMES
         or ("idx" in item.rfilename and "ubyte" in item.rfilename)
     ]

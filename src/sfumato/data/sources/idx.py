@@ -3,28 +3,22 @@
 import gzip
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from sfumato.base.errors import DamagedDataError, InputError
-from sfumato.data.table import (
-    Part,
-    RawImages,
-    Row,
-    dense_classes,
-    fingerprint,
-    split_groups,
-    split_in_name,
-    visible_files,
-)
+from sfumato.data.files import fingerprint, shown, visible_files
+from sfumato.data.labels import Classes, classes_of
+from sfumato.data.splits import group_splits, split_in_name, split_notes
+from sfumato.data.table import Part, RawImages, Row
 
 _NAME = re.compile(r"^(.*?)(images|labels)[-.]idx\d-ubyte(\.gz)?$")
 _UBYTE = 0x08
 
 
-def read_idx(folder: Path) -> RawImages | None:
+def read_idx(folder: Path, also_train: Sequence[str] = ()) -> RawImages | None:
     """The data set in `*images-idx3-ubyte[.gz]` and `*labels-idx1-ubyte[.gz]`; None without them.
 
     Raises `DamagedDataError` for a file that is not whole, or images and labels whose counts
@@ -36,27 +30,39 @@ def read_idx(folder: Path) -> RawImages | None:
     pairs: dict[str, dict[str, Path]] = {}
     for path, found in files.items():  # where a file is there both packed and unpacked: unpacked
         pairs.setdefault(f"{path.parent}/{found[1]}", {}).setdefault(found[2], path)
-    groups: dict[str | None, list[tuple[Path, np.ndarray]]] = {}
+    groups: dict[str, list[tuple[Path, np.ndarray]]] = {}
     for pair in pairs.values():
         images, labels = _read_pair(folder, pair)
-        groups.setdefault(split_in_name(images.name), []).append((images, labels))
+        found = _NAME.match(images.name)
+        name = split_in_name(images.name) or (found[1].strip("-_.") if found else "")
+        groups.setdefault(name, []).append((images, labels))
     if any(len(group) > 1 for group in groups.values()):
         raise InputError(
             f"{folder} holds several data sets: {', '.join(sorted(p.name for p in files))}.",
             hint="Give a folder with one pair of files for training and one for test.",
         )
-    parts = split_groups(groups)
-    known = np.concatenate([labels for _, labels in parts.get("train") or parts["all"]])
-    if "test" in parts:  # one damaged training label above them would make a class of its own
-        known = known[known <= max(int(labels.max(initial=0)) for _, labels in parts["test"])]
+    splits = group_splits(groups, also_train=also_train, where=str(folder))
+    classes = _classes(
+        np.concatenate([labels for part in splits.parts.values() for _, labels in part])
+    )
+    parts = {name: _part(group, classes) for name, group in splits.parts.items()}
+    left_out = {name: sum(len(n) for _, n in group) for name, group in splits.left_out.items()}
+    remarks = [splits.remark] if splits.remark else []
+    counts = {name: part.count for name, part in parts.items()}
     return RawImages(
         layout="IDX",
-        parts={name: _part(group) for name, group in parts.items()},
-        class_names=dense_classes(known),
+        parts=parts,
+        class_names=classes.names,
         labels="the labels file",
         captions="",
         fingerprint=fingerprint(folder, sorted(files)),
+        notes=[*remarks, *split_notes(counts, left_out)],
     )
+
+
+def _classes(labels: np.ndarray) -> Classes:
+    values, counts = np.unique(labels, return_counts=True)
+    return classes_of(dict(zip(values.tolist(), counts.tolist(), strict=True)), chosen=True)
 
 
 def _read_pair(folder: Path, pair: dict[str, Path]) -> tuple[Path, np.ndarray]:
@@ -79,14 +85,15 @@ def _read_pair(folder: Path, pair: dict[str, Path]) -> tuple[Path, np.ndarray]:
     return pair["images"], labels
 
 
-def _part(pairs: list[tuple[Path, np.ndarray]]) -> Part:
+def _part(pairs: Sequence[tuple[Path, np.ndarray]], classes: Classes) -> Part:
     def read(keep: np.ndarray | None) -> Iterator[Row]:
         start = 0
         for file, labels in pairs:
             images = _read(file, dimensions=3)
             for number, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
                 if keep is None or keep[start + number]:
-                    yield Row(image, label, None, file.name, number)
+                    index, problem = classes.find(label)
+                    yield Row(image, index, None, shown(Path(file.name)), number, problem)
             start += len(labels)
 
     return Part(count=sum(len(labels) for _, labels in pairs), read=read)

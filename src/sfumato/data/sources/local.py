@@ -42,7 +42,7 @@ def local_folder(source: str) -> Path | None:
     if "/" in source or source.startswith(("~", ".")):
         raise InputError(f"{folder} does not exist.", hint="Give a folder of images.")
     raise ConfigError(
-        f"data.source: no source named '{source}'.",
+        f"data.source: no source named '{source}', and no folder of that name in {Path.cwd()}.",
         hint=f"{nearest(source, list(BUNDLED_NAMES))} A folder or a Hub name OWNER/NAME will do "
         "too.",
     )

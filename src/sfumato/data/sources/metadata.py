@@ -1,15 +1,18 @@
-"""The table beside a folder's images: metadata.jsonl or metadata.csv, as on the Hub."""
+"""The table beside a folder's images: metadata.jsonl, .csv or .parquet, as on the Hub."""
 
 import csv
 import io
 import json
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from sfumato.base.errors import InputError
+from sfumato.base.errors import DamagedDataError, InputError
+from sfumato.data.files import shown
+from sfumato.data.table import one_a_line
 
-NAMES = ("metadata.jsonl", "metadata.csv")
+NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 CAPTION_KEYS = ("text", "caption", "prompt")
 _EXAMPLE = '{"file_name": "a.png", "text": "A red bird"}'
 
@@ -27,11 +30,12 @@ class Entry(NamedTuple):
     problem: str = ""
 
 
-def read_metadata(folder: Path, tables: Sequence[Path]) -> list[Entry]:
+def read_metadata(folder: Path, tables: Sequence[Path], images: Sequence[Path]) -> list[Entry]:
     """Every row of `tables`, files called as in `NAMES` below `folder`, in their order.
 
-    A row that cannot be used has a `problem`. `InputError` for a table that cannot be read at all,
-    or two of them in one folder.
+    A name finds its image among `images` with either slash and in any Unicode normal form. A row
+    that cannot be used has a `problem`. `InputError` for a table that cannot be read at all, or
+    two of them in one folder.
     """
     alone: dict[Path, Path] = {}
     for table in tables:
@@ -40,16 +44,45 @@ def read_metadata(folder: Path, tables: Sequence[Path]) -> list[Entry]:
                 f"{table.parent} has both {first.name} and {table.name}.",
                 hint="Keep the one that holds the captions, and rename the other.",
             )
-    return [_entry(folder, table, *row) for table in tables for row in _rows(table)]
+    there = {_key(path): path for path in images}
+    return [_entry(folder, table, there, *row) for table in tables for row in _rows(table)]
+
+
+def _key(path: Path) -> str:
+    return unicodedata.normalize("NFC", str(path))
 
 
 def _rows(table: Path) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
     """Number and values of each row, or what is wrong with it."""
+    if table.suffix == ".parquet":
+        yield from enumerate(_rows_of_parquet(table))
+        return
     try:
         text = table.read_text("utf-8-sig")
     except (UnicodeDecodeError, OSError) as error:
         raise InputError(f"{table} is not text in UTF-8 ({error}).") from error
     yield from (_rows_of_csv if table.suffix == ".csv" else _rows_of_jsonl)(table, text)
+
+
+def _rows_of_parquet(table: Path) -> list[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        opened = pq.ParquetFile(table)
+        names = [n for n in ("file_name", *CAPTION_KEYS) if n in opened.schema_arrow.names]
+        if "file_name" not in names:
+            raise _no_file_name(table, "A column file_name names the image of each row.")
+        return opened.read(columns=names).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedDataError(
+            f"{table} is not a whole Parquet file.",
+            hint="It was cut short or altered: get it again.",
+        ) from error
+
+
+def _no_file_name(table: Path, hint: str) -> InputError:
+    return InputError(f"{table} has no column file_name.", hint=hint)
 
 
 def _rows_of_jsonl(table: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
@@ -68,10 +101,7 @@ def _rows_of_csv(table: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         if "file_name" not in (reader.fieldnames or ()):
-            raise InputError(
-                f"{table} has no column file_name.",
-                hint="Its first line names the columns, such as: file_name,text",
-            )
+            raise _no_file_name(table, "Its first line names the columns, such as: file_name,text")
         yield from enumerate(reader)
     except csv.Error as error:
         raise InputError(
@@ -80,17 +110,33 @@ def _rows_of_csv(table: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any
         ) from error
 
 
-def _entry(folder: Path, table: Path, number: int, row: Mapping[str, Any] | str) -> Entry:
-    file = str(table.relative_to(folder))
+def _entry(
+    folder: Path,
+    table: Path,
+    there: Mapping[str, Path],
+    number: int,
+    row: Mapping[str, Any] | str,
+) -> Entry:
+    file = shown(table.relative_to(folder))
     if isinstance(row, str):
         return Entry(None, file, number, problem=row)
     name = row.get("file_name")
     if not isinstance(name, str) or not name:
         return Entry(None, file, number, problem="no file_name")
-    if Path(name).is_absolute() or ".." in Path(name).parts:
+    path = next(
+        (
+            there[key]
+            for key in (_key(table.parent / one) for one in (name, name.replace("\\", "/")))
+            if key in there
+        ),
+        None,
+    )
+    inside = PurePosixPath(name.replace("\\", "/"))
+    if path is None and (inside.is_absolute() or ".." in inside.parts or name[1:2] == ":"):
         return Entry(None, file, number, problem=f"{name!r} leads out of the folder")
-    caption = next((row[key] for key in CAPTION_KEYS if row.get(key)), None)
-    if caption is not None and not isinstance(caption, str):
-        return Entry(table.parent / name, file, number, problem="its caption is not text")
-    caption = " ".join(caption.split()) if caption else None
-    return Entry(table.parent / name, file, number, caption)
+    path = path or table.parent / inside
+    value = next((row[key] for key in CAPTION_KEYS if row.get(key)), None)
+    several = [value] if isinstance(value, str) else value or []
+    if not isinstance(several, list) or not all(isinstance(text, str) for text in several):
+        return Entry(path, file, number, problem="its caption is not text")
+    return Entry(path, file, number, one_a_line(several))

@@ -1,7 +1,7 @@
 """Parquet in the Hub's layout: an image column, perhaps a label and a caption column."""
 
-import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -10,75 +10,85 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sfumato.base.errors import DamagedDataError, InputError, nearest
+from sfumato.base.errors import DamagedDataError, InputError
 from sfumato.base.files import is_lfs_pointer
-from sfumato.data.table import (
-    GroupedPart,
-    RawImages,
-    Row,
-    RowGroup,
-    dense_classes,
-    fingerprint,
-    split_groups,
-    split_in_name,
-    visible_files,
+from sfumato.data.files import fingerprint, shown, visible_files
+from sfumato.data.labels import Classes, classes_of
+from sfumato.data.sources.columns import (
+    Columns,
+    FoundColumns,
+    encoded_images,
+    features_of,
+    find_columns,
+    has_type,
+    is_list,
+    kind_of,
 )
+from sfumato.data.sources.metadata import NAMES as TABLES
+from sfumato.data.splits import group_splits, split_in_name, split_notes
+from sfumato.data.table import GroupedPart, RawImages, Row, RowGroup, one_a_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-IMAGE_NAMES = ("image", "img")
-LABEL_NAMES = ("label", "labels", "class", "category", "target")
-CAPTION_NAMES = ("caption", "text", "captions", "prompt", "description")
 _SHARD = re.compile(r"^(.*)-(\d{5})-of-(\d{5})")
 _BATCH_ROWS = 256
 _FEW_ROWS = 8
+_LOOKED_ROWS = 200
 
 
-@dataclass(frozen=True, kw_only=True)
-class Columns:
-    """Names of the columns that are wanted: "auto" finds them by type, "none" does without."""
-
-    image: str = "auto"
-    label: str = "auto"
-    caption: str = "auto"
-
-
-def read_parquet(folder: Path, columns: Columns) -> RawImages | None:
+def read_parquet(
+    folder: Path, columns: Columns, also_train: Sequence[str] = ()
+) -> RawImages | None:
     """The data set in the `*.parquet` below `folder`; None where there is none.
 
     Raises `DamagedDataError` for a file that is not whole or a set of shards that is not complete,
-    `InputError` where the columns cannot be determined.
+    `InputError` where the columns cannot be determined or no part can be trained on.
     """
-    files = [path for path in visible_files(folder) if path.suffix == ".parquet"]
+    files = [
+        path
+        for path in visible_files(folder)
+        if path.suffix == ".parquet" and path.name not in TABLES
+    ]
     if not files:
         return None
     _refuse_several_data_sets(folder, files)
     _refuse_missing_shards(files)
-    first = _open(files[0]).schema_arrow
-    found = _find_columns(first, columns, files[0])
-    groups: dict[str | None, list[Path]] = {}
+    groups: dict[str, list[Path]] = {}
     for file in files:
-        split = split_in_name(file.name) or split_in_name(file.parent.name)
-        groups.setdefault(split, []).append(file)
-    parts = split_groups(groups)
-    names, text_labels = _class_names(first, found.label, parts.get("train") or parts["all"])
-    reader = _Reader(folder=folder, columns=found, text_labels=text_labels, first=first)
+        groups.setdefault(_part_of(folder, file), []).append(file)
+    splits = group_splits(groups, also_train=also_train, where=str(folder))
+    used = [file for group in splits.parts.values() for file in group]
+    first = _open(used[0]).schema_arrow
+    found = find_columns(first, columns, used[0], lambda name: _first_texts(used[0], name))
+    classes = _classes(first, found.label, used, chosen=columns.label != "auto")
+    notes = [splits.remark] if splits.remark else []
+    notes += found.notes
+    if classes.why_none:
+        notes.append(
+            f"Column '{found.label}' {classes.why_none}: it is not used for classes "
+            f"(--set data.label_column={found.label} uses it)."
+        )
+    reader = _Reader(folder=folder, columns=found, classes=classes, first=first)
+    parts = {name: reader.part(group) for name, group in splits.parts.items()}
+    counts = {name: part.count for name, part in parts.items()}
+    left_out = {name: sum(map(_row_count, group)) for name, group in splits.left_out.items()}
     return RawImages(
         layout="Parquet",
-        parts={name: reader.part(group) for name, group in parts.items()},
-        class_names=names,
-        labels=f"column '{found.label}'" if names else "",
+        parts=parts,
+        class_names=classes.names,
+        labels=f"column '{found.label}'" if classes.names else "",
         captions=f"column '{found.caption}'" if found.caption else "",
         fingerprint=fingerprint(folder, files),
+        notes=[*notes, *split_notes(counts, left_out)],
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Reader:
     folder: Path
-    columns: Columns
-    text_labels: dict[str, int]
+    columns: FoundColumns
+    classes: Classes
     first: "pa.Schema"
 
     def part(self, files: Sequence[Path]) -> GroupedPart:
@@ -114,17 +124,17 @@ class _Reader:
             read=read,
             groups=groups,
             image_column=self.columns.image,
-            label_column=self.columns.label,
+            label_column=self.columns.label if self.classes.names else "",
             read_notes=lambda keep: read(keep, images=False),
         )
 
     def _refuse_other_schema(self, file: Path, schema: "pa.Schema") -> None:
         """`InputError` where a column means something else than in the first file."""
         for name in self._wanted():
-            there, first = (_kind(each.field(name).type) for each in (schema, self.first))
+            there, first = (kind_of(each.field(name).type) for each in (schema, self.first))
             what = "" if there == first else f"is of another type ({there} instead of {first})"
             if name == self.columns.label and not what:
-                named = (_features(each).get(name) for each in (schema, self.first))
+                named = (features_of(each).get(name) for each in (schema, self.first))
                 names = [feature.get("names") for feature in named if isinstance(feature, dict)]
                 what = "has other classes" if names and names[0] != names[-1] else ""
             if what:
@@ -135,7 +145,7 @@ class _Reader:
                 )
 
     def _name(self, file: Path) -> str:
-        return str(file.relative_to(self.folder))
+        return shown(file.relative_to(self.folder))
 
     def _wanted(self, *, images: bool = True) -> list[str]:
         image = self.columns.image if images else ""
@@ -156,7 +166,9 @@ class _Reader:
             for batch in batches:
                 for image, label, caption in zip(*self._values(batch, images=images), strict=True):
                     if keep is None or keep[number]:
-                        yield Row(image, label, caption, group.name, group.start + number)
+                        index, problem = self.classes.find(label)
+                        row = group.start + number
+                        yield Row(image, index, caption, group.name, row, problem)
                     number += 1
         except (pa.ArrowException, OSError) as error:
             reason = unreadable(error)
@@ -169,15 +181,13 @@ class _Reader:
     ) -> tuple[list[Any], list[Any], list[Any]]:
         """Images, labels and captions of a batch as plain lists."""
         nothing = [None] * len(batch)
-        encoded = _encoded(batch.column(self.columns.image)).to_pylist() if images else nothing
-        labels = batch.column(self.columns.label).to_pylist() if self.columns.label else nothing
-        if self.text_labels:
-            numbers = {None: None, **self.text_labels}
-            labels = [numbers.get(label, -1) for label in labels]
+        found = self.columns
+        encoded = encoded_images(batch.column(found.image)).to_pylist() if images else nothing
+        known = found.label if self.classes.names else ""
+        labels = batch.column(known).to_pylist() if known else nothing
         captions = nothing
-        if self.columns.caption:
-            texts = batch.column(self.columns.caption).to_pylist()
-            captions = [" ".join(text.split()) if text else None for text in texts]
+        if found.caption:
+            captions = [one_a_line(value) for value in batch.column(found.caption).to_pylist()]
         return encoded, labels, captions
 
 
@@ -191,23 +201,13 @@ def read_group(file: Path, group: int, rows: Sequence[int], column: str) -> Iter
         batch_size=_FEW_ROWS, row_groups=[group], columns=[column], use_threads=False
     )
     for batch in batches:
-        images = _encoded(batch.column(column))
+        images = encoded_images(batch.column(column))
         while row is not None and row < first + len(batch):
             yield images[row - first].as_py()
             row = next(wanted, None)
         if row is None:
             return
         first += len(batch)
-
-
-def _encoded(column: "pa.Array") -> "pa.Array":
-    """The bytes of an image column, which may be a struct."""
-    import pyarrow as pa
-
-    if not pa.types.is_struct(column.type):
-        return column
-    # flatten() hands a null of the struct on to its bytes
-    return column.flatten()[column.type.get_field_index("bytes")]
 
 
 def unreadable(error: Exception) -> str:
@@ -272,129 +272,67 @@ def _refuse_missing_shards(files: Sequence[Path]) -> None:
             )
 
 
-# Which columns ------------------------------------------------------------------------------------
+def _part_of(folder: Path, file: Path) -> str:
+    """The part that a file belongs to, by its name or its folder's; empty where neither says."""
+    parent = "" if file.parent == folder else file.parent.name
+    if known := split_in_name(file.name) or split_in_name(parent):
+        return known
+    found = _SHARD.match(file.name)
+    stem = found[1] if found else file.stem
+    return shown(Path(parent if parent and re.fullmatch(r"[\d_-]*", stem) else stem))
 
 
-def _features(schema: "pa.Schema") -> dict[str, Any]:
-    """What the `datasets` library wrote of the columns' meaning; empty without it."""
+def _row_count(file: Path) -> int:
+    return _open(file).metadata.num_rows
+
+
+def _first_texts(file: Path, column: str) -> list[str | None]:
+    """The texts of the first rows of a column, lists of them one after another."""
+    import pyarrow as pa
+
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-    except (KeyError, TypeError, ValueError):
-        return {}
-    return features if isinstance(features, dict) else {}
+        opened = _open(file)
+        batch = next(opened.iter_batches(batch_size=_LOOKED_ROWS, columns=[column]), None)
+    except (pa.ArrowException, OSError):
+        return []  # the rows say so when they are read
+    if batch is None:
+        return []
+    values = batch.column(0).to_pylist()
+    if is_list(batch.column(0).type):
+        return [text for value in values for text in value or ()]
+    return values
 
 
-def _kind(kind: "pa.DataType") -> str:
-    """What a column's type comes to here: 32 or 64 bits, or how long a text may be, is the same."""
-    import pyarrow as pa
-
-    if pa.types.is_integer(kind):
-        return "whole numbers"
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return "text"
-    return "a struct" if pa.types.is_struct(kind) else str(kind).removeprefix("large_")
+# Classes ------------------------------------------------------------------------------------------
 
 
-def _has_type(feature: Any, name: str) -> bool:
-    return isinstance(feature, dict) and feature.get("_type") == name
-
-
-def _find_columns(schema: "pa.Schema", wanted: Columns, file: Path) -> Columns:
-    """The concrete names; a column that is not there is an empty name."""
-    import pyarrow as pa
-
-    types = dict(zip(schema.names, schema.types, strict=True))
-    features = _features(schema)
-    binary = (pa.types.is_binary, pa.types.is_large_binary)
-    text = (pa.types.is_string, pa.types.is_large_string)
-    images = [
-        name
-        for name, kind in types.items()
-        if _has_type(features.get(name), "Image")
-        or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
-        or any(check(kind) for check in binary)
-    ]
-    labels = [name for name in types if _has_type(features.get(name), "ClassLabel")] or [
-        name
-        for name, kind in types.items()
-        if name in LABEL_NAMES and (pa.types.is_integer(kind) or any(c(kind) for c in text))
-    ]
-    captions = [
-        name for name, kind in types.items() if name not in labels and any(c(kind) for c in text)
-    ]
-    image = _pick("image", wanted.image, images, IMAGE_NAMES, types, file)
-    if not image:
-        raise InputError(
-            f"{file} has no column of images; its columns are {', '.join(types)}.",
-            hint="An image column holds encoded images: binary, or a struct with `bytes`.",
-        )
-    label = _pick("label", wanted.label, labels, LABEL_NAMES, types, file)
-    caption = _pick("caption", wanted.caption, captions, CAPTION_NAMES, types, file)
-    return Columns(image=image, label=label, caption=caption)
-
-
-def _pick(
-    role: str,
-    wanted: str,
-    found: list[str],
-    usual: Sequence[str],
-    types: dict[str, Any],
-    file: Path,
-) -> str:
-    """The wanted column; else the one with a usual name; else the only one; else a question."""
-    if wanted == "none":
-        return ""
-    if wanted != "auto":
-        if wanted not in types:
-            raise InputError(
-                f"data.{role}_column: {file} has no column '{wanted}'.",
-                hint=nearest(wanted, list(types)),
-            )
-        return wanted
-    for name in usual:
-        if name in found:
-            return name
-    if len(found) > 1 and role != "caption":
-        raise InputError(
-            f"{file} has {len(found)} columns that could be the {role}: {', '.join(found)}.",
-            hint=f"Choose one with --set data.{role}_column={found[-1]}"
-            + ("." if role == "image" else ", or do without with =none."),
-        )
-    return found[0] if len(found) == 1 else ""
-
-
-def _class_names(
-    schema: "pa.Schema", label: str, files: Sequence[Path]
-) -> tuple[list[str], dict[str, int]]:
-    """Names of the classes, and for labels that are text the number of each.
-
-    From the schema where it has them; else from the labels that occur in `files`.
-    """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
+def _classes(schema: "pa.Schema", label: str, files: Sequence[Path], *, chosen: bool) -> Classes:
+    """The classes: from the schema where it names them; else the values that occur in `files`."""
     if not label:
-        return [], {}
-    feature = _features(schema).get(label)
-    if _has_type(feature, "ClassLabel") and feature.get("names"):
-        return [str(name) for name in feature["names"]], {}
-    column = pa.chunked_array(
-        [chunk for file in files for chunk in _read_column(file, label).chunks],
-        type=schema.field(label).type,
-    )
-    values = pc.unique(column).drop_null()
-    if pa.types.is_integer(column.type):
-        return dense_classes(values.to_numpy()), {}
-    names = sorted(str(value) for value in values.to_pylist())
-    return names, {name: index for index, name in enumerate(names)}
+        return Classes(names=[], index={})
+    feature = features_of(schema).get(label)
+    if has_type(feature, "ClassLabel") and feature.get("names"):
+        names = [str(name) for name in feature["names"]]
+        numbers = {number: number for number in range(len(names))}
+        text = kind_of(schema.field(label).type) == "text"
+        named = {name: number for number, name in enumerate(names)}
+        return Classes(names=names, index=named if text else numbers)
+    counts: Counter[Any] = Counter()
+    for file in files:
+        counts.update(_value_counts(file, label))
+    return classes_of(counts, chosen=chosen)
 
 
-def _read_column(file: Path, name: str) -> "pa.ChunkedArray":
+def _value_counts(file: Path, name: str) -> dict[Any, int]:
     import pyarrow as pa
 
     try:
-        return _open(file).read(columns=[name]).column(name)
+        opened = _open(file)
+        if name not in opened.schema_arrow.names:
+            return {}  # `_Reader.part` says so
+        found = opened.read(columns=[name]).column(name).value_counts().to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise DamagedDataError(
             f"{file}: column '{name}' cannot be read ({_first_line(error)}).", hint="Get it again."
         ) from error
+    return {value["values"]: value["counts"] for value in found}

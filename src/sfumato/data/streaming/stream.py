@@ -22,7 +22,8 @@ from sfumato.base.errors import ConfigError, SfumatoError
 from sfumato.config.sections import DataConfig
 from sfumato.data.decode import row_problem
 from sfumato.data.loading import Batch, check_shares, chosen_captions
-from sfumato.data.opening import open_images, recall, source_name
+from sfumato.data.memo import recall
+from sfumato.data.opening import open_images, source_name
 from sfumato.data.records import Split, annotate, check_damage, needs_caption, rows_of, split_name
 from sfumato.data.streaming.decoder import CONTEXT, ChunkDecoder, DecodedChunk, StreamedRecords
 from sfumato.data.streaming.order import BUFFER_IMAGES, STREAMS, Chunk, StreamOrder
@@ -185,11 +186,13 @@ class StreamBatches:
         records = self._records
         chosen = chosen_captions(
             records.prompts.shape[1],
+            None if records.caption_counts is None else records.caption_counts[samples],
             seed=self.seed,
             images_seen=self._start,
             batch_size=self.batch_size,
+            share=slice(self._rank, None, self._world_size),
         )
-        prompts = records.prompts[samples, chosen[self._rank :: self._world_size]]
+        prompts = records.prompts[samples, chosen]
         return Batch(
             images=pixels.to(self._device, non_blocking=True),
             labels=to_device(records.labels[samples], self._device),
