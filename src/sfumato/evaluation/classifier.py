@@ -196,8 +196,7 @@ def _of_transformers(location: str, reference: Records, device: Device) -> Image
         model = load_image_classifier(location, device=device, may_download=True)
     except WeightsNotAtHandError as error:
         raise InputError(
-            f"There is no classifier in {location}: no such folder is here. As a name of the Hub: "
-            f"{error.what}",
+            f"There is no classifier '{location}'. {error.what}",
             hint="`sfumato train classifier DATASET --out FOLDER` makes one; without "
             "evaluation.classifier the data set's own is taken, or trained once.",
         ) from error

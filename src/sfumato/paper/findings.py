@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sfumato.base.files import sibling
 from sfumato.base.images import ValueRange
+from sfumato.base.lock import locked
 from sfumato.base.section import Section
 from sfumato.config.sections import DataConfig
 from sfumato.data.records import load_records
@@ -145,11 +146,13 @@ def measure_findings(
         return findings
     # The stretched variant's images lie in the files of the clipped one.
     sampled = {images.name: images for one in variants for images in one.sets.values()}
-    complete(list(sampled.values()), on_images, what="network evaluations")
-    findings = _findings(study, config, runs, variants, folder)
     from sfumato.paper.findings_page import write_findings
 
-    write_findings(findings, _shown(variants, study), read_records(run_folder / "metrics.jsonl"))
+    with locked(folder):
+        complete(list(sampled.values()), on_images, what="network evaluations")
+        findings = _findings(study, config, runs, variants, folder)
+        losses = read_records(run_folder / "metrics.jsonl")
+        write_findings(findings, _shown(variants, study), losses)
     return findings
 
 

@@ -13,6 +13,7 @@ from pydantic import field_validator
 from torch import Tensor
 
 from sfumato.base.files import sibling
+from sfumato.base.lock import locked
 from sfumato.config.sections import DataConfig
 from sfumato.diffusion.guidance import GUIDANCE_FORMS, parse_guidance
 from sfumato.evaluation.image_set import ImageSet, OnImages
@@ -138,10 +139,11 @@ def compare_forms(
     folder, card = FormsCard.at(base, request, log)
     if card is not None:
         return card
-    complete(list(sets.values()), on_images, what="network evaluations")
-    card = _card(study, model, sets, folder)
-    examples = {key: images.images(range(2)) for key, images in sets.items()}
-    card.write(markdown(card), {"guidance": chart(card), "examples": _examples(card, examples)})
+    with locked(folder):
+        complete(list(sets.values()), on_images, what="network evaluations")
+        card = _card(study, model, sets, folder)
+        examples = {key: images.images(range(2)) for key, images in sets.items()}
+        card.write(markdown(card), {"guidance": chart(card), "examples": _examples(card, examples)})
     return card
 
 

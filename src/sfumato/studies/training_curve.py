@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sfumato.base.errors import DamagedDataError, InputError
 from sfumato.base.files import sibling
+from sfumato.base.lock import locked
 from sfumato.config.sections import DataConfig
 from sfumato.evaluation.image_set import ImageSet, OnImages
 from sfumato.evaluation.metrics.registry import title_of
@@ -97,7 +98,10 @@ def measure_curve(
         **study.request(),
     }
     folder, card = CurveCard.at(base, request, log)
-    return card or _write(study, kept, folder)
+    if card is not None:
+        return card
+    with locked(folder):
+        return _write(study, kept, folder)
 
 
 def _write(study: Study, kept: Sequence[_Checkpoint], folder: Path) -> CurveCard:

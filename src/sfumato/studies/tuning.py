@@ -16,6 +16,7 @@ from sfumato import __version__
 from sfumato.base.environment import environment, now
 from sfumato.base.errors import InputError
 from sfumato.base.files import write_bytes, write_json
+from sfumato.base.lock import locked
 from sfumato.config.sections import DataConfig
 from sfumato.data.records import load_records
 from sfumato.diffusion.solvers.registry import Sampling
@@ -245,25 +246,26 @@ def tune(
     The distance is on the classifier's features. Raises what opening the data and the classifier
     raises.
     """
-    classifier = load_classifier(data, search.classifier, log=log)
-    rounds = rounds_of(len(candidates), search.budget, least=_FEWEST)
-    most = rounds[-1][1]
-    setting = _Setting.of(run, data, classifier, count=most, device=str(model.device))
-    scores = _run_rounds(setting, candidates, rounds, search.goal, log, on_images)
-    last = max(score.survived for score in scores)
-    finalists = [score for score in scores if score.survived == last]
-    tuning = Tuning(
-        scores=sorted(scores, key=lambda score: (-score.survived, score.frechet.value)),
-        front=nondominated(scores),
-        choice=choice_of(finalists, search.goal, least_accuracy=search.least_accuracy),
-        search=search,
-        classifier=classifier.identity,
-        images=sum(_new_images(rounds)),
-        reference=setting.reference_description,
-        seeds=(FIRST_SEED, FIRST_SEED + most - 1),
-    )
-    _write(tuning, run, setting.model(tuning.choice.candidate.average))
-    return tuning
+    with locked(run / "tuning"):
+        classifier = load_classifier(data, search.classifier, log=log)
+        rounds = rounds_of(len(candidates), search.budget, least=_FEWEST)
+        most = rounds[-1][1]
+        setting = _Setting.of(run, data, classifier, count=most, device=str(model.device))
+        scores = _run_rounds(setting, candidates, rounds, search.goal, log, on_images)
+        last = max(score.survived for score in scores)
+        finalists = [score for score in scores if score.survived == last]
+        tuning = Tuning(
+            scores=sorted(scores, key=lambda score: (-score.survived, score.frechet.value)),
+            front=nondominated(scores),
+            choice=choice_of(finalists, search.goal, least_accuracy=search.least_accuracy),
+            search=search,
+            classifier=classifier.identity,
+            images=sum(_new_images(rounds)),
+            reference=setting.reference_description,
+            seeds=(FIRST_SEED, FIRST_SEED + most - 1),
+        )
+        _write(tuning, run, setting.model(tuning.choice.candidate.average))
+        return tuning
 
 
 def _run_rounds(
