@@ -95,6 +95,11 @@ def load_part(part: Stateful, state: Mapping[str, Any], *, file: Path) -> None:
                 f"and {expected.get(name, 'absent')} in this model.",
                 hint="Use the experiment.yaml that the checkpoint was made with.",
             )
+    restore(part, state)
+
+
+def restore(part: Stateful, state: Mapping[str, Any]) -> None:
+    """Load a state of contiguous tensors, as they are in a file or come from another rank."""
     part.load_state_dict(state)
     if isinstance(part, torch.optim.Optimizer):
         _restore_memory_format(part)

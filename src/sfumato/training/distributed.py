@@ -9,6 +9,7 @@ need not be visible to them.
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from torch.distributed import PrefixStore, TCPStore  # pyright: ignore
 from sfumato.base.device import to_device
 from sfumato.base.environment import processors
 from sfumato.base.errors import DistributedError
+from sfumato.training.checkpoint import restore
 from sfumato.training.state import Stateful, join_state, take_apart
 
 RENDEZVOUS_SECONDS = 45
@@ -98,7 +100,11 @@ class World:
     def exchange(self, what: str, text: str) -> list[str]:
         """The text of every rank, by rank. `what` names this exchange, and is used once."""
         self.store.set(f"{what}/{self.rank}", text)
-        return [self.store.get(f"{what}/{rank}").decode() for rank in range(self.size)]
+        found = [self.store.get(f"{what}/{rank}").decode() for rank in range(self.size)]
+        self.store.set(f"{what}/{self.rank}/read", "")
+        if self.is_main:  # the store may be its own: it ends with this process
+            self.store.wait([f"{what}/{rank}/read" for rank in range(self.size)])
+        return found
 
     def share(self, state: Mapping[str, Any] | None, device: torch.device) -> dict[str, Any]:
         """Rank 0's nested state dictionary of tensors and plain values, on every rank."""
@@ -131,7 +137,7 @@ class World:
         for part in parts.values():
             state = self.share(part.state_dict() if self.is_main else None, device)
             if not self.is_main:
-                part.load_state_dict(state)
+                restore(part, state)
 
     def wait(self) -> None:
         """Wait until every rank is here."""
@@ -159,16 +165,11 @@ def open_world(device: torch.device) -> Iterator[World]:
     if "OMP_NUM_THREADS" not in os.environ:
         beside = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         torch.set_num_threads(max(1, processors() // beside))
-    store = _meet(world)
-    torch.distributed.init_process_group(
-        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        store=PrefixStore("group", store),
-        rank=world.rank,
-        world_size=world.size,
-        timeout=timedelta(seconds=STEP_SECONDS),
-    )
     try:
+        store = _meet(world)
+        _connect(world, device, PrefixStore("group", store))
         yield replace(world, store=store)
+        torch.distributed.destroy_process_group()
     except RuntimeError as error:
         if not _is_loss(error):
             raise
@@ -177,7 +178,27 @@ def open_world(device: torch.device) -> Iterator[World]:
             hint="The output of the rank that failed says why. The same command resumes from the "
             "last checkpoint.",
         ) from error
-    torch.distributed.destroy_process_group()
+
+
+def _connect(world: World, device: torch.device, store: Any) -> None:
+    """Open the connections of collectives; `DistributedError` where the network refuses."""
+    if device.type == "cuda":
+        torch.cuda.set_device(world.local_rank)  # else all ranks have a context on the first GPU
+    try:
+        torch.distributed.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            store=store,
+            rank=world.rank,
+            world_size=world.size,
+            timeout=timedelta(seconds=STEP_SECONDS),
+        )
+    except RuntimeError as error:
+        raise DistributedError(
+            f"Rank {world.rank} on {socket.gethostname()} cannot connect to the other ranks "
+            f"({str(error).splitlines()[0]}).",
+            hint="Where the wrong network is used, name its device with GLOO_SOCKET_IFNAME and "
+            "NCCL_SOCKET_IFNAME.",
+        ) from error
 
 
 def world_of(variables: Mapping[str, str]) -> World:
@@ -200,7 +221,8 @@ def world_of(variables: Mapping[str, str]) -> World:
             hint="Start with torchrun or --processes N, or unset WORLD_SIZE and RANK to train in "
             "one process.",
         )
-    rank, size, local_rank = (_number(variables, name) for name in ENVIRONMENT[:3])
+    numbers = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
+    rank, size, local_rank, port = (_number(variables, name) for name in numbers)
     beside = _number(variables, "LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in variables else size
     problem = ""
     if rank >= size:
@@ -209,6 +231,8 @@ def world_of(variables: Mapping[str, str]) -> World:
         problem = f"LOCAL_RANK is {local_rank}, but LOCAL_WORLD_SIZE is {beside}"
     elif "TORCHELASTIC_RUN_ID" not in variables and tasks not in ("", "1", str(size)):
         problem = f"WORLD_SIZE is {size}, but srun started {tasks} processes"
+    elif not 0 < port < 2**16:
+        problem = f"MASTER_PORT is {port}, not a port"
     if problem:
         raise DistributedError(
             f"{problem}.", hint="Start all processes of the run with one torchrun or srun."
@@ -227,6 +251,12 @@ def _check_devices(world: World, device: torch.device) -> None:
     """`DistributedError` where this rank has no GPU of its own."""
     if device.type != "cuda":
         return
+    if device.index is not None:
+        raise DistributedError(
+            f"--device {device} is one GPU, but the run has {world.size} processes.",
+            hint="Use --device cuda: each process takes the GPU of its LOCAL_RANK. "
+            "CUDA_VISIBLE_DEVICES chooses among the GPUs.",
+        )
     found = torch.cuda.device_count()
     if world.local_rank >= found:
         raise DistributedError(
@@ -240,25 +270,27 @@ def _meet(world: World) -> Any:
     """A store that all ranks have reached; `DistributedError` after 45 seconds without one."""
     address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    limit = timedelta(seconds=RENDEZVOUS_SECONDS)
+    opens = world.is_main and not by_agent
+    deadline = time.monotonic() + RENDEZVOUS_SECONDS
     try:
         store = TCPStore(
             address,
             int(port),
-            is_master=world.is_main and not by_agent,
-            timeout=limit,
+            is_master=opens,
+            timeout=timedelta(seconds=RENDEZVOUS_SECONDS),
             wait_for_workers=False,
         )
     except (RuntimeError, ValueError) as error:
+        what = "wait for the others" if opens else "reach rank 0"
         raise DistributedError(
-            f"Rank {world.rank} on {socket.gethostname()} cannot reach rank 0 at {address}:{port}.",
+            f"Rank {world.rank} on {socket.gethostname()} cannot {what} at {address}:{port}.",
             hint="Check that rank 0 runs, that MASTER_ADDR and MASTER_PORT name its machine and a "
             "free port, and that no firewall is between them.",
         ) from error
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = PrefixStore(f"sfumato/{attempt}", store)
     store.set(f"here/{world.rank}", socket.gethostname())
-    absent = [rank for rank in range(world.size) if not _has_come(store, rank, limit)]
+    absent = [rank for rank in range(world.size) if not _comes(store, rank, deadline)]
     if absent:
         raise DistributedError(
             f"Rank {', '.join(map(str, absent))} of {world.size} did not come within "
@@ -268,9 +300,11 @@ def _meet(world: World) -> Any:
     return store
 
 
-def _has_come(store: Any, rank: int, limit: timedelta) -> bool:
+def _comes(store: Any, rank: int, deadline: float) -> bool:
+    """Whether a rank comes before `deadline`, on the clock of `time.monotonic`."""
+    left = max(0.1, deadline - time.monotonic())
     try:
-        store.wait([f"here/{rank}"], limit)
+        store.wait([f"here/{rank}"], timedelta(seconds=left))
     except RuntimeError:
         return False
     return True
@@ -279,5 +313,5 @@ def _has_come(store: Any, rank: int, limit: timedelta) -> bool:
 def _is_loss(error: RuntimeError) -> bool:
     """Whether a collective failed because a process that takes part in it is gone."""
     lost = ("Connection closed", "Connection reset", "Broken pipe", "Timed out waiting", "Gloo")
-    known = (torch.distributed.DistBackendError, torch.distributed.DistNetworkError)
+    known = torch.distributed.DistError
     return isinstance(error, known) or any(text in str(error) for text in lost)
