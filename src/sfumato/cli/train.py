@@ -80,7 +80,7 @@ def train(
 
 def _in_processes(experiment: Experiment, out: Path, count: int) -> int:
     """Run this command in `count` processes; its exit status."""
-    from sfumato.data.loading import check_shares
+    from sfumato.data.shares import check_shares
     from sfumato.training.launch import run_processes
 
     batch_size = experiment.length(1)[1]
