@@ -34,16 +34,7 @@ def run_processes(arguments: Sequence[str], count: int) -> int:
             "torchrun has started this process, and --processes would start others from it.",
             hint="Use torchrun --nproc-per-node N, or --processes N, not both.",
         )
-    common = {
-        **os.environ,
-        "WORLD_SIZE": str(count),
-        "LOCAL_WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, processors() // count))),
-    }
-    if sys.platform == "linux":  # elsewhere the loopback device has another name
-        common.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    common = _variables(count)
     children: list[subprocess.Popen[bytes]] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -65,6 +56,21 @@ def run_processes(arguments: Sequence[str], count: int) -> int:
         _signal(children, signal.SIGKILL)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _variables(count: int) -> dict[str, str]:
+    """The environment that all ranks have."""
+    common = {
+        **os.environ,
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, processors() // count))),
+    }
+    if sys.platform == "linux":  # elsewhere the loopback device has another name
+        common.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    return common
 
 
 def _wait(children: Sequence["subprocess.Popen[bytes]"]) -> int:
