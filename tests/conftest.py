@@ -21,6 +21,7 @@ from sfumato.config.sections import DataConfig
 from sfumato.data.records import Records, load_records
 from sfumato.diffusion.process import Process, RectifiedFlow
 from tests.messages import Messages, normalised, printed
+from tests.ranks import Forks, arguments, ended
 
 keep_freed_memory()
 torch.set_num_threads(1)  # tests run side by side, and their networks are too small for two
@@ -216,6 +217,21 @@ def small_model(small_run: Path):
 def digits8() -> Records:
     config = DataConfig(source="digits", resolution=8, channels=1, caption="digit {label}")
     return load_records(config, "train")
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    forks = Forks()
+    yield forks
+    forks.end()
+
+
+@pytest.fixture(scope="session")
+def whole(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two ranks that nothing interrupted."""
+    base = tmp_path_factory.mktemp("whole")
+    assert ended(forks.ranks(arguments(base / "run"), base / "out", size=2)) == [0, 0]
+    return base / "run"
 
 
 class IdealDenoiser:

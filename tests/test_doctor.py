@@ -345,7 +345,13 @@ def test_more_threads_than_cpus(
 
 # Ranks --------------------------------------------------------------------------------------------
 
-WHOLE = {"RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+WHOLE = {
+    "RANK": "1",
+    "WORLD_SIZE": "4",
+    "LOCAL_RANK": "1",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29500",
+}
 
 
 @pytest.mark.parametrize(
@@ -360,8 +366,8 @@ WHOLE = {"RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_POR
         (WHOLE | {"WORLD_SIZE": "four"}, "wrong", "'four', not a number"),
         (WHOLE | {"LOCAL_RANK": "2", "LOCAL_WORLD_SIZE": "2"}, "wrong", "LOCAL_WORLD_SIZE 2"),
         (WHOLE | {"MASTER_ADDR": "no.such.host.invalid"}, "wrong", "does not resolve"),
-        (WHOLE | {"SLURM_NTASKS": "2"}, "note", "SLURM has 2 task(s)"),
-        (WHOLE | {"SLURM_STEP_NUM_TASKS": "2"}, "wrong", "SLURM has 2 task(s)"),
+        (WHOLE | {"SLURM_NTASKS": "2"}, "note", "SLURM reserved 2"),
+        (WHOLE | {"SLURM_STEP_NUM_TASKS": "2"}, "wrong", "srun started 2"),
         ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}, "wrong", "each is alone"),
     ],
 )
@@ -373,11 +379,11 @@ def test_variables_of_launchers(
 
 def test_torchrun_in_slurm_has_ranks_of_its_own(tmp_path: Path) -> None:
     """Two tasks of two ranks each are a world of four; what sbatch reserved does not matter."""
-    torchrun = WHOLE | {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1"}
+    torchrun = WHOLE | {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "2"}
     for slurm in ({"SLURM_STEP_NUM_TASKS": "2"}, {"SLURM_NTASKS": "16"}):
         assert levels(launch.check_launch(host(tmp_path, **torchrun, **slurm))) == ["ok"]
     more = host(tmp_path, **torchrun, SLURM_STEP_NUM_TASKS="4")
-    assert "4 task(s) of 2 rank(s)" in only(launch.check_launch(more), "wrong").what
+    assert "4 processes of 2 ranks" in only(launch.check_launch(more), "wrong").what
 
 
 def test_a_process_alone_has_no_launch(tmp_path: Path) -> None:
@@ -469,7 +475,7 @@ def ranks(count: int, *, world: int = 2, **environ: str) -> list[tuple[int, str,
     started = [
         subprocess.Popen(
             [sys.executable, "-c", RANK],
-            env=os.environ | common | {"RANK": str(rank)},
+            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

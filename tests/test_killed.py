@@ -1,6 +1,5 @@
 """kill -9 at random moments: the run that goes on is the unbroken one, byte for byte."""
 
-import hashlib
 import multiprocessing
 import random
 import time
@@ -15,6 +14,7 @@ import transformers
 from sfumato.base.files import TEMPORARY_PREFIX
 from sfumato.config.schema import load_experiment
 from sfumato.methods.registry import run_experiment
+from tests.ranks import PRELOADED, contents
 
 SETTINGS = [
     "data.resolution=8",
@@ -40,9 +40,7 @@ class Processes:
 
     def __init__(self) -> None:
         self.context: ForkServerContext = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(
-            ["pytest", "sklearn.datasets", "sfumato.methods.diffusion"]
-        )
+        self.context.set_forkserver_preload(list(PRELOADED))
 
     def start(self, folder: Path) -> ForkServerProcess:
         process = self.context.Process(target=go_on, args=(folder,))
@@ -73,15 +71,6 @@ def unbroken(processes: Processes, tmp_path_factory: pytest.TempPathFactory) -> 
         seconds = time.monotonic() - started
         assert process.exitcode == 0
     return Unbroken(files=contents(folder), seconds=seconds)
-
-
-def contents(folder: Path) -> dict[str, str]:
-    """sha256 of every file below `folder`, by name."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 @dataclass

@@ -21,7 +21,7 @@ from sfumato.data.streaming.stream import StreamBatches, open_stream
 from sfumato.data.survey import resolve
 from sfumato.methods.registry import run_experiment
 from tests.pictures import encoded, noise, write_parquet
-from tests.test_killed import contents
+from tests.ranks import written
 
 SETTINGS = [
     "data.loading=stream",
@@ -64,11 +64,6 @@ def workers_of(process: int) -> list[int]:
     return [int(child) for child in found]
 
 
-def files(run: Path) -> dict[str, str]:
-    """Hashes of what a run wrote, without what depends on the machine."""
-    return {name: digest for name, digest in contents(run).items() if name != "timing.jsonl"}
-
-
 def ended(process: int, *, within_seconds: float) -> bool:
     limit = time.monotonic() + within_seconds
     while time.monotonic() < limit:
@@ -85,7 +80,7 @@ def test_a_killed_streamed_training_goes_on_exactly_and_leaves_no_worker(folder,
     started = time.monotonic()
     subprocess.run(command(folder, tmp_path / "unbroken"), check=True, capture_output=True)
     seconds = time.monotonic() - started
-    expected = files(tmp_path / "unbroken")
+    expected = written(tmp_path / "unbroken")
     draw, out, kills = random.Random(3), tmp_path / "killed", 0
     while True:
         process = subprocess.Popen(command(folder, out), stdout=subprocess.DEVNULL)
@@ -107,7 +102,7 @@ def test_a_killed_streamed_training_goes_on_exactly_and_leaves_no_worker(folder,
         assert all(ended(worker, within_seconds=5) for worker in workers)
     assert process.returncode == 0
     assert kills >= 2
-    assert files(out) == expected
+    assert written(out) == expected
 
 
 def test_a_streamed_run_trains_and_its_folder_says_so(folder: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import platform
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,18 +16,20 @@ from sfumato.base.files import make_folder, writing
 
 LOCK = ".lock"
 """The file in a folder in use; it names the process that uses it."""
+WAIT_SECONDS = 5
+"""How long a folder in use is waited for: a run that was just told to end saves first."""
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process while the block runs; `InputError` if another process has it.
+    """Hold `folder` for this process while the block runs; `InputError` if another process has it
+    and does not end within seconds.
 
     The operating system ends the lock with the process, however that ends, so a killed process
     leaves no lock behind. A folder that was made for the lock and stays empty is removed.
     """
     new = [place for place in (folder, *folder.parents) if not place.exists()]
-    make_folder(folder)
     file = folder / LOCK
     handle = _take(file)
     try:
@@ -45,8 +48,11 @@ def _take(file: Path) -> IO[str]:
     try:
         import fcntl
     except ImportError:  # Windows
+        make_folder(file.parent)
         return file.open("w", encoding="utf-8")
+    deadline = time.monotonic() + WAIT_SECONDS
     while True:
+        make_folder(file.parent)  # the holder before us may have removed it
         with writing(file):
             handle = file.open("a+", encoding="utf-8")
         try:
@@ -54,6 +60,9 @@ def _take(file: Path) -> IO[str]:
         except BlockingIOError:
             holder = _holder(handle)
             handle.close()
+            if time.monotonic() < deadline:
+                time.sleep(0.05)
+                continue
             raise InputError(
                 f"{file.parent} is in use by {holder}.",
                 hint="Wait until that process ends, or give another folder with --out.",

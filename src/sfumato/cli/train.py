@@ -54,7 +54,7 @@ def train(
     experiment = _checked(preset, _one_source(dataset, data), settings or [])
     out = out or new_folder(Path("runs") / experiment.name)
     if processes is not None:
-        from sfumato.data.loading import check_shares
+        from sfumato.data.shares import check_shares
 
         check_shares(experiment.length(1)[1], processes)
         run_in_processes(processes, "--out", str(out))

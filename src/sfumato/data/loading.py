@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from sfumato.base.device import to_device
-from sfumato.base.errors import ConfigError
 from sfumato.base.randomness import generator_for
 from sfumato.data.prepared import MappedImages
 from sfumato.data.records import Records
+from sfumato.data.shares import check_shares
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,15 +128,6 @@ class DeviceBatches:
             images=to_device(self._images[rows], self._device) if mapped else self._images[indices],
             labels=self._labels[indices],
             prompts=self._prompts[indices, to_device(chosen, indices.device)],
-        )
-
-
-def check_shares(batch_size: int, world_size: int) -> None:
-    """`ConfigError` for a batch that ranks cannot share equally."""
-    if batch_size % world_size:
-        raise ConfigError(
-            f"training.batch_size: {batch_size} images cannot be shared by {world_size} ranks.",
-            hint=f"Choose a multiple of {world_size}.",
         )
 
 

@@ -61,6 +61,12 @@ def _build(
     experiment: DiffusionExperiment, folder: Path, device: torch.device, world: World
 ) -> DiffusionRun:
     training, data = experiment.training, experiment.data
+    if training.micro_batches * world.size > training.batch_size:
+        raise ConfigError(
+            f"training.micro_batches: {training.batch_size} images cannot be split into "
+            f"{training.micro_batches} micro-batches on each of {world.size} ranks.",
+            hint=f"Choose at most {training.batch_size // world.size}.",
+        )
     encoder = _text_encoder(experiment)
     records = open_training(data)
     encoder.model.to(device)

@@ -9,10 +9,11 @@ from sfumato.base.errors import DamagedDataError, InputError, nearest
 from sfumato.base.files import is_lfs_pointer
 from sfumato.base.hub import LOOKUP_SECONDS, quiet_loading, reach, reason
 from sfumato.config.sections import TextConfig
-from sfumato.text.encoder import ClipTextEncoder
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
+
+    from sfumato.text.encoder import ClipTextEncoder
 
 BUNDLED = "bundled"
 WAYS_OUT = (
@@ -209,9 +210,10 @@ def _needed(there: list[str]) -> list[str]:
     ]
 
 
-def load_text_encoder(config: TextConfig) -> ClipTextEncoder:
+def load_text_encoder(config: TextConfig) -> "ClipTextEncoder":
     """The encoder that `config` names, on the CPU; raises as `open_text_tower`."""
     from sfumato.text.bundled import load_text_tower
+    from sfumato.text.encoder import ClipTextEncoder
 
     name = config.encoder
     with quiet_loading():

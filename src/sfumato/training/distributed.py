@@ -9,6 +9,7 @@ need not be visible to them.
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -22,6 +23,8 @@ from torch import Tensor, nn
 from torch.distributed import PrefixStore, TCPStore  # pyright: ignore
 
 from sfumato.base.device import to_device
+from sfumato.base.doctor.findings import Host
+from sfumato.base.doctor.launch import check_launch, launch_of
 from sfumato.base.environment import processors
 from sfumato.base.errors import DistributedError
 from sfumato.training.state import Stateful, join_state, take_apart
@@ -30,8 +33,6 @@ RENDEZVOUS_SECONDS = 45
 """How long ranks wait for each other at the start."""
 STEP_SECONDS = 30 * 60
 """How long a rank waits for the others in training: rank 0 may be sampling or saving."""
-ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""What torchrun sets, and `sfumato train --processes`."""
 
 
 @dataclass(frozen=True)
@@ -125,10 +126,15 @@ class World:
         """The text of every rank, by rank. `what` names this exchange, and is used once."""
         if self.size == 1:
             return [text]
+        limit = timedelta(seconds=STEP_SECONDS)
         keys = [f"{what}/{rank}" for rank in range(self.size)]
         self.store.set(keys[self.rank], text)
-        self.store.wait(keys, timedelta(seconds=STEP_SECONDS))
-        return [self.store.get(key).decode() for key in keys]
+        self.store.wait(keys, limit)
+        found = [self.store.get(key).decode() for key in keys]
+        self.store.set(f"{keys[self.rank]}/read", "")
+        if self.is_main:  # the store may be its own: it ends with this process
+            self.store.wait([f"{key}/read" for key in keys], limit)
+        return found
 
     def share(self, state: Mapping[str, Any] | None, device: torch.device) -> dict[str, Any]:
         """Rank 0's nested state dictionary of tensors and plain values, on every rank."""
@@ -193,21 +199,14 @@ def open_world(device: torch.device) -> Iterator[World]:
         yield world
         return
     _check_devices(world, device)
-    if device.type == "cuda":
-        torch.cuda.set_device(world.local_rank)  # "cuda" is this rank's own GPU from here on
     if "OMP_NUM_THREADS" not in os.environ:
         beside = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         torch.set_num_threads(max(1, processors() // beside))
-    store = _meet(world)
-    torch.distributed.init_process_group(
-        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        store=PrefixStore("group", store),
-        rank=world.rank,
-        world_size=world.size,
-        timeout=timedelta(seconds=STEP_SECONDS),
-    )
     try:
+        store = _meet(world)
+        _connect(world, device, PrefixStore("group", store))
         yield replace(world, store=store)
+        torch.distributed.destroy_process_group()
     except RuntimeError as error:
         if not _is_loss(error):
             raise
@@ -216,56 +215,53 @@ def open_world(device: torch.device) -> Iterator[World]:
             hint="The output of the rank that failed says why. The same command resumes from the "
             "last checkpoint.",
         ) from error
-    torch.distributed.destroy_process_group()
+
+
+def _connect(world: World, device: torch.device, store: Any) -> None:
+    """Open the connections of collectives; `DistributedError` where the network refuses."""
+    if device.type == "cuda":
+        torch.cuda.set_device(world.local_rank)  # "cuda" is this rank's own GPU from here on
+    try:
+        torch.distributed.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            store=store,
+            rank=world.rank,
+            world_size=world.size,
+            timeout=timedelta(seconds=STEP_SECONDS),
+        )
+    except RuntimeError as error:
+        raise DistributedError(
+            f"Rank {world.rank} on {socket.gethostname()} cannot connect to the other ranks "
+            f"({str(error).splitlines()[0]}).",
+            hint="Where the wrong network is used, name its device with GLOO_SOCKET_IFNAME and "
+            "NCCL_SOCKET_IFNAME.",
+        ) from error
 
 
 def world_of(variables: Mapping[str, str]) -> World:
     """The world that environment variables describe, not connected; `DistributedError` where they
     contradict each other."""
-    tasks = variables.get("SLURM_STEP_NUM_TASKS", "1")
-    if "WORLD_SIZE" not in variables and "RANK" not in variables:
-        if tasks not in ("", "1"):
-            raise DistributedError(
-                f"srun started {tasks} processes, but WORLD_SIZE and RANK are not set: each would "
-                "train the whole model.",
-                hint="Start one task on each node and let it run torchrun --nproc-per-node GPUS.",
-            )
+    host = Host(environ=variables)
+    check = check_launch(host)
+    for finding in [] if check is None else check.findings:
+        if finding.level == "wrong":
+            raise DistributedError(f"{finding.what}.", hint=finding.hint)
+    launch, local_rank = launch_of(host), host.number("LOCAL_RANK")
+    if launch is None or local_rank is None:
         return ALONE
-    missing = [name for name in ENVIRONMENT if not variables.get(name)]
-    if missing:
-        raise DistributedError(
-            f"The environment has a part of what processes of one run need; missing: "
-            f"{', '.join(missing)}.",
-            hint="Start with torchrun or --processes N, or unset WORLD_SIZE and RANK to train in "
-            "one process.",
-        )
-    rank, size, local_rank = (_number(variables, name) for name in ENVIRONMENT[:3])
-    beside = _number(variables, "LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in variables else size
-    problem = ""
-    if rank >= size:
-        problem = f"RANK is {rank}, but WORLD_SIZE is {size}"
-    elif local_rank >= beside:
-        problem = f"LOCAL_RANK is {local_rank}, but LOCAL_WORLD_SIZE is {beside}"
-    elif "TORCHELASTIC_RUN_ID" not in variables and tasks not in ("", "1", str(size)):
-        problem = f"WORLD_SIZE is {size}, but srun started {tasks} processes"
-    if problem:
-        raise DistributedError(
-            f"{problem}.", hint="Start all processes of the run with one torchrun or srun."
-        )
-    return World(rank=rank, size=size, local_rank=local_rank)
-
-
-def _number(variables: Mapping[str, str], name: str) -> int:
-    text = variables[name]
-    if not text.isdecimal():
-        raise DistributedError(f"{name} is '{text}', not a number.", hint="torchrun sets it.")
-    return int(text)
+    return World(rank=launch.rank, size=launch.world_size, local_rank=local_rank)
 
 
 def _check_devices(world: World, device: torch.device) -> None:
     """`DistributedError` where this rank has no GPU of its own."""
     if device.type != "cuda":
         return
+    if device.index is not None:
+        raise DistributedError(
+            f"--device {device} is one GPU, but the run has {world.size} processes.",
+            hint="Use --device cuda: each process takes the GPU of its LOCAL_RANK. "
+            "CUDA_VISIBLE_DEVICES chooses among the GPUs.",
+        )
     found = torch.cuda.device_count()
     if world.local_rank >= found:
         raise DistributedError(
@@ -279,19 +275,21 @@ def _meet(world: World) -> Any:
     """A store that all ranks have reached; `DistributedError` after 45 seconds without one."""
     address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    limit = timedelta(seconds=RENDEZVOUS_SECONDS)
+    opens = world.is_main and not by_agent
+    deadline = time.monotonic() + RENDEZVOUS_SECONDS
     try:
-        store = _store(address, int(port), world.is_main and not by_agent, limit)
+        store = _store(address, int(port), opens)
     except (RuntimeError, ValueError) as error:
+        what = "wait for the others" if opens else "reach rank 0"
         raise DistributedError(
-            f"Rank {world.rank} on {socket.gethostname()} cannot reach rank 0 at {address}:{port}.",
+            f"Rank {world.rank} on {socket.gethostname()} cannot {what} at {address}:{port}.",
             hint="Check that rank 0 runs, that MASTER_ADDR and MASTER_PORT name its machine and a "
             "free port, and that no firewall is between them.",
         ) from error
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = PrefixStore(f"sfumato/{attempt}/{next(_MEETINGS)}", store)
     store.set(f"here/{world.rank}", socket.gethostname())
-    absent = [rank for rank in range(world.size) if not _has_come(store, rank, limit)]
+    absent = [rank for rank in range(world.size) if not _comes(store, rank, deadline)]
     if absent:
         raise DistributedError(
             f"Rank {', '.join(map(str, absent))} of {world.size} did not come within "
@@ -302,14 +300,17 @@ def _meet(world: World) -> Any:
 
 
 @cache
-def _store(address: str, port: int, serves: bool, limit: timedelta) -> Any:
+def _store(address: str, port: int, opens: bool) -> Any:
     """One for this process: a second one could not listen at the same port."""
-    return TCPStore(address, port, is_master=serves, timeout=limit, wait_for_workers=False)
+    limit = timedelta(seconds=RENDEZVOUS_SECONDS)
+    return TCPStore(address, port, is_master=opens, timeout=limit, wait_for_workers=False)
 
 
-def _has_come(store: Any, rank: int, limit: timedelta) -> bool:
+def _comes(store: Any, rank: int, deadline: float) -> bool:
+    """Whether a rank comes before `deadline`, on the clock of `time.monotonic`."""
+    left = max(0.1, deadline - time.monotonic())
     try:
-        store.wait([f"here/{rank}"], limit)
+        store.wait([f"here/{rank}"], timedelta(seconds=left))
     except RuntimeError:
         return False
     return True
@@ -318,5 +319,5 @@ def _has_come(store: Any, rank: int, limit: timedelta) -> bool:
 def _is_loss(error: RuntimeError) -> bool:
     """Whether a collective failed because a process that takes part in it is gone."""
     lost = ("Connection closed", "Connection reset", "Broken pipe", "Timed out waiting", "Gloo")
-    known = (torch.distributed.DistBackendError, torch.distributed.DistNetworkError)
+    known = torch.distributed.DistError
     return isinstance(error, known) or any(text in str(error) for text in lost)

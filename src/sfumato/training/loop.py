@@ -76,6 +76,8 @@ class Run:
     checked: StepMetrics | None = None
     """The newest step known to be finite."""
     _queued: StepMetrics | None = None
+    _newest: StepMetrics | None = None
+    _stop_agreed: bool = False
 
     @property
     def checkpoints(self) -> Checkpoints:
@@ -90,9 +92,7 @@ class Run:
     @property
     def stopping(self) -> bool:
         """Whether a stop was requested, on any rank; all ranks see it after the same step."""
-        if self.world.size == 1:
-            return self.stop_requested
-        return self.checked is not None and self.checked[STOP] > 0
+        return self.stop_requested if self.world.size == 1 else self._stop_agreed
 
     def context(self) -> StepContext:
         return StepContext(
@@ -122,9 +122,14 @@ class Run:
         if self.world.size > 1:
             found = self.world.mean({**found, STOP: torch.tensor(float(self.stop_requested))})
         self.check()
-        self._queued = metrics = StepMetrics(found, images_seen=self.images_seen)
+        before = self._newest
+        self._queued = self._newest = metrics = StepMetrics(found, images_seen=self.images_seen)
         if self.device.type == "cpu":
             self.check()
+        if self.world.size > 1:
+            # Not by the newest step that was checked: the hooks of rank 0 check earlier.
+            known = metrics if self.device.type == "cpu" else before
+            self._stop_agreed = known is not None and known[STOP] > 0
         self.images_seen += self.batches.batch_size
         self.step += 1
         return metrics

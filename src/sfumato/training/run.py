@@ -102,12 +102,12 @@ def run_to_end(
     is one rank of the run.
     """
     experiment = method.resolve(experiment)
-    check_is_run(folder)
     with open_world(device) as world, ExitStack() as stack:
         _check_world(method, experiment, world)
         sharding = getattr(experiment.training, "sharding", "none")
         world = replace(world, shards=world.size > 1 and sharding == "full")
-        if world.is_main:
+        if world.is_main:  # another rank may have something else at this path
+            check_is_run(folder)
             stack.enter_context(locked(folder))
         where = world.device(device)
         run = prepare(method, experiment, folder, device=where, hooks=hooks, world=world)

@@ -109,7 +109,7 @@ class StepMetrics(Mapping[str, float]):
             self._host = torch.empty(len(stacked), dtype=torch.float64, pin_memory=True)
             self._host.copy_(stacked, non_blocking=True)
             self._arrived = torch.cuda.Event()
-            self._arrived.record()
+            self._arrived.record(torch.cuda.current_stream(stacked.device))
         else:
             self._host = stacked.cpu()
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from sfumato.base.doctor.findings import Check, Finding, Host
 
-_NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What torchrun and `sfumato train --processes` set."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def check_launch(host: Host) -> Check | None:
 def _unnamed_tasks(tasks: int) -> Finding:
     return Finding(
         "wrong",
-        f"srun started {tasks} tasks, but RANK and WORLD_SIZE are not set: each is alone",
+        f"srun started {tasks} processes, but RANK and WORLD_SIZE are not set: each is alone",
         "srun torchrun ..., or export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS "
         "LOCAL_RANK=$SLURM_LOCALID in each task",
     )
@@ -64,7 +65,7 @@ def _incomplete(host: Host) -> list[Finding]:
     """Variables that are missing or are no numbers."""
     missing = [name for name in _NEEDED if not host.environ.get(name)]
     findings = []
-    if missing and not (missing[0].startswith("MASTER") and host.number("WORLD_SIZE") == 1):
+    if missing and not ("WORLD_SIZE" not in missing and host.number("WORLD_SIZE") == 1):
         given = [name for name in _NEEDED if name not in missing]
         text = f"{', '.join(given)} set without {', '.join(missing)}"
         hint = f"torchrun sets all of them; alone: unset {' '.join(given)}"
@@ -73,9 +74,10 @@ def _incomplete(host: Host) -> list[Finding]:
         text = host.environ.get(name)
         if text and host.number(name) is None:
             findings.append(Finding("wrong", f"{name} is '{text}', not a number", f"unset {name}"))
-    if host.number("MASTER_PORT") == 0:
+    port = host.number("MASTER_PORT")
+    if port is not None and not 0 < port < 2**16:
         hint = "torchrun --standalone finds a free port on one machine."
-        findings.append(Finding("wrong", "MASTER_PORT is 0: nobody can connect to it", hint))
+        findings.append(Finding("wrong", f"MASTER_PORT is {port}: not a port", hint))
     return findings
 
 
@@ -84,12 +86,17 @@ def _contradictions(host: Host) -> list[Finding]:
     if rank is None or world is None:
         return []
     findings = []
-    if rank >= world:
+    if world < 1:
+        findings.append(Finding("wrong", f"WORLD_SIZE is {world}", "torchrun sets it: 1 or more."))
+    elif rank >= world:
         text = f"RANK is {rank}, but WORLD_SIZE {world}: ranks count from 0"
         findings.append(Finding("wrong", text, "Ranks are 0 to WORLD_SIZE - 1."))
     local, local_world = host.number("LOCAL_RANK"), host.number("LOCAL_WORLD_SIZE")
-    if local is not None and local_world is not None and local >= local_world:
-        text = f"LOCAL_RANK is {local}, but LOCAL_WORLD_SIZE {local_world}"
+    beside, name = (
+        (world, "WORLD_SIZE") if local_world is None else (local_world, "LOCAL_WORLD_SIZE")
+    )
+    if local is not None and local >= beside:
+        text = f"LOCAL_RANK is {local}, but {name} {beside}"
         findings.append(Finding("wrong", text, "Start the processes with torchrun."))
     return findings + _against_slurm(host, world, local_world)
 
@@ -101,10 +108,13 @@ def _against_slurm(host: Host, world: int, local_world: int | None) -> list[Find
     # Only srun says that tasks run. Within sbatch they are what was reserved, of which a torchrun
     # that is not started by srun takes any part.
     tasks = running if under_torchrun else running or reserved
-    each = local_world if under_torchrun and local_world else 1
-    if not tasks or tasks * each == world:
+    each = local_world if under_torchrun else 1
+    if not tasks or not each or tasks * each == world:
         return []
-    text = f"WORLD_SIZE is {world}, but SLURM has {tasks} task(s) of {each} rank(s)"
+    ranks = f"{tasks} processes" + (f" of {each} ranks" if each > 1 else "")
+    text = f"WORLD_SIZE is {world}, but srun started {ranks}"
+    if not running:
+        text = f"WORLD_SIZE is {world}, but SLURM reserved {ranks}"
     hint = f"Start {tasks * each} ranks, or change --ntasks."
     return [Finding("wrong" if running else "note", text, hint)]
 
