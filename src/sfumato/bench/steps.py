@@ -240,20 +240,9 @@ def example_training(experiment: DiffusionExperiment, run: Run) -> Callable[[], 
     """
     from diffusers.training_utils import EMAModel
 
-    assert isinstance(run.objective, DiffusionObjective)
     training, optimizing = experiment.training, experiment.training.optimizer
     device = run.device
-    records = load_records(experiment.data, "train")
-    images = to_float(records.images[:], experiment.data.value_range).to(device)
-    encoder = load_text_encoder(experiment.text)
-    text_model = encoder.model.to(device).requires_grad_(False)
-    ids = encoder.tokenizer(
-        [records.captions[int(row)] for row in records.prompts[:, 0]],
-        padding="max_length",
-        truncation=True,
-        max_length=encoder.max_tokens,
-        return_tensors="pt",
-    ).input_ids.to(device)
+    images, ids, text_model = _example_data(experiment, device)
     unet = build_unet(
         experiment.model,
         resolution=images.shape[-1],
@@ -291,6 +280,24 @@ def example_training(experiment: DiffusionExperiment, run: Run) -> Callable[[], 
         return loss
 
     return step
+
+
+def _example_data(
+    experiment: DiffusionExperiment, device: torch.device
+) -> tuple[Tensor, Tensor, torch.nn.Module]:
+    """All images as floats (N, C, H, W), the token ids of their captions (N, L), and the frozen
+    text encoder, on `device`."""
+    records = load_records(experiment.data, "train")
+    encoder = load_text_encoder(experiment.text)
+    ids = encoder.tokenizer(
+        [records.captions[int(row)] for row in records.prompts[:, 0]],
+        padding="max_length",
+        truncation=True,
+        max_length=encoder.max_tokens,
+        return_tensors="pt",
+    ).input_ids
+    images = to_float(records.images[:], experiment.data.value_range)
+    return images.to(device), ids.to(device), encoder.model.to(device).requires_grad_(False)
 
 
 # Sampling -----------------------------------------------------------------------------------------

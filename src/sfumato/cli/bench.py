@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
@@ -101,44 +101,53 @@ def sample(
     print_comparisons(comparisons, conditions, out)
 
 
+@dataclass(frozen=True, kw_only=True)
+class DayOptions:
+    """What was prepared before; a part without its data is left out."""
+
+    mnist: Annotated[Path | None, typer.Option(help="A folder of MNIST.")] = None
+    cifar10: Annotated[Path | None, typer.Option(help="A folder of CIFAR-10.")] = None
+    classifier: Annotated[str, typer.Option(help="A run of CIFAR-10's classifier.")] = "auto"
+    tests: Annotated[Path | None, typer.Option(help="tests/test_gpu.py of a checkout.")] = None
+
+    def check(self) -> None:
+        """`InputError` for CIFAR-10 without a classifier."""
+        if self.cifar10 is not None and self.classifier == "auto":
+            raise InputError(
+                "CIFAR-10 needs a classifier that was trained before: training one takes most of a "
+                "day like this.",
+                hint="Give --classifier RUN, a run of `sfumato train classifier`.",
+            )
+
+
 def gpu_day(
     out: Annotated[Path, typer.Option(help="Folder for the record, pictures and runs.")],
+    *,
     minutes: Annotated[float, typer.Option(min=0.1, help="Minutes in all.")] = 8.0,
-    mnist: Annotated[Path | None, typer.Option(help="A folder of MNIST.")] = None,
-    cifar10: Annotated[Path | None, typer.Option(help="A folder of CIFAR-10.")] = None,
-    classifier: Annotated[str, typer.Option(help="A run of CIFAR-10's classifier.")] = "auto",
-    tests: Annotated[Path | None, typer.Option(help="tests/test_gpu.py of a checkout.")] = None,
     presets: Annotated[
         str, typer.Option(help="Whose steps are timed, with commas.")
     ] = "mnist,cifar10-small,cifar10",
     count: Annotated[int, typer.Option(min=10, help="Images of each guidance scale.")] = 1_000,
+    prepared: DayOptions,
     settings: Settings = None,
     device: Device = "auto",
 ) -> None:
     """A few minutes of one GPU: tests, speed of each preset, MNIST whole, CIFAR-10 for the rest."""
-    names = presets.split(",")
+    names, own = presets.split(","), list(settings or [])
     for name in names:
-        load_experiment(name, settings or [], schema=DiffusionExperiment)
+        load_experiment(name, own, schema=DiffusionExperiment)
     check_empty(out)
-    if cifar10 is not None and classifier == "auto":
-        raise InputError(
-            "CIFAR-10 needs a classifier that was trained before: training one takes most of a day "
-            "like this.",
-            hint="Give --classifier RUN, a run of `sfumato train classifier`.",
-        )
+    prepared.check()
     from sfumato.bench.gpu_day import Plan, gpu_day
 
     plan = Plan(
         out=out,
         device=device,
         minutes=minutes,
-        tests=tests,
         presets=names,
-        mnist=mnist,
-        cifar10=cifar10,
-        classifier=classifier,
-        settings=list(settings or []),
+        settings=own,
         count=count,
+        **asdict(prepared),
     )
     print_day(gpu_day(plan, log))
     log(f"Record  {out / 'gpu-day.json'}")

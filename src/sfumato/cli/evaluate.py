@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,6 +37,14 @@ What = Annotated[
 ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class WhereOptions:
+    """Where an evaluation goes, and by how many processes."""
+
+    out: CardFolder = None
+    processes: Processes = None
+
+
 def evaluate(
     what: What,
     *,
@@ -45,8 +54,7 @@ def evaluate(
     held_out: HeldOut = False,
     data: Data = None,
     untrained: Untrained = False,
-    out: CardFolder = None,
-    processes: Processes = None,
+    where: WhereOptions,
 ) -> None:
     """Measure images against real ones: every metric with its interval, baseline and provenance.
 
@@ -63,15 +71,14 @@ def evaluate(
     settings = checked_settings(overrides)
     if not is_model(what):
         _check_images(what, settings["data"])
-    if processes is not None:
-        run_in_processes(processes)
+    run_in_processes(where.processes)
     from sfumato.evaluation.evaluate import evaluate as evaluate_images
 
     with stoppable():
         card = evaluate_images(
             what,
             overrides=overrides,
-            out=out,
+            out=where.out,
             device=measure.device,
             log=log_wrapped,
             on_images=Progress(),

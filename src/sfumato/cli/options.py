@@ -37,10 +37,10 @@ Processes = Annotated[
 ]
 
 
-def run_in_processes(count: int, *added: str) -> None:
+def run_in_processes(count: int | None, *added: str) -> None:
     """Run this command line, and the arguments `added`, in `count` processes in place of this one,
-    and leave with their exit status. Nothing happens for one process."""
-    if count == 1:
+    and leave with their exit status. Nothing happens for None and for one."""
+    if count is None or count == 1:
         return
     from sfumato.training.launch import run_processes
 

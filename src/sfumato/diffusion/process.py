@@ -209,17 +209,13 @@ class VariancePreserving(Process):
         root = alpha_bar.sqrt()
         return ((root - root[-1]) * (root[0] / (root[0] - root[-1]))).square()
 
-    @cached_property
-    def _tables(self) -> "dict[torch.device, Tensor]":
-        """`alpha_bar` on each device that asked for it."""
-        return {}
-
     def _alpha_bar(self, t: "Tensor") -> "Tensor":
         """alpha_bar(t), looked up on the device of `t`: a copy of `t` to the CPU would wait for
         everything that the device still has to do."""
-        if t.device not in self._tables:
-            self._tables[t.device] = self.alpha_bar.to(t.device)
-        return self._tables[t.device][t]
+        tables: dict[Any, Tensor] = self.__dict__.setdefault("_tables", {})
+        if t.device not in tables:
+            tables[t.device] = self.alpha_bar.to(t.device)
+        return tables[t.device][t]
 
     def scales(self, t: "Tensor") -> "tuple[Tensor, Tensor]":
         alpha_bar = self._alpha_bar(t)

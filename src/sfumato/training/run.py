@@ -69,22 +69,29 @@ def prepare(
     run.world = world
     if world.is_main:
         claim_folder(experiment, folder)
-    training = experiment.training
-    run.keep_checkpoints = training.keep_checkpoints
-    run.hooks = [
-        LogHook(folder / "metrics.jsonl", every_images=training.log_every_images),
-        *hooks,
-        *run.hooks,
-        CheckpointHook(every_images=training.checkpoint_every_images),
-    ]
-    if not world.is_main:  # those that use weights which are divided among the ranks
-        run.hooks = [hook for hook in run.hooks if world.shards and hook.needs_weights]
+    run.keep_checkpoints = experiment.training.keep_checkpoints
+    run.hooks = _all_hooks(experiment, run, hooks)
     run.resume()
     if world.is_main:
         if images is not None:
             record_images(images, folder, changes, images_seen=run.images_seen)
         cut_back_records(run)
     return run
+
+
+def _all_hooks(experiment: Any, run: Run, more: Sequence[Hook]) -> list[Hook]:
+    """The hooks of this rank, those of the method among them."""
+    training = experiment.training
+    hooks = [
+        LogHook(run.folder / "metrics.jsonl", every_images=training.log_every_images),
+        *more,
+        *run.hooks,
+        CheckpointHook(every_images=training.checkpoint_every_images),
+    ]
+    if run.world.is_main:
+        return hooks
+    # Those that use weights, where these are divided among the ranks.
+    return [hook for hook in hooks if run.world.shards and hook.needs_weights]
 
 
 def run_to_end(
