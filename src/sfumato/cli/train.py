@@ -15,6 +15,7 @@ from sfumato.cli.options import (
     Preset,
     Processes,
     Settings,
+    TrainingOptions,
     checked_source,
     run_in_processes,
     stoppable,
@@ -42,6 +43,8 @@ def train(
     out: Annotated[
         Path | None, typer.Option(help="The run's folder; a run that is there is resumed.")
     ] = None,
+    *,
+    training: TrainingOptions,
     settings: Settings = None,
     strict: Annotated[bool, typer.Option("--strict", help="Turn warnings into errors.")] = False,
     device: Device = "auto",
@@ -51,7 +54,7 @@ def train(
     ] = None,
 ) -> None:
     """Train a preset. Interrupted and started again with the same --out, it resumes exactly."""
-    experiment = _checked(preset, _one_source(dataset, data), settings or [])
+    experiment = _checked(preset, _one_source(dataset, data), training.overrides(settings or []))
     out = out or new_folder(Path("runs") / experiment.name)
     if processes is not None:
         from sfumato.data.loading import check_shares
