@@ -43,6 +43,27 @@ def locked(folder: Path) -> Iterator[None]:
                 place.rmdir()
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether a process holds `folder`. Nothing is written; a lock that a killed process left does
+    not count, where the system tells them apart."""
+    try:
+        handle = (folder / LOCK).open(encoding="utf-8")
+    except OSError:
+        return False
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+    return False
+
+
 def _take(file: Path) -> IO[str]:
     """`file`, open and locked, with the name of this process in it."""
     try:

@@ -60,7 +60,8 @@ class Progress:
         text = f"  {done:,} of {total:,} {what}"
         if done > before:
             speed = (done - before) / seconds
-            text += f"  {speed:,.0f}/s  {clock((total - done) / speed)} left"
+            shown = f"{speed:,.0f}" if speed >= 10 else f"{speed:.1f}"
+            text += f"  {shown}/s  {clock((total - done) / speed)} left"
         self._line.show(text, final=done == total)
 
     def of(self, what: str) -> Callable[[int, int], None]:

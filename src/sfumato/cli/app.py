@@ -28,6 +28,7 @@ from sfumato.cli.guidance import guidance
 from sfumato.cli.inspect import inspect
 from sfumato.cli.options import register
 from sfumato.cli.presets import presets_app
+from sfumato.cli.runs import runs
 from sfumato.cli.sample import sample
 from sfumato.cli.table1 import table1
 from sfumato.cli.train import train
@@ -53,6 +54,7 @@ register(
             grid,
             "sfumato grid runs/demo --scales 3,8 --guidance-form cfg --guidance-form apg",
         ),
+        (runs, "sfumato runs"),
         (evaluate, "sfumato evaluate runs/demo --count 500"),
         (table1, "sfumato table1 runs/cifar10-tiny --sampler DDPM --steps 50"),
         (compare, "sfumato compare runs/demo@1 runs/demo@3 --count 500"),

@@ -229,6 +229,43 @@ class SamplingOptions(SolverOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """The settings of a run that are changed most, each short for one of --set."""
+
+    epochs: Annotated[float | None, typer.Option(help="Length in passes over the data.")] = None
+    images: Annotated[int | None, typer.Option(help="Length in images.")] = None
+    batch_size: Annotated[int | None, typer.Option(help="Images of one step.")] = None
+    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None
+    resolution: Annotated[int | None, typer.Option(help="Height and width in pixels.")] = None
+    seed: Annotated[int | None, typer.Option(help="Seed of weights, order and noise.")] = None
+
+    def overrides(self, settings: Sequence[str]) -> list[str]:
+        """The options as `section.key=value`, then `settings`, those of --set. `InputError` where
+        two of them say the same or contradict each other."""
+        named = {
+            "--epochs": ("training.epochs", self.epochs),
+            "--images": ("training.images", self.images),
+            "--batch-size": ("training.batch_size", self.batch_size),
+            "--lr": ("training.optimizer.lr", self.lr),
+            "--resolution": ("data.resolution", self.resolution),
+            "--seed": ("seed", self.seed),
+        }
+        given = {name: of for name, of in named.items() if of[1] is not None}
+        lengths = ("training.epochs", "training.images")
+        for option, (path, value) in given.items():
+            same = lengths if path in lengths else (path,)
+            others = [f"--set {one}" for one in settings if one.partition("=")[0] in same]
+            if option == "--epochs" and "--images" in given:
+                others.append(f"--images {self.images}")
+            if others:
+                raise InputError(
+                    f"{option} {value} and {others[0]} set the same.",
+                    hint=f"{option} is short for --set {path}=VALUE; leave one of them out.",
+                )
+        return [*(f"{path}={value}" for path, value in given.values()), *settings]
+
+
+@dataclass(frozen=True, kw_only=True)
 class MeasureOptions:
     """What is sampled and measured, beside the model."""
 

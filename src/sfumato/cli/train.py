@@ -15,6 +15,7 @@ from sfumato.cli.options import (
     Preset,
     Processes,
     Settings,
+    TrainingOptions,
     checked_source,
     run_in_processes,
     stoppable,
@@ -42,6 +43,14 @@ def train(
     out: Annotated[
         Path | None, typer.Option(help="The run's folder; a run that is there is resumed.")
     ] = None,
+    *,
+    origin: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="MODEL", help="Begin with this model's weights, network and encoder."
+        ),
+    ] = None,
+    training: TrainingOptions,
     settings: Settings = None,
     strict: Annotated[bool, typer.Option("--strict", help="Turn warnings into errors.")] = False,
     device: Device = "auto",
@@ -51,7 +60,8 @@ def train(
     ] = None,
 ) -> None:
     """Train a preset. Interrupted and started again with the same --out, it resumes exactly."""
-    experiment = _checked(preset, _one_source(dataset, data), settings or [])
+    settings = training.overrides(settings or [])
+    experiment = _checked(preset, _one_source(dataset, data), settings, origin=origin, out=out)
     out = out or new_folder(Path("runs") / experiment.name)
     if processes is not None:
         from sfumato.data.shares import check_shares
@@ -80,10 +90,22 @@ def train(
         log(line)
 
 
-def _checked(preset: str, source: str | None, settings: Sequence[str]) -> Experiment:
+def _checked(
+    preset: str,
+    source: str | None,
+    settings: Sequence[str],
+    *,
+    origin: str | None,
+    out: Path | None,
+) -> Experiment:
     """The experiment; what is mistyped or missing is reported before torch is imported."""
     chosen = [] if source is None else [f"data.source={json.dumps(source)}"]
-    experiment = load_experiment(preset, [*chosen, *settings])
+    if origin is None:
+        experiment = load_experiment(preset, [*chosen, *settings])
+    else:
+        from sfumato.generation.origin import load_from
+
+        experiment = load_from(origin, preset, [*chosen, *settings], out)
     if isinstance(experiment, DiffusionExperiment | ClassifierExperiment):
         checked_source(experiment.data.source)
     if isinstance(experiment, DiffusionExperiment):

@@ -166,7 +166,7 @@ def _nearest_setting(path: str, known: list[str]) -> str:
 
 def differences(a: Section, b: Section) -> dict[str, tuple[Any, Any]]:
     """Settings in which two experiments differ, by dotted name."""
-    first, second = _flat(a.model_dump(mode="json")), _flat(b.model_dump(mode="json"))
+    first, second = flattened(a.model_dump(mode="json")), flattened(b.model_dump(mode="json"))
     return {
         name: (first.get(name), second.get(name))
         for name in {**first, **second}
@@ -174,11 +174,12 @@ def differences(a: Section, b: Section) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted name."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{key}.")
+            found |= flattened(value, f"{prefix}{key}.")
         else:
             found[prefix + key] = value
     return found

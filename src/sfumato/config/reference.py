@@ -38,6 +38,18 @@ def _lines(values: dict[str, Any], documented: dict[str, JsonSchema], prefix: st
             yield from _lines(value, documented, f"{name}.")
         else:
             yield from textwrap.indent(_item(key, value, WIDTH - len(indent)), indent).splitlines()
+            if value is None:
+                yield from _absent(documented, f"{name}.", f"{indent}#   ")
+
+
+def _absent(documented: dict[str, JsonSchema], section: str, start: str) -> Iterator[str]:
+    """The settings of a section that an experiment is without."""
+    for name, setting in documented.items():
+        if name.startswith(section):
+            about = f"{name.removeprefix(section)}: {setting['description']}"
+            yield from textwrap.wrap(
+                about, WIDTH, initial_indent=start, subsequent_indent=f"{start}  "
+            )
 
 
 def _item(key: str, value: Any, width: int) -> str:

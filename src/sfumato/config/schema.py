@@ -9,6 +9,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from sfumato.base.errors import ConfigError, InputError, nearest
 from sfumato.base.section import Count, NotNegative, Positive, Section, Share
+from sfumato.config.finetuning import OriginConfig
 from sfumato.config.overrides import build, read_values
 from sfumato.config.sections import (
     AveragingConfig,
@@ -28,6 +29,7 @@ CHANGEABLE_ON_RESUME = {
     "about": "a description",
     "data.accept_changes": "permission",
     "data.workers": "speed",
+    "origin.model": "another place of the same weights",
     "sampling": "used after training",
     "evaluation": "used after training",
     "training.images": "length",
@@ -90,6 +92,8 @@ class DiffusionExperiment(Experiment):
 
     method: Literal["diffusion"] = "diffusion"
     """What is trained."""
+    origin: OriginConfig | None = None
+    """The trained model that the run begins with; null: from random weights."""
     data: DataConfig
     text: TextConfig = TextConfig()
     model: UNetConfig
@@ -109,6 +113,15 @@ class DiffusionExperiment(Experiment):
             raise ValueError(
                 f"sampling.steps is at most diffusion.num_train_timesteps, {levels} (got {steps})"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _adapter_fits(self) -> "DiffusionExperiment":
+        training = self.training
+        if training.lora is not None and self.origin is None:
+            raise ValueError("training.lora adapts a trained model: name it with --from MODEL")
+        if training.lora is not None and training.sharding != "none":
+            raise ValueError("training.lora is trained with training.sharding=none")
         return self
 
     def length(self, data_set_size: int) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from sfumato.base.section import (
     Section,
     Share,
 )
+from sfumato.config.finetuning import LoraConfig
 from sfumato.diffusion.process import LossWeight
 
 Auto = Literal["auto"]
@@ -288,6 +289,8 @@ class TrainingConfig(Section):
     sharding: Literal["none", "full"] = "none"
     """Of several processes: `full` divides weights, gradients and moments among them, for a network
     that does not fit one device."""
+    lora: LoraConfig | None = None
+    """Train low-rank additions to the weights of a model (`--from`) in place of all of them."""
     optimizer: OptimizerConfig
     averaging: AveragingConfig = AveragingConfig()
     log_every_images: Count = 1_000

@@ -12,15 +12,19 @@ from importlib.resources import files
 from pathlib import Path
 
 from sfumato import __version__
-from sfumato.base.files import whole_folder, write_text
+from sfumato.base.files import make_folder, whole_folder, write_text
 from sfumato.base.hub import quiet_loading
 from sfumato.diffusion.process import VariancePreserving
 from sfumato.diffusion.solvers.schedulers import build_scheduler
 from sfumato.generation.model import Model
 from sfumato.generation.pipeline import TextToImagePipeline
+from sfumato.models.lora import write_adapter
+from sfumato.training.state import load_state
 
 FILE_NAME = "pipeline.py"
 """Where diffusers looks for the code of a pipeline folder."""
+ADAPTER = "adapter"
+"""In an exported folder of a run that trained an adapter: the adapter alone, for diffusers."""
 RUNTIME = (
     "base.errors",
     "base.images",
@@ -71,6 +75,21 @@ def export_model(model: Model, folder: Path) -> None:
     with whole_folder(folder) as temporary, quiet_loading():
         pipeline.save_pretrained(temporary, safe_serialization=True)
         write_text(temporary / FILE_NAME, standalone_source())
+        _write_adapter_of(model, temporary)
+
+
+def _write_adapter_of(model: Model, folder: Path) -> None:
+    """Of a run that trained an adapter, that too, beside the weights that it was added to."""
+    from sfumato.generation.runs import chosen_checkpoint, experiment_of_run
+
+    if model.folder is None:
+        return
+    lora = experiment_of_run(model.folder).training.lora
+    if lora is None:
+        return
+    checkpoint = chosen_checkpoint(model.folder, model.provenance["images_seen"])
+    file = checkpoint.verify(model.provenance["average"])
+    write_adapter(load_state(file), lora, make_folder(folder / ADAPTER))
 
 
 def pipeline_of(model: Model) -> TextToImagePipeline:

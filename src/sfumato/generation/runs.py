@@ -13,7 +13,10 @@ from sfumato.base.section import Section, validate
 from sfumato.config.schema import DiffusionExperiment, load_experiment
 from sfumato.diffusion.solvers.registry import Sampling
 from sfumato.generation.model import Model
+from sfumato.generation.origin import TUNED
+from sfumato.generation.origin_weights import origin_state
 from sfumato.models.codec import PixelCodec
+from sfumato.models.lora import merge_adapter
 from sfumato.models.unet import build_unet
 from sfumato.text.encoder import ClipTextEncoder
 from sfumato.text.opening import load_text_encoder
@@ -23,8 +26,6 @@ from sfumato.training.state import load_state
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
-TUNED = "tuned.json"
-"""In a run folder: the sampling settings that `sfumato tune` chose."""
 AVERAGE = "average"
 """The averaged weights in a checkpoint that are sampled with unless another average is chosen."""
 
@@ -65,10 +66,18 @@ def load_run(folder: Path, device: torch.device, images: int | None, average: st
             "text_encoder": encoder.identity,
             "caption_dropout": experiment.training.caption_dropout,
             "sfumato": __version__,
+            **origin_provenance(experiment),
+            **({} if experiment.origin is None else {"origin": experiment.origin.model}),
         },
     )
     model = replace(model, folder=folder)
     return with_weak_network(model) if model.sampling.form.needs_weak_network else model
+
+
+def origin_provenance(experiment: DiffusionExperiment) -> dict[str, str]:
+    """`origin_weights_sha256` of the model that the run began with; empty without one."""
+    origin = experiment.origin
+    return {} if origin is None else {"origin_weights_sha256": origin.weights_sha256}
 
 
 def model_of(
@@ -188,6 +197,11 @@ def averaged_unet(
         channels=experiment.data.channels,
         seed=experiment.seed,
     )
-    file = checkpoint.verify(part)
-    load_part(network, load_state(file), file=file)
+    file, lora = checkpoint.verify(part), experiment.training.lora
+    if lora is None:
+        load_part(network, load_state(file), file=file)
+    else:
+        state, base = origin_state(experiment, checkpoint.path.parents[1])
+        load_part(network, state, file=base)
+        merge_adapter(network, load_state(file), scale=lora.scale)
     return network.eval().requires_grad_(False)

@@ -9,6 +9,7 @@ import torch
 
 from sfumato.base.errors import ConfigError
 from sfumato.base.files import read_json
+from sfumato.config.finetuning import OriginConfig
 from sfumato.config.schema import DiffusionExperiment
 from sfumato.data.loaders import open_training, resolve_loading, training_batches
 from sfumato.data.records import Annotations, trained_on
@@ -17,13 +18,22 @@ from sfumato.evaluation.classifier import load_classifier
 from sfumato.generation.grids import scale_grid
 from sfumato.generation.loading import load
 from sfumato.generation.model import Model
-from sfumato.generation.runs import model_of
+from sfumato.generation.origin import check_agrees, sections_of
+from sfumato.generation.origin_weights import (
+    keep_origin,
+    open_origin,
+    origin_state,
+    weights_sha256,
+)
+from sfumato.generation.runs import model_of, origin_provenance
 from sfumato.models.codec import PixelCodec
+from sfumato.models.lora import add_adapter
 from sfumato.models.speed import place
 from sfumato.models.unet import build_unet, parameter_count
 from sfumato.text.encoder import ClipTextEncoder
 from sfumato.text.opening import check_is_there, load_text_encoder
 from sfumato.text.prompts import PromptBank
+from sfumato.training.checkpoint import load_part
 from sfumato.training.distributed import World
 from sfumato.training.hooks import AccuracyHook, SampleHook
 from sfumato.training.lint import lint_experiment
@@ -54,7 +64,25 @@ def network_line(experiment: DiffusionExperiment) -> str:
 
 def _resolve(experiment: DiffusionExperiment) -> DiffusionExperiment:
     check_is_there(experiment.text.encoder)
-    return experiment.model_copy(update={"data": resolve_loading(settle(experiment.data))})
+    data = resolve_loading(settle(experiment.data))
+    origin = experiment.origin
+    if origin is not None and not origin.is_resolved:
+        origin = _resolved_origin(experiment, origin)
+    return experiment.model_copy(update={"data": data, "origin": origin})
+
+
+def _resolved_origin(experiment: DiffusionExperiment, origin: OriginConfig) -> OriginConfig:
+    """With the hash of the model's weights; `ConfigError` where the experiment contradicts it."""
+    check_agrees(experiment, sections_of(origin.model))
+    model = open_origin(origin.model)
+    recorded, found = model.provenance.get("text_encoder"), _text_encoder(experiment).identity
+    if recorded is not None and recorded != found:
+        raise ConfigError(
+            f"{origin.model} was trained with the text encoder '{recorded}', but '{found}' was "
+            "loaded.",
+            hint="Give the encoder it was trained with.",
+        )
+    return origin.model_copy(update={"weights_sha256": weights_sha256(model)})
 
 
 def _build(
@@ -72,9 +100,7 @@ def _build(
     encoder.model.to(device)
     bank = PromptBank(encoder, records.captions, device=device)
     encoder.model.to("cpu")
-    network = build_unet(
-        experiment.model, resolution=data.resolution, channels=data.channels, seed=experiment.seed
-    )
+    network = _network(experiment, folder)
     objective = DiffusionObjective(
         place(network, device),
         experiment.diffusion,
@@ -102,10 +128,28 @@ def _build(
         world=world,
         micro_batches=training.micro_batches,
         milestones=training.milestones(len(records)),
-        provenance={"experiment": experiment.name, "text_encoder": encoder.identity},
+        provenance={
+            "experiment": experiment.name,
+            "text_encoder": encoder.identity,
+            **origin_provenance(experiment),
+        },
         hooks=_hooks(experiment, averaged_model(experiment, objective, encoder), records, folder),
         examples=records.examples(MOST_CAPTIONS)[0],
     )
+
+
+def _network(experiment: DiffusionExperiment, folder: Path) -> torch.nn.Module:
+    """The network as it begins: with random weights or those of its origin, and its adapter."""
+    data, lora = experiment.data, experiment.training.lora
+    network = build_unet(
+        experiment.model, resolution=data.resolution, channels=data.channels, seed=experiment.seed
+    )
+    if experiment.origin is not None:
+        state, file = origin_state(experiment, folder)
+        load_part(network, state, file=file)
+    if lora is not None:
+        add_adapter(network, lora, seed=experiment.seed)
+    return network
 
 
 def _text_encoder(experiment: DiffusionExperiment) -> ClipTextEncoder:
@@ -205,6 +249,7 @@ DIFFUSION = Method(
     resolve=_resolve,
     images=lambda experiment: trained_on(experiment.data),
     build=_build,
+    begin=keep_origin,
     finish=_finish,
     describe=_describe,
     lint=lint_experiment,

@@ -12,6 +12,7 @@ from sfumato.data.arrays import stored_columns, write_images
 from sfumato.data.survey import OWN_CAPTION
 from sfumato.generation.loading import load
 from sfumato.generation.model import Model
+from sfumato.generation.origin import load_from
 from sfumato.methods.registry import method_of, run_experiment
 from sfumato.training.folder import DATA, check_is_run
 from sfumato.training.hooks import BaseHook
@@ -53,6 +54,7 @@ def train(
     *,
     out: str | Path,
     data: Any = None,
+    origin: str | Path | None = None,
     device: str = "auto",
     callback: Callback | None = None,
     progress: bool = True,
@@ -67,6 +69,8 @@ def train(
             images (N, H, W) or (N, H, W, C), or a list of Pillow images; a torch Dataset of
             `(image, caption)` or of mappings; or settings of the `data` section, whose `source` is
             one of these. Images from Python are written once, into `out/data`.
+        origin: a run folder, an exported folder or `bundled:NAME`, whose weights the run begins
+            with; network, process, codec and text encoder are those of that model.
         device: `auto`, `cpu` or `cuda`.
         callback: called with the run and its metrics after each step. It may set
             `run.stop_requested` to end training with a checkpoint.
@@ -77,7 +81,7 @@ def train(
     same call resumes it. Raises `SfumatoError` for settings, data or folders that cannot be used.
     """
     folder = Path(out)
-    experiment = _experiment(preset, data, settings, folder)
+    experiment = _experiment(preset, data, settings, folder, origin)
     warn(method_of(experiment).lint(experiment))
     run = run_experiment(
         experiment,
@@ -90,17 +94,28 @@ def train(
 
 
 def _experiment(
-    preset: str | Path, data: Any, settings: Mapping[str, Any], folder: Path
+    preset: str | Path,
+    data: Any,
+    settings: Mapping[str, Any],
+    folder: Path,
+    origin: str | Path | None,
 ) -> Experiment:
     """The experiment of `train`'s arguments; images from Python are written once it is valid."""
+
+    def loaded() -> Experiment:
+        given = list(overrides({"data": section, **settings}))
+        if origin is None:
+            return load_experiment(preset, given)
+        return load_from(str(origin), preset, given, folder)
+
     section = dict(data) if isinstance(data, Mapping) else {"source": data}
     source = section.pop("source", None)
     if isinstance(source, str | Path):
         section["source"] = str(source)
     else:
-        load_experiment(preset, list(overrides({"data": section, **settings})))
+        loaded()
         section = {**_stored(source, folder), **section}
-    return load_experiment(preset, list(overrides({"data": section, **settings})))
+    return loaded()
 
 
 def _stored(images: Any, folder: Path) -> dict[str, Any]:

@@ -28,11 +28,13 @@ class AveragedModel(Generic[Module]):
 
     @cached_property
     def _tensors(self) -> tuple[list[Any], ...]:
-        """Weights, their averages, buffers and their copies. Listed once: walking a U-Net's modules
-        at every step costs as much as the averaging."""
+        """Weights that are trained, their averages, buffers and their copies. Listed once: walking
+        a U-Net's modules at every step costs as much as the averaging."""
+        pairs = zip(self.model.parameters(), self.module.parameters(), strict=True)
+        trained = [(weight, average) for weight, average in pairs if weight.requires_grad]
         return (
-            list(self.model.parameters()),
-            list(self.module.parameters()),
+            [weight for weight, _ in trained],
+            [average for _, average in trained],
             list(self.model.buffers()),
             list(self.module.buffers()),
         )

@@ -1,7 +1,9 @@
 """From an experiment's configuration to a diffusers `UNet2DConditionModel` (Section 3.2.2)."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
+from sfumato.base.errors import InputError
 from sfumato.base.randomness import derived_seed
 from sfumato.config.sections import UNetConfig
 
@@ -36,6 +38,35 @@ def build_unet(
             norm_num_groups=config.norm_num_groups,
             dropout=config.dropout,
         )
+
+
+def unet_config_of(config: Mapping[str, Any], *, where: str) -> UNetConfig:
+    """The section that `build_unet` makes a network of diffusers' `config` from; `InputError` for
+    one that it cannot make. `where`: the file, for the message."""
+    kinds = {block: level for level, block in _DOWN.items()}
+    widths, heads = config["block_out_channels"], config["attention_head_dim"]
+    per_head = {
+        width // own
+        for width, own in zip(widths, heads if isinstance(heads, list) else [1], strict=False)
+    }
+    unknown = [block for block in config["down_block_types"] if block not in kinds]
+    if unknown or len(per_head) != 1 or config["out_channels"] != config["in_channels"]:
+        raise InputError(
+            f"{where} describes another network than sfumato trains"
+            + (f": it has {unknown[0]}." if unknown else "."),
+            hint="Give a model that was trained by sfumato.",
+        )
+    by_channels = isinstance(heads, list)
+    return UNetConfig(
+        block_out_channels=tuple(widths),
+        levels=tuple(kinds[block] for block in config["down_block_types"]),  # pyright: ignore
+        layers_per_block=config["layers_per_block"],
+        cross_attention_dim=config["cross_attention_dim"],
+        attention_head_dim=8 if by_channels else heads,
+        head_channels=per_head.pop() if by_channels else None,
+        norm_num_groups=config["norm_num_groups"],
+        dropout=config["dropout"],
+    )
 
 
 def parameter_count(config: UNetConfig, *, channels: int) -> int:

@@ -23,7 +23,7 @@ def build_optimizer(config: OptimizerConfig, module: "torch.nn.Module") -> "torc
     import torch
 
     return torch.optim.AdamW(
-        module.parameters(),
+        [weight for weight in module.parameters() if weight.requires_grad],
         lr=config.lr,
         betas=config.betas,
         weight_decay=config.weight_decay,

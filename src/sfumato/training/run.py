@@ -29,6 +29,7 @@ class Method:
     a resolved one is returned as it is. `images`: what it is trained on, as
     `data.records.trained_on` has it; None where that is not recorded. `build`: the run from its
     start, with the hooks that only this method has; its world is `ALONE` unless `distributed`.
+    `begin`: writes what the run needs beside its checkpoints into its folder, on rank 0.
     `finish`: writes the result of a finished run where it is missing. `describe`: lines on the
     result. `lint`: warnings about an experiment.
     """
@@ -39,6 +40,7 @@ class Method:
     describe: Callable[[Any, Any], Sequence[str]]
     resolve: Callable[[Any], Any] = lambda experiment: experiment
     images: Callable[[Any], np.ndarray | None] = lambda experiment: None
+    begin: Callable[[Any, Path], None] = lambda experiment, folder: None
     lint: Callable[[Any], list[str]] = lambda experiment: []
     distributed: bool = False
     """Whether it can be trained in several processes."""
@@ -69,6 +71,7 @@ def prepare(
     run.world = world
     if world.is_main:
         claim_folder(experiment, folder)
+        method.begin(experiment, folder)
     run.keep_checkpoints = experiment.training.keep_checkpoints
     run.hooks = _all_hooks(experiment, run, hooks)
     run.resume()

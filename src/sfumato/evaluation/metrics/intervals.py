@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sfumato.evaluation.metrics.checks import checked_values
+from sfumato.evaluation.metrics.shares import wilson_limits
 
 MOST_INDICES = 2**22
 """Indices drawn at once for a bootstrap: 32 MB."""
@@ -60,15 +61,11 @@ def wilson(successes: int, count: int, *, confidence: float = 0.95) -> Estimate:
 
     `ValueError` unless 0 <= successes <= count and count >= 1.
     """
-    from scipy.stats import binomtest
-
-    if not 0 <= successes <= count or count < 1:
-        raise ValueError(f"{successes} of {count} is not a proportion: 0 <= k <= n, n >= 1")
-    interval = binomtest(successes, count).proportion_ci(confidence, method="wilson")
+    low, high = wilson_limits(successes, count, confidence=confidence)
     return Estimate(
         value=successes / count,
-        low=float(interval.low),
-        high=float(interval.high),
+        low=low,
+        high=high,
         count=count,
         percent=True,
     )

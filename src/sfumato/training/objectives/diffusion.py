@@ -11,6 +11,7 @@ from sfumato.data.loading import Batch
 from sfumato.diffusion.process import Process
 from sfumato.models.codec import Codec
 from sfumato.models.ema import averages_of
+from sfumato.models.lora import AdapterPart
 from sfumato.models.speed import speed_up
 from sfumato.text.prompts import PromptBank
 from sfumato.training.distributed import ALONE, World
@@ -51,14 +52,17 @@ class DiffusionObjective:
         speed_up(network, config.compile)  # after the averages, which sample
         self.world = world
         self.parallel = world.wrap(network, [one.module for one in self.averages.values()])
-        self.parameters = list(network.parameters())
+        self.parameters = [weight for weight in network.parameters() if weight.requires_grad]
         self.draws = Ahead(self._draw)
         self.optimizer = build_optimizer(config.optimizer, network)
         self.has_dropout = has_dropout(network)
 
     def parts(self) -> dict[str, Stateful]:
         averages = {name: average.module for name, average in self.averages.items()}
-        return {"unet": self.network, **averages, "optimizer": self.optimizer}
+        if self.config.lora is None:
+            return {"unet": self.network, **averages, "optimizer": self.optimizer}
+        adapters = {name: AdapterPart(one) for name, one in averages.items()}
+        return {"adapter": AdapterPart(self.network), **adapters, "optimizer": self.optimizer}
 
     def step(self, batch: Batch, context: StepContext) -> dict[str, Tensor]:
         draws = self.draws.at(context)
