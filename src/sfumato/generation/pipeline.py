@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from sfumato.base.images import to_pil
 from sfumato.diffusion.process import process_from_dict
 from sfumato.diffusion.sampling import Step
 from sfumato.diffusion.solvers.registry import Sampling
-from sfumato.diffusion.solvers.schedulers import process_of_scheduler, scheduler_name
+from sfumato.diffusion.solvers.schedulers import belongs_to, scheduler_name
 from sfumato.generation.model import Model, generators_from_seeds
 from sfumato.models.codec import Codec, codec_from_dict
 from sfumato.text.encoder import NULL, ClipTextEncoder
@@ -123,19 +124,15 @@ class TextToImagePipeline(DiffusionPipeline):
         process = process_from_dict(self.config["process"])
         sampling = Sampling(**self.config["sampling"])
         if self.scheduler is not None:
-            if process_of_scheduler(self.scheduler) != process:
+            name = scheduler_name(self.scheduler)
+            if not belongs_to(self.scheduler, process):
                 raise InputError(
                     f"The {type(self.scheduler).__name__} was configured for another noise "
                     "schedule or prediction type than the network was trained on.",
                     hint=f"Use {type(self.scheduler).__name__}.from_config(pipe.scheduler.config).",
                 )
-            sampling = Sampling(
-                **self.config["sampling"]
-                | {
-                    "sampler": scheduler_name(self.scheduler),
-                    "timestep_spacing": self.scheduler.config["timestep_spacing"],
-                }
-            )
+            spacing = self.scheduler.config.get("timestep_spacing", sampling.timestep_spacing)
+            sampling = replace(sampling, sampler=name, timestep_spacing=spacing)
         return Model(
             network=self.unet,
             process=process,
