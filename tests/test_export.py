@@ -342,7 +342,7 @@ def test_generators_are_as_good_as_seeds(pipe) -> None:
 def test_what_generators_are_refused(pipe, refused) -> None:
     generator = torch.Generator().manual_seed(0)
     with refused(InputError):
-        images_of(pipe, seeds=None, generator=generator)
+        images_of(pipe, seeds=None, generator=[generator] * 2)
     on_a_gpu = [SimpleNamespace(device=torch.device("cuda"))] * 3
     with refused(InputError):
         images_of(pipe, seeds=None, generator=on_a_gpu)
@@ -376,7 +376,7 @@ def test_output_types_are_one_picture(pipe, refused) -> None:
     )
     assert torch.equal(same, images)
     with refused(InputError):
-        pipe(PROMPTS[0], output_type="latent")
+        pipe(PROMPTS[0], output_type="gif")
 
 
 def test_a_callback_follows_the_steps(pipe) -> None:

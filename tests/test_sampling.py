@@ -13,7 +13,7 @@ from sfumato.diffusion.process import (
     RectifiedFlow,
     VariancePreserving,
 )
-from sfumato.diffusion.sampling import in_equal_rows, initial_noise, nfe_of, sample
+from sfumato.diffusion.sampling import EqualRows, initial_noise, nfe_of, sample
 from sfumato.diffusion.solvers.build import build_solver
 from sfumato.diffusion.solvers.registry import SAMPLERS, Sampling
 from sfumato.diffusion.solvers.schedulers import (
@@ -377,7 +377,7 @@ def test_levels_of_a_rectified_flow() -> None:
 @pytest.mark.parametrize("name", ["Euler", "Heun"])
 def test_a_seed_of_a_rectified_flow_is_one_image(name, digits8) -> None:
     """Bits of the loop and the solver: the same alone and in a batch, whatever came before."""
-    ideal = in_equal_rows(IdealDenoiser(digits8, FLOW), 4)
+    ideal = EqualRows(IdealDenoiser(digits8, FLOW), 4)
     labels = torch.arange(4)
     together = draw(ideal, name, labels, 3, steps=5, process=FLOW).x0
     for seed in range(4):
@@ -438,7 +438,7 @@ def test_fixed_rows_change_nothing_but_the_call_size() -> None:
     x_t, t, tokens = torch.randn(5, 1, 2, 2), torch.arange(5), torch.randn(5, 3, 4)
     expected = network(x_t, t, tokens)
     sizes.clear()
-    torch.testing.assert_close(in_equal_rows(network, 4)(x_t, t, tokens), expected)
+    torch.testing.assert_close(EqualRows(network, 4)(x_t, t, tokens), expected)
     assert sizes == [4, 4]
 
 
@@ -462,7 +462,7 @@ def class_accuracy(model: Model, scale: float, *, own_loop_of_diffusers: bool) -
             clip_sample=True,
         )
         scheduler.set_timesteps(20)
-        tokens = model._tokens(prompts, "")
+        tokens = model.tokens(prompts)
         x_t = initial_noise((1, 8, 8), generators_from_seeds(range(100)))
         for t in scheduler.timesteps:
             with torch.no_grad():
@@ -492,8 +492,8 @@ def test_larger_calls_are_used_where_they_give_the_same_bits(depends: bool) -> N
 
     inputs = torch.randn(23, 1, 2, 2), torch.zeros(23), torch.zeros(23, 3, 4)
     checked: dict = {}
-    call = in_equal_rows(network, 4, larger=(8, 16), checked=checked)
-    expected = in_equal_rows(network, 4)(*inputs)
+    call = EqualRows(network, 4, larger=(8, 16), checked=checked)
+    expected = EqualRows(network, 4)(*inputs)
     assert torch.equal(call(*inputs), expected)
     assert list(checked.values()) == [not depends]
     sizes.clear()

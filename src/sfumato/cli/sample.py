@@ -33,7 +33,9 @@ def sample(
     wanted = [(prompt, seed + index) for prompt in prompts for index in range(count)]
     for start in range(0, len(wanted), BATCH):
         part = wanted[start : start + BATCH]
-        images = opened.sample([prompt for prompt, _ in part], [own for _, own in part])
+        images = opened.sample(
+            [prompt for prompt, _ in part], [own for _, own in part], alone=len(wanted) == 1
+        )
         for index, settings in enumerate(images.settings):
             path = unused(out / file_name(settings))
             write_bytes(path, images.png(index))
