@@ -392,13 +392,13 @@ def test_a_seed_of_a_rectified_flow_is_one_image(name, digits8) -> None:
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("name", sorted(SCHEDULERS))
 def test_a_seed_is_one_image_alone_or_among_others(name, scale, small_model: Model) -> None:
-    """uint8 equal: alone, in a batch of 8, in 3 + 5."""
+    """uint8 equal: of a set alone, in a batch of 8, in 3 + 5."""
     model = small_model.with_(sampler=name, guidance=scale, steps=4)
     prompts = [f"A handwritten digit {digit}" for digit in range(8)]
     seeds = list(range(100, 108))
 
     def images(start: int, stop: int) -> torch.Tensor:
-        return model.sample(prompts[start:stop], seeds[start:stop]).tensor
+        return model.sample(prompts[start:stop], seeds[start:stop], alone=False).tensor
 
     together = images(0, 8)
     assert torch.equal(torch.cat([images(0, 3), images(3, 8)]), together)
@@ -417,6 +417,75 @@ def test_a_seed_is_one_image_in_calls_of_every_size(scale, small_model: Model) -
     alone = torch.cat([x0(start, min(start + 10, 56)) for start in range(0, 56, 10)])
     assert torch.equal(together, alone)
     assert torch.equal(x0(0, 56), together)  # now with sizes that were checked before
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_an_only_image_is_that_of_its_set_or_says_that_it_is_not(scale, small_model: Model) -> None:
+    """Bits equal where fewer rows have them; else one row an evaluation and `rows` in its text."""
+    prompts = [f"A handwritten digit {digit}" for digit in range(8)]
+    together = small_model.sample(prompts, range(8), guidance=scale, steps=4)
+    assert "rows" not in together.settings[3]
+    rows = []
+    hook = small_model.network.register_forward_pre_hook(
+        lambda _, given: rows.append(len(given[0]))
+    )
+    for _ in range(2):  # what was found is remembered
+        rows.clear()
+        only = small_model.sample(prompts[3], 3, guidance=scale, steps=4)
+    hook.remove()
+    needed = 1 if scale == 1 else 2
+    if "rows" in only.settings[0]:
+        assert only.settings[0]["rows"] == 1
+        assert rows == [needed] * 4
+        assert b"rows" in only.png(0)
+        assert int((only.tensor[0].int() - together.tensor[3].int()).abs().max()) <= 1
+    else:
+        assert torch.equal(only.x0[0], together.x0[3])
+        assert set(rows) <= {needed, 2, 4, 8}
+    of_a_set = small_model.sample(prompts[3], 3, guidance=scale, steps=4, alone=False)
+    assert torch.equal(of_a_set.x0[0], together.x0[3])
+    assert "rows" not in of_a_set.settings[0]
+
+
+@pytest.mark.parametrize(("fewest", "rows"), [(1, 1), (2, 2), (3, 4), (4, 4), (9, 16)])
+@pytest.mark.parametrize("alone", [False, True])
+def test_the_fewest_rows_with_equal_bits(fewest: int, rows: int, alone: bool) -> None:
+    """A network whose bits change below `fewest` rows."""
+    sizes = []
+
+    def network(x_t, t, tokens):
+        sizes.append(len(x_t))
+        return x_t * 2 + (1e-3 if len(x_t) < fewest else 0)
+
+    inputs = torch.randn(1, 1, 2, 2), torch.zeros(1), torch.zeros(1, 3, 4)
+    checked: dict = {}
+    for _ in range(2):
+        sizes.clear()
+        call = EqualRows(network, 16, fewer=(1, 2, 4, 8), checked=checked, alone=alone)
+        output = call(*inputs)
+        by_itself = alone and rows == 16
+        assert call.exact != by_itself
+        assert torch.equal(output, inputs[0] * 2) != by_itself
+    assert sizes == [1 if by_itself else rows]
+
+
+def test_layers_of_the_time_always_get_as_many_rows(small_model: Model) -> None:
+    """The network's output is what it was, to rounding, and the layers are left as they were."""
+    from sfumato.models.time_rows import time_in_rows
+
+    network, tokens = small_model.network, small_model.tokens(["A handwritten digit 3"])["cond"]
+    x_t, t = torch.randn(1, 1, 8, 8), torch.tensor([500])
+    layer, rows = network.time_embedding.linear_1, []
+    plain_forward = layer.forward
+    layer.forward = lambda embedded: (rows.append(len(embedded)), plain_forward(embedded))[1]
+    with torch.no_grad():
+        plain = network(x_t, t, tokens).sample
+        with time_in_rows(network, 16):
+            filled = network(x_t, t, tokens).sample
+    del layer.forward
+    torch.testing.assert_close(filled, plain)
+    assert rows == [1, 16]
+    assert not any("forward" in vars(module) for module in network.modules())
 
 
 def test_an_image_says_where_sampling_started(small_model: Model) -> None:

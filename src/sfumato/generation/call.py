@@ -53,7 +53,9 @@ def noise_of(
 ) -> Tensor:
     """(N, C, H, W) standard normal: `latents`, or drawn as diffusers' `randn_tensor` draws it."""
     channels, *own = model.shape
-    height, width = (wanted or known for wanted, known in zip(size, own, strict=True))
+    height, width = (
+        known if wanted is None else wanted for wanted, known in zip(size, own, strict=True)
+    )
     factor = 2 ** (len(model.network.config["block_out_channels"]) - 1)
     for wanted, known in zip((height, width), own, strict=True):
         if wanted < 1 or (wanted % factor and wanted != known):

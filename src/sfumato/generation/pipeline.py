@@ -16,7 +16,7 @@ from sfumato.base.errors import InputError
 from sfumato.diffusion.guidance import Branch
 from sfumato.diffusion.process import process_from_dict
 from sfumato.diffusion.sampling import Change, OnStep, Step
-from sfumato.diffusion.solvers.registry import Sampling
+from sfumato.diffusion.solvers.registry import SAMPLERS, Sampling
 from sfumato.diffusion.solvers.schedulers import belongs_to, scheduler_name
 from sfumato.generation.asked import negative_prompts
 from sfumato.generation.call import OUTPUT_TYPES, check_names, generators_of, noise_of
@@ -33,9 +33,12 @@ class TextToImagePipeline(DiffusionPipeline):
         codec: how pixels become what the network sees, as `Codec.to_dict` gives it.
         sampling: the fields of `Sampling`, used where a call does not give them.
         scheduler: the diffusers scheduler of the sampler; None for a rectified flow.
-        max_tokens: prompts are padded or cut to this many tokens.
+        max_tokens: prompts are padded or cut to this many tokens; None for what the tokenizer says.
         weak_unet: the weaker network of autoguidance, an earlier checkpoint of the same run.
         provenance: which run, checkpoint and data the weights come from.
+
+    A pipeline that only encodes prompts needs text encoder and tokenizer, one that gets embeddings
+    needs neither.
     """
 
     # Names and types of diffusers.
@@ -59,14 +62,11 @@ class TextToImagePipeline(DiffusionPipeline):
         process: dict[str, Any] | None = None,
         codec: dict[str, Any] | None = None,
         sampling: dict[str, Any] | None = None,
-        max_tokens: int = 77,
+        max_tokens: int | None = None,
         weak_unet: UNet2DConditionModel | None = None,
         provenance: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        assert process is not None
-        assert codec is not None
-        assert sampling is not None
         self.register_modules(
             unet=unet,
             scheduler=scheduler,
@@ -153,15 +153,22 @@ class TextToImagePipeline(DiffusionPipeline):
         A scheduler that was set on the pipeline decides sampler and timestep spacing. `InputError`
         where it belongs to another process than the one that the network was trained on.
         """
+        if self.unet is None or None in (self.config["process"], self.config["codec"]):
+            raise InputError("This pipeline has no network: it only encodes prompts.")
         process = process_from_dict(self.config["process"])
         sampling = Sampling(**self.config["sampling"])
         if self.scheduler is not None:
             name = scheduler_name(self.scheduler)
             if not belongs_to(self.scheduler, process):
+                known = SAMPLERS[process.process].values()
+                classes = dict.fromkeys(sampler.scheduler_class for sampler in known)
+                own = type(self.scheduler).__name__
                 raise InputError(
-                    f"The {type(self.scheduler).__name__} was configured for another noise "
-                    "schedule or prediction type than the network was trained on.",
-                    hint=f"Use {type(self.scheduler).__name__}.from_config(pipe.scheduler.config).",
+                    f"The {own} was configured for another noise schedule or prediction type "
+                    "than the network was trained on.",
+                    hint=f"Use {own}.from_config(pipe.scheduler.config)."
+                    if own in classes
+                    else f"For a {process.process} use {' or '.join(classes)}.",
                 )
             spacing = self.scheduler.config.get("timestep_spacing", sampling.timestep_spacing)
             sampling = replace(sampling, sampler=name, timestep_spacing=spacing)
@@ -235,6 +242,10 @@ class TextToImagePipeline(DiffusionPipeline):
         model = self.model.with_(guidance=guidance_scale, form=guidance, steps=num_inference_steps)
         self._guidance_scale, self._interrupt = model.sampling.guidance_scale, False
         embeds = self._embeds(model, prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+        if num_images_per_prompt < 1:
+            raise InputError(
+                f"num_images_per_prompt is {num_images_per_prompt}.", hint="Give 1 or more."
+            )
         cond, uncond = (part.repeat_interleave(num_images_per_prompt, 0) for part in embeds)
         count = len(cond)
         generators = generators_of(count, seeds, generator)
@@ -355,6 +366,6 @@ class TextToImagePipeline(DiffusionPipeline):
                 self.text_encoder,
                 self.tokenizer,
                 name=self.text_encoder.name_or_path,
-                max_tokens=self.config["max_tokens"],
+                max_tokens=self.config["max_tokens"] or self.tokenizer.model_max_length,
             )
         return found
