@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -590,6 +591,56 @@ def test_one_prompt_or_one_seed_is_repeated(small_model: Model, refused) -> None
             small_model.sample(*bad, steps=1)
 
 
+def test_seeds_of_python_numpy_and_torch(small_model: Model, refused) -> None:
+    import numpy as np
+
+    wanted = small_model.sample("A handwritten digit 3", [0, 1, 2], steps=1)
+    for seeds in (range(3), np.arange(3), torch.arange(3), [torch.tensor(0), np.int64(1), 2]):
+        found = small_model.sample("A handwritten digit 3", seeds, steps=1)
+        assert torch.equal(found.tensor, wanted.tensor)
+        assert [type(one["seed"]) for one in found.settings] == [int] * 3
+    for seed in (2, np.int64(2), np.array(2), torch.tensor(2)):
+        found = small_model.sample("A handwritten digit 3", seed, steps=1, alone=False)
+        assert torch.equal(found.tensor[0], wanted.tensor[2])
+    for bad in (1.5, [0.0], "3", np.array([0.5]), None):
+        with refused(InputError):
+            small_model.sample("A handwritten digit 3", bad, steps=1)
+
+
+def test_each_image_says_its_negative_prompt(small_model: Model, refused) -> None:
+    """In its settings and its PNG; the empty one is not named."""
+    from sfumato.base.images import settings_in_png
+
+    prompts = [f"A handwritten digit {digit}" for digit in range(3)]
+    against = [prompts[1], None, ""]
+    samples = small_model.sample(prompts, range(3), negative_prompt=against, steps=2)
+    assert [one.get("negative_prompt") for one in samples.settings] == [prompts[1], None, None]
+    for index in (0, 1):
+        Path(f"{index}.png").write_bytes(samples.png(index))
+    assert settings_in_png(Path("0.png"))["negative_prompt"] == prompts[1]
+    assert "negative_prompt" not in settings_in_png(Path("1.png"))
+    plain = small_model.sample(prompts, range(3), steps=2)
+    assert torch.equal(samples.tensor[1:], plain.tensor[1:])
+    for index, one in enumerate(against):
+        same = small_model.sample(prompts[index], index, negative_prompt=one, steps=2, alone=False)
+        assert torch.equal(same.tensor[0], samples.tensor[index])
+    with refused(InputError):
+        small_model.sample(prompts, range(3), negative_prompt=["a", "b"], steps=2)
+
+
+def test_settings_of_a_scheduler_are_in_those_of_the_image(small_model: Model) -> None:
+    import dataclasses
+
+    import diffusers
+
+    config = build_scheduler("DPMSolver++", small_model.process).config
+    third = diffusers.DPMSolverMultistepScheduler.from_config(config, solver_order=3)
+    model = dataclasses.replace(small_model.with_(sampler="DPMSolver++"), scheduler=third)
+    image = model.sample("A handwritten digit 3", steps=4)
+    assert image.settings[0]["sampler_settings"] == {"solver_order": 3}
+    assert "sampler_settings" not in small_model.sample("A handwritten digit 3").settings[0]
+
+
 def test_a_model_is_not_changed_by_other_settings(small_model: Model, refused) -> None:
     before = small_model.sampling
     assert small_model.with_() is small_model
@@ -598,7 +649,14 @@ def test_a_model_is_not_changed_by_other_settings(small_model: Model, refused) -
     assert other.sampling.guidance == "rescaled:phi=0.7"
     assert small_model.sampling == before
     assert other.nfe() == 2 * (2 * 3 - 1)
-    for bad in ({"guidance": -1}, {"guidance": 1001}, {"steps": 0}, {"sampler": "Hun"}):
+    bad_spacing = {"timestep_spacing": "even"}
+    for bad in (
+        {"guidance": -1},
+        {"guidance": 1001},
+        {"steps": 0},
+        {"sampler": "Hun"},
+        bad_spacing,
+    ):
         with refused(InputError):
             small_model.with_(**bad)
 
