@@ -282,20 +282,25 @@ def test_what_export_refuses(sfumato, exported: Path, arguments, words, tmp_path
 
 @pytest.mark.parametrize("name", sorted(SCHEDULERS))
 def test_a_scheduler_of_diffusers_can_be_swapped_in(name: str, exported: Path, pipe) -> None:
-    """From any other's configuration it is the sampler of that name."""
+    """From any other's configuration it is the sampler of that name, with the settings that are
+    not the defaults of its class."""
     model = load(exported, device="cpu")
     expected = model.sample(PROMPTS, SEEDS, sampler=name, steps=5).tensor
     scheduler_class = getattr(diffusers, SCHEDULERS[name].scheduler_class)
-    for before in ("UniPC", "Euler"):
+    wanted = {
+        "PNDM": {"skip_prk_steps": True},
+        "DPMSolver++SDE": {"algorithm_type": "sde-dpmsolver++"},
+    }.get(name, {})
+    for before in ("UniPC", "Euler", "Heun"):
         other = getattr(diffusers, SCHEDULERS[before].scheduler_class)
         pipe.scheduler = other.from_config(pipe.scheduler.config)
-        pipe.scheduler = scheduler_class.from_config(pipe.scheduler.config)
+        pipe.scheduler = scheduler_class.from_config(pipe.scheduler.config, **wanted)
         assert torch.equal(images_of(pipe), expected)
         assert pipe.model.sampling.sampler == name
 
 
 def test_schedulers_that_are_refused(pipe, refused) -> None:
-    pipe.scheduler = diffusers.PNDMScheduler.from_config(pipe.scheduler.config)
+    pipe.scheduler = diffusers.DEISMultistepScheduler.from_config(pipe.scheduler.config)
     with refused(InputError):
         images_of(pipe)
     pipe.scheduler = diffusers.DDPMScheduler(beta_schedule="sigmoid")
@@ -337,7 +342,7 @@ def test_generators_are_as_good_as_seeds(pipe) -> None:
 def test_what_generators_are_refused(pipe, refused) -> None:
     generator = torch.Generator().manual_seed(0)
     with refused(InputError):
-        images_of(pipe, seeds=None, generator=generator)
+        images_of(pipe, seeds=None, generator=[generator] * 2)
     on_a_gpu = [SimpleNamespace(device=torch.device("cuda"))] * 3
     with refused(InputError):
         images_of(pipe, seeds=None, generator=on_a_gpu)
@@ -371,7 +376,7 @@ def test_output_types_are_one_picture(pipe, refused) -> None:
     )
     assert torch.equal(same, images)
     with refused(InputError):
-        pipe(PROMPTS[0], output_type="latent")
+        pipe(PROMPTS[0], output_type="gif")
 
 
 def test_a_callback_follows_the_steps(pipe) -> None:

@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from sfumato.diffusion.process import (
     RectifiedFlow,
     VariancePreserving,
 )
-from sfumato.diffusion.sampling import in_equal_rows, initial_noise, nfe_of, sample
+from sfumato.diffusion.sampling import EqualRows, initial_noise, nfe_of, sample
 from sfumato.diffusion.solvers.build import build_solver
 from sfumato.diffusion.solvers.registry import SAMPLERS, Sampling
 from sfumato.diffusion.solvers.schedulers import (
@@ -99,8 +100,9 @@ def assert_samples_its_classes(name: str, process: Process, digits8) -> None:
     """The ideal denoiser is sampled into its classes, with and without guidance."""
     ideal = IdealDenoiser(digits8, process)
     labels = torch.arange(10)
+    steps = 20 if name == "PNDM" else 10  # of fourth order: coarse in few steps at w = 8
     for scale in SCALES:
-        x0 = draw(ideal, name, labels, scale, steps=10, process=process).x0
+        x0 = draw(ideal, name, labels, scale, steps=steps, process=process).x0
         assert bool((ideal.nearest_labels(x0) == labels).all())
         assert bool(x0.isfinite().all())
         assert float(x0.abs().max()) <= 1
@@ -123,7 +125,8 @@ def test_every_sampler_of_a_rectified_flow(name, digits8) -> None:
 @pytest.mark.parametrize("steps", [1, 2, 7])
 @pytest.mark.parametrize(("name", "process"), EVERY_SAMPLER)
 def test_nfe_is_that_of_the_network(name, process, steps, scale, branches, digits8) -> None:
-    """Rows that the network got, an image; Heun evaluates twice but for the last step."""
+    """Rows that the network got, an image; Heun evaluates twice but for the last step, PNDM its
+    first step."""
     ideal = IdealDenoiser(digits8, process)
     rows = []
 
@@ -133,6 +136,7 @@ def test_nfe_is_that_of_the_network(name, process, steps, scale, branches, digit
 
     sampled = draw(counted, name, torch.arange(3), scale, steps=steps, process=process)
     evaluations = 2 * steps - 1 if name == "Heun" else steps
+    evaluations += name == "PNDM" and steps > 1
     assert sampled.nfe == evaluations * branches == sum(rows) / 3
     solver = build_solver(process, Sampling(sampler=name, steps=steps))
     assert nfe_of(solver.times, process, ClassifierFreeGuidance(scale)) == sampled.nfe
@@ -194,7 +198,7 @@ def test_samplers_in_sigma_start_where_sigma_is_at_most_80() -> None:
     for name, sampler in SCHEDULERS.items():
         solver = build_solver(COSINE, Sampling(sampler=name, steps=20))
         sigma = float(COSINE.noise_level(solver.times[0]))
-        assert 70 < sigma <= 80 if sampler.in_sigma else sigma > 20_000
+        assert 70 < sigma <= 80 if sampler.max_sigma == 80 else sigma > 20_000
 
 
 def assert_steps_agree_on_levels(solver, process: Process, *, seed: int, exact: bool) -> None:
@@ -374,7 +378,7 @@ def test_levels_of_a_rectified_flow() -> None:
 @pytest.mark.parametrize("name", ["Euler", "Heun"])
 def test_a_seed_of_a_rectified_flow_is_one_image(name, digits8) -> None:
     """Bits of the loop and the solver: the same alone and in a batch, whatever came before."""
-    ideal = in_equal_rows(IdealDenoiser(digits8, FLOW), 4)
+    ideal = EqualRows(IdealDenoiser(digits8, FLOW), 4)
     labels = torch.arange(4)
     together = draw(ideal, name, labels, 3, steps=5, process=FLOW).x0
     for seed in range(4):
@@ -389,13 +393,13 @@ def test_a_seed_of_a_rectified_flow_is_one_image(name, digits8) -> None:
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("name", sorted(SCHEDULERS))
 def test_a_seed_is_one_image_alone_or_among_others(name, scale, small_model: Model) -> None:
-    """uint8 equal: alone, in a batch of 8, in 3 + 5."""
+    """uint8 equal: of a set alone, in a batch of 8, in 3 + 5."""
     model = small_model.with_(sampler=name, guidance=scale, steps=4)
     prompts = [f"A handwritten digit {digit}" for digit in range(8)]
     seeds = list(range(100, 108))
 
     def images(start: int, stop: int) -> torch.Tensor:
-        return model.sample(prompts[start:stop], seeds[start:stop]).tensor
+        return model.sample(prompts[start:stop], seeds[start:stop], alone=False).tensor
 
     together = images(0, 8)
     assert torch.equal(torch.cat([images(0, 3), images(3, 8)]), together)
@@ -414,6 +418,75 @@ def test_a_seed_is_one_image_in_calls_of_every_size(scale, small_model: Model) -
     alone = torch.cat([x0(start, min(start + 10, 56)) for start in range(0, 56, 10)])
     assert torch.equal(together, alone)
     assert torch.equal(x0(0, 56), together)  # now with sizes that were checked before
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_an_only_image_is_that_of_its_set_or_says_that_it_is_not(scale, small_model: Model) -> None:
+    """Bits equal where fewer rows have them; else one row an evaluation and `rows` in its text."""
+    prompts = [f"A handwritten digit {digit}" for digit in range(8)]
+    together = small_model.sample(prompts, range(8), guidance=scale, steps=4)
+    assert "rows" not in together.settings[3]
+    rows = []
+    hook = small_model.network.register_forward_pre_hook(
+        lambda _, given: rows.append(len(given[0]))
+    )
+    for _ in range(2):  # what was found is remembered
+        rows.clear()
+        only = small_model.sample(prompts[3], 3, guidance=scale, steps=4)
+    hook.remove()
+    needed = 1 if scale == 1 else 2
+    if "rows" in only.settings[0]:
+        assert only.settings[0]["rows"] == 1
+        assert rows == [needed] * 4
+        assert b"rows" in only.png(0)
+        assert int((only.tensor[0].int() - together.tensor[3].int()).abs().max()) <= 1
+    else:
+        assert torch.equal(only.x0[0], together.x0[3])
+        assert set(rows) <= {needed, 2, 4, 8}
+    of_a_set = small_model.sample(prompts[3], 3, guidance=scale, steps=4, alone=False)
+    assert torch.equal(of_a_set.x0[0], together.x0[3])
+    assert "rows" not in of_a_set.settings[0]
+
+
+@pytest.mark.parametrize(("fewest", "rows"), [(1, 1), (2, 2), (3, 4), (4, 4), (9, 16)])
+@pytest.mark.parametrize("alone", [False, True])
+def test_the_fewest_rows_with_equal_bits(fewest: int, rows: int, alone: bool) -> None:
+    """A network whose bits change below `fewest` rows."""
+    sizes = []
+
+    def network(x_t, t, tokens):
+        sizes.append(len(x_t))
+        return x_t * 2 + (1e-3 if len(x_t) < fewest else 0)
+
+    inputs = torch.randn(1, 1, 2, 2), torch.zeros(1), torch.zeros(1, 3, 4)
+    checked: dict = {}
+    for _ in range(2):
+        sizes.clear()
+        call = EqualRows(network, 16, fewer=(1, 2, 4, 8), checked=checked, alone=alone)
+        output = call(*inputs)
+        by_itself = alone and rows == 16
+        assert call.exact != by_itself
+        assert torch.equal(output, inputs[0] * 2) != by_itself
+    assert sizes == [1 if by_itself else rows]
+
+
+def test_layers_of_the_time_always_get_as_many_rows(small_model: Model) -> None:
+    """The network's output is what it was, to rounding, and the layers are left as they were."""
+    from sfumato.models.time_rows import time_in_rows
+
+    network, tokens = small_model.network, small_model.tokens(["A handwritten digit 3"])["cond"]
+    x_t, t = torch.randn(1, 1, 8, 8), torch.tensor([500])
+    layer, rows = network.time_embedding.linear_1, []
+    plain_forward = layer.forward
+    layer.forward = lambda embedded: (rows.append(len(embedded)), plain_forward(embedded))[1]
+    with torch.no_grad():
+        plain = network(x_t, t, tokens).sample
+        with time_in_rows(network, 16):
+            filled = network(x_t, t, tokens).sample
+    del layer.forward
+    torch.testing.assert_close(filled, plain)
+    assert rows == [1, 16]
+    assert not any("forward" in vars(module) for module in network.modules())
 
 
 def test_an_image_says_where_sampling_started(small_model: Model) -> None:
@@ -435,7 +508,7 @@ def test_fixed_rows_change_nothing_but_the_call_size() -> None:
     x_t, t, tokens = torch.randn(5, 1, 2, 2), torch.arange(5), torch.randn(5, 3, 4)
     expected = network(x_t, t, tokens)
     sizes.clear()
-    torch.testing.assert_close(in_equal_rows(network, 4)(x_t, t, tokens), expected)
+    torch.testing.assert_close(EqualRows(network, 4)(x_t, t, tokens), expected)
     assert sizes == [4, 4]
 
 
@@ -459,7 +532,7 @@ def class_accuracy(model: Model, scale: float, *, own_loop_of_diffusers: bool) -
             clip_sample=True,
         )
         scheduler.set_timesteps(20)
-        tokens = model._tokens(prompts, "")
+        tokens = model.tokens(prompts)
         x_t = initial_noise((1, 8, 8), generators_from_seeds(range(100)))
         for t in scheduler.timesteps:
             with torch.no_grad():
@@ -489,8 +562,8 @@ def test_larger_calls_are_used_where_they_give_the_same_bits(depends: bool) -> N
 
     inputs = torch.randn(23, 1, 2, 2), torch.zeros(23), torch.zeros(23, 3, 4)
     checked: dict = {}
-    call = in_equal_rows(network, 4, larger=(8, 16), checked=checked)
-    expected = in_equal_rows(network, 4)(*inputs)
+    call = EqualRows(network, 4, larger=(8, 16), checked=checked)
+    expected = EqualRows(network, 4)(*inputs)
     assert torch.equal(call(*inputs), expected)
     assert list(checked.values()) == [not depends]
     sizes.clear()
@@ -518,6 +591,56 @@ def test_one_prompt_or_one_seed_is_repeated(small_model: Model, refused) -> None
             small_model.sample(*bad, steps=1)
 
 
+def test_seeds_of_python_numpy_and_torch(small_model: Model, refused) -> None:
+    import numpy as np
+
+    wanted = small_model.sample("A handwritten digit 3", [0, 1, 2], steps=1)
+    for seeds in (range(3), np.arange(3), torch.arange(3), [torch.tensor(0), np.int64(1), 2]):
+        found = small_model.sample("A handwritten digit 3", seeds, steps=1)
+        assert torch.equal(found.tensor, wanted.tensor)
+        assert [type(one["seed"]) for one in found.settings] == [int] * 3
+    for seed in (2, np.int64(2), np.array(2), torch.tensor(2)):
+        found = small_model.sample("A handwritten digit 3", seed, steps=1, alone=False)
+        assert torch.equal(found.tensor[0], wanted.tensor[2])
+    for bad in (1.5, [0.0], "3", np.array([0.5]), None):
+        with refused(InputError):
+            small_model.sample("A handwritten digit 3", bad, steps=1)
+
+
+def test_each_image_says_its_negative_prompt(small_model: Model, refused) -> None:
+    """In its settings and its PNG; the empty one is not named."""
+    from sfumato.base.images import settings_in_png
+
+    prompts = [f"A handwritten digit {digit}" for digit in range(3)]
+    against = [prompts[1], None, ""]
+    samples = small_model.sample(prompts, range(3), negative_prompt=against, steps=2)
+    assert [one.get("negative_prompt") for one in samples.settings] == [prompts[1], None, None]
+    for index in (0, 1):
+        Path(f"{index}.png").write_bytes(samples.png(index))
+    assert settings_in_png(Path("0.png"))["negative_prompt"] == prompts[1]
+    assert "negative_prompt" not in settings_in_png(Path("1.png"))
+    plain = small_model.sample(prompts, range(3), steps=2)
+    assert torch.equal(samples.tensor[1:], plain.tensor[1:])
+    for index, one in enumerate(against):
+        same = small_model.sample(prompts[index], index, negative_prompt=one, steps=2, alone=False)
+        assert torch.equal(same.tensor[0], samples.tensor[index])
+    with refused(InputError):
+        small_model.sample(prompts, range(3), negative_prompt=["a", "b"], steps=2)
+
+
+def test_settings_of_a_scheduler_are_in_those_of_the_image(small_model: Model) -> None:
+    import dataclasses
+
+    import diffusers
+
+    config = build_scheduler("DPMSolver++", small_model.process).config
+    third = diffusers.DPMSolverMultistepScheduler.from_config(config, solver_order=3)
+    model = dataclasses.replace(small_model.with_(sampler="DPMSolver++"), scheduler=third)
+    image = model.sample("A handwritten digit 3", steps=4)
+    assert image.settings[0]["sampler_settings"] == {"solver_order": 3}
+    assert "sampler_settings" not in small_model.sample("A handwritten digit 3").settings[0]
+
+
 def test_a_model_is_not_changed_by_other_settings(small_model: Model, refused) -> None:
     before = small_model.sampling
     assert small_model.with_() is small_model
@@ -526,7 +649,14 @@ def test_a_model_is_not_changed_by_other_settings(small_model: Model, refused) -
     assert other.sampling.guidance == "rescaled:phi=0.7"
     assert small_model.sampling == before
     assert other.nfe() == 2 * (2 * 3 - 1)
-    for bad in ({"guidance": -1}, {"guidance": 1001}, {"steps": 0}, {"sampler": "Hun"}):
+    bad_spacing = {"timestep_spacing": "even"}
+    for bad in (
+        {"guidance": -1},
+        {"guidance": 1001},
+        {"steps": 0},
+        {"sampler": "Hun"},
+        bad_spacing,
+    ):
         with refused(InputError):
             small_model.with_(**bad)
 

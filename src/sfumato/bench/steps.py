@@ -332,7 +332,8 @@ def compare_sampling(
     def comparison(scale: float) -> Comparison:
         def ours() -> Tensor:
             generators = generators_from_seeds(range(batch))
-            return model.with_(guidance=scale, form="cfg").denoise(prompts, generators).x0
+            chosen = model.with_(guidance=scale, form="cfg")
+            return chosen.denoise(chosen.tokens(prompts), generators, alone=batch == 1).x0
 
         return compare(
             f"sampling, w = {scale:g}",

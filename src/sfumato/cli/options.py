@@ -169,7 +169,9 @@ Scales = Annotated[
     ),
 ]
 """A tuple of floats, or None where it is not given."""
-SAMPLER_HELP = "DDPM, DDIM, DPMSolver++, UniPC, Euler, EulerAncestral or Heun."
+SAMPLER_HELP = (
+    "DDPM, DDIM, PNDM, DPMSolver++, DPMSolver++SDE, UniPC, Euler, EulerAncestral, Heun, LMS or LCM."
+)
 Seed = Annotated[
     int, typer.Option(min=0, max=2**63 - 1, help="Seed of the first image; the next ones count up.")
 ]

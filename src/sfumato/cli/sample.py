@@ -49,7 +49,12 @@ def sample(
     if prompts_file is not None:
         _collect(groups, out)
         return
-    sample_groups(groups, lambda settings: unused(out / file_name(settings)), on_image=_print)
+    sample_groups(
+        groups,
+        lambda settings: unused(out / file_name(settings)),
+        on_image=_print,
+        alone=sum(len(group.images) for group in groups) == 1,
+    )
 
 
 def _lines(prompts: list[str], file: Path | None) -> "list[tuple[int, PromptLine]]":

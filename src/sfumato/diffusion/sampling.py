@@ -53,15 +53,31 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Change:
+    """What `on_step` may return: what sampling goes on with. None is what there was."""
+
+    x_t: Tensor | None = None
+    tokens: dict[Branch, Tensor] | None = None
+    guidance: Guidance | None = None
+    stop: bool = False
+    """End here; the result is x_t, with the noise that it still has."""
+
+
+OnStep = Callable[[Step], Change | None]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sampled:
     """`x0`: (B, C, H, W) float in the value range; `nfe`: network evaluations an image.
 
-    `first_t`: the time at which sampling started.
+    `first_t`: the time at which sampling started; `alone`: whether the network was called in
+    another number of rows than in a batch, which gives other last bits.
     """
 
     x0: Tensor
     nfe: int
     first_t: float
+    alone: bool = False
 
 
 def initial_noise(shape: tuple[int, int, int], generators: Sequence[torch.Generator]) -> Tensor:
@@ -72,53 +88,95 @@ def initial_noise(shape: tuple[int, int, int], generators: Sequence[torch.Genera
     return torch.cat([torch.randn(1, *shape, generator=generator) for generator in generators])
 
 
-def in_equal_rows(
-    network: Network,
-    rows: int,
-    *,
-    larger: Sequence[int] = (),
-    checked: dict[Hashable, bool] | None = None,
-) -> Network:
-    """The same network, evaluated in calls of `rows` images, or more where that gives equal bits.
+class EqualRows:
+    """A network, evaluated in calls of `rows` images, or of other sizes that give equal bits.
 
     On a CPU the last bits of a matrix product depend on the number of its rows. With calls of one
     size (the last one filled up by repeating its last row) an image has the same bits whatever
-    else is in the batch. Fewer and larger calls are faster: whether a size of `larger` gives the
-    same bits is found on its first use, by evaluating those inputs both ways. `checked` remembers
-    the outcome for the network's shapes and the number of threads, and belongs to one network in
-    one dtype. Measured, not assumed: see tests/test_sampling.py.
+    else is in the batch. Larger calls cost less time an image, and what is left of a batch, such
+    as a single image, needs fewer rows than `rows`. Whether a size of `larger` or `fewer` gives
+    the same bits is found on its first use, by evaluating those inputs both ways. `checked`
+    remembers the outcome for the network's shapes and the number of threads, and belongs to one
+    network in one dtype. Measured, not assumed: see tests/test_sampling.py.
+
+    With `alone`, a call of fewer images than `rows` for which no size gives equal bits is made as
+    it is, and `exact` becomes false; otherwise it is filled up to `rows`.
     """
-    checked = {} if checked is None else checked
 
-    def in_parts(inputs: Sequence[Tensor]) -> Tensor:
-        outputs = []
-        for start in range(0, len(inputs[0]), rows):
-            parts = [part[start : start + rows] for part in inputs]
-            count = len(parts[0])
-            if count < rows:
-                parts = [torch.cat([p, p[-1:].expand(rows - count, *p.shape[1:])]) for p in parts]
-            outputs.append(network(*parts)[:count])
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    def __init__(
+        self,
+        network: Network,
+        rows: int,
+        *,
+        larger: Sequence[int] = (),
+        fewer: Sequence[int] = (),
+        checked: dict[Hashable, bool] | None = None,
+        alone: bool = False,
+    ) -> None:
+        self.network = network
+        self.rows = rows
+        self.larger, self.fewer = larger, fewer
+        self.checked = {} if checked is None else checked
+        self.alone = alone
+        self.exact = True
 
-    def call(x_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+    def __call__(self, x_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
         outputs, start = [], 0
         while start < len(x_t):
-            size = max((size for size in larger if size <= len(x_t) - start), default=rows)
+            left = len(x_t) - start
+            size = max((size for size in self.larger if size <= left), default=self.rows)
             inputs = [part[start : start + size] for part in (x_t, t, tokens)]
-            key = (size, x_t.shape[1:], tokens.shape[1:], torch.get_num_threads())
-            if size > rows and checked.get(key, True):
-                output = network(*inputs)
-                if key not in checked:
-                    exact = in_parts(inputs)
-                    checked[key] = torch.equal(output, exact)
-                    output = exact
-            else:
-                output = in_parts(inputs)
-            outputs.append(output)
+            outputs.append(self._few(inputs) if left < self.rows else self._many(inputs, size))
             start += size
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
-    return call
+    def _many(self, inputs: Sequence[Tensor], size: int) -> Tensor:
+        key = self._key(inputs, size)
+        if size == self.rows or not self.checked.get(key, True):
+            return self._in_parts(inputs)
+        output = self.network(*inputs)
+        if key not in self.checked:
+            exact = self._in_parts(inputs)
+            self.checked[key] = torch.equal(output, exact)
+            return exact
+        return output
+
+    def _few(self, inputs: Sequence[Tensor]) -> Tensor:
+        """Fewer images than `rows`."""
+        count, exact = len(inputs[0]), None
+        for size in sorted(size for size in self.fewer if size >= count):
+            key = self._key(inputs, size)
+            if not self.checked.get(key, True):
+                continue
+            output = self.network(*_filled(inputs, size))
+            if key not in self.checked:
+                exact = self.network(*_filled(inputs, self.rows)) if exact is None else exact
+                self.checked[key] = torch.equal(output, exact[:size])
+            if self.checked[key]:
+                return output[:count]
+        if self.alone:
+            self.exact = False
+            return self.network(*inputs)
+        return self._in_parts(inputs) if exact is None else exact[:count]
+
+    def _in_parts(self, inputs: Sequence[Tensor]) -> Tensor:
+        outputs = []
+        for start in range(0, len(inputs[0]), self.rows):
+            parts = [part[start : start + self.rows] for part in inputs]
+            outputs.append(self.network(*_filled(parts, self.rows))[: len(parts[0])])
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _key(self, inputs: Sequence[Tensor], size: int) -> Hashable:
+        x_t, _, tokens = inputs
+        return (size, x_t.shape[1:], tokens.shape[1:], torch.get_num_threads())
+
+
+def _filled(inputs: Sequence[Tensor], rows: int) -> list[Tensor]:
+    """`inputs` with their last row repeated up to `rows` rows."""
+    missing = rows - len(inputs[0])
+    if missing == 0:
+        return list(inputs)
+    return [torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]) for part in inputs]
 
 
 def predicted_x0(
@@ -160,7 +218,7 @@ def sample(
     guidance: Guidance,
     weak_network: Network | None = None,
     x0_range: ValueRange | None,
-    on_step: Callable[[Step], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> Sampled:
     """Turn noise into images.
 
@@ -175,7 +233,7 @@ def sample(
         "uncond": network,
         "weak": weak_network,
     }
-    joined_tokens = cache(lambda branches: torch.cat([tokens[branch] for branch in branches]))
+    joined_tokens = _joined(tokens)
     levels = process.noise_level(solver.times).tolist()
     nfe = 0
     for index, t in enumerate(solver.times):
@@ -187,10 +245,22 @@ def sample(
             x0 = x0.clamp(*x0_range)
         x_t = solver.step(x0, x_t, index=index)
         nfe += len(branches)
-        if on_step is not None:
-            on_step(Step(index=index, count=len(levels), t=t.item(), x_t=x_t, x0=x0))
+        if on_step is None:
+            continue
+        change = on_step(Step(index=index, count=len(levels), t=t.item(), x_t=x_t, x0=x0))
+        if change is not None:
+            x_t = x_t if change.x_t is None else change.x_t.to(x_t)
+            guidance = change.guidance or guidance
+            joined_tokens = joined_tokens if change.tokens is None else _joined(change.tokens)
+            if change.stop:
+                break
     return Sampled(
         x0=x_t if x0_range is None else x_t.clamp(*x0_range),
         nfe=nfe,
         first_t=solver.times[0].item(),
     )
+
+
+def _joined(tokens: Mapping[Branch, Tensor]) -> Callable[[tuple[Branch, ...]], Tensor]:
+    """The tokens of several branches along the batch; those of one tuple are one tensor."""
+    return cache(lambda branches: torch.cat([tokens[branch] for branch in branches]))

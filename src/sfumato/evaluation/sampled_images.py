@@ -42,7 +42,9 @@ class _Sampling:
     def make(self, part: range) -> Tensors:
         started = time.perf_counter()
         rows = slice(part.start, part.stop)
-        samples = self.model.sample(self.prompts[rows], self.seeds[rows], x0_range=self.x0_range)
+        samples = self.model.sample(
+            self.prompts[rows], self.seeds[rows], x0_range=self.x0_range, alone=False
+        )
         made = {"images": samples.tensor}
         if self.x0_range is not None:
             made["stretched"] = stretched(samples.x0).cpu()

@@ -14,7 +14,7 @@ from sfumato.text.encoder import NULL
 
 BATCH = 64
 """Images that are sampled before they are written."""
-_FOLLOWS = ("first_t", "nfe", "sfumato")
+_FOLLOWS = ("first_t", "nfe", "rows", "sfumato")
 """Settings in a PNG that follow from the others, or do not say which image it is."""
 Key = tuple[tuple[str, str], ...]
 
@@ -101,8 +101,10 @@ def sample_groups(
     path_of: Callable[[dict[str, Any]], Path],
     *,
     on_image: Callable[[Path], None],
+    alone: bool = False,
 ) -> None:
-    """Sample and write every image; `path_of`: the file of an image by its settings."""
+    """Sample and write every image; `path_of`: the file of an image by its settings; `alone`: as
+    in `Model.sample`."""
     for group in groups:
         for start in range(0, len(group.images), BATCH):
             part = group.images[start : start + BATCH]
@@ -110,6 +112,7 @@ def sample_groups(
                 [prompt for prompt, _ in part],
                 [seed for _, seed in part],
                 negative_prompt=group.negative_prompt,
+                alone=alone,
             )
             for index, settings in enumerate(samples.settings):
                 path = path_of(settings)

@@ -38,8 +38,11 @@ RUNTIME = (
     "diffusion.solvers.build",
     "models.codec",
     "models.text_projection",
+    "models.time_rows",
     "text.encoder",
+    "generation.asked",
     "generation.model",
+    "generation.call",
     "generation.pipeline",
 )
 """What sampling needs, in the order of imports."""

@@ -21,18 +21,21 @@ from sfumato.base.images import TEXT_PREFIX, ValueRange, png_bytes, to_pil
 from sfumato.diffusion.guidance import CONVENTION, Branch, parse_guidance
 from sfumato.diffusion.process import Process
 from sfumato.diffusion.sampling import (
+    EqualRows,
     Network,
+    OnStep,
     Sampled,
-    Step,
-    in_equal_rows,
     initial_noise,
     nfe_of,
     sample,
 )
 from sfumato.diffusion.solvers.build import build_solver
-from sfumato.diffusion.solvers.registry import Sampling, TimestepSpacing, sampler_name
+from sfumato.diffusion.solvers.registry import Sampling, TimestepSpacing, sampler_name, sampler_of
+from sfumato.diffusion.solvers.schedulers import changed_settings
+from sfumato.generation.asked import generators_from_seeds, negative_prompts, paired
 from sfumato.models.codec import Codec
 from sfumato.models.text_projection import text_projected_once
+from sfumato.models.time_rows import time_in_rows
 from sfumato.text.encoder import NULL, ClipTextEncoder
 
 if TYPE_CHECKING:
@@ -44,6 +47,8 @@ CPU_ROWS = 16
 """Rows of a network call on a CPU: an image's bits then do not depend on its batch."""
 LARGER_CPU_ROWS = (32, 64)
 """Used as well where they give the same bits: calls of 16 cost more time an image."""
+FEWER_CPU_ROWS = (1, 2, 4, 8)
+"""Used for fewer than 16 rows where they give the same bits."""
 _CHECKED_ROWS: "WeakKeyDictionary[torch.nn.Module, dict]" = WeakKeyDictionary()
 """By network and dtype: which sizes give the same bits."""
 
@@ -116,7 +121,11 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        return next(self.network.parameters()).device
+        """Where the network runs; a hook of accelerate keeps its weights elsewhere until then."""
+        hook = getattr(self.network, "_hf_hook", None)
+        runs_on = getattr(hook, "execution_device", None)
+        own = next(self.network.parameters()).device
+        return own if runs_on is None else torch.device(runs_on)
 
     def with_(
         self,
@@ -175,58 +184,77 @@ class Model:
     def sample(
         self,
         prompts: str | Sequence[str],
-        seeds: int | Sequence[int] = 0,
+        seeds: Any = 0,
         *,
-        negative_prompt: str = NULL,
+        negative_prompt: str | Sequence[str | None] | None = NULL,
         x0_range: ValueRange | None = None,
         batch_size: int = 64,
-        on_step: Callable[[Step], None] | None = None,
+        on_step: OnStep | None = None,
         on_batch: Callable[[int], None] | None = None,
+        alone: bool | None = None,
         **changes: Any,
     ) -> Samples:
         """One image for each (prompt, seed); one prompt or one seed is repeated for all others.
 
-        The same seed gives the same image, alone or among others. `x0_range`: x0 is clamped to it
-        at every step instead of the codec's range; `on_batch` gets the number of images of each
-        batch; `changes`: as in `with_`. `InputError` for settings, prompts or seeds out of range.
+        `seeds`: whole numbers, one or several, of Python, numpy or torch; `negative_prompt`: what
+        guidance leads away from, one or one for each image, None is the empty prompt; `x0_range`:
+        x0 is clamped to it at every step instead of the codec's range; `on_batch` gets the number
+        of images of each batch; `changes`: as in `with_`. `InputError` for settings, prompts or
+        seeds out of range.
+
+        The same seed gives the same image, alone or among others. On a CPU that takes network
+        calls of equal size; a single image is evaluated in the fewest rows with equal bits. On a
+        machine where no fewer rows have them, it is evaluated by itself: its last bits differ from
+        those in a set and its settings say `rows: 1`. `alone` decides: by default an only image
+        is, and an image that belongs to a set takes `alone=False`.
         """
         model = self.with_(**changes)
-        prompts, seeds = _paired(prompts, seeds)
+        prompts, seeds = paired(prompts, seeds)
+        negative = negative_prompts(negative_prompt, len(prompts))
+        alone = len(prompts) == 1 if alone is None else alone
         parts: list[Sampled] = []
         for start in range(0, len(prompts), batch_size):
             batch = slice(start, start + batch_size)
             parts.append(
                 model.denoise(
-                    prompts[batch],
+                    model.tokens(prompts[batch], negative[batch]),
                     generators_from_seeds(seeds[batch]),
-                    negative_prompt=negative_prompt,
                     x0_range=x0_range,
                     on_step=on_step,
+                    alone=alone,
                 )
             )
             if on_batch is not None:
                 on_batch(len(prompts[batch]))
         x0 = torch.cat([part.x0 for part in parts])
         common = model.settings(first_t=parts[0].first_t, nfe=parts[0].nfe)
-        if negative_prompt != NULL:
-            common["negative_prompt"] = negative_prompt
         if x0_range is not None:
             common["x0_range"] = list(x0_range)
-        pairs = zip(prompts, seeds, strict=True)
-        settings = [{"prompt": prompt, "seed": seed, **common} for prompt, seed in pairs]
+        if parts[0].alone:
+            common["rows"] = 1
+        settings = [
+            {"prompt": prompt, "seed": seed, **common}
+            | ({} if against == NULL else {"negative_prompt": against})
+            for prompt, seed, against in zip(prompts, seeds, negative, strict=True)
+        ]
         tensor = model.codec.decode(x0).cpu()
         return Samples(tensor=tensor, x0=x0, settings=settings, nfe=parts[0].nfe)
 
     def denoise(
         self,
-        prompts: Sequence[str],
+        tokens: Mapping[Branch, Tensor],
         generators: Sequence[torch.Generator],
         *,
-        negative_prompt: str = NULL,
+        noise: Tensor | None = None,
         x0_range: ValueRange | None = None,
-        on_step: Callable[[Step], None] | None = None,
+        on_step: OnStep | None = None,
+        alone: bool = False,
     ) -> Sampled:
-        """One batch from CPU generators, one an image: float images in the codec's range."""
+        """One batch from CPU generators, one an image: float images in the codec's range.
+
+        `tokens`: of each branch, as `tokens` gives them; `noise`: (B, C, H, W) standard normal,
+        else drawn from the generators; `alone`: as in `sample`.
+        """
         sampling, codec, weak = self.sampling, self.codec, self.weak_network
         guidance = sampling.form.build(scale=sampling.guidance_scale, value_range=codec.x0_range)
         if guidance.away_from == "weak" and weak is None:
@@ -237,25 +265,35 @@ class Model:
         solver = build_solver(
             self.process, sampling, generators=generators, scheduler=self.scheduler
         )
-        config: Any = self.network.config
-        shape = (config["in_channels"], config["sample_size"], config["sample_size"])
+        if noise is None:
+            noise = initial_noise(self.shape, generators)
+        networks = [self._network(one, alone) for one in (self.network, weak) if one is not None]
+        on_cpu = self.device.type == "cpu"
         # Less work an operation than no_grad; the result is an ordinary tensor again.
         with torch.inference_mode(), ExitStack() as stack:
-            for network in (self.network, weak):
-                if network is not None:
-                    stack.enter_context(text_projected_once(network))
+            for module in (self.network, weak):
+                if module is not None:
+                    stack.enter_context(text_projected_once(module))
+                    stack.enter_context(time_in_rows(module, CPU_ROWS if on_cpu else 0))
             sampled = sample(
-                self._network(self.network),
+                networks[0],
                 solver,
                 process=self.process,
-                noise=initial_noise(shape, generators).to(self.device),
-                tokens=self._tokens(prompts, negative_prompt),
+                noise=noise.to(self.device),
+                tokens=dict(tokens),
                 guidance=guidance,
-                weak_network=None if weak is None else self._network(weak),
+                weak_network=None if weak is None else networks[1],
                 x0_range=codec.x0_range if x0_range is None else x0_range,
                 on_step=on_step,
             )
-        return replace(sampled, x0=sampled.x0.clone())
+        by_itself = any(isinstance(one, EqualRows) and not one.exact for one in networks)
+        return replace(sampled, x0=sampled.x0.clone(), alone=by_itself)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images that the network was trained on."""
+        config: Any = self.network.config
+        return config["in_channels"], config["sample_size"], config["sample_size"]
 
     def settings(self, **more: Any) -> dict[str, Any]:
         """What an image of this model depends on beside its prompt and seed."""
@@ -264,6 +302,10 @@ class Model:
         sampling, provenance = self.sampling, self.provenance
         weak = provenance.get("weak")
         uses_weak = weak is not None and sampling.form.needs_weak_network
+        if self.scheduler is not None:
+            sampler = sampler_of(sampling.sampler, self.process)
+            if changed := changed_settings(self.scheduler, sampler):
+                more["sampler_settings"] = changed
         return {
             "guidance_scale": float(sampling.guidance_scale),
             "guidance": sampling.guidance,
@@ -299,7 +341,19 @@ class Model:
         """Write a diffusers folder that samples with or without sfumato."""
         import_module("sfumato.generation.export").export_model(self, Path(folder))
 
-    def _network(self, module: torch.nn.Module) -> Network:
+    def tokens(
+        self, prompts: Sequence[str], negative: Sequence[str] | None = None
+    ) -> dict[Branch, Tensor]:
+        """(B, L, D) in the network's dtype and on its device, for each branch.
+
+        `negative`: B prompts that guidance leads away from, the empty one without it.
+        """
+        against = [NULL] * len(prompts) if negative is None else list(negative)
+        both = self.text_encoder.tokens([*prompts, *against])
+        cond, uncond = both.to(self.device, next(self.network.parameters()).dtype).chunk(2)
+        return {"cond": cond, "uncond": uncond, "weak": cond}
+
+    def _network(self, module: torch.nn.Module, alone: bool) -> Network:
         """A network as the sampling loop calls it; on a CPU in equal rows."""
         dtype = next(self.network.parameters()).dtype
 
@@ -310,41 +364,11 @@ class Model:
         if self.device.type != "cpu":
             return network
         checked = _CHECKED_ROWS.setdefault(module, {}).setdefault(dtype, {})
-        return in_equal_rows(network, CPU_ROWS, larger=LARGER_CPU_ROWS, checked=checked)
-
-    def _tokens(self, prompts: Sequence[str], negative_prompt: str) -> dict[Branch, Tensor]:
-        """(B, L, D) in the network's dtype for each branch."""
-        tokens = self.text_encoder.tokens([*prompts, negative_prompt])
-        tokens = tokens.to(next(self.network.parameters()))
-        cond, uncond = tokens[:-1], tokens[-1:].expand(len(prompts), -1, -1)
-        return {"cond": cond, "uncond": uncond, "weak": cond}
-
-
-def _paired(
-    prompts: str | Sequence[str], seeds: int | Sequence[int]
-) -> tuple[list[str], list[int]]:
-    """As many prompts as seeds; `InputError` where they do not match or there are none."""
-    several_prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    several_seeds = [seeds] if isinstance(seeds, int) else [int(seed) for seed in seeds]
-    if not several_prompts or not several_seeds:
-        what = "seed" if several_prompts else "prompt"
-        raise InputError(f"There is no {what}.", hint="Give at least one.")
-    count = max(len(several_prompts), len(several_seeds))
-    if len(several_prompts) == 1:
-        several_prompts *= count
-    if len(several_seeds) == 1:
-        several_seeds *= count
-    if len(several_prompts) != len(several_seeds):
-        raise InputError(
-            f"{len(several_seeds)} seeds for {len(several_prompts)} prompts.",
-            hint="Give one seed for each prompt, or one for all.",
+        return EqualRows(
+            network,
+            CPU_ROWS,
+            larger=LARGER_CPU_ROWS,
+            fewer=FEWER_CPU_ROWS,
+            checked=checked,
+            alone=alone,
         )
-    return several_prompts, several_seeds
-
-
-def generators_from_seeds(seeds: Sequence[int]) -> list[torch.Generator]:
-    """One CPU generator a seed; `InputError` for a seed that torch cannot take."""
-    for seed in seeds:
-        if not 0 <= seed < 2**63:
-            raise InputError(f"Seed {seed} is out of range.", hint="Give 0 to 2**63 - 1.")
-    return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]

@@ -1,7 +1,7 @@
 """`TextToImagePipeline`: the diffusers face of a `Model`."""
 
-import secrets
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,29 +13,16 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from sfumato.base.errors import InputError
-from sfumato.base.images import to_pil
+from sfumato.diffusion.guidance import Branch
 from sfumato.diffusion.process import process_from_dict
-from sfumato.diffusion.sampling import Step
-from sfumato.diffusion.solvers.registry import Sampling
-from sfumato.diffusion.solvers.schedulers import process_of_scheduler, scheduler_name
-from sfumato.generation.model import Model, generators_from_seeds
-from sfumato.models.codec import Codec, codec_from_dict
-from sfumato.text.encoder import NULL, ClipTextEncoder
-
-
-def _unit(x0: Tensor, codec: Codec) -> Tensor:
-    """x0 to [0, 1]."""
-    low, high = codec.x0_range
-    return (x0 - low) / (high - low)
-
-
-OUTPUT_TYPES: dict[str, Callable[[Tensor, Codec], Any]] = {
-    "pil": lambda x0, codec: [to_pil(image) for image in codec.decode(x0)],
-    "pt": _unit,
-    "np": lambda x0, codec: _unit(x0, codec).permute(0, 2, 3, 1).cpu().numpy(),
-    "uint8": lambda x0, codec: codec.decode(x0),
-}
-"""(x0 (B, C, H, W), codec) to what a call returns."""
+from sfumato.diffusion.sampling import Change, OnStep, Step
+from sfumato.diffusion.solvers.registry import SAMPLERS, Sampling
+from sfumato.diffusion.solvers.schedulers import belongs_to, scheduler_name
+from sfumato.generation.asked import negative_prompts
+from sfumato.generation.call import OUTPUT_TYPES, check_names, generators_of, noise_of
+from sfumato.generation.model import Model
+from sfumato.models.codec import codec_from_dict
+from sfumato.text.encoder import ClipTextEncoder
 
 
 class TextToImagePipeline(DiffusionPipeline):
@@ -46,12 +33,24 @@ class TextToImagePipeline(DiffusionPipeline):
         codec: how pixels become what the network sees, as `Codec.to_dict` gives it.
         sampling: the fields of `Sampling`, used where a call does not give them.
         scheduler: the diffusers scheduler of the sampler; None for a rectified flow.
-        max_tokens: prompts are padded or cut to this many tokens.
+        max_tokens: prompts are padded or cut to this many tokens; None for what the tokenizer says.
         weak_unet: the weaker network of autoguidance, an earlier checkpoint of the same run.
         provenance: which run, checkpoint and data the weights come from.
+
+    A pipeline that only encodes prompts needs text encoder and tokenizer, one that gets embeddings
+    needs neither.
     """
 
-    _optional_components = ["scheduler", "weak_unet"]  # noqa: RUF012, the name and type of diffusers
+    # Names and types of diffusers.
+    _optional_components = ["scheduler", "weak_unet"]  # noqa: RUF012
+    _callback_tensor_inputs = [  # noqa: RUF012
+        "latents",
+        "x0",
+        "prompt_embeds",
+        "negative_prompt_embeds",
+    ]
+    model_cpu_offload_seq = "text_encoder->unet"
+    _exclude_from_cpu_offload = ["weak_unet"]  # noqa: RUF012, used at every step beside the U-Net
 
     def __init__(
         self,
@@ -63,14 +62,11 @@ class TextToImagePipeline(DiffusionPipeline):
         process: dict[str, Any] | None = None,
         codec: dict[str, Any] | None = None,
         sampling: dict[str, Any] | None = None,
-        max_tokens: int = 77,
+        max_tokens: int | None = None,
         weak_unet: UNet2DConditionModel | None = None,
         provenance: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        assert process is not None
-        assert codec is not None
-        assert sampling is not None
         self.register_modules(
             unet=unet,
             scheduler=scheduler,
@@ -86,32 +82,69 @@ class TextToImagePipeline(DiffusionPipeline):
             provenance=provenance or {},
         )
         self._encoder: ClipTextEncoder | None = None
+        self._guidance_scale = 0.0
+        self._interrupt = False
+        self._num_timesteps = 0
 
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path, **kwargs: Any
     ) -> "TextToImagePipeline":
-        """As in diffusers; `bundled:NAME` is a model that comes with sfumato.
+        """As in diffusers; also `bundled:NAME`, a model that comes with sfumato, and a run folder.
 
-        Of a bundle only `torch_dtype` is taken from `kwargs`, and what says how files are read is
-        passed over. Raises `InputError` for an unknown NAME or other arguments,
-        `DamagedDataError` for a bundle of which a file was altered.
+        Of a bundle or a run only `torch_dtype` is taken from `kwargs`, and what says how files are
+        read is passed over. Raises `InputError` for an unknown NAME or other arguments,
+        `DamagedDataError` for a file that was altered.
         """
         path = Path(pretrained_model_name_or_path)
-        of_bundle = [(path / file).is_file() for file in ("bundle.json", "sha256.json")]
-        if not str(path).startswith("bundled:") and not any(of_bundle):
+        files = ("bundle.json", "sha256.json", "experiment.yaml")
+        found = [file for file in files if (path / file).is_file()]
+        if not str(path).startswith("bundled:") and not found:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         dtype = kwargs.pop("torch_dtype", None)
         if unknown := kwargs.keys() - {"low_cpu_mem_usage", "use_safetensors", "local_files_only"}:
+            what = "run" if found == ["experiment.yaml"] else "bundle"
             raise InputError(
-                f"{pretrained_model_name_or_path} is a bundle; from_pretrained takes no "
+                f"{pretrained_model_name_or_path} is a {what}; from_pretrained takes no "
                 f"{min(unknown)}= for it.",
-                hint="Change the pipeline once it is open, or `sfumato export` the bundle and "
+                hint=f"Change the pipeline once it is open, or `sfumato export` the {what} and "
                 "open that folder.",
             )
-        model = import_module("sfumato.generation.bundles").open_bundle(path)
+        model = import_module("sfumato.generation.loading").load(
+            pretrained_model_name_or_path, device="cpu"
+        )
         pipeline = import_module("sfumato.generation.export").pipeline_of(model)
         return pipeline if dtype is None else pipeline.to(dtype)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """As in diffusers, with `pipeline.py`, so that the folder opens without sfumato."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        if __name__.startswith("sfumato."):
+            source = import_module("sfumato.generation.export").standalone_source()
+        else:  # this module is that file
+            source = Path(__file__).read_text("utf-8")
+        (folder / "pipeline.py").write_text(source, "utf-8")
+        super().save_pretrained(folder, **kwargs)
+
+    @property
+    def guidance_scale(self) -> float:
+        """Of the last or running call; a callback may set `_guidance_scale`."""
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        return self._guidance_scale not in (0, 1)
+
+    @property
+    def num_timesteps(self) -> int:
+        """Network evaluations of the last or running call, without guidance."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether a callback set `_interrupt`, which ends the call after that step."""
+        return self._interrupt
 
     @property
     def model(self) -> Model:
@@ -120,22 +153,25 @@ class TextToImagePipeline(DiffusionPipeline):
         A scheduler that was set on the pipeline decides sampler and timestep spacing. `InputError`
         where it belongs to another process than the one that the network was trained on.
         """
+        if self.unet is None or None in (self.config["process"], self.config["codec"]):
+            raise InputError("This pipeline has no network: it only encodes prompts.")
         process = process_from_dict(self.config["process"])
         sampling = Sampling(**self.config["sampling"])
         if self.scheduler is not None:
-            if process_of_scheduler(self.scheduler) != process:
+            name = scheduler_name(self.scheduler)
+            if not belongs_to(self.scheduler, process):
+                known = SAMPLERS[process.process].values()
+                classes = dict.fromkeys(sampler.scheduler_class for sampler in known)
+                own = type(self.scheduler).__name__
                 raise InputError(
-                    f"The {type(self.scheduler).__name__} was configured for another noise "
-                    "schedule or prediction type than the network was trained on.",
-                    hint=f"Use {type(self.scheduler).__name__}.from_config(pipe.scheduler.config).",
+                    f"The {own} was configured for another noise schedule or prediction type "
+                    "than the network was trained on.",
+                    hint=f"Use {own}.from_config(pipe.scheduler.config)."
+                    if own in classes
+                    else f"For a {process.process} use {' or '.join(classes)}.",
                 )
-            sampling = Sampling(
-                **self.config["sampling"]
-                | {
-                    "sampler": scheduler_name(self.scheduler),
-                    "timestep_spacing": self.scheduler.config["timestep_spacing"],
-                }
-            )
+            spacing = self.scheduler.config.get("timestep_spacing", sampling.timestep_spacing)
+            sampling = replace(sampling, sampler=name, timestep_spacing=spacing)
         return Model(
             network=self.unet,
             process=process,
@@ -150,98 +186,186 @@ class TextToImagePipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str | Sequence[str],
-        *,
-        guidance_scale: float | None = None,
-        guidance: str | None = None,
+        prompt: str | Sequence[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
         num_inference_steps: int | None = None,
-        seeds: Sequence[int] | None = None,
+        guidance_scale: float | None = None,
+        negative_prompt: str | Sequence[str | None] | None = None,
+        num_images_per_prompt: int = 1,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        negative_prompt: str = NULL,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, int, dict[str, Tensor]], Any] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        *,
+        seeds: Any = None,
+        guidance: str | None = None,
     ) -> Any:
-        """Sample one image for each prompt.
+        """Sample `num_images_per_prompt` images for each of B prompts: N images.
 
         Args:
-            prompt: one prompt or B of them.
-            guidance_scale: w of Eq. 1; 0 is unconditional, 1 conditional without guidance.
-            guidance: form of guidance: `cfg`, `interval:low=0.28,high=2.9`, `apg`, ...
+            prompt: one prompt or B of them, or None with `prompt_embeds`.
+            height, width: of the images in pixels, those of training without them: multiples of
+                what the network scales down by.
             num_inference_steps: denoising steps, 1 to T.
-            seeds: one seed an image; the same seed gives the same image, alone or among others.
-            generator: B CPU generators, or one for a single image, instead of seeds.
-            negative_prompt: what guidance leads away from; the empty prompt as in training.
-            output_type: `pil`, `pt` (float (B, C, H, W) in [0, 1]), `np` (the same as an array,
-                (B, H, W, C)) or `uint8` (B, C, H, W).
+            guidance_scale: w of Eq. 1; 0 is unconditional, 1 conditional without guidance.
+            negative_prompt: what guidance leads away from, one or B; the empty prompt of training
+                where it is None.
+            generator: N CPU generators, or one that draws for all of them: then an image depends
+                on the others.
+            latents: (N, C, H, W) standard normal noise to start from.
+            prompt_embeds, negative_prompt_embeds: (B, L, D) instead of the prompts, as
+                `encode_prompt` gives them.
+            output_type: `pil`, `pt` (float (N, C, H, W) in [0, 1]), `np` (the same as an array,
+                (N, H, W, C)), `uint8` (N, C, H, W) or `latent` (float in the codec's range).
             callback_on_step_end: called with (pipeline, index, timestep, tensors) after every
-                network evaluation; the tensors are `latents`, the x_t after it, and `x0`.
+                network evaluation; sampling goes on with the tensors that it returns and with
+                `pipeline._guidance_scale`, and ends where it sets `pipeline._interrupt`.
+            callback_on_step_end_tensor_inputs: which tensors: `latents`, the x_t after the step;
+                `x0`, to look at; `prompt_embeds` and `negative_prompt_embeds` (N, L, D).
+            seeds: N seeds; the same seed gives the same image, alone or among others.
+            guidance: form of guidance: `cfg`, `interval:low=0.28,high=2.9`, `apg`, ...
+
+        x0 is clamped to the codec's range at every step, whatever the scheduler says.
 
         Returns:
             `ImagePipelineOutput(images)`, or a tuple with the images.
 
         Raises:
-            InputError: no prompt, an output type that is not known, or seeds, steps or guidance
-                out of range.
+            InputError: no prompt, a name that is not known, or numbers or shapes out of range.
         """
-        if output_type not in OUTPUT_TYPES:
+        check_names(output_type, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+        model = self.model.with_(guidance=guidance_scale, form=guidance, steps=num_inference_steps)
+        self._guidance_scale, self._interrupt = model.sampling.guidance_scale, False
+        embeds = self._embeds(model, prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+        if num_images_per_prompt < 1:
             raise InputError(
-                f"output_type '{output_type}' is not known.",
-                hint=f"Use one of {', '.join(OUTPUT_TYPES)}.",
+                f"num_images_per_prompt is {num_images_per_prompt}.", hint="Give 1 or more."
             )
+        cond, uncond = (part.repeat_interleave(num_images_per_prompt, 0) for part in embeds)
+        count = len(cond)
+        generators = generators_of(count, seeds, generator)
+        shared = isinstance(generator, torch.Generator)
+        sampled = model.denoise(
+            {"cond": cond, "uncond": uncond, "weak": cond},
+            generators,
+            noise=noise_of(model, (height, width), generators, shared, latents),
+            on_step=self._on_step(
+                model, callback_on_step_end, callback_on_step_end_tensor_inputs, (cond, uncond)
+            ),
+            alone=count == 1,
+        )
+        images = OUTPUT_TYPES[output_type](sampled.x0, model.codec)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def encode_prompt(
+        self,
+        prompt: str | Sequence[str],
+        num_images_per_prompt: int = 1,
+        negative_prompt: str | Sequence[str | None] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """(N, L, D) float32 of the prompts and of what guidance leads away from."""
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts:
             raise InputError("There is no prompt.", hint="Give at least one, in quotes.")
+        encoder = self._text_encoder()
+        if encoder is None:
+            raise InputError(
+                "This pipeline has no text encoder.",
+                hint="Give prompt_embeds and negative_prompt_embeds.",
+            )
+        against = negative_prompts(negative_prompt, len(prompts))
+        both = encoder.tokens([*prompts, *against]).repeat_interleave(num_images_per_prompt, 0)
+        prompt_embeds, negative_prompt_embeds = both.chunk(2)
+        return prompt_embeds, negative_prompt_embeds
 
-        def on_step(step: Step) -> None:
-            if callback_on_step_end is not None:
-                state = {"latents": step.x_t, "x0": step.x0}
-                callback_on_step_end(self, step.index, int(step.t), state)
+    def _embeds(
+        self,
+        model: Model,
+        prompt: str | Sequence[str] | None,
+        negative_prompt: str | Sequence[str | None] | None,
+        prompt_embeds: Tensor | None,
+        negative_prompt_embeds: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """(B, L, D) each, on the model's device in its dtype."""
+        if (prompt is None) == (prompt_embeds is None):
+            raise InputError("Give prompt or prompt_embeds, one of them.")
+        if negative_prompt is not None and negative_prompt_embeds is not None:
+            raise InputError("Give negative_prompt or negative_prompt_embeds, not both.")
+        if prompt is not None:
+            cond, uncond = self.encode_prompt(prompt, 1, negative_prompt)
+        else:
+            assert prompt_embeds is not None
+            cond, uncond = prompt_embeds, negative_prompt_embeds
+            if uncond is None:
+                against = negative_prompts(negative_prompt, len(cond))
+                uncond = self.encode_prompt(against)[0]
+        uncond = uncond if negative_prompt_embeds is None else negative_prompt_embeds
+        if len(uncond) == 1:
+            uncond = uncond.expand(len(cond), -1, -1)
+        width = model.network.config["cross_attention_dim"]
+        if cond.shape != uncond.shape or cond.ndim != 3 or cond.shape[2] != width:
+            raise InputError(
+                f"prompt_embeds {tuple(cond.shape)} and negative_prompt_embeds "
+                f"{tuple(uncond.shape)} do not fit the network.",
+                hint=f"Both are (prompts, tokens, {width}), as encode_prompt gives them.",
+            )
+        like = next(model.network.parameters())
+        return cond.to(model.device, like.dtype), uncond.to(model.device, like.dtype)
 
-        model = self.model.with_(guidance=guidance_scale, form=guidance, steps=num_inference_steps)
-        sampled = model.denoise(
-            prompts,
-            _generators(len(prompts), seeds, generator),
-            negative_prompt=negative_prompt,
-            on_step=on_step,
-        )
-        images = OUTPUT_TYPES[output_type](sampled.x0, model.codec)
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+    def _on_step(
+        self,
+        model: Model,
+        callback: Callable[[Any, int, int, dict[str, Tensor]], Any] | None,
+        names: Sequence[str],
+        embeds: tuple[Tensor, Tensor],
+    ) -> OnStep:
+        """`callback` as the sampling loop calls it."""
+        shown: dict[str, Tensor] = {"prompt_embeds": embeds[0], "negative_prompt_embeds": embeds[1]}
 
-    def _text_encoder(self) -> ClipTextEncoder:
-        """The text encoder, which remembers prompts between calls."""
+        def on_step(step: Step) -> Change | None:
+            self._num_timesteps = step.count
+            if callback is None:
+                return None
+            tensors = {**shown, "latents": step.x_t, "x0": step.x0}
+            scale, time = self._guidance_scale, model.process.network_time(torch.tensor(step.t))
+            with torch.inference_mode(mode=False):  # the callback may keep and change its tensors
+                given = {name: tensors[name].clone() for name in names}
+                returned = callback(self, step.index, int(time), given) or {}
+            tokens: dict[Branch, Tensor] | None = None
+            if shown.keys() & returned.keys():
+                shown.update({name: returned[name] for name in shown if name in returned})
+                cond, uncond = shown.values()
+                tokens = {"cond": cond, "uncond": uncond, "weak": cond}
+            guided = model.with_(guidance=self._guidance_scale).sampling
+            return Change(
+                x_t=returned.get("latents"),
+                tokens=tokens,
+                guidance=None
+                if scale == self._guidance_scale
+                else guided.form.build(
+                    scale=guided.guidance_scale, value_range=model.codec.x0_range
+                ),
+                stop=self._interrupt,
+            )
+
+        return on_step
+
+    def _text_encoder(self) -> ClipTextEncoder | None:
+        """The text encoder, which remembers prompts between calls; None without one."""
+        if self.text_encoder is None:
+            return None
         found = self._encoder
         if found is None or (found.model, found.tokenizer) != (self.text_encoder, self.tokenizer):
             found = self._encoder = ClipTextEncoder(
                 self.text_encoder,
                 self.tokenizer,
                 name=self.text_encoder.name_or_path,
-                max_tokens=self.config["max_tokens"],
+                max_tokens=self.config["max_tokens"] or self.tokenizer.model_max_length,
             )
         return found
-
-
-def _generators(
-    count: int,
-    seeds: Sequence[int] | None,
-    generator: torch.Generator | Sequence[torch.Generator] | None,
-) -> list[torch.Generator]:
-    if seeds is not None and generator is not None:
-        raise InputError("Give seeds or generators, not both.")
-    if seeds is not None:
-        generators = generators_from_seeds(seeds)
-    elif generator is None:
-        generators = generators_from_seeds([secrets.randbits(62) for _ in range(count)])
-    else:
-        generators = [generator] if isinstance(generator, torch.Generator) else list(generator)
-    if any(generator.device.type != "cpu" for generator in generators):
-        raise InputError(
-            "A generator of another device was given; noise is drawn on the CPU, so that it is "
-            "the same for every device.",
-            hint="Give seeds, or generators made with torch.Generator('cpu').",
-        )
-    if len(generators) != count:
-        raise InputError(
-            f"{len(generators)} seeds for {count} images.", hint="Give one seed for each image."
-        )
-    return generators

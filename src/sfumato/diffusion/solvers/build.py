@@ -8,7 +8,7 @@ import torch
 from sfumato.diffusion.process import Process
 from sfumato.diffusion.sampling import Solver
 from sfumato.diffusion.solvers.registry import Sampling, check_sampling, sampler_of
-from sfumato.diffusion.solvers.schedulers import build_scheduler_solver
+from sfumato.diffusion.solvers.schedulers import build_scheduler_solver, check_settings
 
 
 def build_solver(
@@ -25,8 +25,10 @@ def build_solver(
     steps than levels, or a scheduler or setting that is not supported.
     """
     check_sampling(sampling, process)
-    if sampler_of(sampling.sampler, process).scheduler_class:
+    if process.process != "rectified_flow":
         return build_scheduler_solver(process, sampling, generators, scheduler)
     from sfumato.diffusion.solvers.flow import FlowSolver
 
-    return FlowSolver(process, sampling)
+    if scheduler is not None:
+        check_settings(scheduler, sampler_of(sampling.sampler, process))
+    return FlowSolver(process, sampling, 1.0 if scheduler is None else scheduler.config["shift"])

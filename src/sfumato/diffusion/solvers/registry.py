@@ -5,7 +5,7 @@ A new sampler is an entry in `SAMPLERS` under the process that it samples.
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from sfumato.base.errors import InputError, nearest
 from sfumato.diffusion.guidance import GuidanceForm, parse_form
@@ -32,7 +32,8 @@ class Sampling:
     __pydantic_config__ = STRICT
 
     sampler: str = "DPMSolver++"
-    """Sampler: DDPM, DDIM, DPMSolver++, UniPC, Euler, EulerAncestral or Heun."""
+    """Sampler: DDPM, DDIM, PNDM, DPMSolver++, DPMSolver++SDE, UniPC, Euler, EulerAncestral, Heun,
+    LMS or LCM."""
     steps: int = 20
     """Denoising steps. A guided step costs two network evaluations, with Heun nearly four."""
     guidance_scale: float = 3.0
@@ -45,6 +46,9 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps must be 1 or more (got {self.steps})")
+        if self.timestep_spacing not in get_args(TimestepSpacing):
+            known = " or ".join(get_args(TimestepSpacing))
+            raise ValueError(f"timestep_spacing must be {known} (got '{self.timestep_spacing}')")
         if not 0 <= self.guidance_scale <= 1000:
             raise ValueError(f"guidance_scale must be 0 to 1000 (got {self.guidance_scale:g})")
         object.__setattr__(self, "guidance", str(parse_form(self.guidance)))
@@ -60,8 +64,13 @@ class Sampler:
 
     scheduler_class: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
+    """Of the scheduler, where they are not the defaults of its class."""
+    also: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Other values of its settings that are followed, each tested; any other value is refused."""
     draws_noise: bool = False
     """Whether `step` draws noise (and takes generators)."""
+    takes_eps: bool = False
+    """Whether `step` takes eps, not x0."""
     in_sigma: bool = False
     """Whether it steps x0 + sigma eps, not sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps."""
     max_sigma: float = math.inf
@@ -70,12 +79,32 @@ class Sampler:
     """Network evaluations of a step but for the last, of the solvers of a flow."""
 
 
+CLIPS: dict[str, tuple[Any, ...]] = {"clip_sample": (True, False)}
+"""x0 is clamped at every step, whatever the scheduler says of its own clipping."""
+MULTISTEP: dict[str, tuple[Any, ...]] = {
+    "solver_type": ("heun",),
+    "lower_order_final": (False,),
+    "euler_at_final": (True,),
+}
+
 SAMPLERS: dict[str, dict[str, Sampler]] = {
     "variance_preserving": {
         "DDPM": Sampler(
-            scheduler_class="DDPMScheduler", settings={"clip_sample": False}, draws_noise=True
+            scheduler_class="DDPMScheduler",
+            settings={"clip_sample": False},
+            also={**CLIPS, "variance_type": ("fixed_small_log", "fixed_large")},
+            draws_noise=True,
         ),
-        "DDIM": Sampler(scheduler_class="DDIMScheduler", settings={"clip_sample": False}),
+        "DDIM": Sampler(
+            scheduler_class="DDIMScheduler", settings={"clip_sample": False}, also=CLIPS
+        ),
+        "PNDM": Sampler(
+            scheduler_class="PNDMScheduler",
+            settings={"skip_prk_steps": True, "set_alpha_to_one": True},
+            also={"set_alpha_to_one": (False,)},  # the default; the last step ends at the image
+            takes_eps=True,
+            max_sigma=MAX_SIGMA,
+        ),
         "DPMSolver++": Sampler(
             scheduler_class="DPMSolverMultistepScheduler",
             settings={
@@ -83,10 +112,19 @@ SAMPLERS: dict[str, dict[str, Sampler]] = {
                 "solver_order": 2,
                 "final_sigmas_type": "zero",
             },
+            also={"solver_order": (1, 3), **MULTISTEP},
+        ),
+        "DPMSolver++SDE": Sampler(
+            scheduler_class="DPMSolverMultistepScheduler",
+            settings={"algorithm_type": "sde-dpmsolver++", "final_sigmas_type": "zero"},
+            also={"solver_order": (1,), **MULTISTEP},
+            draws_noise=True,
         ),
         "UniPC": Sampler(
             scheduler_class="UniPCMultistepScheduler",
             settings={"solver_order": 2, "final_sigmas_type": "zero"},
+            # Not `bh1` or without `lower_order_final`: NaN at the last step, where sigma is 0.
+            also={"solver_order": (1, 3), "disable_corrector": ([0], [0, 1])},
         ),
         "Euler": Sampler(
             scheduler_class="EulerDiscreteScheduler", in_sigma=True, max_sigma=MAX_SIGMA
@@ -100,11 +138,23 @@ SAMPLERS: dict[str, dict[str, Sampler]] = {
         "Heun": Sampler(
             scheduler_class="HeunDiscreteScheduler",
             settings={"clip_sample": False},
+            also=CLIPS,
             in_sigma=True,
             max_sigma=MAX_SIGMA,
         ),
+        "LMS": Sampler(scheduler_class="LMSDiscreteScheduler", in_sigma=True, max_sigma=MAX_SIGMA),
+        "LCM": Sampler(scheduler_class="LCMScheduler", also=CLIPS, draws_noise=True),
     },
-    "rectified_flow": {"Euler": Sampler(order=1), "Heun": Sampler(order=2)},
+    "rectified_flow": {
+        "Euler": Sampler(
+            scheduler_class="FlowMatchEulerDiscreteScheduler", also={"shift": (0.5, 2.0, 3.0)}
+        ),
+        "Heun": Sampler(
+            scheduler_class="FlowMatchHeunDiscreteScheduler",
+            also={"shift": (0.5, 2.0, 3.0)},
+            order=2,
+        ),
+    },
 }
 
 
@@ -128,8 +178,8 @@ def sampler_of(name: str, process: Process) -> Sampler:
 
 def check_sampling(sampling: Sampling, process: Process) -> None:
     """`InputError` for a sampler or timestep spacing that `process` does not have."""
-    sampler = sampler_of(sampling.sampler, process)
-    if not sampler.scheduler_class and sampling.timestep_spacing != "trailing":
+    sampler_of(sampling.sampler, process)
+    if process.process == "rectified_flow" and sampling.timestep_spacing != "trailing":
         raise InputError(
             f"timestep_spacing '{sampling.timestep_spacing}' is not available for "
             f"{process.process}, which samples in equal steps from t = 1.",

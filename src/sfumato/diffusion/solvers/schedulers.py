@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from sfumato.base.errors import ConfigError, InputError
-from sfumato.diffusion.process import Process, VariancePreserving
+from sfumato.diffusion.process import Process, RectifiedFlow, VariancePreserving
 from sfumato.diffusion.solvers.registry import (
+    CLIPS,
     SAMPLERS,
     Sampler,
     Sampling,
@@ -20,14 +21,16 @@ from sfumato.diffusion.solvers.registry import (
 ZERO_SNR_FLAG = "rescale_betas_zero_snr"
 """What diffusers calls `diffusion.rescale_zero_terminal_snr`; not every scheduler has it."""
 
-UNSUPPORTED = (
-    "use_karras_sigmas",
-    "use_exponential_sigmas",
-    "use_beta_sigmas",
-    "use_lu_lambdas",
-    "use_flow_sigmas",
+OF_PROCESS = (
+    "num_train_timesteps",
+    "beta_schedule",
+    "beta_start",
+    "beta_end",
+    "trained_betas",
+    "prediction_type",
+    ZERO_SNR_FLAG,
 )
-"""Settings of diffusers schedulers that place noise levels; `timestep_spacing` does so here."""
+"""Settings that say which process a scheduler belongs to."""
 
 SPACINGS: dict[str, Callable[[int, int], Tensor]] = {
     "trailing": lambda levels, steps: torch.arange(steps, 0, -1).double() * levels / steps - 1,
@@ -56,6 +59,12 @@ def build_scheduler(
 
     sampler = sampler_of(name, process)
     scheduler_class = getattr(diffusers, sampler.scheduler_class)
+    if missing := getattr(scheduler_class, "_backends", None):  # a placeholder of diffusers
+        wanted = [name for name in missing if name != "torch"]
+        raise InputError(
+            f"The sampler {name} needs {' and '.join(wanted)}.",
+            hint=f"pip install {' '.join(wanted)}",
+        )
     settings = dict(sampler.settings)
     if process.rescale_zero_terminal_snr:
         if ZERO_SNR_FLAG not in inspect.signature(scheduler_class.__init__).parameters:
@@ -66,8 +75,12 @@ def build_scheduler(
                 "diffusion.rescale_zero_terminal_snr=false.",
             )
         settings[ZERO_SNR_FLAG] = True
+    levels = levels_of(sampler, process)
+    if levels < process.num_train_timesteps and ZERO_SNR_FLAG not in _defaults(scheduler_class):
+        # Elsewhere than here nothing would keep it from starting at sigma 20,291.
+        settings["trained_betas"] = _betas(process, levels).tolist()
     return scheduler_class(
-        num_train_timesteps=process.num_train_timesteps,
+        num_train_timesteps=levels if "trained_betas" in settings else process.num_train_timesteps,
         beta_schedule=process.beta_schedule,
         beta_start=process.beta_start,
         beta_end=process.beta_end,
@@ -77,32 +90,101 @@ def build_scheduler(
     )
 
 
+def levels_of(sampler: Sampler, process: Process) -> int:
+    """Of the T noise levels of `process`, those that the sampler takes: 0 to this, exclusive."""
+    assert isinstance(process, VariancePreserving)
+    sigma = process.noise_level(torch.arange(process.num_train_timesteps))
+    return int((sigma <= sampler.max_sigma).sum())
+
+
+def _betas(process: VariancePreserving, levels: int) -> Tensor:
+    """(levels,) float64: 1 - alpha_bar(t) / alpha_bar(t - 1), Ho et al. 2020, Section 2."""
+    alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), process.alpha_bar[:levels]])
+    return 1 - alpha_bar[1:] / alpha_bar[:-1]
+
+
+def _defaults(scheduler_class: type) -> dict[str, Any]:
+    """The settings of a scheduler class with their defaults."""
+    parameters = inspect.signature(scheduler_class.__init__).parameters.values()
+    return {one.name: one.default for one in parameters if one.default is not one.empty}
+
+
 def scheduler_name(scheduler: Any) -> str:
     """The sampler's name of a diffusers scheduler object; `InputError` for an unsupported class."""
-    samplers = SAMPLERS["variance_preserving"]
-    for name, sampler in samplers.items():
-        if sampler.scheduler_class == type(scheduler).__name__:
-            return name
-    known = ", ".join(sampler.scheduler_class for sampler in samplers.values())
-    raise InputError(
-        f"{type(scheduler).__name__} is not a scheduler that sfumato supports.",
-        hint=f"Use one of {known}.",
+    name = type(scheduler).__name__
+    found = {
+        known: sampler
+        for samplers in SAMPLERS.values()
+        for known, sampler in samplers.items()
+        if sampler.scheduler_class == name
+    }
+    if not found:
+        every = [sampler for samplers in SAMPLERS.values() for sampler in samplers.values()]
+        known = ", ".join(dict.fromkeys(sampler.scheduler_class for sampler in every))
+        raise InputError(
+            f"{name} is not a scheduler that sfumato supports.", hint=f"Use one of {known}."
+        )
+    algorithm = scheduler.config.get("algorithm_type")
+    return next(
+        (k for k, s in found.items() if s.settings.get("algorithm_type") == algorithm),
+        next(iter(found)),
     )
 
 
-def process_of_scheduler(scheduler: Any) -> VariancePreserving:
-    """The process that a diffusers scheduler is configured for; `InputError` if unknown."""
-    config = scheduler.config
-    names = ("beta_schedule", "num_train_timesteps", "beta_start", "beta_end", "prediction_type")
-    try:
-        return VariancePreserving(
-            **{name: config[name] for name in names},
-            rescale_zero_terminal_snr=config.get(ZERO_SNR_FLAG, False),
-        )
-    except (KeyError, ValueError) as error:
+def check_settings(scheduler: Any, sampler: Sampler) -> None:
+    """`InputError` for a setting of a diffusers scheduler that would be taken and not followed."""
+    for setting, default in _defaults(type(scheduler)).items():
+        possible = [sampler.settings.get(setting, default), *sampler.also.get(setting, ())]
+        if setting == "timestep_spacing":
+            possible = list(SPACINGS)
+        value = scheduler.config.get(setting, default)
+        if setting in OF_PROCESS or value in possible:
+            continue
+        name = type(scheduler).__name__
+        if setting == "algorithm_type":  # one sampler each
+            of_process = SAMPLERS["variance_preserving"].values()
+            possible = [s.settings[setting] for s in of_process if s.scheduler_class == name]
         raise InputError(
-            f"{type(scheduler).__name__} has a noise schedule that sfumato does not know: {error}."
-        ) from error
+            f"{name} has {setting}={value!r}, which sfumato does not follow.",
+            hint=f"It follows {' or '.join(map(repr, possible))}: give "
+            f"{name}.from_config(pipe.scheduler.config, {setting}={possible[0]!r}).",
+        )
+
+
+def changed_settings(scheduler: Any, sampler: Sampler) -> dict[str, Any]:
+    """The settings of a diffusers scheduler that are followed and are not those of `sampler`."""
+    defaults = _defaults(type(scheduler)) | sampler.settings
+    passed_over = {*CLIPS, "set_alpha_to_one"}
+    return {
+        setting: scheduler.config[setting]
+        for setting in sampler.also
+        if setting not in passed_over and scheduler.config[setting] != defaults[setting]
+    }
+
+
+def belongs_to(scheduler: Any, process: Process) -> bool:
+    """Whether a diffusers scheduler is configured for the levels of `process` and its prediction.
+
+    A schedule that has only the first levels of `process`, as exports of some samplers, belongs
+    to it.
+    """
+    config = scheduler.config
+    if not isinstance(process, VariancePreserving):
+        return (
+            "beta_schedule" not in config
+            and config["num_train_timesteps"] == RectifiedFlow.TIME_SCALE
+        )
+    names = ("beta_schedule", "beta_start", "beta_end", "prediction_type")
+    if any(config.get(name) != getattr(process, name) for name in names):
+        return False
+    if bool(config.get(ZERO_SNR_FLAG)) != process.rescale_zero_terminal_snr:
+        return False
+    levels, betas = config["num_train_timesteps"], config.get("trained_betas")
+    if betas is None:
+        return levels == process.num_train_timesteps
+    own = _betas(process, levels)
+    betas = torch.as_tensor(betas, dtype=torch.float64)
+    return len(betas) == levels == len(own) and torch.allclose(betas, own, rtol=1e-5, atol=0)
 
 
 class SchedulerSolver:
@@ -127,9 +209,11 @@ class SchedulerSolver:
         steps = len(timesteps)
         wanted = {
             "num_train_timesteps": steps,
+            "trained_betas": None,
+            "original_inference_steps": steps,
             "timestep_spacing": "trailing",
             # At one x_t, x0 and eps say the same. In sigma not every scheduler takes x0.
-            "prediction_type": "epsilon" if sampler.in_sigma else "sample",
+            "prediction_type": "epsilon" if sampler.in_sigma or sampler.takes_eps else "sample",
             "clip_sample": False,
             "thresholding": False,
             "set_alpha_to_one": True,
@@ -143,6 +227,9 @@ class SchedulerSolver:
         # Not by way of `trained_betas`: in float32 these lose the noisiest levels.
         self.scheduler.alphas_cumprod = alpha_bar.flip(0)
         self.scheduler.set_timesteps(steps)
+        if hasattr(self.scheduler, "get_scalings_for_boundary_condition_discrete"):
+            # LCM: the share of x_t in the output, 1 at t = 0, is for the t that was trained with.
+            self.scheduler.get_scalings_for_boundary_condition_discrete = lambda t: (0.0, 1.0)
         self.sampler = sampler
         self.generators = list(generators)
         visits = steps - 1 - self.scheduler.timesteps.long()
@@ -156,9 +243,12 @@ class SchedulerSolver:
         if self.sampler.draws_noise:
             assert len(self.generators) == len(x_t), "one generator an image"
             kwargs["generator"] = self.generators
+        scale = self.scales[index]
+        if self.sampler.takes_eps:
+            eps = (x_t - x0 / scale) / (1 - scale.square().reciprocal()).sqrt()
+            return self.scheduler.step(eps, t, x_t, **kwargs)[0]
         if not self.sampler.in_sigma:
             return self.scheduler.step(x0, t, x_t, **kwargs)[0]
-        scale = self.scales[index]
         sample = x_t * scale
         self.scheduler.scale_model_input(sample, t)  # diffusers warns without this call
         eps = (sample - x0) / (scale.square() - 1).sqrt()
@@ -176,14 +266,8 @@ def build_scheduler_solver(
     sampler = sampler_of(sampling.sampler, process)
     if scheduler is None:
         scheduler = build_scheduler(sampling.sampler, process)
-    for setting in UNSUPPORTED:
-        if scheduler.config.get(setting):
-            raise InputError(
-                f"{type(scheduler).__name__} has {setting}, which sfumato does not support.",
-                hint="Leave it out; timestep_spacing says which noise levels are visited.",
-            )
-    sigma = process.noise_level(torch.arange(process.num_train_timesteps))
-    levels = int((sigma <= sampler.max_sigma).sum())
+    check_settings(scheduler, sampler)
+    levels = levels_of(sampler, process)
     if sampling.steps > levels:
         raise InputError(
             f"{sampling.sampler} has {levels} noise levels on {process.beta_schedule}.",

@@ -1,0 +1,63 @@
+"""What a call asks for: prompts, negative prompts and seeds, one an image."""
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from sfumato.base.errors import InputError
+from sfumato.text.encoder import NULL
+
+
+def negative_prompts(given: str | Sequence[str | None] | None, count: int) -> list[str]:
+    """`count` negative prompts from one or as many; None is the empty prompt. `InputError` for
+    another number."""
+    several = [given] if given is None or isinstance(given, str) else list(given)
+    if len(several) == 1:
+        several *= count
+    if len(several) != count:
+        raise InputError(
+            f"{len(several)} negative prompts for {count} images.",
+            hint="Give one for each prompt, or one for all.",
+        )
+    return [NULL if one is None else one for one in several]
+
+
+def paired(prompts: str | Sequence[str], seeds: Any) -> tuple[list[str], list[int]]:
+    """As many prompts as seeds; `InputError` where they do not match or there are none."""
+    several_prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    several_seeds = seed_numbers(seeds)
+    if not several_prompts or not several_seeds:
+        what = "seed" if several_prompts else "prompt"
+        raise InputError(f"There is no {what}.", hint="Give at least one.")
+    count = max(len(several_prompts), len(several_seeds))
+    if len(several_prompts) == 1:
+        several_prompts *= count
+    if len(several_seeds) == 1:
+        several_seeds *= count
+    if len(several_prompts) != len(several_seeds):
+        raise InputError(
+            f"{len(several_seeds)} seeds for {len(several_prompts)} prompts.",
+            hint="Give one seed for each prompt, or one for all.",
+        )
+    return several_prompts, several_seeds
+
+
+def seed_numbers(seeds: Any) -> list[int]:
+    """Seeds as integers, from one or several of Python, numpy or torch; `InputError` for others."""
+    several = [seeds] if not hasattr(seeds, "__iter__") or getattr(seeds, "ndim", 1) == 0 else seeds
+    try:
+        return [operator.index(seed) for seed in several]
+    except TypeError as error:
+        raise InputError(
+            f"Seeds are whole numbers, not {seeds!r}.", hint="Give integers from 0 to 2**63 - 1."
+        ) from error
+
+
+def generators_from_seeds(seeds: Sequence[int]) -> list[torch.Generator]:
+    """One CPU generator a seed; `InputError` for a seed that torch cannot take."""
+    for seed in seeds:
+        if not 0 <= seed < 2**63:
+            raise InputError(f"Seed {seed} is out of range.", hint="Give 0 to 2**63 - 1.")
+    return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
