@@ -33,7 +33,7 @@ from sfumato.diffusion.solvers.build import build_solver
 from sfumato.diffusion.solvers.registry import Sampling, TimestepSpacing, sampler_name
 from sfumato.models.codec import Codec
 from sfumato.models.text_projection import text_projected_once
-from sfumato.text.encoder import NULL, ClipTextEncoder
+from sfumato.text.encoder import NULL, TextEncoder
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -99,7 +99,7 @@ class Model:
     network: torch.nn.Module
     process: Process
     codec: Codec
-    text_encoder: ClipTextEncoder
+    text_encoder: TextEncoder
     sampling: Sampling = field(default_factory=Sampling)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     weak_network: torch.nn.Module | None = None
@@ -192,6 +192,7 @@ class Model:
         """
         model = self.with_(**changes)
         prompts, seeds = _paired(prompts, seeds)
+        self.text_encoder.check([*prompts, negative_prompt])  # one warning for all batches
         parts: list[Sampled] = []
         for start in range(0, len(prompts), batch_size):
             batch = slice(start, start + batch_size)

@@ -10,7 +10,7 @@ import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from sfumato.base.errors import InputError
 from sfumato.base.images import to_pil
@@ -20,7 +20,7 @@ from sfumato.diffusion.solvers.registry import Sampling
 from sfumato.diffusion.solvers.schedulers import process_of_scheduler, scheduler_name
 from sfumato.generation.model import Model, generators_from_seeds
 from sfumato.models.codec import Codec, codec_from_dict
-from sfumato.text.encoder import NULL, ClipTextEncoder
+from sfumato.text.encoder import NULL, TextEncoder
 
 
 def _unit(x0: Tensor, codec: Codec) -> Tensor:
@@ -39,7 +39,7 @@ OUTPUT_TYPES: dict[str, Callable[[Tensor, Codec], Any]] = {
 
 
 class TextToImagePipeline(DiffusionPipeline):
-    """A text-to-image model: U-Net, scheduler, frozen CLIP text encoder, tokenizer.
+    """A text-to-image model: U-Net, scheduler, frozen text encoder, tokenizer.
 
     Args:
         process: forward process and prediction type, as `Process.to_dict` gives them.
@@ -57,8 +57,8 @@ class TextToImagePipeline(DiffusionPipeline):
         self,
         unet: UNet2DConditionModel,
         scheduler: Any,
-        text_encoder: CLIPTextModel,
-        tokenizer: CLIPTokenizer,
+        text_encoder: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
         # diffusers takes parameters without a default for components.
         process: dict[str, Any] | None = None,
         codec: dict[str, Any] | None = None,
@@ -85,7 +85,7 @@ class TextToImagePipeline(DiffusionPipeline):
             max_tokens=max_tokens,
             provenance=provenance or {},
         )
-        self._encoder: ClipTextEncoder | None = None
+        self._encoder: TextEncoder | None = None
 
     @classmethod
     def from_pretrained(
@@ -208,11 +208,11 @@ class TextToImagePipeline(DiffusionPipeline):
         images = OUTPUT_TYPES[output_type](sampled.x0, model.codec)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _text_encoder(self) -> ClipTextEncoder:
+    def _text_encoder(self) -> TextEncoder:
         """The text encoder, which remembers prompts between calls."""
         found = self._encoder
         if found is None or (found.model, found.tokenizer) != (self.text_encoder, self.tokenizer):
-            found = self._encoder = ClipTextEncoder(
+            found = self._encoder = TextEncoder(
                 self.text_encoder,
                 self.tokenizer,
                 name=self.text_encoder.name_or_path,

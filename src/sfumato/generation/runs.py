@@ -15,7 +15,7 @@ from sfumato.diffusion.solvers.registry import Sampling
 from sfumato.generation.model import Model
 from sfumato.models.codec import PixelCodec
 from sfumato.models.unet import build_unet
-from sfumato.text.encoder import ClipTextEncoder
+from sfumato.text.encoder import TextEncoder
 from sfumato.text.opening import load_text_encoder
 from sfumato.training.checkpoint import Checkpoint, Checkpoints, load_part
 from sfumato.training.state import load_state
@@ -73,7 +73,7 @@ def load_run(folder: Path, device: torch.device, images: int | None, average: st
 
 def model_of(
     network: torch.nn.Module,
-    encoder: ClipTextEncoder,
+    encoder: TextEncoder,
     experiment: DiffusionExperiment,
     *,
     sampling: Sampling | None = None,

@@ -21,7 +21,7 @@ from sfumato.generation.runs import model_of
 from sfumato.models.codec import PixelCodec
 from sfumato.models.speed import place
 from sfumato.models.unet import build_unet, parameter_count
-from sfumato.text.encoder import ClipTextEncoder
+from sfumato.text.encoder import TextEncoder
 from sfumato.text.opening import check_is_there, load_text_encoder
 from sfumato.text.prompts import PromptBank
 from sfumato.training.distributed import World
@@ -102,7 +102,7 @@ def _build(
     )
 
 
-def _text_encoder(experiment: DiffusionExperiment) -> ClipTextEncoder:
+def _text_encoder(experiment: DiffusionExperiment) -> TextEncoder:
     """`ConfigError` for an encoder whose width is not that of the network's cross-attention."""
     encoder = load_text_encoder(experiment.text)
     if encoder.dim != experiment.model.cross_attention_dim:
@@ -121,7 +121,7 @@ def with_bank_rows(records: A, bank: PromptBank) -> A:
 
 
 def averaged_model(
-    experiment: DiffusionExperiment, objective: DiffusionObjective, encoder: ClipTextEncoder
+    experiment: DiffusionExperiment, objective: DiffusionObjective, encoder: TextEncoder
 ) -> Model:
     """The averaged network in the middle of training.
 
