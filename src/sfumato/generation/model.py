@@ -192,7 +192,8 @@ class Model:
         """
         model = self.with_(**changes)
         prompts, seeds = _paired(prompts, seeds)
-        self.text_encoder.check([*prompts, negative_prompt])  # one warning for all batches
+        model.nfe()  # settings out of range are refused before anything is said of the prompts
+        model.text_encoder.check([*prompts, negative_prompt])  # one warning for all batches
         parts: list[Sampled] = []
         for start in range(0, len(prompts), batch_size):
             batch = slice(start, start + batch_size)
