@@ -49,6 +49,14 @@ class TruncatedPromptWarning(SfumatoWarning):
     """A prompt was cut to the encoder's token length."""
 
 
+class UnknownWordsWarning(SfumatoWarning):
+    """A prompt has words that the text encoder was not trained on."""
+
+
+class SameCaptionsWarning(SfumatoWarning):
+    """Captions of different text that the network cannot tell apart."""
+
+
 class DataWarning(SfumatoWarning):
     """Something of a data set is not used as it may seem to be."""
 

@@ -222,7 +222,8 @@ class TextConfig(Section):
     """The text encoder and the number of tokens."""
 
     encoder: str = "bundled"
-    """`bundled`, a folder, or a Hub name such as openai/clip-vit-base-patch32."""
+    """`bundled`, `minilm` (extra `words`), or the folder or Hub name of a CLIP, a T5 or a model
+    like BERT, such as openai/clip-vit-base-patch32."""
     max_tokens: Count = 77
     """Prompts are padded or cut to this many tokens (the paper: 8 for MNIST, else 77)."""
 

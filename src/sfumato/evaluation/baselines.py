@@ -20,7 +20,7 @@ from sfumato.evaluation.metrics.registry import Metric, all_metrics
 from sfumato.evaluation.reference import Reference, balanced_images
 from sfumato.evaluation.store import digest_of
 
-FORMAT = 4
+FORMAT = 5
 """Counts how metrics are computed: a card of another number answers no request."""
 
 

@@ -156,6 +156,8 @@ class Card(Section):
     """Real against real, by extractor."""
     perturbations: dict[str, list[PerturbationBaseline]] = Field(default_factory=dict)
     """By extractor: how far real test images lie when they are moved, noised or blurred."""
+    blind: dict[str, str] = Field(default_factory=dict)
+    """Metrics by key that say nothing on this data, and why: they are left out of `rows`."""
     confidence: float = 0.95
     warnings: list[str] = Field(default_factory=list)
     sfumato: str = __version__

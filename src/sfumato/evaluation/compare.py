@@ -252,6 +252,8 @@ def compare_sides(first: Side, second: Side) -> Comparison:
             difference(key, first.values[key], second.values[key], first.card.real_value(key))
             for key in keys
             if "compare" in metric_of(key).shown
+            and key not in first.card.blind
+            and key not in second.card.blind
         ],
         reference=first.card.reference.description,
     )

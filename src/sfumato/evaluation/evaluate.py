@@ -31,6 +31,7 @@ from sfumato.evaluation.pictures import write_pictures
 from sfumato.evaluation.prompt_set import PromptSet
 from sfumato.evaluation.reference import Reference, Scores
 from sfumato.evaluation.sampled_images import complete, sampled_set
+from sfumato.evaluation.sight import blind_metrics, without_blind
 from sfumato.evaluation.store import digest_of, file_name, write_tensors
 from sfumato.generation.bundle_names import beside, is_model
 from sfumato.generation.loading import load, resolve_device
@@ -378,6 +379,7 @@ def _card(task: _Task, reference: Reference, rows: list[Row]) -> Card:
             baselines[key] = found
         if changed := perturbation_baselines(reference, key, count=count, balanced=balanced):
             perturbations[key] = changed
+    blind = blind_metrics(reference, baselines, perturbations, count=count)
     classifier = reference.classifier
     card = Card(
         subject=task.subject,
@@ -389,17 +391,19 @@ def _card(task: _Task, reference: Reference, rows: list[Row]) -> Card:
         ),
         classifier=None if classifier is None else ClassifierInfo.of(classifier),
         extractors=list(reference.infos),
-        rows=rows,
+        rows=[without_blind(row, blind) for row in rows],
         real=_real_row(reference, count),
         baselines=baselines,
         perturbations=perturbations,
+        blind=blind,
         command=command(),
     )
     return card.model_copy(update={"warnings": _warnings(card, reference)})
 
 
 def _warnings(card: Card, reference: Reference) -> list[str]:
-    warnings, count = [], card.rows[0].count
+    count = card.rows[0].count
+    warnings = [f"blind: {why}" for why in dict.fromkeys(card.blind.values())]
     chance = 1 / max(1, len(reference.records.class_names))
     accuracy = None if reference.classifier is None else reference.classifier.test_accuracy
     if accuracy is not None and accuracy.interval[0] <= chance:

@@ -2,11 +2,10 @@
 
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sfumato.evaluation.metrics.intervals import Estimate
 from sfumato.evaluation.metrics.registry import Metric, all_metrics, significant_digits
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ def _first_table(card: "Card", metrics: Sequence[Metric]) -> Table:
     keys = [
         (metric, key)
         for metric in metrics
-        for key in dict.fromkeys(key for row in rows for key in row.metrics)
+        for key in dict.fromkeys([*(key for row in rows for key in row.metrics), *card.blind])
         if key.partition(".")[0] == metric.name
     ]
     extractors = [
@@ -66,7 +65,7 @@ def _first_table(card: "Card", metrics: Sequence[Metric]) -> Table:
     ]
 
     def cells(row: "Row") -> list[str]:
-        found = [_cell(metric, row.metrics.get(key)) for metric, key in keys]
+        found = [_cell(metric, row, key, card.blind) for metric, key in keys]
         return [row.title, *found, str(row.nfe or "")]
 
     real = cells(card.real)
@@ -84,7 +83,7 @@ def _features_table(card: "Card", info: "ExtractorInfo", metrics: Sequence[Metri
         return f"{metric.name}.{info.key}"
 
     rows = [
-        [row.title, *(_cell(metric, row.metrics.get(key(metric))) for metric in metrics)]
+        [row.title, *(_cell(metric, row, key(metric), card.blind) for metric in metrics)]
         for row in card.rows
     ]
     baseline = card.baselines.get(info.key)
@@ -92,7 +91,7 @@ def _features_table(card: "Card", info: "ExtractorInfo", metrics: Sequence[Metri
     real = [
         metric.cell(spread.mean, spread.std)
         if (spread := spreads.get(metric.name)) is not None
-        else _cell(metric, card.real.metrics.get(key(metric)))
+        else _cell(metric, card.real, key(metric))
         for metric in metrics
     ]
     rows.append(["real", *real])
@@ -112,9 +111,10 @@ def _features_table(card: "Card", info: "ExtractorInfo", metrics: Sequence[Metri
     ).without_empty()
 
 
-def _cell(metric: Metric, found: Estimate | None) -> str:
+def _cell(metric: Metric, row: "Row", key: str, blind: Collection[str] = ()) -> str:
+    found = row.metrics.get(key)
     if found is None:
-        return "-"
+        return "blind" if key in blind else "-"
     if metric.percent and metric.interval:
         return str(found)
     return metric.cell(found.value, found.half_width)

@@ -22,7 +22,7 @@ from sfumato.generation.bundle_names import HASHES, INDEX, is_in_package, model_
 from sfumato.generation.model import Model
 from sfumato.models.codec import codec_from_dict
 from sfumato.text.bundled import BUNDLED_FOLDER, load_text_tower
-from sfumato.text.encoder import ClipTextEncoder
+from sfumato.text.encoder import TextEncoder
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -49,7 +49,7 @@ def open_bundle(model: str | Path) -> Model:
         network=_unet(json.loads(content[UNET_CONFIG]), content[UNET_WEIGHTS]),
         process=process_from_dict(values["process"]),
         codec=codec_from_dict(values["codec"]),
-        text_encoder=ClipTextEncoder(
+        text_encoder=TextEncoder(
             text_encoder, tokenizer, name="bundled", max_tokens=values["max_tokens"]
         ),
         sampling=Sampling(**values["sampling"]),

@@ -36,7 +36,7 @@ from sfumato.generation.asked import generators_from_seeds, negative_prompts, pa
 from sfumato.models.codec import Codec
 from sfumato.models.text_projection import text_projected_once
 from sfumato.models.time_rows import time_in_rows
-from sfumato.text.encoder import NULL, ClipTextEncoder
+from sfumato.text.encoder import NULL, TextEncoder
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -104,7 +104,7 @@ class Model:
     network: torch.nn.Module
     process: Process
     codec: Codec
-    text_encoder: ClipTextEncoder
+    text_encoder: TextEncoder
     sampling: Sampling = field(default_factory=Sampling)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     weak_network: torch.nn.Module | None = None
@@ -212,6 +212,10 @@ class Model:
         prompts, seeds = paired(prompts, seeds)
         negative = negative_prompts(negative_prompt, len(prompts))
         alone = len(prompts) == 1 if alone is None else alone
+        model.nfe()  # settings out of range are refused before anything is said of the prompts
+        model.text_encoder.check(
+            [*prompts, *dict.fromkeys(negative)]
+        )  # one warning for all batches
         parts: list[Sampled] = []
         for start in range(0, len(prompts), batch_size):
             batch = slice(start, start + batch_size)

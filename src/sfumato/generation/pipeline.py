@@ -10,7 +10,7 @@ import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from sfumato.base.errors import InputError
 from sfumato.diffusion.guidance import Branch
@@ -22,11 +22,11 @@ from sfumato.generation.asked import negative_prompts
 from sfumato.generation.call import OUTPUT_TYPES, check_names, generators_of, noise_of
 from sfumato.generation.model import Model
 from sfumato.models.codec import codec_from_dict
-from sfumato.text.encoder import ClipTextEncoder
+from sfumato.text.encoder import TextEncoder
 
 
 class TextToImagePipeline(DiffusionPipeline):
-    """A text-to-image model: U-Net, scheduler, frozen CLIP text encoder, tokenizer.
+    """A text-to-image model: U-Net, scheduler, frozen text encoder, tokenizer.
 
     Args:
         process: forward process and prediction type, as `Process.to_dict` gives them.
@@ -56,8 +56,8 @@ class TextToImagePipeline(DiffusionPipeline):
         self,
         unet: UNet2DConditionModel,
         scheduler: Any,
-        text_encoder: CLIPTextModel,
-        tokenizer: CLIPTokenizer,
+        text_encoder: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
         # diffusers takes parameters without a default for components.
         process: dict[str, Any] | None = None,
         codec: dict[str, Any] | None = None,
@@ -81,7 +81,7 @@ class TextToImagePipeline(DiffusionPipeline):
             max_tokens=max_tokens,
             provenance=provenance or {},
         )
-        self._encoder: ClipTextEncoder | None = None
+        self._encoder: TextEncoder | None = None
         self._guidance_scale = 0.0
         self._interrupt = False
         self._num_timesteps = 0
@@ -356,13 +356,13 @@ class TextToImagePipeline(DiffusionPipeline):
 
         return on_step
 
-    def _text_encoder(self) -> ClipTextEncoder | None:
+    def _text_encoder(self) -> TextEncoder | None:
         """The text encoder, which remembers prompts between calls; None without one."""
         if self.text_encoder is None:
             return None
         found = self._encoder
         if found is None or (found.model, found.tokenizer) != (self.text_encoder, self.tokenizer):
-            found = self._encoder = ClipTextEncoder(
+            found = self._encoder = TextEncoder(
                 self.text_encoder,
                 self.tokenizer,
                 name=self.text_encoder.name_or_path,

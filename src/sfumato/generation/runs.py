@@ -18,7 +18,7 @@ from sfumato.generation.origin_weights import origin_state
 from sfumato.models.codec import PixelCodec
 from sfumato.models.lora import merge_adapter
 from sfumato.models.unet import build_unet
-from sfumato.text.encoder import ClipTextEncoder
+from sfumato.text.encoder import TextEncoder
 from sfumato.text.opening import load_text_encoder
 from sfumato.training.checkpoint import Checkpoint, Checkpoints, load_part
 from sfumato.training.state import load_state
@@ -82,7 +82,7 @@ def origin_provenance(experiment: DiffusionExperiment) -> dict[str, str]:
 
 def model_of(
     network: torch.nn.Module,
-    encoder: ClipTextEncoder,
+    encoder: TextEncoder,
     experiment: DiffusionExperiment,
     *,
     sampling: Sampling | None = None,

@@ -18,6 +18,7 @@ from sfumato.data.captions import captions_from_templates
 from sfumato.data.loading import DeviceBatches
 from sfumato.data.records import Records, Split, load_records
 from sfumato.evaluation.metrics.intervals import wilson
+from sfumato.text.bundled import write_known_words
 from sfumato.text.tokenizer import train_tokenizer, vocabulary_corpus
 from sfumato.text.towers import (
     IMAGE_PX,
@@ -86,18 +87,17 @@ def _data(source: str, group: ClassSet) -> DataConfig:
 
 @dataclass(kw_only=True)
 class ClipRun(Run):
-    """A run, its tokenizer, and a description of the images that it trains on."""
+    """A run, its tokenizer, its captions and a description of the images that it trains on."""
 
     tokenizer: "CLIPTokenizer"
+    captions: Sequence[str]
     trained_on: str
 
 
 def _build(experiment: ClipExperiment, folder: Path, device: torch.device, world: World) -> ClipRun:
     data = load_class_data(experiment, "train")
-    tokenizer = train_tokenizer(
-        vocabulary_corpus([caption for captions in data.captions for caption in captions]),
-        vocab_size=experiment.vocabulary,
-    )
+    captions = [caption for captions in data.captions for caption in captions]
+    tokenizer = train_tokenizer(vocabulary_corpus(captions), vocab_size=experiment.vocabulary)
     training = experiment.training
     objective = ClipObjective(
         build_towers(experiment.towers, tokenizer, seed=experiment.seed).to(device),
@@ -126,6 +126,7 @@ def _build(experiment: ClipExperiment, folder: Path, device: torch.device, world
         device=device,
         provenance={"experiment": experiment.name},
         tokenizer=tokenizer,
+        captions=captions,
         trained_on=data.description,
     )
 
@@ -151,6 +152,8 @@ def _finish(experiment: ClipExperiment, run: ClipRun) -> None:
     towers = run.objective.towers.cpu()
     with whole_folder(run.folder / RESULT) as temporary:
         save_towers(towers, run.tokenizer, experiment.towers, temporary)
+        subject = f"the classes of {' and '.join(experiment.datasets)}"
+        write_known_words(temporary, run.captions, subject=subject)
         rounded, _ = load_towers(temporary)  # what is measured is what is shipped
         weights = ("model.safetensors", "image_tower.safetensors")
         about = {

@@ -30,7 +30,7 @@ from sfumato.models.codec import PixelCodec
 from sfumato.models.lora import add_adapter
 from sfumato.models.speed import place
 from sfumato.models.unet import build_unet, parameter_count
-from sfumato.text.encoder import ClipTextEncoder
+from sfumato.text.encoder import TextEncoder
 from sfumato.text.opening import check_is_there, load_text_encoder
 from sfumato.text.prompts import PromptBank
 from sfumato.training.checkpoint import load_part
@@ -152,7 +152,7 @@ def _network(experiment: DiffusionExperiment, folder: Path) -> torch.nn.Module:
     return network
 
 
-def _text_encoder(experiment: DiffusionExperiment) -> ClipTextEncoder:
+def _text_encoder(experiment: DiffusionExperiment) -> TextEncoder:
     """`ConfigError` for an encoder whose width is not that of the network's cross-attention."""
     encoder = load_text_encoder(experiment.text)
     if encoder.dim != experiment.model.cross_attention_dim:
@@ -171,7 +171,7 @@ def with_bank_rows(records: A, bank: PromptBank) -> A:
 
 
 def averaged_model(
-    experiment: DiffusionExperiment, objective: DiffusionObjective, encoder: ClipTextEncoder
+    experiment: DiffusionExperiment, objective: DiffusionObjective, encoder: TextEncoder
 ) -> Model:
     """The averaged network in the middle of training.
 

@@ -171,7 +171,7 @@ def measure_table1(
             Table1Row(
                 title=row.title,
                 paper=tools.measure(pixels, images.labels, classifier),
-                frechet=row.metrics["frechet.classifier"],
+                frechet=row.metrics.get("frechet.classifier"),
                 class_accuracy=row.class_accuracy,
             )
         )

@@ -1,33 +1,21 @@
 """`PromptBank`: each distinct prompt is encoded once; a batch carries indices."""
 
+import hashlib
 import math
 import os
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from sfumato.base.errors import SfumatoError
+from sfumato.base.errors import SameCaptionsWarning, SfumatoError
 from sfumato.base.files import writing
-from sfumato.text.encoder import NULL, warn_of_cut_prompts
+from sfumato.text.encoder import NULL, TextEncoder, shortened
 
 _CHUNK_PROMPTS = 128
-
-
-class TextEncoder(Protocol):
-    """A frozen text encoder: `dim` is D, `max_tokens` is L, `identity` says which weights."""
-
-    name: str
-    dim: int
-    max_tokens: int
-
-    @property
-    def identity(self) -> str: ...
-    def encode(self, prompts: Sequence[str]) -> Tensor: ...
-    def cut(self, prompts: Sequence[str]) -> dict[str, str]: ...
 
 
 class PromptBank:
@@ -54,12 +42,15 @@ class PromptBank:
         shape = (len(distinct), encoder.max_tokens, encoder.dim)
         self.in_memory = math.prod(shape) * 2 <= max_memory_bytes
         store = _Memory(shape, self._device) if self.in_memory else _File(shape)
-        cut: dict[str, str] = {}
+        same: dict[bytes, list[str]] = {}
         for start in range(0, len(distinct), _CHUNK_PROMPTS):
             part = distinct[start : start + _CHUNK_PROMPTS]
-            cut.update(encoder.cut(part))
-            store.put(start, encoder.encode(part))
-        warn_of_cut_prompts(cut, encoder.max_tokens)
+            tokens = encoder.encode(part).cpu().contiguous()
+            store.put(start, tokens)
+            for prompt, row in zip(part, tokens.numpy(), strict=True):
+                same.setdefault(hashlib.blake2b(row, digest_size=16).digest(), []).append(prompt)
+        encoder.check(distinct)
+        warn_of_same_captions(list(same.values()), encoder.max_tokens)
         self._store = store
 
     def __len__(self) -> int:
@@ -75,6 +66,29 @@ class PromptBank:
     def tokens(self, rows: Tensor) -> Tensor:
         """(B, L, D) float32 on the bank's device for `rows` (B,) int64."""
         return self._store.get(rows).to(self._device).float()
+
+
+def warn_of_same_captions(groups: Sequence[Sequence[str]], max_tokens: int) -> None:
+    """One warning of captions that have the same encoding; those of one group have. What differs
+    in capitals and spaces only is the same caption."""
+    written = [{" ".join(prompt.casefold().split()): prompt for prompt in one} for one in groups]
+    same = [list(prompts.values()) for prompts in written if len(prompts) > 1]
+    if not same:
+        return
+    shown = "; ".join(" = ".join(map(_ending, one[:2])) for one in same[:3])
+    more = f"; and {len(same) - 3:,} more groups" if len(same) > 3 else ""
+    warnings.warn(
+        f"{sum(map(len, same)):,} captions are only {len(same):,} to the network, since their "
+        f"first {max_tokens} tokens are the same to the text encoder: {shown}{more}. Set a larger "
+        "text.max_tokens where what tells them apart is cut off, or change the captions.",
+        SameCaptionsWarning,
+        stacklevel=3,
+    )
+
+
+def _ending(prompt: str, most: int = 60) -> str:
+    """A caption for a message; of a long one the end, which is what was cut off."""
+    return shortened(prompt if len(prompt) <= most else f"…{prompt[1 - most :]}")
 
 
 class _Memory:
