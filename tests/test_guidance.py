@@ -298,6 +298,7 @@ def test_an_image_carries_what_samples_it_again(
         guidance=float(settings["guidance_scale"]),
         form=settings["guidance"],
         steps=int(settings["steps"]),
+        alone="rows" in settings,  # it was one of a set
     )
     assert torch.equal(again.tensor[0], samples.tensor[3])
     assert again.settings == samples.settings[3:]
