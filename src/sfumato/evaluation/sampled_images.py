@@ -42,6 +42,7 @@ class _Sampling:
     def make(self, part: range) -> Tensors:
         started = time.perf_counter()
         rows = slice(part.start, part.stop)
+        self.model.text_encoder.check(self.prompts)  # one warning for all parts
         samples = self.model.sample(
             self.prompts[rows], self.seeds[rows], x0_range=self.x0_range, alone=False
         )
