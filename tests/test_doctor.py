@@ -486,6 +486,7 @@ def ranks(count: int, *, world: int = 2, **environ: str) -> list[tuple[int, str,
     return [(one.returncode, *texts) for one, texts in zip(started, ended, strict=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
 def test_rank_0_reports_for_two_processes() -> None:
     first, second = ranks(2, THREADS="2")
@@ -507,6 +508,7 @@ def test_a_missing_rank_is_named() -> None:
     assert texts == ["Rank 1 did not answer within 5 s"]
 
 
+@pytest.mark.slow
 def test_under_torchrun() -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command = [*torchrun, "--standalone", "-m", "sfumato", "doctor"]

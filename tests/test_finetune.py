@@ -238,6 +238,7 @@ def test_a_resumed_run_is_the_unbroken_one(
         assert (run / last / file.name).read_bytes() == file.read_bytes(), file.name
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_same_adapter(small_run: Path, lora_run: Path, tmp_path) -> None:
     settings = [part for one in (*SHORT, *LORA) for part in ("--set", one)]
     command = ["-m", "sfumato", "train", "digits", "--from", str(small_run), *settings]

@@ -334,6 +334,7 @@ def test_a_round_gives_back_its_link() -> None:
         assert measured.estimates()["ratio, all-reduce of 1 MiB"].value == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_two_processes_are_measured(sfumato, tmp_path: Path) -> None:
     """Loosely: other tests run at the same time."""
     out = tmp_path / "measured.json"

@@ -172,7 +172,7 @@ def test_tokens_are_those_of_a_direct_call_and_padding_is_zero(kind: str, tmp_pa
     assert loaded(folder).identity == encoder.identity
 
 
-@pytest.mark.parametrize("kind", ["bert", "t5"])
+@pytest.mark.parametrize("kind", ["bert", pytest.param("t5", marks=pytest.mark.slow)])
 def test_a_prompt_has_the_same_bits_alone(kind: str, tmp_path: Path) -> None:
     encoder = loaded(saved(kind, tmp_path))
     together = encoder.encode(PROMPTS * 7)
@@ -218,7 +218,7 @@ def test_a_model_of_another_kind(tmp_path: Path, refused) -> None:
         loaded(folder)
 
 
-@pytest.mark.parametrize("kind", ["bert", "t5"])
+@pytest.mark.parametrize("kind", ["bert", pytest.param("t5", marks=pytest.mark.slow)])
 def test_a_model_trained_on_it_samples_with_diffusers_alone(
     kind: str, tmp_path: Path, refused
 ) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,6 +33,18 @@ if TYPE_CHECKING:
     from sfumato.training.loop import Hook
 
 
+@dataclass(frozen=True, kw_only=True)
+class HowOptions:
+    """By how many processes, how long and how strictly."""
+
+    strict: Annotated[bool, typer.Option("--strict", help="Turn warnings into errors.")] = False
+    device: Device = "auto"
+    processes: Processes = None
+    time_limit: Annotated[
+        float | None, typer.Option(min=0, help="Minutes after which training ends, saved.")
+    ] = None
+
+
 def train(
     preset: Preset,
     dataset: Annotated[
@@ -52,34 +65,34 @@ def train(
     ] = None,
     training: TrainingOptions,
     settings: Settings = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Turn warnings into errors.")] = False,
-    device: Device = "auto",
-    processes: Processes = None,
-    time_limit: Annotated[
-        float | None, typer.Option(min=0, help="Minutes after which training ends, saved.")
-    ] = None,
+    how: HowOptions,
 ) -> None:
     """Train a preset. Interrupted and started again with the same --out, it resumes exactly."""
     settings = training.overrides(settings or [])
     experiment = _checked(preset, _one_source(dataset, data), settings, origin=origin, out=out)
     out = out or new_folder(Path("runs") / experiment.name)
-    if processes is not None:
+    if how.processes is not None:
         from sfumato.data.shares import check_shares
 
-        check_shares(experiment.length(1)[1], processes)
-        run_in_processes(processes, "--out", str(out))
+        check_shares(experiment.length(1)[1], how.processes)
+        run_in_processes(how.processes, "--out", str(out))
+    experiment = _prepared(experiment, strict=how.strict)
+    log(f"Run folder {out}")
+    _train(experiment, out, how)
+
+
+def _train(experiment: Experiment, out: Path, how: HowOptions) -> None:
+    """Train, and say how it ended."""
     from sfumato.methods.registry import method_of, run_experiment
     from sfumato.training.hooks import TimeLimitHook
     from sfumato.training.progress import TrainingProgress, print_start
 
-    experiment = _prepared(experiment, strict=strict)
-    log(f"Run folder {out}")
     resumes = f"The same command with --out {out} resumes from here."
     hooks: list[Hook] = [TrainingProgress()]
-    if time_limit is not None:
-        hooks.append(TimeLimitHook(seconds=60 * time_limit))
+    if how.time_limit is not None:
+        hooks.append(TimeLimitHook(seconds=60 * how.time_limit))
     with stoppable(f"Stopped. {resumes}"):
-        run = run_experiment(experiment, out, device=device, hooks=hooks, on_start=print_start)
+        run = run_experiment(experiment, out, device=how.device, hooks=hooks, on_start=print_start)
     if not run.finished:
         log(f"\nStopped at {run.images_seen:,} images, saved. {resumes}")
         raise typer.Exit(INTERRUPTED)

@@ -11,6 +11,7 @@ from sfumato.base.errors import ConfigError
 from sfumato.base.files import read_json
 from sfumato.config.finetuning import OriginConfig
 from sfumato.config.schema import DiffusionExperiment
+from sfumato.config.sections import TrainingConfig
 from sfumato.data.loaders import open_training, resolve_loading, training_batches
 from sfumato.data.records import Annotations, trained_on
 from sfumato.data.survey import settle
@@ -89,12 +90,7 @@ def _build(
     experiment: DiffusionExperiment, folder: Path, device: torch.device, world: World
 ) -> DiffusionRun:
     training, data = experiment.training, experiment.data
-    if training.micro_batches * world.size > training.batch_size:
-        raise ConfigError(
-            f"training.micro_batches: {training.batch_size} images cannot be split into "
-            f"{training.micro_batches} micro-batches on each of {world.size} ranks.",
-            hint=f"Choose at most {training.batch_size // world.size}.",
-        )
+    _check_micro_batches(training, world)
     encoder = _text_encoder(experiment)
     records = open_training(data)
     encoder.model.to(device)
@@ -136,6 +132,16 @@ def _build(
         hooks=_hooks(experiment, averaged_model(experiment, objective, encoder), records, folder),
         examples=records.examples(MOST_CAPTIONS)[0],
     )
+
+
+def _check_micro_batches(training: TrainingConfig, world: World) -> None:
+    """`ConfigError` for more micro-batches than a rank has images."""
+    if training.micro_batches * world.size > training.batch_size:
+        raise ConfigError(
+            f"training.micro_batches: {training.batch_size} images cannot be split into "
+            f"{training.micro_batches} micro-batches on each of {world.size} ranks.",
+            hint=f"Choose at most {training.batch_size // world.size}.",
+        )
 
 
 def _network(experiment: DiffusionExperiment, folder: Path) -> torch.nn.Module:
