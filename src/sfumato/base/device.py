@@ -13,5 +13,5 @@ def to_device(values: "Tensor", device: "torch.device") -> "Tensor":
         return values
     if device.type == "cuda" and values.device.type == "cpu":
         # The allocator of pinned memory reuses a block only after the copy from it is done.
-        return values.pin_memory().to(device, non_blocking=True)
+        return values.contiguous().pin_memory().to(device, non_blocking=True)
     return values.to(device)

@@ -37,6 +37,7 @@ from sfumato.generation.loading import load
 from sfumato.methods.registry import run_experiment
 from sfumato.training.hooks import TimeLimitHook
 from sfumato.training.progress import TrainingProgress
+from sfumato.training.run import fast_convolutions
 
 Log = Callable[[str], None]
 STAND_IN_IMAGES = 1_024
@@ -149,10 +150,12 @@ def _tests(plan: Plan, found: dict[str, Any]) -> None:
 
 
 def matrix_rates(device: str, *, size: int | None = None) -> dict[str, float]:
-    """TFLOP/s of a square matrix product by arithmetic: the roof of every step."""
+    """TFLOP/s of a square matrix product by arithmetic: the roof of every step. float32 with TF32,
+    in which torch computes float32 convolutions on a GPU."""
     from sfumato.generation.loading import resolve_device
 
     where = resolve_device(device)
+    before, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, True
     size = size or (8192 if where.type == "cuda" else 1024)
     rates = {}
     for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
@@ -165,6 +168,7 @@ def matrix_rates(device: str, *, size: int | None = None) -> dict[str, float]:
             _wait(where)
             best = min(best, time.perf_counter() - started)
         rates[name] = 2 * size**3 / best / 1e12
+    torch.backends.cuda.matmul.allow_tf32 = before
     return rates
 
 
@@ -178,7 +182,10 @@ def step_speed(day: Day, preset: str) -> dict[str, Any]:
     two loops written plainly."""
     with TemporaryDirectory(prefix="sfumato-bench-") as folder:
         experiment = _on_random_images(day.plan, preset, Path(folder))
-        with prepared_training(experiment, day.plan.device) as run:
+        with (
+            prepared_training(experiment, day.plan.device) as run,
+            fast_convolutions(run.device),
+        ):
             cuda = run.device.type == "cuda"
             if cuda:
                 torch.cuda.reset_peak_memory_stats(run.device)

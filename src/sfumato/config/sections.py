@@ -286,7 +286,7 @@ class TrainingConfig(Section):
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the network; weights stay float32."""
     compile: Literal["none", "blocks", "graph"] = "none"
-    """torch.compile of the network in training: its `blocks`, or all of it as one CUDA `graph`."""
+    """Compile the network's `blocks`, or the whole network with CUDA graphs (`graph`)."""
     sharding: Literal["none", "full"] = "none"
     """Of several processes: `full` divides weights, gradients and moments among them, for a network
     that does not fit one device."""
@@ -314,6 +314,9 @@ class TrainingConfig(Section):
             raise ValueError("give either images or epochs")
         if self.micro_batches > self.batch_size:
             raise ValueError("micro_batches cannot exceed batch_size")
+        if self.compile == "graph" and self.micro_batches > 1:
+            # The next micro-batch would overwrite gradients that lie in the graph's memory.
+            raise ValueError("compile=graph needs micro_batches=1")
         return self
 
     def milestones(self, data_set_size: int) -> frozenset[int]:

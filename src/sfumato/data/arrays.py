@@ -47,7 +47,7 @@ def write_images(data: Any, folder: Path) -> None:
     first = next(items, None)
     if first is None:
         raise InputError("There are no images in data.", hint="Give at least two.")
-    temporary = make_folder(folder) / f"{TEMPORARY_PREFIX}images.parquet"
+    temporary = make_folder(folder) / f"{TEMPORARY_PREFIX}images-{os.getpid()}.parquet"
     try:
         with writing(temporary):
             digest = _write(chain([first], items), list(first)[1:], temporary)

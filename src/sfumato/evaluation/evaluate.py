@@ -93,7 +93,7 @@ def evaluate(
         folder = Path(world.exchange("folder", "")[0])
         if (card := _finished_card(folder)) is None:
             complete(_kept(task, folder), on_images, world=world)
-            world.wait()
+            world.exchange("card", "")
             card = _finished_card(folder)
     if card is None:
         raise InputError(
@@ -125,7 +125,7 @@ def _evaluated(
         card = _card(task, reference, [_row(reference, one, folder) for one in sets])
         write_pictures(folder, sets, reference)
         card = card.save(folder)
-    world.wait()
+    world.exchange("card", "")
     return card
 
 

@@ -129,7 +129,9 @@ def _build(
             "text_encoder": encoder.identity,
             **origin_provenance(experiment),
         },
-        hooks=_hooks(experiment, averaged_model(experiment, objective, encoder), records, folder),
+        hooks=()
+        if not (world.is_main or world.shards)
+        else _hooks(experiment, averaged_model(experiment, objective, encoder), records, folder),
         examples=records.examples(MOST_CAPTIONS)[0],
     )
 
@@ -141,6 +143,11 @@ def _check_micro_batches(training: TrainingConfig, world: World) -> None:
             f"training.micro_batches: {training.batch_size} images cannot be split into "
             f"{training.micro_batches} micro-batches on each of {world.size} ranks.",
             hint=f"Choose at most {training.batch_size // world.size}.",
+        )
+    if training.compile == "graph" and world.size > 1:
+        raise ConfigError(
+            f"training.compile=graph is for one process, not for {world.size}.",
+            hint="Use training.compile=blocks.",
         )
 
 

@@ -22,12 +22,14 @@ def place(network: nn.Module, device: torch.device) -> nn.Module:
 def speed_up(network: nn.Module, compile: Compile) -> None:
     """Prepare a placed network for training, in place; its state dictionary stays the same.
 
-    `blocks` compiles each kind of block once, in a minute; `graph` compiles the whole network and
-    replays it as one CUDA graph, in several.
+    `blocks` compiles each block; `graph` compiles the whole network and replays it as CUDA graphs.
+    Both take minutes at the first steps.
     """
     if next(network.parameters()).device.type == "cpu":
         speed_up_on_cpu(network)
     if compile == "blocks":
+        # Blocks of one class share their code, and each shape of them counts as a recompilation.
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         for module in network.modules():
             if type(module).__name__ in _REPEATED:
                 module.compile()

@@ -95,7 +95,7 @@ class World:
         if self.shards:
             from sfumato.training.sharding import whole_state
 
-            return {name: whole_state(part) for name, part in parts.items()}
+            return {name: whole_state(part, keep=self.is_main) for name, part in parts.items()}
         return {name: part.state_dict() for name, part in parts.items()}
 
     def mean(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -126,7 +126,7 @@ class World:
         """The text of every rank, by rank. `what` names this exchange, and is used once."""
         if self.size == 1:
             return [text]
-        limit = timedelta(seconds=STEP_SECONDS)
+        limit = timedelta(days=7)  # rank 0 may be training a classifier; a lost rank ends the wait
         keys = [f"{what}/{rank}" for rank in range(self.size)]
         self.store.set(keys[self.rank], text)
         self.store.wait(keys, limit)
@@ -206,7 +206,6 @@ def open_world(device: torch.device) -> Iterator[World]:
         store = _meet(world)
         _connect(world, device, PrefixStore("group", store))
         yield replace(world, store=store)
-        torch.distributed.destroy_process_group()
     except RuntimeError as error:
         if not _is_loss(error):
             raise
@@ -215,6 +214,9 @@ def open_world(device: torch.device) -> Iterator[World]:
             hint="The output of the rank that failed says why. The same command resumes from the "
             "last checkpoint.",
         ) from error
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 def _connect(world: World, device: torch.device, store: Any) -> None:

@@ -81,6 +81,7 @@ class SampleHook(BaseHook):
 
     def after_step(self, run: Run, metrics: Mapping[str, float]) -> None:
         if run.due(self.every_images) or run.finished:
+            run.check()
             picture = self.sample()
             if run.world.is_main:
                 write_bytes(self.folder / f"images-{run.images_seen:09d}.png", picture)
@@ -100,6 +101,7 @@ class AccuracyHook(BaseHook):
 
     def after_step(self, run: Run, metrics: Mapping[str, float]) -> None:
         if run.due(self.every_images) or run.finished:
+            run.check()
             measured = self.measure()
             if run.world.is_main:
                 append_record(self.path, {"images": run.images_seen, **measured})
@@ -164,16 +166,17 @@ def stopping_on_signals(run: Run) -> Iterator[None]:
     A second Ctrl-C interrupts at once. One within half a second is the same one: a terminal sends
     it to every process, and a launcher passes it on.
     """
-    requested_at = 0.0
+    interrupted_at: float | None = None
 
     def request(number: int, frame: FrameType | None) -> None:
-        nonlocal requested_at
-        again = run.stop_requested and time.monotonic() - requested_at > SAME_SIGNAL_SECONDS
-        if again and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        if not run.stop_requested:
-            requested_at = time.monotonic()
+        nonlocal interrupted_at
         run.stop_requested = True
+        if number != signal.SIGINT:
+            return
+        now = time.monotonic()
+        if interrupted_at is not None and now - interrupted_at > SAME_SIGNAL_SECONDS:
+            raise KeyboardInterrupt
+        interrupted_at = interrupted_at or now
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
     try:

@@ -60,8 +60,10 @@ def run_processes(arguments: Sequence[str], count: int) -> int:
 
 def _variables(count: int) -> dict[str, str]:
     """The environment that all ranks have."""
+    # A shell inside srun has the variables of its own single task.
+    inherited = {name: value for name, value in os.environ.items() if "SLURM_STEP" not in name}
     common = {
-        **os.environ,
+        **inherited,
         "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1",

@@ -1,6 +1,7 @@
-"""Networks whose weights, gradients and moments are divided among ranks (FSDP2).
+"""Networks whose weights, gradients and optimizer state are sharded across ranks (FSDP2).
 
-For networks that do not fit one device. State dictionaries stay whole on both sides of a file, so a
+For networks whose gradients, optimizer state and averages do not fit one device together; the
+network itself is built whole. State dictionaries stay whole on both sides of a file, so a
 checkpoint does not depend on how many ranks wrote it.
 """
 
@@ -20,11 +21,15 @@ def shard(networks: Sequence[nn.Module]) -> None:
     """Divide the weights of each network among all ranks, in place, block by block: one block at a
     time is whole while it computes."""
     device = next(networks[0].parameters()).device
+    for network in networks:
+        network.to(memory_format=torch.contiguous_format)  # pyright: ignore  # FSDP2 takes no other
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for network in networks:
         for block in _blocks(network):
             fully_shard(block, mesh=mesh)
-        fully_shard(network, mesh=mesh)
+        # By default the outermost weights stay whole after a forward pass, and an average, which
+        # has no backward pass, would then sample with what they were before its next update.
+        fully_shard(network, mesh=mesh, reshard_after_forward=True)
 
 
 def _blocks(network: Any) -> list[nn.Module]:
@@ -32,18 +37,20 @@ def _blocks(network: Any) -> list[nn.Module]:
     return [*network.down_blocks, network.mid_block, *network.up_blocks]
 
 
-def whole_state(part: Stateful) -> Any:
-    """The state dictionary of `part` with whole tensors; every rank must call it."""
-    return _whole(part.state_dict())
+def whole_state(part: Stateful, *, keep: bool) -> Any:
+    """The state dictionary of `part` with whole tensors on the CPU; every rank must call it, and
+    one that does not `keep` them gets None in their place."""
+    return _whole(part.state_dict(), keep)
 
 
-def _whole(value: Any) -> Any:
+def _whole(value: Any, keep: bool) -> Any:
     if isinstance(value, DTensor):
-        return value.full_tensor()
+        whole = value.full_tensor()
+        return whole.cpu() if keep else None
     if isinstance(value, Mapping):
-        return {key: _whole(item) for key, item in value.items()}
+        return {key: _whole(item, keep) for key, item in value.items()}
     if isinstance(value, list):
-        return [_whole(item) for item in value]
+        return [_whole(item, keep) for item in value]
     return value
 
 

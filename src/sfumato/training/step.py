@@ -76,8 +76,8 @@ def finish_step(
     loss: Tensor,
     context: StepContext,
 ) -> dict[str, Tensor]:
-    """Clip, set the rate, step. Where loss or gradients are not finite, no weight and no moment
-    changes; `StepMetrics.check` then raises."""
+    """Clip, set the rate, step. Where loss or gradients are not finite, no trained weight and no
+    optimizer state changes; `StepMetrics.check` then raises."""
     limit = float("inf") if config.max_grad_norm is None else config.max_grad_norm
     grad_norm = torch.nn.utils.clip_grad_norm_(parameters, limit, foreach=True)
     if hasattr(grad_norm, "full_tensor"):  # a DTensor, where weights are divided among ranks
@@ -86,7 +86,8 @@ def finish_step(
     for group in optimizer.param_groups:
         group["lr"] = rate
     # Fused AdamW skips a step by this flag on the device: the host need not read it first.
-    finite = torch.isfinite(loss + grad_norm)
+    # Ranks have the same gradients, but each its own loss: they must skip a step together.
+    finite = torch.isfinite(grad_norm if context.world_size > 1 else loss + grad_norm)
     optimizer.found_inf = finite.logical_not().float()  # pyright: ignore
     optimizer.step()
     return {"loss": loss, "grad_norm": grad_norm, "lr": torch.tensor(rate, dtype=torch.float64)}
@@ -146,7 +147,7 @@ T = TypeVar("T")
 
 
 class Ahead(Generic[T]):
-    """What a step needs from the CPU, made during the step before it where a GPU computes that.
+    """What a step needs from the CPU, made during the step before it while the GPU computes.
 
     `make` is a function of the context alone, so its values are the same either way.
     """
@@ -204,9 +205,8 @@ def random_changes(context: StepContext, *, size: float, mirrored: Tensor) -> Te
     or () bool, allows to be mirrored are."""
     generator = context.generator("augmentation")
     maps = context.local(random_affine(context.batch_size, generator, size=size))
-    flips = _halves(context, generator)
-    flips &= mirrored.to(flips.device)
-    maps[flips, :, 0] *= -1
+    flips = _halves(context, generator) & to_device(mirrored, context.device)
+    maps[:, :, 0] *= 1 - 2 * flips[:, None].to(maps)
     return maps
 
 
