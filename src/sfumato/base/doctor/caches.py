@@ -75,10 +75,7 @@ def _short(path: Path) -> str:
 
 
 def _offline(host: Host) -> list[Finding]:
-    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
-    on = [
-        name for name in names if host.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")
-    ]
+    on = [name for name in _OFFLINE if host.environ.get(name, "").upper() in _ON]
     if not on:
         return []
     text = f"{' and '.join(on)} set: only what the cache of Hugging Face has can be loaded"
