@@ -68,7 +68,7 @@ def _lines(prompts: list[str], file: Path | None) -> "list[tuple[int, PromptLine
         )
     if file is not None:
         return read_prompts(file)
-    return [(number, PromptLine(prompt=prompt)) for number, prompt in enumerate(prompts, 1)]
+    return [(0, PromptLine(prompt=prompt)) for prompt in prompts]
 
 
 def _warn(group: "Group") -> None:

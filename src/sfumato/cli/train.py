@@ -140,6 +140,9 @@ def _prepared(experiment: Experiment, *, strict: bool) -> Experiment:
     warn(method_of(experiment).lint(experiment), strict=strict)
     log(f"{experiment.name}: {experiment.about}")
     if isinstance(experiment, DiffusionExperiment):
+        if experiment.origin is not None:
+            origin = experiment.origin.model
+            log(f"Begins with the weights, the network and the image format of {origin}.")
         log(network_line(experiment))
     return experiment
 

@@ -8,5 +8,6 @@ def check_shares(batch_size: int, world_size: int) -> None:
     if batch_size % world_size:
         raise ConfigError(
             f"training.batch_size: {batch_size} images cannot be shared by {world_size} ranks.",
-            hint=f"Choose a multiple of {world_size}.",
+            hint="Start a number of processes that divides it, or choose a multiple of "
+            f"{world_size}.",
         )

@@ -49,7 +49,8 @@ def groups_of(
 ) -> list[Group]:
     """The images of a file of prompts, those of equal settings together, each image once.
 
-    `seed`, `count` and `negative_prompt`: of lines that have none. `InputError` with the number of
+    `lines`: each with its number in its file, 0 without one; `seed`, `count` and `negative_prompt`:
+    of lines that have none. `InputError` with the number of
     the line for settings that the model cannot sample with.
     """
     found: dict[tuple[Any, ...], Group] = {}
@@ -63,9 +64,8 @@ def groups_of(
         first = seed if line.seed is None else line.seed
         seeds = range(first, first + (count if line.count is None else line.count))
         if seeds[-1] >= 2**63:
-            raise InputError(
-                f"Line {number}: seed {seeds[-1]} is out of range.", hint="Give 0 to 2**63 - 1."
-            )
+            where = f"Line {number}: seed" if number else "Seed"
+            raise InputError(f"{where} {seeds[-1]} is out of range.", hint="Give 0 to 2**63 - 1.")
         images.setdefault(settings, {}).update({(line.prompt, own): None for own in seeds})
     return [replace(group, images=list(images[key])) for key, group in found.items()]
 
@@ -75,7 +75,8 @@ def _model_of(model: Model, line: PromptLine, number: int) -> Model:
         own = model.with_(guidance=line.guidance, steps=line.steps, sampler=line.sampler)
         own.nfe()  # more steps than the process has levels are refused here
     except InputError as error:
-        raise InputError(f"Line {number}: {error.what}", hint=error.hint) from error
+        where = f"Line {number}: " if number else ""
+        raise InputError(f"{where}{error.what}", hint=error.hint) from error
     return own
 
 

@@ -55,4 +55,6 @@ def print_start(run: Run) -> None:
         text = f"Resuming from the checkpoint at {run.images_seen:,} images, on {run.device}."
     else:
         text = f"Training on {run.device}."
+    if run.world.size > 1:
+        text = f"{text[:-1]}, in {run.world.size} processes."
     print(text, flush=True)
