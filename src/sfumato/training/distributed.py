@@ -29,7 +29,7 @@ from sfumato.base.environment import processors
 from sfumato.base.errors import DistributedError
 from sfumato.training.state import Stateful, join_state, take_apart
 
-RENDEZVOUS_SECONDS = 45
+RENDEZVOUS_SECONDS = 40
 """How long ranks wait for each other at the start."""
 STEP_SECONDS = 30 * 60
 """How long a rank waits for the others in training: rank 0 may be sampling or saving."""
@@ -191,7 +191,7 @@ def open_world(device: torch.device) -> Iterator[World]:
     """The processes that torchrun or `sfumato train --processes` started, connected; `ALONE` where
     neither did.
 
-    `DistributedError` where the environment contradicts itself, a rank does not come within 45
+    `DistributedError` where the environment contradicts itself, a rank does not come within 40
     seconds, or one is lost inside the block.
     """
     world = world_of(os.environ)
@@ -274,14 +274,16 @@ def _check_devices(world: World, device: torch.device) -> None:
 
 
 def _meet(world: World) -> Any:
-    """A store that all ranks have reached; `DistributedError` after 45 seconds without one."""
+    """A store that all ranks have reached; `DistributedError` after 40 seconds without one."""
     address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     opens = world.is_main and not by_agent
     deadline = time.monotonic() + RENDEZVOUS_SECONDS
     try:
+        if not opens:
+            _knock(address, int(port), deadline)
         store = _store(address, int(port), opens)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, OSError) as error:
         what = "wait for the others" if opens else "reach rank 0"
         raise DistributedError(
             f"Rank {world.rank} on {socket.gethostname()} cannot {what} at {address}:{port}.",
@@ -299,6 +301,18 @@ def _meet(world: World) -> Any:
             hint=f"WORLD_SIZE is {world.size}: start so many processes, each with its own RANK.",
         )
     return store
+
+
+def _knock(address: str, port: int, deadline: float) -> None:
+    """Wait until somebody listens; `OSError` at `deadline`, which torch's own wait may exceed."""
+    while True:
+        try:
+            socket.create_connection((address, port), timeout=2).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.1)
 
 
 @cache
