@@ -2,6 +2,7 @@
 and nothing that was saved is lost."""
 
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from sfumato.base import lock
-from sfumato.base.errors import DistributedError
+from sfumato.base.errors import DistributedError, SfumatoWarning
 from sfumato.base.files import TEMPORARY_PREFIX
 from sfumato.training import checkpoint as checkpoints_module
 from sfumato.training import distributed, launch
@@ -341,3 +342,15 @@ def test_a_launcher_inside_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) 
 
 def test_another_error_is_not_the_loss_of_a_rank() -> None:
     assert not distributed._is_loss(RuntimeError("CUDA out of memory"))
+
+
+def test_a_file_system_without_locks_is_said_so(tmp_path: Path, monkeypatch, warned) -> None:
+    """The work goes on: what cannot be refused is at least warned of."""
+
+    def unsupported(handle: Any, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with warned(SfumatoWarning), lock.locked(tmp_path / "run"):
+        assert (tmp_path / "run" / ".lock").exists()
+    assert not (tmp_path / "run").exists()

@@ -5,13 +5,14 @@ import json
 import os
 import platform
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from sfumato.base.environment import command, now
-from sfumato.base.errors import InputError
+from sfumato.base.errors import InputError, SfumatoWarning
 from sfumato.base.files import make_folder, writing
 
 LOCK = ".lock"
@@ -91,6 +92,12 @@ def _take(file: Path) -> IO[str]:
         except OSError as error:
             if error.errno not in _UNSUPPORTED:
                 raise
+            warnings.warn(
+                f"The file system of {file.parent} has no locks: a second process on this folder "
+                "would not be noticed. Start one at a time.",
+                SfumatoWarning,
+                stacklevel=4,
+            )
         # The holder before us may have removed the file between our open and our lock.
         with suppress(FileNotFoundError):
             if os.fstat(handle.fileno()).st_ino == file.stat().st_ino:

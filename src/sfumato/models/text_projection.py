@@ -1,7 +1,7 @@
 """Keys and values of a caption, projected once a sampling run instead of at every step."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -28,9 +28,19 @@ def text_projected_once(unet: torch.nn.Module) -> Iterator[None]:
         for layer in (module.to_k, module.to_v)
         if layer is not None
     ]
+    with forwards_wrapped(layers, _remembering):
+        yield
+
+
+@contextmanager
+def forwards_wrapped(
+    layers: Sequence[torch.nn.Module],
+    wrap: Callable[[Callable[..., Tensor]], Callable[..., Tensor]],
+) -> Iterator[None]:
+    """Inside, each layer's `forward` is `wrap` of its own."""
     before = [vars(layer).get("forward") for layer in layers]
     for layer in layers:
-        layer.forward = _remembering(layer.forward)
+        layer.forward = wrap(layer.forward)
     try:
         yield
     finally:

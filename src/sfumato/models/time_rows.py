@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
+
+from sfumato.models.text_projection import forwards_wrapped
 
 
 @contextmanager
@@ -24,20 +27,11 @@ def time_in_rows(unet: torch.nn.Module, rows: int) -> Iterator[None]:
             layers += [module.linear_1, module.linear_2]
         elif isinstance(module, ResnetBlock2D) and module.time_emb_proj is not None:
             layers.append(module.time_emb_proj)
-    before = [vars(layer).get("forward") for layer in layers]
-    for layer in layers:
-        layer.forward = _in_rows(layer.forward, rows)
-    try:
+    with forwards_wrapped(layers, partial(_in_rows, rows=rows)):
         yield
-    finally:
-        for layer, own in zip(layers, before, strict=True):
-            if own is None:
-                del layer.forward  # the class's own shows again
-            else:
-                layer.forward = own
 
 
-def _in_rows(project: Callable[[Tensor], Tensor], rows: int) -> Callable[[Tensor], Tensor]:
+def _in_rows(project: Callable[[Tensor], Tensor], *, rows: int) -> Callable[[Tensor], Tensor]:
     def call(embedded: Tensor) -> Tensor:
         count = len(embedded)
         if embedded.ndim != 2 or count >= rows:

@@ -275,14 +275,15 @@ def _check_devices(world: World, device: torch.device) -> None:
 
 def _meet(world: World) -> Any:
     """A store that all ranks have reached; `DistributedError` after 40 seconds without one."""
-    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
-    by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    opens = world.is_main and not by_agent
+    launch = launch_of(Host())
+    assert launch is not None  # or the world would be `ALONE`
+    address, port = launch.address, launch.port
+    opens = world.is_main and not launch.agent_serves
     deadline = time.monotonic() + RENDEZVOUS_SECONDS
     try:
         if not opens:
-            _knock(address, int(port), deadline)
-        store = _store(address, int(port), opens)
+            _knock(address, port, deadline)
+        store = _store(address, port, opens)
     except (RuntimeError, ValueError, OSError) as error:
         what = "wait for the others" if opens else "reach rank 0"
         raise DistributedError(
