@@ -162,3 +162,16 @@ def test_a_gpu_day_on_a_cpu_records_each_part_and_what_failed(tmp_path: Path) ->
     assert record["left_out"] == ["cifar10-small"]
     assert "failed" in record["mnist"]
     assert any("failed" in line for line in lines)
+
+
+def test_a_gpu_day_with_a_failed_test_says_so_and_ends_with_1(
+    tmp_path: Path, sfumato, monkeypatch
+) -> None:
+    failing = tmp_path / "test_one.py"
+    failing.write_text("import pytest\n@pytest.mark.gpu\ndef test_it():\n    assert False\n")
+    monkeypatch.setattr("sfumato.bench.gpu_day.step_speed", lambda day, preset: {})
+    arguments = ("--minutes", "0.5", "--device", "cpu", "--tests", str(failing))
+    result = sfumato("bench", "gpu-day", "--out", str(tmp_path / "day"), *arguments)
+    assert result.code == 1
+    assert "tests: FAILED" in result.out
+    assert "tests: 1 failed" in result.out

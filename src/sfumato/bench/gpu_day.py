@@ -142,7 +142,7 @@ def _tests(plan: Plan, found: dict[str, Any]) -> None:
     lines = done.stdout.splitlines()
     found["exit_code"] = done.returncode
     endings = [line for line in lines if re.search(r"\d+ \w+ in", line)]
-    found["summary"] = endings[-1] if endings else ""
+    found["summary"] = endings[-1].strip("= ") if endings else ""
     found["failed_tests"] = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
 
 

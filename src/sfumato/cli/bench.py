@@ -149,8 +149,12 @@ def gpu_day(
         count=count,
         **asdict(prepared),
     )
-    print_day(gpu_day(plan, log))
+    record = gpu_day(plan, log)
+    print_day(record)
     log(f"Record  {out / 'gpu-day.json'}")
+    parts = [found for found in record.values() if isinstance(found, dict)]
+    if any("failed" in found or found.get("exit_code") for found in parts):
+        raise typer.Exit(1)
 
 
 def print_day(record: Mapping[str, Any]) -> None:
@@ -174,6 +178,10 @@ def print_day(record: Mapping[str, Any]) -> None:
             log(f"{name}: {found['images_seen']:,} images in {found['training_seconds']:.0f} s")
         for row in found.get("rows", []):
             log(f"  {row['title']}: class accuracy {row.get('class_accuracy', 'not measured')}")
+    tests = record["tests"]
+    for line in (tests.get("summary", ""), *tests.get("failed_tests", [])):
+        if line:
+            log(f"tests: {line}")
     for name, found in record.items():
         if isinstance(found, dict) and "failed" in found:
             log(f"{name} failed: {found['failed']}")
