@@ -88,10 +88,10 @@ def test_the_cpus_that_control_groups_grant(
     assert machine.cpu_quota(host(tmp_path, files)) == cpus
 
 
-def test_a_quota_below_the_visible_cpus_is_noted(
+def test_a_quota_below_the_processors_is_noted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "visible_cpus", lambda: 64)
+    monkeypatch.setattr(machine, "processors", lambda: 64)
     files = {
         "proc/self/cgroup": "0::/job",
         "sys/fs/cgroup/job/cpu.max": "400000 100000",
@@ -338,7 +338,7 @@ def test_nvidia_smi_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_more_threads_than_cpus(
     environ: dict[str, str], level: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "visible_cpus", lambda: 4)
+    monkeypatch.setattr(machine, "processors", lambda: 4)
     check = devices.check_threads(fake_torch(threads=4), host(tmp_path, **environ))
     assert only(check, level).hint == hint
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from sfumato.base.environment import processors
 from sfumato.base.files import cache_folder, make_folder, whole_file
 from sfumato.base.progress import Progress
-from sfumato.data.decode import processors
 from sfumato.data.memo import recall
 from sfumato.data.sources.parquet import read_group
 from sfumato.data.sources.parquet_pages import index_images

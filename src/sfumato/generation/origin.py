@@ -32,7 +32,7 @@ def load_from(
     """The experiment of a preset that begins with the model `origin`, whose network, process,
     codec, text encoder and sampling take the place of the preset's.
 
-    A run in `folder` that began with `origin` is gone on with, whatever became of that model since.
+    A run in `folder` that began with `origin` is resumed, whatever became of that model since.
     `ConfigError` that names the overrides which contradict the origin.
     """
     begun = None if folder is None else _begun(origin, folder)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sfumato.base.doctor.findings import Check, Finding, Host, Level, size
+from sfumato.base.environment import processors
 
 _NO_LIMIT_BYTES = 2**60
 """cgroup v1 writes "no limit" as a number of this order."""
@@ -21,13 +22,6 @@ _FEW_OPEN_FILES = 1024
 
 
 # Processors ---------------------------------------------------------------------------------------
-
-
-def visible_cpus() -> int:
-    """CPUs that the scheduler may give to this process."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def cpu_quota(host: Host) -> float | None:
@@ -46,11 +40,11 @@ def cpu_quota(host: Host) -> float | None:
 def usable_cpus(host: Host) -> int:
     """Threads that can run at once: visible CPUs within the quota, at least one."""
     quota = cpu_quota(host)
-    return max(1, min(visible_cpus(), round(quota) if quota is not None else visible_cpus()))
+    return max(1, min(processors(), round(quota) if quota is not None else processors()))
 
 
 def check_cpus(host: Host) -> Check:
-    model, visible, quota = cpu_model(host), visible_cpus(), cpu_quota(host)
+    model, visible, quota = cpu_model(host), processors(), cpu_quota(host)
     total = os.cpu_count() or visible
     findings = [Finding("ok", f"{model}, {visible} of {total} CPUs visible")]
     if quota is not None and quota < visible:
