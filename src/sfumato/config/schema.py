@@ -16,7 +16,9 @@ from sfumato.config.sections import (
     ClassifierConfig,
     DataConfig,
     EvaluationConfig,
+    Fit,
     OptimizerConfig,
+    Precision,
     TextConfig,
     TowersConfig,
     TrainingConfig,
@@ -139,6 +141,19 @@ class ClassSet(Section):
     """Caption templates that are trained on."""
     held_out: tuple[str, ...]
     """Templates that are never trained on and serve the zero-shot test."""
+    phrases: tuple[str, ...] = ()
+    """Noun phrases, such as "the digit {label}": English sentences around them are about half of
+    the captions, so that the towers find the class in any sentence."""
+    images: Count | None = None
+    """Images of an epoch: the first so many, repeated where there are fewer; null for each once."""
+    label_column: str = "auto"
+    """Parquet: the column of classes; auto finds it by its type."""
+    fit: Fit = "crop"
+    """How images that are not square become so: crop (the centre) or squash."""
+    without: tuple[str, ...] = ()
+    """Classes that are left out, such as "Unknown Genre"."""
+    fewest: Count = 1
+    """Classes with fewer training images than that are left out."""
 
     @field_validator("sources", "caption", "held_out")
     @classmethod
@@ -160,6 +175,8 @@ class ClipTrainingConfig(Section):
     distractors: int = Field(default=3, ge=0)
     """Half of the captions get up to so many unrelated words, which teaches the towers to ignore
     words that say nothing of the class."""
+    precision: Precision = "float32"
+    """Arithmetic of the towers; weights stay float32."""
     optimizer: OptimizerConfig
     log_every_images: Count = 10_000
     """Images between two lines of metrics.jsonl."""

@@ -24,6 +24,7 @@ Auto = Literal["auto"]
 Fit = Literal["crop", "squash"]
 Level = Literal["plain", "attention"]
 Loading = Literal["memory", "stream"]
+Precision = Literal["float32", "bfloat16"]
 AUTO_CAPTION = ("auto",)
 FEWEST_IMAGES = 10
 """Fewer images cannot be measured."""
@@ -283,7 +284,7 @@ class TrainingConfig(Section):
     """Weight of the loss over noise levels: uniform, or min_snr (min-SNR-gamma)."""
     min_snr_gamma: Positive = 5.0
     """gamma of min_snr: signal-to-noise ratios above it weigh no more."""
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     """Arithmetic of the network; weights stay float32."""
     compile: Literal["none", "blocks", "graph"] = "none"
     """Compile the network's `blocks`, or the whole network with CUDA graphs (`graph`)."""

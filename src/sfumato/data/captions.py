@@ -107,9 +107,12 @@ def class_captions(
 
 
 def in_words(class_name: str) -> str:
-    """A digit's word; every other name with its underscores opened."""
+    """A digit's word; every other name with its underscores opened, and the hyphens of one like
+    `claude-monet`."""
     if class_name.isdecimal() and int(class_name) < len(_WORDS):
         return _WORDS[int(class_name)]
+    if re.fullmatch(r"[a-z]{2,}(-[a-z]{2,})+", class_name):
+        return class_name.replace("-", " ")
     return class_name.replace("_", " ")
 
 

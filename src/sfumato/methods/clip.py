@@ -10,14 +10,15 @@ from torch import Tensor
 
 from sfumato import __version__
 from sfumato.base.environment import environment, now
-from sfumato.base.errors import ConfigError
+from sfumato.base.errors import ConfigError, nearest
 from sfumato.base.files import read_json, sha256_of_file, whole_folder, write_json, write_text
 from sfumato.config.schema import ClassSet, ClipExperiment
 from sfumato.config.sections import DataConfig
 from sfumato.data.captions import captions_from_templates
 from sfumato.data.loading import DeviceBatches
 from sfumato.data.records import Records, Split, load_records
-from sfumato.evaluation.metrics.intervals import wilson
+from sfumato.text.sentences import frame_words, with_sentences
+from sfumato.evaluation.metrics.intervals import macro_mean, wilson
 from sfumato.text.bundled import write_known_words
 from sfumato.text.tokenizer import train_tokenizer, vocabulary_corpus
 from sfumato.text.towers import (
@@ -40,49 +41,107 @@ RESULT, FILE_NAME = "clip", "figures.json"
 """Folder inside a run that holds the finished encoder, and its results in there."""
 
 
+SENTENCES = 40
+"""Sentences around each phrase of a set of classes."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClassData:
-    """One split of every set of classes, side by side."""
+    """One split of every set of classes, side by side; `own_captions` are those without sentences
+    around them."""
 
     images: Tensor
     labels: Tensor
     class_names: list[str]
     captions: list[list[str]]
+    own_captions: list[str]
     mirrored: Tensor
+    apart: Tensor
     description: str
 
 
 def load_class_data(experiment: ClipExperiment, split: Split) -> ClassData:
     """Images (N, 3, 32, 32) uint8 with labels counted over all sets of classes."""
-    images, labels, names, captions, mirrored, about = [], [], [], [], [], []
-    for group in experiment.datasets.values():
-        parts = [load_records(_data(source, group), split) for source in group.sources]
-        classes = list(parts[0].class_names)
-        for part, source in zip(parts, group.sources, strict=True):
-            if list(part.class_names) != classes:
-                raise ConfigError(
-                    f"datasets: {source} has other classes than {group.sources[0]}.",
-                    hint="Sources of one set share their classes; give it a set of its own.",
-                )
-        images += [part.images[:] for part in parts]
-        labels += [part.labels + len(names) for part in parts]
+    images, labels, names, captions, own, mirrored, about = [], [], [], [], [], [], []
+    groups = list(experiment.datasets.values())
+    sets = []
+    for number, group in enumerate(groups):
+        its_images, its_labels, classes, description = load_class_set(group, split)
+        rows = torch.arange(group.images or len(its_labels)) % len(its_labels)
+        images.append(its_images[rows])
+        labels.append(its_labels[rows] + len(names))
         names += classes
         mirrored += [group.mirrored] * len(classes)
-        templates = captions_from_templates(group.caption, classes)
-        captions += [templates[label :: len(classes)] for label in range(len(classes))]
-        about += [part.description for part in parts]
+        sets += [number] * len(classes)
+        templates = with_sentences(group.caption, group.phrases, each=SENTENCES)
+        texts = captions_from_templates(templates, classes)
+        captions += [texts[label :: len(classes)] for label in range(len(classes))]
+        own += captions_from_templates(group.caption, classes)
+        about.append(description)
+    # Of one image several sets may say what is true, such as its style and its artist.
+    same_images = torch.tensor([[a.sources == b.sources for a in groups] for b in groups])
+    of = torch.tensor(sets)
     return ClassData(
         images=torch.cat(images),
         labels=torch.cat(labels),
         class_names=names,
         captions=captions,
+        own_captions=own,
         mirrored=torch.tensor(mirrored),
+        apart=~same_images[of][:, of] | (of[:, None] == of),
         description="; ".join(about),
     )
 
 
+def load_class_set(group: ClassSet, split: Split) -> tuple[Tensor, Tensor, list[str], str]:
+    """The images (N, 3, 32, 32) uint8 of one set's classes that are not left out, their labels
+    (N,), the names of the classes, and a description."""
+    parts = [load_records(_data(source, group), split) for source in group.sources]
+    classes = list(parts[0].class_names)
+    for part, source in zip(parts, group.sources, strict=True):
+        if list(part.class_names) != classes:
+            raise ConfigError(
+                f"datasets: {source} has other classes than {group.sources[0]}.",
+                hint="Sources of one set share their classes; give it a set of its own.",
+            )
+    images = torch.cat([part.images[:] for part in parts])
+    labels = torch.cat([part.labels for part in parts])
+    kept = _classes_kept(group, classes)
+    new = torch.full((len(classes),), -1)
+    new[kept] = torch.arange(len(kept))
+    rows = new[labels] >= 0
+    description = "; ".join(part.description for part in parts)
+    return images[rows], new[labels[rows]], [classes[label] for label in kept], description
+
+
+def _classes_kept(group: ClassSet, classes: Sequence[str]) -> list[int]:
+    """The classes that are trained on: enough images, and not left out by name."""
+    if unknown := set(group.without) - set(classes):
+        raise ConfigError(
+            f"datasets: without: {group.sources[0]} has no class '{min(unknown)}'.",
+            hint=nearest(min(unknown), classes),
+        )
+    counts = sum(
+        load_records(_data(source, group), "train").labels.bincount(minlength=len(classes))
+        for source in group.sources
+    )
+    assert isinstance(counts, Tensor)
+    return [
+        label
+        for label, name in enumerate(classes)
+        if name not in group.without and counts[label] >= group.fewest
+    ]
+
+
 def _data(source: str, group: ClassSet) -> DataConfig:
-    return DataConfig(source=source, resolution=IMAGE_PX, channels=3, caption=group.caption)
+    return DataConfig(
+        source=source,
+        resolution=IMAGE_PX,
+        channels=3,
+        caption=group.caption,
+        label_column=group.label_column,
+        fit=group.fit,
+    )
 
 
 @dataclass(kw_only=True)
@@ -96,8 +155,9 @@ class ClipRun(Run):
 
 def _build(experiment: ClipExperiment, folder: Path, device: torch.device, world: World) -> ClipRun:
     data = load_class_data(experiment, "train")
-    captions = [caption for captions in data.captions for caption in captions]
-    tokenizer = train_tokenizer(vocabulary_corpus(captions), vocab_size=experiment.vocabulary)
+    tokenizer = train_tokenizer(
+        vocabulary_corpus(data.own_captions), vocab_size=experiment.vocabulary
+    )
     training = experiment.training
     objective = ClipObjective(
         build_towers(experiment.towers, tokenizer, seed=experiment.seed).to(device),
@@ -105,6 +165,7 @@ def _build(experiment: ClipExperiment, folder: Path, device: torch.device, world
         optimizer=training.optimizer,
         captions_per_class=training.captions_per_class,
         distractors=training.distractors,
+        precision=training.precision,
     )
     records = Records(
         images=data.images,
@@ -126,7 +187,7 @@ def _build(experiment: ClipExperiment, folder: Path, device: torch.device, world
         device=device,
         provenance={"experiment": experiment.name},
         tokenizer=tokenizer,
-        captions=captions,
+        captions=data.own_captions,
         trained_on=data.description,
     )
 
@@ -139,6 +200,7 @@ def class_texts(data: ClassData, tokenizer: "CLIPTokenizer", *, positions: int) 
     return ClassTexts(
         ids=ids.view(len(filled), most, -1),
         mirrored=data.mirrored,
+        apart=data.apart,
         unrelated=torch.tensor(sorted(set(range(len(tokenizer))) - set(ids.flatten().tolist()))),
         end_id=tokenizer.eos_token_id,
     )
@@ -153,7 +215,7 @@ def _finish(experiment: ClipExperiment, run: ClipRun) -> None:
     with whole_folder(run.folder / RESULT) as temporary:
         save_towers(towers, run.tokenizer, experiment.towers, temporary)
         subject = f"the classes of {' and '.join(experiment.datasets)}"
-        write_known_words(temporary, run.captions, subject=subject)
+        write_known_words(temporary, [*run.captions, frame_words()], subject=subject)
         rounded, _ = load_towers(temporary)  # what is measured is what is shipped
         weights = ("model.safetensors", "image_tower.safetensors")
         about = {
@@ -182,21 +244,29 @@ def zero_shot(
     towers = towers.eval()
     found = {}
     for name, group in experiment.datasets.items():
-        test = load_records(_data(group.sources[-1], group), "test")
-        embeddings = towers.embed_uint8(test.images)
+        last = group.model_copy(update={"sources": group.sources[-1:]})
+        images, labels, classes, description = load_class_set(last, "test")
+        embeddings = towers.embed_uint8(images)
         right = {}
         for template in group.held_out:
-            captions = captions_from_templates([template], test.class_names)
-            ids = tokenize(tokenizer, captions, positions=experiment.towers.positions)
-            right[template] = int((towers.classify(embeddings, ids) == test.labels).sum())
-        mean = wilson(round(sum(right.values()) / len(right)), len(test))
+            ids = tokenize(
+                tokenizer,
+                captions_from_templates([template], classes),
+                positions=experiment.towers.positions,
+            )
+            right[template] = towers.classify(embeddings, ids) == labels
+        share = torch.stack(list(right.values())).double().mean(0)
+        mean = wilson(round(float(share.sum())), len(labels))
+        macro = macro_mean(share, labels)
         found[name] = {
             "accuracy": mean.value,
             "low": mean.low,
             "high": mean.high,
-            "images": len(test),
-            "by_template": {template: count / len(test) for template, count in right.items()},
-            "test_images": test.description,
+            "macro": {"accuracy": macro.value, "low": macro.low, "high": macro.high},
+            "classes": classes,
+            "images": len(labels),
+            "by_template": {one: float(hit.double().mean()) for one, hit in right.items()},
+            "test_images": description,
         }
     return found
 

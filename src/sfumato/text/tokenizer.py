@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from sfumato.text.sentences import FILLERS, frame_words
+
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
@@ -35,16 +37,39 @@ COMMON = (
     "flying swimming eating sleeping holding looking playing riding wearing two three many "
     "photo picture painting portrait landscape drawing sketch image style artist oil watercolour "
     "letter word sign symbol icon logo cartoon shape line circle triangle pattern background "
-    "morning evening night day spring summer autumn winter close far view scene landscape"
+    "morning evening night day spring summer autumn winter close far view scene landscape "
+    "about after again all also always another any anything away be been before being best better "
+    "both but by came can come could did do does done down each end enough even ever every few "
+    "first follow found full gave get give go good got great had has have having held help here "
+    "him how if just keep kind know last later least leave less let life like live long look lot "
+    "love made make many may maybe me mean might more most much must need never next no nothing "
+    "now number often once only order other our out own part place play point put quite rather "
+    "read really right run said same saw say second see seem seen send set several shall she "
+    "should show side since so some someone something soon start state stay still stop such sure "
+    "take tell than thank their them then there these thing think those though thought through "
+    "time today together too took toward try turn until up upon us use used very wait want was "
+    "way well went were when where which while whole why will wish within work world would write "
+    "year yes yesterday yet tomorrow week month hour minute home office shop street train station "
+    "holiday birthday party present gift money game sport team ball cat dog bird horse frog deer "
+    "ship truck airplane automobile plane lorry numeral figure digit handwriting handwritten chalk "
+    "blackboard board sheet poster canvas museum gallery exhibition master modern classic history "
+    "century ancient colour bright shadow portrait still nude religious abstract scientist engineer "
+    "farmer soldier sailor worker writer singer dancer player customer guest visitor colleague boss "
+    "aunt uncle grandmother grandfather cousin husband wife daughter son nephew niece neighbourhood "
+    "country island valley desert winter storm wind weather garden path field corner centre edge "
+    "surface background foreground close distance detail large enormous gigantic tiny elegant messy "
+    "neat shaky smooth rough clear blurry sharp faded funny serious wonderful terrible important"
 )
 """Frequent words of captions: people's own prompts take one token a word, not one a byte."""
 
 
 def vocabulary_corpus(captions: Sequence[str]) -> list[str]:
-    """What the bundled tokenizer learns its merges from: captions, art styles, common words."""
+    """What the bundled tokenizer learns its merges from: captions, art styles, common words, and
+    those of the sentences around captions."""
     styles = [f"A painting in the style of {style}" for style in WIKIART.split(", ")]
     # Captions count more, so that their words are whole before the vocabulary is full.
-    return [*(list(captions) * 10), *(styles * 3), *COMMON.split()]
+    sentences = [frame_words(), *FILLERS]
+    return [*(list(captions) * 10), *(styles * 3), *sentences, *COMMON.split()]
 
 
 def train_tokenizer(corpus: Sequence[str], *, vocab_size: int) -> "CLIPTokenizer":

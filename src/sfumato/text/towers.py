@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 IMAGE_PX = 32
 """Height and width that the image tower takes."""
 TOWERS_FILE, IMAGE_FILE = "towers.json", "image_tower.safetensors"
+_NOT_SET_AGAINST = -1e4
+"""A logit without a share in the softmax; minus infinity times a target of zero would be NaN."""
 MAX_LOGIT_SCALE = 100.0
 """As in CLIP: a larger scale makes training unstable."""
 
@@ -158,16 +160,25 @@ def build_text_tower(config: TowersConfig, tokenizer: "CLIPTokenizer") -> "CLIPT
 
 
 def contrastive_loss(
-    images: Tensor, texts: Tensor, image_labels: Tensor, text_labels: Tensor, scale: Tensor
+    images: Tensor,
+    texts: Tensor,
+    image_labels: Tensor,
+    text_labels: Tensor,
+    scale: Tensor,
+    *,
+    apart: Tensor | None = None,
 ) -> Tensor:
     """CLIP's symmetric cross-entropy where every image and text of one class is a pair: 0-d.
 
     `images` (B, D) and `texts` (M, D) are unit vectors, `*_labels` (B,) and (M,) their classes.
     With few classes, plain InfoNCE would push apart captions and images that belong together, so
     the targets are shared out over all positives (Khosla et al. 2020, Eq. 2). Every image needs a
-    text of its class; texts without an image in the batch only serve as negatives.
+    text of its class; texts without an image in the batch only serve as negatives. `apart` (K, K)
+    bool: classes that exclude each other; others are not set against each other. Without it all do.
     """
     logits = scale * images @ texts.T
+    if apart is not None:
+        logits = logits.masked_fill(~apart[image_labels][:, text_labels], _NOT_SET_AGAINST)
     positive = (image_labels[:, None] == text_labels[None]).to(logits)
     of_images = F.cross_entropy(logits, positive / positive.sum(1, keepdim=True))
     shown = positive.sum(0) > 0

@@ -135,3 +135,26 @@ def percentile_interval(statistics: Tensor, *, confidence: float) -> tuple[float
     """The middle `confidence` of `statistics` (R,)."""
     tail = (1 - confidence) / 2
     return float(statistics.quantile(tail)), float(statistics.quantile(1 - tail))
+
+
+def macro_mean(
+    values: Tensor, labels: Tensor, *, resamples: int = 2_000, seed: int = 0
+) -> Estimate:
+    """Mean over classes of the mean of each class's `values` (N,), `labels` (N,) int64: of right
+    and wrong answers the macro-averaged accuracy. Percentile bootstrap within each class.
+
+    `ValueError` for no values or NaN.
+    """
+    values = checked_values(values)
+    classes = labels.unique().tolist()
+    means, observed = torch.zeros(resamples, dtype=torch.float64), 0.0
+    for number, label in enumerate(classes):
+        own = values[labels == label]
+        draws = [
+            own[rows].mean(dim=1)
+            for rows in resampled(len(own), resamples=resamples, seed=seed + number)
+        ]
+        means += torch.cat(draws) / len(classes)
+        observed += float(own.mean()) / len(classes)
+    low, high = percentile_interval(means, confidence=0.95)
+    return Estimate(value=observed, low=low, high=high, count=len(values), percent=True)

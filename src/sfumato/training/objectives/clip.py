@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sfumato.base.images import to_float
-from sfumato.config.sections import OptimizerConfig
+from sfumato.config.sections import OptimizerConfig, Precision
 from sfumato.data.loading import Batch
 from sfumato.text.towers import ClipTowers, contrastive_loss
 from sfumato.training.optimizer import build_optimizer
@@ -18,12 +18,14 @@ from sfumato.training.step import StepContext, finish_step, random_changes, warp
 class ClassTexts:
     """Captions of each class as token ids, and whether its images may be mirrored.
 
-    `ids`: (K, T, L) int64, caption t of class k; `mirrored`: (K,) bool; `unrelated`: (U,) int64,
-    tokens that no caption has; `end_id`: the end token, with which captions are padded.
+    `ids`: (K, T, L) int64, caption t of class k; `mirrored`: (K,) bool; `apart`: (K, K) bool, which
+    classes exclude each other; `unrelated`: (U,) int64, tokens that no caption has; `end_id`: the
+    end token, with which captions are padded.
     """
 
     ids: Tensor
     mirrored: Tensor
+    apart: Tensor
     unrelated: Tensor
     end_id: int
 
@@ -43,11 +45,13 @@ class ClipObjective:
         optimizer: OptimizerConfig,
         captions_per_class: int,
         distractors: int = 0,
+        precision: Precision = "float32",
     ) -> None:
         self.towers = towers.train()
         self.texts = texts
         self.captions_per_class = captions_per_class
         self.distractors = distractors
+        self.precision = precision
         self.parameters = list(towers.parameters())
         self.optimizer_config = optimizer
         self.optimizer = build_optimizer(optimizer, towers)
@@ -60,12 +64,16 @@ class ClipObjective:
         changes = random_changes(context, size=0.1, mirrored=mirrored)
         images = warped(to_float(batch.images, (-1.0, 1.0)), changes)
         ids, labels = self._captions(context)
+        mixed = self.precision == "bfloat16"
+        with torch.autocast(context.device.type, torch.bfloat16, enabled=mixed):
+            embedded, texts = self.towers.embed_images(images), self.towers.embed_text(ids)
         loss = contrastive_loss(
-            self.towers.embed_images(images),
-            self.towers.embed_text(ids),
+            embedded.float(),
+            texts.float(),
             batch.labels,
             labels,
             self.towers.scale,
+            apart=self.texts.apart.to(context.device),
         )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -87,6 +95,7 @@ class ClipObjective:
             end_id=self.texts.end_id,
             generator=generator,
         )
+        ids = ids[:, : int((ids == self.texts.end_id).int().argmax(1).max()) + 1]
         return ids.to(context.device), labels.flatten().to(context.device)
 
 
