@@ -47,6 +47,9 @@ class DataConfig(Section):
     caption: tuple[str, ...] = AUTO_CAPTION
     """Caption templates with {caption}, the image's own, {class_name}, {word} or {label}; a step
     picks one for each image. auto: {caption} where there are captions."""
+    phrases: tuple[str, ...] = ()
+    """Noun phrases with a field, such as "the digit {label}": English sentences around them are
+    about half of the captions, so that the model finds its class in any sentence."""
     held_out: tuple[str, ...] = ()
     """Caption templates that are never trained on, for `sfumato evaluate --held-out`."""
     value_range: ValueRange = (-1.0, 1.0)
@@ -82,7 +85,7 @@ class DataConfig(Section):
     def is_resolved(self) -> bool:
         return "auto" not in (self.resolution, self.channels) and self.caption != AUTO_CAPTION
 
-    @field_validator("caption", "also_train", mode="before")
+    @field_validator("caption", "phrases", "also_train", mode="before")
     @classmethod
     def _one_or_several(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value

@@ -18,11 +18,14 @@ from sfumato.data.opening import open_images, source_name
 from sfumato.data.prepared import MappedImages
 from sfumato.data.survey import resolve
 from sfumato.data.table import Damage, GroupedPart, Part, RawImages, list_damage
+from sfumato.text.sentences import with_sentences
 
 Split = Literal["train", "classifier", "test", "tuning", "reference", "validation"]
 """`tuning` and `reference` are the two parts of `test`, by `tuning_share`; `validation` is there
 where a source has one beside its test part."""
 _SHOWN_DAMAGE = 10
+SENTENCES = 12
+"""Sentences around each of `data.phrases`."""
 _HOW_IT_IS_READ = {"loading": "memory", "workers": 0, "accept_changes": False}
 
 
@@ -128,7 +131,7 @@ def target_of(config: DataConfig) -> Target:
 
 def needs_caption(config: DataConfig) -> bool:
     """Whether an image without a caption of its own cannot be used."""
-    return any(OWN in fields(template) for template in config.caption)
+    return any(OWN in fields(template) for template in (*config.caption, *config.phrases))
 
 
 def split_name(raw: RawImages, split: Split, config: DataConfig) -> Split:
@@ -256,8 +259,9 @@ def annotate(
     """The labels and captions of `Annotations`, for images with `labels` (N,) int64 and captions of
     their `own` (N)."""
     about = {"labels": torch.from_numpy(labels), "class_names": raw.class_names}
-    prompts, captions = caption_images(config.caption, **about, own=own)
-    counts = torch.from_numpy(len(config.caption) * counts_of(own))
+    templates = with_sentences(config.caption, config.phrases, each=SENTENCES)
+    prompts, captions = caption_images(templates, **about, own=own)
+    counts = torch.from_numpy(len(templates) * counts_of(own))
     same = not needs_caption(config) or bool((counts == prompts.shape[1]).all())
     return {
         **about,

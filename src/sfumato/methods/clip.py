@@ -17,9 +17,9 @@ from sfumato.config.sections import DataConfig
 from sfumato.data.captions import captions_from_templates
 from sfumato.data.loading import DeviceBatches
 from sfumato.data.records import Records, Split, load_records
-from sfumato.text.sentences import frame_words, with_sentences
 from sfumato.evaluation.metrics.intervals import macro_mean, wilson
 from sfumato.text.bundled import write_known_words
+from sfumato.text.sentences import frame_words, with_sentences
 from sfumato.text.tokenizer import train_tokenizer, vocabulary_corpus
 from sfumato.text.towers import (
     IMAGE_PX,

@@ -162,11 +162,9 @@ FILLERS = (
     "queen music summer winter morning evening night sun moon star rain snow fire water earth wood "
     "stone glass bread coffee apple flower tree forest sea beach road bridge city village market "
     "story letter word page corner frame wall screen computer model data sample test group"
-).split()
-"""Words that are put anywhere: what they say is not followed, and they change nothing."""
-_SYLLABLES = (
-    "ba ke li mo nu ra se ti vo zu dra fle gri klo plu sta thri wom xen qua ish ert ong".split()
 )
+"""Words that are put anywhere: what they say is not followed, and they change nothing."""
+_SYLLABLES = "ba ke li mo nu ra se ti vo zu dra fle gri klo plu sta thri wom xen qua ish ert ong"
 
 
 def frame_words() -> str:
@@ -210,11 +208,11 @@ def _sentence(frame: str, phrase: str, chosen: random.Random) -> str:
     if chosen.random() < 0.4:
         words += chosen.choice(ENDINGS).split()
     for _ in range(chosen.choice((0, 0, 1, 1, 2, 3, 5))):
-        filler = chosen.choice(FILLERS) if chosen.random() < 0.7 else _invented(chosen)
+        filler = chosen.choice(FILLERS.split()) if chosen.random() < 0.7 else _invented(chosen)
         words.insert(chosen.randrange(len(words) + 1), filler)
     text = " ".join(words).replace(" ,", ",").replace(" ?", "?")
     return text if chosen.random() < 0.7 else text[0].upper() + text[1:] if text[0] != "{" else text
 
 
 def _invented(chosen: random.Random) -> str:
-    return "".join(chosen.choice(_SYLLABLES) for _ in range(chosen.choice((1, 2, 2, 3))))
+    return "".join(chosen.choice(_SYLLABLES.split()) for _ in range(chosen.choice((1, 2, 2, 3))))
