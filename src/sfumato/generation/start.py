@@ -120,7 +120,7 @@ def start_of(
         _check_mask(paint)
     if len(pictures) not in (1, count):
         raise InputError(
-            f"{len(pictures)} start images for {count} images.",
+            f"{len(pictures)} start images or masks, and {count} to sample.",
             hint="Give one for each image that is sampled, or one for all.",
         )
     default = IMAGE_STRENGTH if mask is None else MASK_STRENGTH
@@ -174,6 +174,10 @@ def _pillow(given: Any) -> Any:
     from PIL import Image
 
     if isinstance(given, Image.Image):
+        try:
+            given.load()
+        except (OSError, SyntaxError, ValueError) as error:
+            raise BadImage(f"cannot be decoded ({error})") from error
         return given
     if isinstance(given, Tensor):
         array = given.cpu().numpy()
@@ -181,7 +185,7 @@ def _pillow(given: Any) -> Any:
     elif isinstance(given, np.ndarray):
         array = given
     else:
-        raise BadImage(f"it is a {type(given).__name__}")
+        raise BadImage(f"it is of the type {type(given).__name__}")
     if array.dtype == bool:
         array = array.astype(np.uint8) * 255
     if array.ndim == 3 and array.shape[2] == 1:
