@@ -63,11 +63,12 @@ def measure_inpainting(
     first_seed: int = 0,
     classifier: str = "auto",
     log: Callable[[str], None] = lambda text: None,
+    on_images: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Inpainted, bytes]:
     """The first `count` test images of `data` without their lower half, each by its own seed.
 
-    Also a PNG of the first of them: whole, hidden, completed. `InputError` for data without classes
-    or with fewer images.
+    Also a PNG of the first of them: whole, hidden, completed. `on_images` gets (sampled, in all).
+    `InputError` for data without classes or with fewer images.
     """
     records = load_records(data, "reference")
     if not records.class_names or len(records) < count:
@@ -79,9 +80,16 @@ def measure_inpainting(
     real, labels = records.images[:count], records.labels[:count]
     prompts, seeds = class_prompts(records, labels, ()), range(first_seed, first_seed + count)
     mask = lower_half(real.shape[-1])
-    log(f"Completing {count} images ...")
-    completed = model.sample(prompts, seeds, init_image=list(real), mask=mask, alone=False)
-    unmasked = model.sample(prompts, seeds, alone=False)
+    done = 0
+
+    def on_batch(images: int) -> None:
+        nonlocal done
+        done += images
+        on_images(done, 2 * count)
+
+    options = {"alone": False, "on_batch": on_batch}
+    completed = model.sample(prompts, seeds, init_image=list(real), mask=mask, **options)
+    unmasked = model.sample(prompts, seeds, **options)
     keep = ~mask[None].expand_as(real)
     found = Inpainted(
         accuracy=_accuracy(judge, completed.tensor, labels),

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from sfumato.base.progress import Progress
 from sfumato.cli.evaluate import data_of
 from sfumato.cli.options import Data, Device, ModelPath, SamplingOptions, Seed
 from sfumato.cli.show import log, log_wrapped, new_table, open_model, print_table, unused
@@ -36,6 +37,7 @@ def inpainting(
         first_seed=seed,
         classifier=classifier,
         log=log,
+        on_images=Progress().of("images"),
     )
     table = new_table(["images", "class accuracy"])
     table.add_row("lower half painted", str(found.accuracy))
