@@ -416,6 +416,9 @@ def damaged(folder: Path, name: str) -> Path:
     match name:
         case "moving.gif" | "moving.png" | "pages.tiff":
             frames[0].save(file, save_all=True, append_images=frames[1:])
+        case "cut.gif":
+            frames[0].save(file, save_all=True, append_images=frames[1:])
+            file.write_bytes(file.read_bytes()[:-12])
         case "truncated.png":
             noise = np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)
             Image.fromarray(noise).save(file)
@@ -434,8 +437,8 @@ def damaged(folder: Path, name: str) -> Path:
 @pytest.mark.parametrize(
     "name",
     [
-        *("moving.gif", "moving.png", "pages.tiff", "truncated.png", "text.png", "empty.png"),
-        *("float.tiff", "folder", "missing.png"),
+        *("moving.gif", "cut.gif", "moving.png", "pages.tiff", "truncated.png", "text.png"),
+        *("empty.png", "float.tiff", "folder", "missing.png"),
     ],
 )
 def test_files_that_are_no_picture(name: str, small_model: Model, tmp_path: Path, refused) -> None:

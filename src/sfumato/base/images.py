@@ -110,9 +110,11 @@ def check_one_picture(image: "PIL.Image.Image") -> None:
 
 def upright(image: "PIL.Image.Image") -> "PIL.Image.Image":
     """Turned and mirrored as its EXIF orientation says."""
+    if _orientation(image) == 1:
+        return image
     from PIL import ImageOps
 
-    return ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
+    return ImageOps.exif_transpose(image)
 
 
 def is_turned(image: "PIL.Image.Image") -> bool:
@@ -128,11 +130,11 @@ def _orientation(image: "PIL.Image.Image") -> int:
 def coloured(image: "PIL.Image.Image", mode: str) -> "PIL.Image.Image":
     """Any of Pillow's modes to L or RGB: transparency is laid on white, 16-bit grey is scaled;
     `BadImage` for floating-point pixels."""
+    if image.mode == mode and "transparency" not in image.info:
+        return image
     import numpy as np
     from PIL import Image
 
-    if image.mode == mode and "transparency" not in image.info:
-        return image
     if image.mode == "F":
         raise BadImage("floating-point pixels, whose white is not known")
     if image.mode == "I" or image.mode.startswith("I;16"):
@@ -147,11 +149,11 @@ def coloured(image: "PIL.Image.Image", mode: str) -> "PIL.Image.Image":
 
 def fitted(image: "PIL.Image.Image", side_px: int, fit: str) -> "PIL.Image.Image":
     """A square by Pillow's antialiased bilinear filter, of the middle for the fit `crop`."""
-    from PIL import Image
-
     width, height = image.size
     if (width, height) == (side_px, side_px):
         return image
+    from PIL import Image
+
     if fit == "crop" and width != height:
         short = min(width, height)
         left, top = (width - short) // 2, (height - short) // 2

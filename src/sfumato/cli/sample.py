@@ -85,7 +85,9 @@ class WayOptions:
             return
         if wrong := [name for name, there in given.items() if there]:
             option = f"--{wrong[0].replace('_', '-')}"
-            raise InputError(f"--interpolate and {option} do not go together.")
+            raise InputError(
+                f"--interpolate and {option} do not go together.", hint="Leave one of them out."
+            )
         if len(prompts) not in (1, 2):
             raise InputError(
                 f"--interpolate has {len(prompts)} prompts.",

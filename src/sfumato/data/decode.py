@@ -146,12 +146,14 @@ def _reason(error: Exception) -> str:
 def read_picture(path: Path, target: Target) -> tuple[np.ndarray, tuple[int, int]]:
     """A file that is one picture, as `decode` gives it, and its upright width and height;
     `BadImage` for what is none and for several pictures."""
+    pixels, _ = decode(path, target)
     with open_image(path) as opened:
-        check_one_picture(opened)
-        width, height = opened.size
-        if is_turned(opened):
-            width, height = height, width
-    return decode(path, target)[0], (width, height)
+        try:
+            check_one_picture(opened)
+            width, height = opened.size
+            return pixels, (height, width) if is_turned(opened) else (width, height)
+        except (OSError, SyntaxError, ValueError, EOFError) as error:  # where later frames are cut
+            raise BadImage(f"cannot be decoded ({_reason(error)})") from error
 
 
 # Many rows ----------------------------------------------------------------------------------------

@@ -156,8 +156,6 @@ def _picture(given: Any, what: str, shape: tuple[int, int, int], fit: str) -> Pi
             pixels, size = decode.read_picture(Path(given), target)
             return torch.from_numpy(pixels.copy()), size
         image = _pillow(given)
-        check_one_picture(image)
-        image = upright(image)
         pixels = _array(fitted(coloured(image, "L" if channels == 1 else "RGB"), side, fit))
         return pixels, image.size
     except BadImage as error:
@@ -169,16 +167,17 @@ def _picture(given: Any, what: str, shape: tuple[int, int, int], fit: str) -> Pi
 
 
 def _pillow(given: Any) -> Any:
-    """A Pillow image of itself or of pixels; `BadImage` for others."""
+    """An upright Pillow image of one or of pixels; `BadImage` for others."""
     import numpy as np
     from PIL import Image
 
     if isinstance(given, Image.Image):
         try:
+            check_one_picture(given)
             given.load()
-        except (OSError, SyntaxError, ValueError) as error:
+            return upright(given)
+        except (OSError, SyntaxError, ValueError, EOFError) as error:
             raise BadImage(f"cannot be decoded ({error})") from error
-        return given
     if isinstance(given, Tensor):
         array = given.cpu().numpy()
         array = array.transpose(1, 2, 0) if array.ndim == 3 else array
