@@ -59,7 +59,7 @@ COMMANDS = [
 GROUPED = [
     *("presets list", "presets show", "presets settings", "data show", "data synthesize"),
     *("bench train", "bench sample", "bench data", "bench order", "bench decoding"),
-    "bench scaling",
+    *("bench scaling", "bench inpainting"),
 ]
 
 
@@ -266,6 +266,19 @@ WRONG = {
     "sample|bundled:mnist|x|--count|0": ["--count", "1"],
     "sample|bundled:mnist|x|--sampler|dim": ["dim", "DDIM"],
     "sample|bundled:mnist|x|--guidance-form|apgg": ["Did you mean 'apg'"],
+    "sample|bundled:mnist|x|--mask|pyproject.toml": ["--mask", "--init-image"],
+    "sample|bundled:mnist|x|--strength|0.5": ["--strength", "--init-image"],
+    "sample|bundled:mnist|x|--init-image|no-such.png": ["no-such.png", "does not exist"],
+    "sample|bundled:mnist|x|--init-image|.": ["is not a file"],
+    f"sample|bundled:mnist|x|--init-image|{__file__}|--strength|1.5": ["--strength", "1.5"],
+    f"sample|bundled:mnist|x|--init-image|{__file__}|--strength|nan": ["--strength", "nan"],
+    f"sample|bundled:mnist|x|--init-image|{__file__}|--mask|no.png": ["no.png", "does not exist"],
+    f"sample|bundled:mnist|x|--init-image|{__file__}|--interpolate|3": ["--init-image"],
+    "sample|bundled:mnist|x|--interpolate|1": ["--interpolate", "2"],
+    "sample|bundled:mnist|x|--interpolate|3|--count|2": ["--count"],
+    "sample|bundled:mnist|x|--interpolate|3|--prompts-file|x": ["--prompts-file"],
+    "sample|bundled:mnist|x|y|z|--interpolate|3": ["3 prompts"],
+    "sample|bundled:mnist|x|--last-seed|3": ["--interpolate"],
     "grid|bundled:mnist|--scales|a,b": ["a,b"],
     "grid|bundled:mnist|--scales|0,-1": ["-1"],
     "grid|bundled:mnist|--out|grid.jpg": [".png"],

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -44,6 +45,7 @@ class Refuse:
 
 sys.meta_path.insert(0, Refuse())
 import diffusers
+import numpy as np
 from safetensors.torch import save_file
 
 folder, out = sys.argv[1:3]
@@ -55,9 +57,11 @@ images = {}
 for index, case in enumerate(cases):
     if case["class"]:
         pipe.scheduler = getattr(diffusers, case["class"]).from_config(pipe.scheduler.config)
+    start = case.get("start", {})
+    pictures = {name: np.array(start[name], np.uint8) for name in start if "image" in name}
     images[str(index)] = pipe(
         prompts, seeds=seeds, guidance_scale=case["scale"], guidance=case["form"],
-        num_inference_steps=5, output_type="uint8",
+        num_inference_steps=5, output_type="uint8", **{**start, **pictures},
     ).images
 save_file(images, out)
 """
@@ -123,6 +127,27 @@ def test_diffusers_alone_samples_the_same_images(exported: Path, tmp_path: Path)
         )
         assert torch.equal(images, ours.tensor), case
     assert len({images.numpy().tobytes() for images in theirs}) == len(CASES)
+
+
+def test_diffusers_alone_starts_from_an_image(exported: Path, tmp_path: Path) -> None:
+    """With a mask too; of another size than the model's, as a file would be."""
+    image = np.random.default_rng(0).integers(0, 256, (20, 30), np.uint8)
+    mask = np.zeros_like(image)
+    mask[8:] = 255
+    starts = [
+        {"image": image.tolist(), "strength": 0.5},
+        {"image": image.tolist(), "mask_image": mask.tolist()},
+        {"image": image.tolist(), "mask_image": mask.tolist(), "strength": 0.7},
+    ]
+    cases = [{"class": "", "scale": 2.0, "form": "cfg", "start": start} for start in starts]
+    theirs = without_sfumato(exported, cases, tmp_path)
+    model = load(exported, device="cpu")
+    for start, images in zip(starts, theirs, strict=True):
+        own = {"init_image": image, "mask": mask if "mask_image" in start else None}
+        ours = model.sample(
+            PROMPTS, SEEDS, **own, strength=start.get("strength"), guidance=2.0, steps=5
+        )
+        assert torch.equal(images, ours.tensor), start
 
 
 @pytest.fixture(scope="module", params=["Euler", "Heun"])

@@ -14,7 +14,8 @@ from PIL import Image
 from sfumato.cli.figures import figures
 from sfumato.data.records import Records
 from sfumato.generation.loading import load
-from sfumato.generation.model import Model, Samples
+from sfumato.generation.model import Model
+from sfumato.generation.samples import Samples
 from sfumato.paper.figures import CIFAR10, MNIST, SEED, Sources, experiment_of, grid_of
 from sfumato.text.encoder import NULL
 from tests.conftest import CommandResult

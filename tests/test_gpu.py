@@ -161,6 +161,19 @@ def test_a_picture_as_on_the_cpu(device) -> None:
     assert (pictures[0] - pictures[1]).abs().max() <= 2
 
 
+def test_a_completed_picture_as_on_the_cpu(device) -> None:
+    image, mask = torch.arange(28 * 28).reshape(1, 28, 28).byte(), torch.zeros(1, 28, 28).bool()
+    mask[:, 14:] = True
+    pictures = [
+        load("bundled:mnist", device=name)
+        .sample("A handwritten digit 7", range(4), init_image=image, mask=mask, strength=0.8)
+        .tensor.int()
+        for name in ("cpu", DEVICE)
+    ]
+    assert (pictures[0] - pictures[1]).abs().max() <= 2
+    assert bool((pictures[1][:, :, :14] == image[:, :14]).all())
+
+
 def test_the_host_never_waits_in_a_step(device, tmp_path) -> None:
     run = diffusion_run(tmp_path, DEVICE, "model.dropout=0.1", "training.mirrored=true")
     for _ in range(3):  # allocations, cuDNN's choice, draws ahead

@@ -18,6 +18,13 @@ ValueRange = tuple[float, float]
 """Lowest and highest pixel value inside the network."""
 TEXT_PREFIX = "sfumato:"
 """Prefix of the text chunks of PNGs that hold the settings of an image."""
+ORIENTED = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
+"""Where a file may say which side is up."""
+_ORIENTATION = 0x0112
+
+
+class BadImage(Exception):
+    """An image that cannot be used, and why."""
 
 
 def to_float(images: "torch.Tensor", value_range: ValueRange) -> "torch.Tensor":
@@ -92,6 +99,66 @@ def resize(array: "np.ndarray", size_px: int) -> "np.ndarray":
 
     image = Image.fromarray(array)
     return np.asarray(image.resize((size_px, size_px), Image.Resampling.BILINEAR))
+
+
+def check_one_picture(image: "PIL.Image.Image") -> None:
+    """`BadImage` for an animation or pages; a camera's MPO holds previews of one picture."""
+    count = getattr(image, "n_frames", 1)
+    if count > 1 and image.format != "MPO":
+        raise BadImage(f"{count} pictures in one file")
+
+
+def upright(image: "PIL.Image.Image") -> "PIL.Image.Image":
+    """Turned and mirrored as its EXIF orientation says."""
+    if _orientation(image) == 1:
+        return image
+    from PIL import ImageOps
+
+    return ImageOps.exif_transpose(image)
+
+
+def is_turned(image: "PIL.Image.Image") -> bool:
+    """Whether `upright` exchanges width and height."""
+    return _orientation(image) in (5, 6, 7, 8)
+
+
+def _orientation(image: "PIL.Image.Image") -> int:
+    may_say = image.format in ("TIFF", "MPO") or not ORIENTED.isdisjoint(image.info)
+    return image.getexif().get(_ORIENTATION, 1) if may_say else 1
+
+
+def coloured(image: "PIL.Image.Image", mode: str) -> "PIL.Image.Image":
+    """Any of Pillow's modes to L or RGB: transparency is laid on white, 16-bit grey is scaled;
+    `BadImage` for floating-point pixels."""
+    if image.mode == mode and "transparency" not in image.info:
+        return image
+    import numpy as np
+    from PIL import Image
+
+    if image.mode == "F":
+        raise BadImage("floating-point pixels, whose white is not known")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        wide = np.asarray(image).astype(np.int64).clip(0, 65535)
+        image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))  # 65535 is 255 * 257
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        over = image.convert("RGBA")
+        image = Image.new("RGB", over.size, "white")
+        image.paste(over, mask=over.getchannel("A"))
+    return image.convert(mode)
+
+
+def fitted(image: "PIL.Image.Image", side_px: int, fit: str) -> "PIL.Image.Image":
+    """A square by Pillow's antialiased bilinear filter, of the middle for the fit `crop`."""
+    width, height = image.size
+    if (width, height) == (side_px, side_px):
+        return image
+    from PIL import Image
+
+    if fit == "crop" and width != height:
+        short = min(width, height)
+        left, top = (width - short) // 2, (height - short) // 2
+        image = image.crop((left, top, left + short, top + short))
+    return image.resize((side_px, side_px), Image.Resampling.BILINEAR)
 
 
 def settings_in_png(path: Path) -> dict[str, str]:

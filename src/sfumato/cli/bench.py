@@ -11,6 +11,7 @@ import typer
 
 from sfumato.base.errors import InputError
 from sfumato.cli.data import data_config
+from sfumato.cli.inpainting import inpainting
 from sfumato.cli.options import (
     INTERRUPTED,
     RESUMES,
@@ -310,7 +311,7 @@ def decoding(
 
 
 bench_app = typer.Typer(
-    help="Time our training and sampling beside a plain loop over diffusers.", no_args_is_help=True
+    help="Measure training, sampling, data loading and inpainting.", no_args_is_help=True
 )
 register(
     bench_app,
@@ -321,6 +322,7 @@ register(
         (order, "sfumato bench order wikiart-sorted --out runs/order"),
         (decoding, "sfumato bench decoding wikiart"),
         (scaling, "sfumato bench scaling cifar10 --ranks 16"),
+        (inpainting, "sfumato bench inpainting bundled:mnist --out runs/inpainting.json"),
         (gpu_day, "sfumato bench gpu-day --mnist mnist --cifar10 cifar10 --out runs/gpu-day"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +18,81 @@ from sfumato.cli.show import log, open_model, unused, warn_of_sampling
 
 if TYPE_CHECKING:
     from sfumato.generation.collection import Group
+    from sfumato.generation.model import Model
     from sfumato.generation.prompts_file import PromptLine
+    from sfumato.generation.start import Start
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartOptions:
+    """What sampling starts from beside noise."""
+
+    init_image: Annotated[Path | None, typer.Option(help="Picture to start from.")] = None
+    mask: Annotated[
+        Path | None,
+        typer.Option(help="As large as that picture: white is painted anew, black is kept."),
+    ] = None
+    strength: Annotated[
+        float | None,
+        typer.Option(help="Share of the steps done from it, up to 1; else 0.8, with a mask 1."),
+    ] = None
+
+    def check(self) -> None:
+        """`InputError` for what can be seen to be wrong without a model."""
+        for name, given in (("--mask", self.mask), ("--strength", self.strength)):
+            if self.init_image is None and given is not None:
+                raise InputError(
+                    f"There is a {name} and no --init-image.",
+                    hint="Give --init-image FILE, the picture to start from.",
+                )
+        for name, file in (("--init-image", self.init_image), ("--mask", self.mask)):
+            if file is not None and not file.is_file():
+                raise InputError(
+                    f"{name} {file} is not a file." if file.exists() else f"{file} does not exist.",
+                    hint=f"Give {name} a picture, such as a PNG or a JPEG.",
+                )
+        if self.strength is not None and not 0 < self.strength <= 1:
+            raise InputError(
+                f"--strength {self.strength:g} is out of range.",
+                hint="Give more than 0, where the picture stays, to 1, where it is all new.",
+            )
+
+    def of(self, model: "Model") -> "Start | None":
+        return model.start(self.init_image, self.mask, self.strength)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WayOptions:
+    """From one image to another."""
+
+    interpolate: Annotated[
+        int | None,
+        typer.Option(min=2, help="Frames from the first prompt and seed to the last, with a GIF."),
+    ] = None
+    last_seed: Annotated[
+        int | None,
+        typer.Option(min=0, max=2**63 - 1, help="Seed of the last frame; else the one after."),
+    ] = None
+
+    def check(self, prompts: list[str], **given: bool) -> None:
+        """`InputError` for what does not go with frames, by option."""
+        if self.interpolate is None:
+            if self.last_seed is not None:
+                raise InputError(
+                    "There is a --last-seed and no --interpolate.",
+                    hint="--interpolate N samples N frames from --seed to --last-seed.",
+                )
+            return
+        if wrong := [name for name, there in given.items() if there]:
+            option = f"--{wrong[0].replace('_', '-')}"
+            raise InputError(
+                f"--interpolate and {option} do not go together.", hint="Leave one of them out."
+            )
+        if len(prompts) not in (1, 2):
+            raise InputError(
+                f"--interpolate has {len(prompts)} prompts.",
+                hint="Give two, each in quotes, or one to go from seed to seed.",
+            )
 
 
 def sample(
@@ -33,17 +108,37 @@ def sample(
     out: Annotated[Path, typer.Option(help="Folder for the PNGs.")] = Path("samples"),
     count: Annotated[int, typer.Option(min=1, help="Images for each prompt.")] = 1,
     negative_prompt: Annotated[str, typer.Option(help="What guidance leads away from.")] = "",
+    start: StartOptions,
+    way: WayOptions,
     sampling: SamplingOptions,
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
     """Sample images from prompts. Each PNG carries its settings; see `sfumato inspect`."""
+    start.check()
+    way.check(
+        prompts or [],
+        prompts_file=prompts_file is not None,
+        count=count > 1,
+        init_image=start.init_image is not None,
+    )
     lines = _lines(prompts or [], prompts_file)
     with collection_paused(freeze=True):  # imports take longer than to sample one image
         from sfumato.generation.collection import groups_of, sample_groups
 
         opened = open_model(model, device, **sampling.changes())
-    groups = groups_of(opened, lines, seed=seed, count=count, negative_prompt=negative_prompt)
+    if way.interpolate is not None:
+        seeds = (seed, seed + 1 if way.last_seed is None else way.last_seed)
+        _interpolate(opened, prompts or [], seeds, way.interpolate, negative_prompt, out)
+        return
+    groups = groups_of(
+        opened,
+        lines,
+        seed=seed,
+        count=count,
+        negative_prompt=negative_prompt,
+        start=start.of(opened),
+    )
     for group in groups:
         _warn(group)
     if prompts_file is not None:
@@ -73,12 +168,24 @@ def _lines(prompts: list[str], file: Path | None) -> "list[tuple[int, PromptLine
 
 def _warn(group: "Group") -> None:
     """Warn of settings with which the model will not do what they seem to say."""
-    warn_of_sampling(group.model)
-    sampling = group.model.sampling
-    if group.negative_prompt and (sampling.guidance_scale == 1 or sampling.form.needs_weak_network):
+    start = group.start
+    if start is not None and start.strength == 1 and start.paint is None:
+        warnings.warn(
+            "With a strength of 1 and no mask the start image changes nothing: sampling starts "
+            "from noise alone.",
+            LintWarning,
+            stacklevel=2,
+        )
+    _warn_of_prompts(group.model, group.negative_prompt)
+
+
+def _warn_of_prompts(model: "Model", negative_prompt: str) -> None:
+    warn_of_sampling(model)
+    sampling = model.sampling
+    if negative_prompt and (sampling.guidance_scale == 1 or sampling.form.needs_weak_network):
         how = "autoguidance" if sampling.form.needs_weak_network else "w = 1"
         warnings.warn(
-            f"The negative prompt '{group.negative_prompt}' changes nothing with {how}: the model "
+            f"The negative prompt '{negative_prompt}' changes nothing with {how}: the model "
             "is not asked for it. Use a guidance scale above 1 and a form of guidance that leads "
             "away from the empty prompt.",
             LintWarning,
@@ -110,13 +217,36 @@ def _collect(groups: "list[Group]", out: Path) -> None:
     log(f"{total:,} images in {out}, {missing:,} of them new.")
 
 
+def _interpolate(
+    model: "Model",
+    prompts: list[str],
+    seeds: tuple[int, int],
+    frames: int,
+    negative_prompt: str,
+    out: Path,
+) -> None:
+    from sfumato.generation.frames import write_frames
+
+    _warn_of_prompts(model, negative_prompt)
+    at = [index / (frames - 1) for index in range(frames)]
+    samples = model.interpolate(prompts, seeds, at, negative_prompt=negative_prompt)
+    ends = "-to-".join(dict.fromkeys(map(_words, prompts)))
+    folder = unused(out / f"{ends}-seed{seeds[0]}-to-{seeds[1]}")
+    write_frames(samples, folder)
+    _print(folder)
+
+
 def _print(path: Path) -> None:
     print(path, flush=True)
 
 
 def file_name(settings: dict[str, Any]) -> str:
     """`a-handwritten-digit-7-w3-apg-seed0.png`; plain guidance is not named."""
-    words = re.sub(r"[^\w]+", "-", settings["prompt"].lower()).strip("-")[:60] or "empty"
     form = settings["guidance"].partition(":")[0]
     guidance = f"w{settings['guidance_scale']:g}" + ("" if form == "cfg" else f"-{form}")
-    return f"{words}-{guidance}-seed{settings['seed']}.png"
+    strength = f"-strength{settings['strength']:g}" if "strength" in settings else ""
+    return f"{_words(settings['prompt'])}-{guidance}{strength}-seed{settings['seed']}.png"
+
+
+def _words(prompt: str) -> str:
+    return re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:60] or "empty"

@@ -10,9 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile
 
 from sfumato.base.environment import processors
+from sfumato.base.images import (
+    ORIENTED,
+    BadImage,
+    check_one_picture,
+    coloured,
+    fitted,
+    is_turned,
+    upright,
+)
 from sfumato.config.sections import Fit
 from sfumato.data.files import MAGIC_BYTES, format_in, readable_formats
 from sfumato.data.png import without_text
@@ -24,14 +33,8 @@ if TYPE_CHECKING:
 MAX_PIXELS = 100_000_000
 """Larger images are refused by their header, before a pixel is decoded: a few kilobytes can claim
 60,000 x 60,000 pixels."""
-_ORIENTED = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
-_ORIENTATION = 0x0112
 _CHUNK_ROWS = 256
 _SMALL_BYTES = 4096
-
-
-class BadImage(Exception):
-    """An image that cannot be used, and why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,13 +82,13 @@ def decode(image: "bytes | Path | np.ndarray | None", target: Target) -> tuple[n
                     if isinstance(image, bytes):
                         opened.decodermaxblock = len(image)  # fed at once it takes 2 % less time
                 opened.load()
-                picture = _upright(opened)
+                picture = upright(opened)
             except Exception as error:  # each format's parser raises errors of its own
                 if (smaller := _without_text(image, error)) is not None:
                     return decode(smaller, target)
                 raise BadImage(f"cannot be decoded ({_reason(error)})") from error
-    picture = _coloured(picture, "L" if target.channels == 1 else "RGB")
-    pixels = np.asarray(_fitted(picture, target))
+    picture = coloured(picture, "L" if target.channels == 1 else "RGB")
+    pixels = np.asarray(fitted(picture, target.resolution, target.fit))
     return (pixels[None] if target.channels == 1 else pixels.transpose(2, 0, 1)), header
 
 
@@ -124,7 +127,7 @@ def _without_text(image: bytes | Path, error: Exception) -> bytes | None:
     if type(error) is not ValueError:
         return None
     content = image if isinstance(image, bytes) else image.read_bytes()
-    smaller = without_text(content, kept=_ORIENTED)
+    smaller = without_text(content, kept=ORIENTED)
     return smaller if len(smaller) < len(content) else None
 
 
@@ -140,40 +143,17 @@ def _reason(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Turned and mirrored as its EXIF orientation says."""
-    may_say = image.format in ("TIFF", "MPO") or not _ORIENTED.isdisjoint(image.info)
-    if may_say and image.getexif().get(_ORIENTATION, 1) != 1:
-        return ImageOps.exif_transpose(image)
-    return image
-
-
-def _coloured(image: Image.Image, mode: str) -> Image.Image:
-    """Any of Pillow's modes to L or RGB."""
-    if image.mode == mode and "transparency" not in image.info:
-        return image
-    if image.mode == "F":
-        raise BadImage("floating-point pixels, whose white is not known")
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        wide = np.asarray(image).astype(np.int64).clip(0, 65535)
-        image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))  # 65535 is 255 * 257
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        over = image.convert("RGBA")
-        image = Image.new("RGB", over.size, "white")
-        image.paste(over, mask=over.getchannel("A"))
-    return image.convert(mode)
-
-
-def _fitted(image: Image.Image, target: Target) -> Image.Image:
-    width, height = image.size
-    side = target.resolution
-    if (width, height) == (side, side):
-        return image
-    if target.fit == "crop" and width != height:
-        short = min(width, height)
-        left, top = (width - short) // 2, (height - short) // 2
-        image = image.crop((left, top, left + short, top + short))
-    return image.resize((side, side), Image.Resampling.BILINEAR)
+def read_picture(path: Path, target: Target) -> tuple[np.ndarray, tuple[int, int]]:
+    """A file that is one picture, as `decode` gives it, and its upright width and height;
+    `BadImage` for what is none and for several pictures."""
+    pixels, _ = decode(path, target)
+    with open_image(path) as opened:
+        try:
+            check_one_picture(opened)
+            width, height = opened.size
+            return pixels, (height, width) if is_turned(opened) else (width, height)
+        except (OSError, SyntaxError, ValueError, EOFError) as error:  # where later frames are cut
+            raise BadImage(f"cannot be decoded ({_reason(error)})") from error
 
 
 # Many rows ----------------------------------------------------------------------------------------

@@ -222,7 +222,8 @@ def sample(
 ) -> Sampled:
     """Turn noise into images.
 
-    `noise`: (B, C, H, W) standard normal, its dtype is that of all arithmetic outside the network;
+    `noise`: (B, C, H, W), x_t at the first level of `solver`, as good as standard normal where that
+    is the noisiest; its dtype is that of all arithmetic outside the network;
     `tokens`: (B, L, D) for each branch the guidance needs; `weak_network`: of a guidance with the
     branch `weak`; `x0_range`: x0 is clamped to it at every evaluation, None for no clamping.
     """

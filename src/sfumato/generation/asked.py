@@ -7,6 +7,8 @@ from typing import Any
 import torch
 
 from sfumato.base.errors import InputError
+from sfumato.diffusion.process import Process
+from sfumato.diffusion.solvers.registry import SAMPLERS, sampler_of
 from sfumato.text.encoder import NULL
 
 
@@ -61,3 +63,33 @@ def generators_from_seeds(seeds: Sequence[int]) -> list[torch.Generator]:
         if not 0 <= seed < 2**63:
             raise InputError(f"Seed {seed} is out of range.", hint="Give 0 to 2**63 - 1.")
     return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+
+
+def ends_of(
+    prompts: str | Sequence[str],
+    seeds: Any,
+    at: Sequence[float],
+    sampler: str,
+    process: Process,
+) -> list[tuple[str, int]]:
+    """The (prompt, seed) of both ends of an interpolation. `InputError` where there is no way
+    between them by this sampler, or `at` does not lie on it."""
+    ends = list(zip(*paired(prompts, seeds), strict=True))
+    if len(ends) > 2:
+        raise InputError(
+            f"There are {len(ends)} prompts or seeds to interpolate between.",
+            hint="Give two prompts, two seeds, or two of each.",
+        )
+    if len(at) == 0 or not all(0 <= f <= 1 for f in at):
+        raise InputError(
+            f"at={list(at)} is not on the way between two images.",
+            hint="Give numbers from 0, the first prompt and seed, to 1, the last.",
+        )
+    (_, seed), (_, last_seed) = ends = ends if len(ends) == 2 else ends * 2
+    if seed != last_seed and sampler_of(sampler, process).draws_noise:
+        quiet = [name for name, one in SAMPLERS[process.process].items() if not one.draws_noise]
+        raise InputError(
+            f"{sampler} draws noise at every step, of one seed: there is none between two.",
+            hint=f"Use {', '.join(quiet[:-1])} or {quiet[-1]}, or one seed for both prompts.",
+        )
+    return ends

@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from sfumato.base.images import to_pil
 from sfumato.diffusion.sampling import initial_noise
 from sfumato.generation.asked import generators_from_seeds, seed_numbers
 from sfumato.generation.model import Model
+from sfumato.generation.start import Start
 from sfumato.models.codec import Codec
 
 
@@ -73,6 +75,29 @@ def noise_of(
             f"latents are {tuple(latents.shape)}.", hint=f"Give {shape}: images, channels, pixels."
         )
     return latents.float()
+
+
+def start_in_call(
+    model: Model,
+    image: Any,
+    mask_image: Any,
+    strength: float | None,
+    size: tuple[int | None, int | None],
+    count: int,
+) -> Start | None:
+    """What `count` images of `size` (height, width) start from; `InputError` as `start_of`, for
+    paths, which diffusers does not take either, and for another size than that of training."""
+    for name, given in (("image", image), ("mask_image", mask_image)):
+        if isinstance(given, str | Path):
+            raise InputError(f"{name} is a path.", hint="Give PIL.Image.open(path).")
+    start = model.start(image, mask_image, strength, count=count)
+    own = model.shape[1:]
+    if start is not None and any(one not in (None, of) for one, of in zip(size, own, strict=True)):
+        raise InputError(
+            f"height and width are {size[0]} and {size[1]}, with an image to start from.",
+            hint=f"Leave them out: the image is brought to the {own[0]} x {own[1]} of training.",
+        )
+    return start
 
 
 def generators_of(

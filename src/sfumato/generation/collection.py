@@ -10,6 +10,7 @@ from sfumato.base.files import write_bytes
 from sfumato.base.images import settings_in_png
 from sfumato.generation.model import Model
 from sfumato.generation.prompts_file import PromptLine
+from sfumato.generation.start import Start
 from sfumato.text.encoder import NULL
 
 BATCH = 64
@@ -21,17 +22,21 @@ Key = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Images that one model samples with the same settings: (prompt, seed) of each."""
+    """Images that one model samples with the same settings: (prompt, seed) of each; `start`: the
+    one image that all of them start from."""
 
     model: Model
     negative_prompt: str
     images: Sequence[tuple[str, int]]
+    start: Start | None = None
 
     def key(self, prompt: str, seed: int) -> Key:
         """What makes an image of this group the one it is."""
         settings = {"prompt": prompt, "seed": seed, **self.model.settings()}
         if self.negative_prompt != NULL:
             settings["negative_prompt"] = self.negative_prompt
+        if self.start is not None:
+            settings |= self.start.settings(0)
         return _key(settings)
 
 
@@ -46,11 +51,12 @@ def groups_of(
     seed: int,
     count: int,
     negative_prompt: str,
+    start: Start | None = None,
 ) -> list[Group]:
     """The images of a file of prompts, those of equal settings together, each image once.
 
     `lines`: each with its number in its file, 0 without one; `seed`, `count` and `negative_prompt`:
-    of lines that have none. `InputError` with the number of
+    of lines that have none; `start`: of all images. `InputError` with the number of
     the line for settings that the model cannot sample with.
     """
     found: dict[tuple[Any, ...], Group] = {}
@@ -59,8 +65,8 @@ def groups_of(
         negative = negative_prompt if line.negative_prompt is None else line.negative_prompt
         settings = (line.guidance, line.steps, line.sampler, negative)
         if settings not in found:
-            own = _model_of(model, line, number)
-            found[settings] = Group(model=own, negative_prompt=negative, images=())
+            own = _model_of(model, line, number, 1.0 if start is None else start.strength)
+            found[settings] = Group(model=own, negative_prompt=negative, images=(), start=start)
         first = seed if line.seed is None else line.seed
         seeds = range(first, first + (count if line.count is None else line.count))
         if seeds[-1] >= 2**63:
@@ -70,10 +76,10 @@ def groups_of(
     return [replace(group, images=list(images[key])) for key, group in found.items()]
 
 
-def _model_of(model: Model, line: PromptLine, number: int) -> Model:
+def _model_of(model: Model, line: PromptLine, number: int, strength: float) -> Model:
     try:
         own = model.with_(guidance=line.guidance, steps=line.steps, sampler=line.sampler)
-        own.nfe()  # more steps than the process has levels are refused here
+        own.nfe(strength)  # more steps than the process has levels are refused here, and none
     except InputError as error:
         where = f"Line {number}: " if number else ""
         raise InputError(f"{where}{error.what}", hint=error.hint) from error
@@ -114,6 +120,7 @@ def sample_groups(
                 [seed for _, seed in part],
                 negative_prompt=group.negative_prompt,
                 alone=alone,
+                **({} if group.start is None else group.start.arguments()),
             )
             for index, settings in enumerate(samples.settings):
                 path = path_of(settings)

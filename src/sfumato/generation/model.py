@@ -3,26 +3,25 @@
 This module is part of every export: what needs the rest of sfumato is imported by its name.
 """
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from sfumato.base.errors import InputError
-from sfumato.base.images import TEXT_PREFIX, ValueRange, png_bytes, to_pil
+from sfumato.base.images import ValueRange
 from sfumato.diffusion.guidance import CONVENTION, Branch, parse_guidance
+from sfumato.diffusion.interpolation import lerp, slerp
+from sfumato.diffusion.known import KnownPixels
 from sfumato.diffusion.process import Process
 from sfumato.diffusion.sampling import (
     EqualRows,
-    Network,
     OnStep,
     Sampled,
     initial_noise,
@@ -32,64 +31,17 @@ from sfumato.diffusion.sampling import (
 from sfumato.diffusion.solvers.build import build_solver
 from sfumato.diffusion.solvers.registry import Sampling, TimestepSpacing, sampler_name, sampler_of
 from sfumato.diffusion.solvers.schedulers import changed_settings
-from sfumato.generation.asked import generators_from_seeds, negative_prompts, paired
+from sfumato.generation.asked import ends_of, generators_from_seeds, negative_prompts, paired
+from sfumato.generation.rows import CPU_ROWS, network_in_rows
+from sfumato.generation.samples import Samples
+from sfumato.generation.start import Start, begin, start_of
 from sfumato.models.codec import Codec
 from sfumato.models.text_projection import text_projected_once
 from sfumato.models.time_rows import time_in_rows
 from sfumato.text.encoder import NULL, TextEncoder
 
 if TYPE_CHECKING:
-    import PIL.Image
-
     from sfumato.config.sections import DataConfig
-
-CPU_ROWS = 16
-"""Rows of a network call on a CPU: an image's bits then do not depend on its batch."""
-LARGER_CPU_ROWS = (32, 64)
-"""Used as well where they give the same bits: calls of 16 cost more time an image."""
-FEWER_CPU_ROWS = (1, 2, 4, 8)
-"""Used for fewer than 16 rows where they give the same bits."""
-_CHECKED_ROWS: "WeakKeyDictionary[torch.nn.Module, dict]" = WeakKeyDictionary()
-"""By network and dtype: which sizes give the same bits."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Samples(Sequence["PIL.Image.Image"]):
-    """Images as a sequence of Pillow images, with everything needed to sample them again.
-
-    `tensor`: uint8 (N, C, H, W) on the CPU; `x0`: the same as floats in the network's range;
-    `settings`: of each image; `nfe`: network evaluations an image.
-    """
-
-    tensor: Tensor
-    x0: Tensor
-    settings: list[dict[str, Any]]
-    nfe: int
-
-    def __len__(self) -> int:
-        return len(self.tensor)
-
-    @overload
-    def __getitem__(self, index: int) -> "PIL.Image.Image": ...
-    @overload
-    def __getitem__(self, index: slice) -> "list[PIL.Image.Image]": ...
-    def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, slice):
-            return [to_pil(image) for image in self.tensor[index]]
-        return to_pil(self.tensor[index])
-
-    def png(self, index: int) -> bytes:
-        """An image as PNG; its settings are in the text chunks."""
-        text = {TEXT_PREFIX + key: str(value) for key, value in self.settings[index].items()}
-        return png_bytes(to_pil(self.tensor[index]), text)
-
-    def _repr_png_(self) -> bytes:
-        """The images in a row, for notebooks."""
-        from sfumato.base.images import grid
-
-        buffer = io.BytesIO()
-        to_pil(grid(self.tensor, min(len(self), 10), scale=2)).save(buffer, "PNG")
-        return buffer.getvalue()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -175,9 +127,11 @@ class Model:
         guidance = f"autoguidance:images={weak['images_seen']}"
         return replace(self, sampling=replace(self.sampling, guidance=guidance))
 
-    def nfe(self) -> int:
-        """Network evaluations an image."""
-        solver = build_solver(self.process, self.sampling, scheduler=self.scheduler)
+    def nfe(self, strength: float = 1.0) -> int:
+        """Network evaluations an image, from a start image of that strength."""
+        solver = build_solver(
+            self.process, self.sampling, scheduler=self.scheduler, strength=strength
+        )
         guidance = self.sampling.form.build(scale=self.sampling.guidance_scale)
         return nfe_of(solver.times, self.process, guidance)
 
@@ -187,6 +141,9 @@ class Model:
         seeds: Any = 0,
         *,
         negative_prompt: str | Sequence[str | None] | None = NULL,
+        init_image: Any = None,
+        mask: Any = None,
+        strength: float | None = None,
         x0_range: ValueRange | None = None,
         batch_size: int = 64,
         on_step: OnStep | None = None,
@@ -200,7 +157,12 @@ class Model:
         guidance leads away from, one or one for each image, None is the empty prompt; `x0_range`:
         x0 is clamped to it at every step instead of the codec's range; `on_batch` gets the number
         of images of each batch; `changes`: as in `with_`. `InputError` for settings, prompts or
-        seeds out of range.
+        seeds out of range, and images to start from that cannot be used (see `start_of`).
+
+        `init_image`: a picture to start from, or one for each image: a path, a Pillow image or
+        uint8 pixels. The last int(steps * `strength`) steps are done from it, 0.8 unless given; 1
+        is from noise alone. `mask`: the same, white where it is painted anew; black pixels keep
+        their values exactly, and the strength is 1 unless given.
 
         The same seed gives the same image, alone or among others. On a CPU that takes network
         calls of equal size; a single image is evaluated in the fewest rows with equal bits. On a
@@ -210,39 +172,104 @@ class Model:
         """
         model = self.with_(**changes)
         prompts, seeds = paired(prompts, seeds)
-        negative = negative_prompts(negative_prompt, len(prompts))
-        alone = len(prompts) == 1 if alone is None else alone
-        model.nfe()  # settings out of range are refused before anything is said of the prompts
-        model.text_encoder.check(
-            [*prompts, *dict.fromkeys(negative)]
-        )  # one warning for all batches
-        parts: list[Sampled] = []
-        for start in range(0, len(prompts), batch_size):
-            batch = slice(start, start + batch_size)
-            parts.append(
-                model.denoise(
-                    model.tokens(prompts[batch], negative[batch]),
-                    generators_from_seeds(seeds[batch]),
-                    x0_range=x0_range,
-                    on_step=on_step,
-                    alone=alone,
-                )
+        count = len(prompts)
+        negative = negative_prompts(negative_prompt, count)
+        start = model.start(init_image, mask, strength, count=count)
+        # Settings out of range are refused before anything is said of the prompts.
+        model.nfe(1.0 if start is None else start.strength)
+        # One warning for all batches.
+        model.text_encoder.check([*prompts, *dict.fromkeys(negative)])
+
+        def denoise(rows: slice) -> Sampled:
+            return model.denoise(
+                model.tokens(prompts[rows], negative[rows]),
+                generators_from_seeds(seeds[rows]),
+                start=None if start is None else start.part(rows),
+                x0_range=x0_range,
+                on_step=on_step,
+                alone=count == 1 if alone is None else alone,
             )
+
+        asked = [
+            {"prompt": prompts[row], "seed": seeds[row]}
+            | ({} if negative[row] == NULL else {"negative_prompt": negative[row]})
+            | ({} if start is None else start.settings(row))
+            for row in range(count)
+        ]
+        return model._samples(asked, denoise, batch_size, on_batch, x0_range)
+
+    def interpolate(
+        self,
+        prompts: str | Sequence[str],
+        seeds: Any,
+        at: Sequence[float],
+        *,
+        negative_prompt: str = NULL,
+        batch_size: int = 64,
+        on_batch: Callable[[int], None] | None = None,
+        **changes: Any,
+    ) -> Samples:
+        """Images on the way from one prompt and seed (at 0) to another (at 1), one at each of `at`.
+
+        `prompts`, `seeds`: two of each, or one that both ends have. Encoded captions are
+        interpolated along a line, noise along a circle. At 0 and 1 the images are those of `sample`
+        in a set, bit for bit. `changes`: as in `with_`. `InputError` as `sample`, and for `at` out
+        of 0 to 1, more than two ends, and two seeds where the sampler draws noise at every step.
+        """
+        model = self.with_(**changes)
+        ends = ends_of(prompts, seeds, at, model.sampling.sampler, model.process)
+        (first, seed), (last, last_seed) = ends
+        model.nfe()
+        model.text_encoder.check([first, last, negative_prompt])
+        tokens = model.tokens([first, last], [negative_prompt] * 2)
+        noise = initial_noise(model.shape, generators_from_seeds([seed, last_seed]))
+
+        def denoise(rows: slice) -> Sampled:
+            generators = generators_from_seeds([seed] * len(at[rows]))
+            initial_noise(model.shape, generators)  # drawn by a sampler only where seeds are one
+            return model.denoise(
+                {branch: lerp(both, at[rows]) for branch, both in tokens.items()},
+                generators,
+                noise=slerp(noise, at[rows]),
+            )
+
+        asked = [
+            {"prompt": first, "seed": seed, "to_prompt": last, "to_seed": last_seed, "at": f}
+            | ({} if negative_prompt == NULL else {"negative_prompt": negative_prompt})
+            for f in map(float, at)
+        ]
+        return model._samples(asked, denoise, batch_size, on_batch)
+
+    def _samples(
+        self,
+        asked: Sequence[dict[str, Any]],
+        denoise: Callable[[slice], Sampled],
+        batch_size: int,
+        on_batch: Callable[[int], None] | None,
+        x0_range: ValueRange | None = None,
+    ) -> Samples:
+        """The images that `denoise` gives for rows of `asked`, the settings of each."""
+        parts: list[Sampled] = []
+        for start in range(0, len(asked), batch_size):
+            parts.append(denoise(slice(start, start + batch_size)))
             if on_batch is not None:
-                on_batch(len(prompts[batch]))
+                on_batch(len(parts[-1].x0))
         x0 = torch.cat([part.x0 for part in parts])
-        common = model.settings(first_t=parts[0].first_t, nfe=parts[0].nfe)
+        common = self.settings(first_t=parts[0].first_t, nfe=parts[0].nfe)
         if x0_range is not None:
             common["x0_range"] = list(x0_range)
         if parts[0].alone:
             common["rows"] = 1
-        settings = [
-            {"prompt": prompt, "seed": seed, **common}
-            | ({} if against == NULL else {"negative_prompt": against})
-            for prompt, seed, against in zip(prompts, seeds, negative, strict=True)
-        ]
-        tensor = model.codec.decode(x0).cpu()
+        settings = [{"prompt": own["prompt"], "seed": own["seed"]} | common | own for own in asked]
+        tensor = self.codec.decode(x0).cpu()
         return Samples(tensor=tensor, x0=x0, settings=settings, nfe=parts[0].nfe)
+
+    def start(
+        self, init_image: Any, mask: Any = None, strength: float | None = None, *, count: int = 1
+    ) -> Start | None:
+        """What `count` images start from, brought to the size of this model; see `start_of`."""
+        fit = self.provenance.get("data", {}).get("fit", "crop")
+        return start_of(init_image, mask, strength, count=count, shape=self.shape, fit=fit)
 
     def denoise(
         self,
@@ -250,6 +277,7 @@ class Model:
         generators: Sequence[torch.Generator],
         *,
         noise: Tensor | None = None,
+        start: Start | None = None,
         x0_range: ValueRange | None = None,
         on_step: OnStep | None = None,
         alone: bool = False,
@@ -257,7 +285,7 @@ class Model:
         """One batch from CPU generators, one an image: float images in the codec's range.
 
         `tokens`: of each branch, as `tokens` gives them; `noise`: (B, C, H, W) standard normal,
-        else drawn from the generators; `alone`: as in `sample`.
+        else drawn from the generators; `start`: of this batch; `alone`: as in `sample`.
         """
         sampling, codec, weak = self.sampling, self.codec, self.weak_network
         guidance = sampling.form.build(scale=sampling.guidance_scale, value_range=codec.x0_range)
@@ -267,12 +295,23 @@ class Model:
                 hint="Load the run that it came from, or export that with autoguidance set.",
             )
         solver = build_solver(
-            self.process, sampling, generators=generators, scheduler=self.scheduler
+            self.process,
+            sampling,
+            generators=generators,
+            scheduler=self.scheduler,
+            strength=1.0 if start is None else start.strength,
         )
         if noise is None:
             noise = initial_noise(self.shape, generators)
-        networks = [self._network(one, alone) for one in (self.network, weak) if one is not None]
-        on_cpu = self.device.type == "cpu"
+        x_t = noise.to(self.device)
+        if start is not None:
+            x_t, solver = begin(start, x_t, solver, self.process, codec)
+        dtype, on_cpu = next(self.network.parameters()).dtype, self.device.type == "cpu"
+        networks = [
+            network_in_rows(one, dtype, alone=alone, on_cpu=on_cpu)
+            for one in (self.network, weak)
+            if one is not None
+        ]
         # Less work an operation than no_grad; the result is an ordinary tensor again.
         with torch.inference_mode(), ExitStack() as stack:
             for module in (self.network, weak):
@@ -283,7 +322,7 @@ class Model:
                 networks[0],
                 solver,
                 process=self.process,
-                noise=noise.to(self.device),
+                noise=x_t,
                 tokens=dict(tokens),
                 guidance=guidance,
                 weak_network=None if weak is None else networks[1],
@@ -291,7 +330,10 @@ class Model:
                 on_step=on_step,
             )
         by_itself = any(isinstance(one, EqualRows) and not one.exact for one in networks)
-        return replace(sampled, x0=sampled.x0.clone(), alone=by_itself)
+        x0 = sampled.x0.clone()
+        if isinstance(solver, KnownPixels):  # after the last clamping, and where a callback stopped
+            x0 = solver.put_back(x0, index=len(solver.times))
+        return replace(sampled, x0=x0, alone=by_itself)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -356,23 +398,3 @@ class Model:
         both = self.text_encoder.tokens([*prompts, *against])
         cond, uncond = both.to(self.device, next(self.network.parameters()).dtype).chunk(2)
         return {"cond": cond, "uncond": uncond, "weak": cond}
-
-    def _network(self, module: torch.nn.Module, alone: bool) -> Network:
-        """A network as the sampling loop calls it; on a CPU in equal rows."""
-        dtype = next(self.network.parameters()).dtype
-
-        def network(x_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
-            return module(x_t.to(dtype), t, tokens, return_dict=False)[0]
-
-        module.eval()
-        if self.device.type != "cpu":
-            return network
-        checked = _CHECKED_ROWS.setdefault(module, {}).setdefault(dtype, {})
-        return EqualRows(
-            network,
-            CPU_ROWS,
-            larger=LARGER_CPU_ROWS,
-            fewer=FEWER_CPU_ROWS,
-            checked=checked,
-            alone=alone,
-        )

@@ -19,7 +19,13 @@ from sfumato.diffusion.sampling import Change, OnStep, Step
 from sfumato.diffusion.solvers.registry import SAMPLERS, Sampling
 from sfumato.diffusion.solvers.schedulers import belongs_to, scheduler_name
 from sfumato.generation.asked import negative_prompts
-from sfumato.generation.call import OUTPUT_TYPES, check_names, generators_of, noise_of
+from sfumato.generation.call import (
+    OUTPUT_TYPES,
+    check_names,
+    generators_of,
+    noise_of,
+    start_in_call,
+)
 from sfumato.generation.model import Model
 from sfumato.models.codec import codec_from_dict
 from sfumato.text.encoder import TextEncoder
@@ -204,6 +210,9 @@ class TextToImagePipeline(DiffusionPipeline):
         *,
         seeds: Any = None,
         guidance: str | None = None,
+        image: Any = None,
+        mask_image: Any = None,
+        strength: float | None = None,
     ) -> Any:
         """Sample `num_images_per_prompt` images for each of B prompts: N images.
 
@@ -229,6 +238,11 @@ class TextToImagePipeline(DiffusionPipeline):
                 `x0`, to look at; `prompt_embeds` and `negative_prompt_embeds` (N, L, D).
             seeds: N seeds; the same seed gives the same image, alone or among others.
             guidance: form of guidance: `cfg`, `interval:low=0.28,high=2.9`, `apg`, ...
+            image: one picture to start from, or N: Pillow images, or uint8 pixels, (H, W, C) of
+                numpy or (C, H, W) of torch; brought to the size of training.
+            mask_image: the same; white is painted anew, black pixels keep their values exactly.
+            strength: the share of the steps that are done from `image`, in (0, 1]; 0.8 unless
+                given, 1 with a mask: then they start from noise alone.
 
         x0 is clamped to the codec's range at every step, whatever the scheduler says.
 
@@ -248,12 +262,14 @@ class TextToImagePipeline(DiffusionPipeline):
             )
         cond, uncond = (part.repeat_interleave(num_images_per_prompt, 0) for part in embeds)
         count = len(cond)
+        start = start_in_call(model, image, mask_image, strength, (height, width), count)
         generators = generators_of(count, seeds, generator)
         shared = isinstance(generator, torch.Generator)
         sampled = model.denoise(
             {"cond": cond, "uncond": uncond, "weak": cond},
             generators,
             noise=noise_of(model, (height, width), generators, shared, latents),
+            start=start,
             on_step=self._on_step(
                 model, callback_on_step_end, callback_on_step_end_tensor_inputs, (cond, uncond)
             ),

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from sfumato.base.errors import InputError
 from sfumato.base.files import folder_for, write_bytes, write_text
 from sfumato.data.records import Records, load_records
-from sfumato.generation.model import Model, Samples
+from sfumato.generation.model import Model
+from sfumato.generation.samples import Samples
 from sfumato.report.grids import class_grid, labelled_grid
 from sfumato.report.page import data_url, loss_curve, rendered
 from sfumato.text.encoder import NULL

@@ -10,16 +10,20 @@ from sfumato.diffusion.solvers.registry import Sampling, sampler_of
 class FlowSolver:
     """Solves dx/dt = (x - x0(x, t)) / t from t = 1 to 0 in equal steps; see `Solver`.
 
-    `shift` moves the levels to shift t / (1 + (shift - 1) t) (Esser et al. 2024, Eq. 23).
+    `shift` moves the levels to shift t / (1 + (shift - 1) t) (Esser et al. 2024, Eq. 23); only the
+    last `done` steps are done, all of them without it.
 
     Euler evaluates the network once a step. Heun (Karras et al. 2022, Algorithm 1) evaluates it
     again at the end of every step but the last and averages the two velocities.
     """
 
-    def __init__(self, process: Process, sampling: Sampling, shift: float = 1.0) -> None:
+    def __init__(
+        self, process: Process, sampling: Sampling, shift: float = 1.0, *, done: int | None = None
+    ) -> None:
         self.order = sampler_of(sampling.sampler, process).order
         steps = sampling.steps
-        levels = torch.arange(steps, -1, -1, dtype=torch.float64) / steps
+        left = steps if done is None else done
+        levels = torch.arange(left, -1, -1, dtype=torch.float64) / steps
         self.levels = shift * levels / (1 + (shift - 1) * levels)
         evaluations = self.levels[:-1]
         self.times = (

@@ -260,8 +260,10 @@ def build_scheduler_solver(
     sampling: Sampling,
     generators: Sequence[torch.Generator],
     scheduler: Any = None,
+    *,
+    done: int,
 ) -> SchedulerSolver:
-    """See `registry.build_solver`."""
+    """See `build.build_solver`; only the last `done` steps are done."""
     assert isinstance(process, VariancePreserving)
     sampler = sampler_of(sampling.sampler, process)
     if scheduler is None:
@@ -273,7 +275,7 @@ def build_scheduler_solver(
             f"{sampling.sampler} has {levels} noise levels on {process.beta_schedule}.",
             hint=f"Give 1 to {levels} steps.",
         )
-    timesteps = spaced_timesteps(levels, sampling.steps, spacing=sampling.timestep_spacing)
+    timesteps = spaced_timesteps(levels, sampling.steps, spacing=sampling.timestep_spacing)[-done:]
     return SchedulerSolver(
         scheduler,
         sampler,
