@@ -18,6 +18,7 @@ from sfumato.cli.compare import compare
 from sfumato.cli.curve import curve
 from sfumato.cli.data import data_app, prepare
 from sfumato.cli.demo import demo
+from sfumato.cli.distil import distil
 from sfumato.cli.doctor import doctor
 from sfumato.cli.evaluate import evaluate
 from sfumato.cli.export import export
@@ -63,6 +64,7 @@ register(
         (guidance, "sfumato guidance runs/cifar10-tiny --scales 0,2,5,10 --count 500"),
         (curve, "sfumato curve runs/cifar10-tiny --guidance 2"),
         (export, "sfumato export runs/demo --out my-model"),
+        (distil, "sfumato distil bundled:mnist --data my-mnist --nfe 4,2,1 --out runs/students"),
         (tune, "sfumato tune runs/demo --scales 1,1.5,2,3 --nfe 20"),
         (ablate, "sfumato ablate digits --out runs/ablation"),
         (bundle, "sfumato bundle runs/mnist --out mnist --source ylecun/mnist"),

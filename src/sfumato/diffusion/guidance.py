@@ -56,6 +56,8 @@ class ClassifierFreeGuidance:
 
     away_from: ClassVar[Branch] = "uncond"
     """The branch that guidance leads away from."""
+    folded: ClassVar[bool] = False
+    """Whether it is in the weights of the network: no other form can take its place."""
 
     def branches(self, sigma: float) -> tuple[Branch, ...]:
         if self.scale == 0:
@@ -202,6 +204,30 @@ class AutoGuidance(ClassifierFreeGuidance):
             )
 
 
+@dataclass(frozen=True)
+class FoldedGuidance(ClassifierFreeGuidance):
+    """Guidance that is in the weights already: those of a distilled student (Meng et al. 2023).
+
+    One call a step. The student takes `nfe` steps of DDIM, at the levels it was trained on, and
+    scales from `low` to `high`; `Sampling` refuses others.
+    """
+
+    nfe: int = 1
+    low: float = 1.0
+    high: float = 1.0
+
+    folded: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.nfe < 1 or self.nfe != int(self.nfe):
+            raise ValueError("nfe is the number of steps, 1 or more")
+        if not 0 <= self.low <= self.high:
+            raise ValueError("low and high are guidance scales with 0 <= low <= high")
+
+    def branches(self, sigma: float) -> tuple[Branch, ...]:
+        return ("cond",)
+
+
 GUIDANCE_FORMS: dict[str, type[ClassifierFreeGuidance]] = {
     "cfg": ClassifierFreeGuidance,
     "interval": IntervalGuidance,
@@ -209,6 +235,7 @@ GUIDANCE_FORMS: dict[str, type[ClassifierFreeGuidance]] = {
     "dynamic_thresholding": DynamicThresholding,
     "apg": AdaptiveProjectedGuidance,
     "autoguidance": AutoGuidance,
+    "folded": FoldedGuidance,
 }
 
 
@@ -239,6 +266,10 @@ class GuidanceForm:
     @property
     def needs_weak_network(self) -> bool:
         return GUIDANCE_FORMS[self.form].away_from == "weak"
+
+    @property
+    def folded(self) -> bool:
+        return GUIDANCE_FORMS[self.form].folded
 
     def __str__(self) -> str:
         """The text with every parameter: enough to sample again."""

@@ -49,6 +49,9 @@ LARGER_CPU_ROWS = (32, 64)
 """Used as well where they give the same bits: calls of 16 cost more time an image."""
 FEWER_CPU_ROWS = (1, 2, 4, 8)
 """Used for fewer than 16 rows where they give the same bits."""
+_SAMPLE_TEACHER = (
+    "Leave that out, or sample the teacher. Another student: `sfumato distil TEACHER --nfe N`."
+)
 _CHECKED_ROWS: "WeakKeyDictionary[torch.nn.Module, dict]" = WeakKeyDictionary()
 """By network and dtype: which sizes give the same bits."""
 
@@ -151,11 +154,22 @@ class Model:
         changes = {name: value for name, value in changes.items() if value is not None}
         if not changes:
             return self
+        folded = self.sampling.form.folded
+        if (
+            "guidance" in changes
+            and changes["guidance"] != self.sampling.guidance
+            and (folded or parse_guidance(changes["guidance"]).folded)
+        ):
+            raise InputError(
+                f"Guidance '{form}' is not available: the guidance of this model "
+                + ("is in its weights." if folded else "is not in its weights."),
+                hint=_SAMPLE_TEACHER if folded else "Leave --guidance-form out.",
+            )
         try:
             sampling = replace(self.sampling, **changes)
         except ValueError as error:
             hint = "guidance_scale: 1 is no guidance, 2 to 5 is usual. steps: 1 or more."
-            raise InputError(f"{error}.", hint=hint) from error
+            raise InputError(f"{error}.", hint=_SAMPLE_TEACHER if folded else hint) from error
         scheduler = self.scheduler if sampler is None and timestep_spacing is None else None
         model = replace(self, sampling=sampling, scheduler=scheduler)
         if form is None or not sampling.form.needs_weak_network:
@@ -212,6 +226,11 @@ class Model:
         prompts, seeds = paired(prompts, seeds)
         negative = negative_prompts(negative_prompt, len(prompts))
         alone = len(prompts) == 1 if alone is None else alone
+        if model.sampling.form.folded and any(one != NULL for one in negative):
+            raise InputError(
+                "A distilled model takes no negative prompt: its guidance is in its weights.",
+                hint=_SAMPLE_TEACHER,
+            )
         model.nfe()  # settings out of range are refused before anything is said of the prompts
         model.text_encoder.check(
             [*prompts, *dict.fromkeys(negative)]
