@@ -215,6 +215,10 @@ class ClipExperiment(Experiment):
     towers: TowersConfig = TowersConfig()
     vocabulary: int = 1280
     """Most tokens of the tokenizer."""
+    text_from: str | None = None
+    """The folder of a CLIP of `sfumato train clip` to begin with: its text tower and tokenizer are
+    kept as they are, so that models conditioned on it still fit, and its image tower is trained
+    further; null: both towers from random weights."""
     datasets: dict[str, ClassSet]
     """Sets of classes by name; captions are contrasted over all of them."""
     training: ClipTrainingConfig

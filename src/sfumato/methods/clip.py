@@ -10,10 +10,10 @@ from torch import Tensor
 
 from sfumato import __version__
 from sfumato.base.environment import environment, now
-from sfumato.base.errors import ConfigError, nearest
+from sfumato.base.errors import ConfigError, InputError, nearest
 from sfumato.base.files import read_json, sha256_of_file, whole_folder, write_json, write_text
 from sfumato.config.schema import ClassSet, ClipExperiment
-from sfumato.config.sections import DataConfig
+from sfumato.config.sections import DataConfig, TowersConfig
 from sfumato.data.captions import captions_from_templates
 from sfumato.data.loading import DeviceBatches
 from sfumato.data.records import Records, Split, load_records
@@ -23,6 +23,7 @@ from sfumato.text.sentences import frame_words, with_sentences
 from sfumato.text.tokenizer import train_tokenizer, vocabulary_corpus
 from sfumato.text.towers import (
     IMAGE_PX,
+    TOWERS_FILE,
     ClipTowers,
     build_towers,
     load_towers,
@@ -155,12 +156,10 @@ class ClipRun(Run):
 
 def _build(experiment: ClipExperiment, folder: Path, device: torch.device, world: World) -> ClipRun:
     data = load_class_data(experiment, "train")
-    tokenizer = train_tokenizer(
-        vocabulary_corpus(data.own_captions), vocab_size=experiment.vocabulary
-    )
+    towers, tokenizer = _towers(experiment, data)
     training = experiment.training
     objective = ClipObjective(
-        build_towers(experiment.towers, tokenizer, seed=experiment.seed).to(device),
+        towers.to(device),
         class_texts(data, tokenizer, positions=experiment.towers.positions),
         optimizer=training.optimizer,
         captions_per_class=training.captions_per_class,
@@ -190,6 +189,30 @@ def _build(experiment: ClipExperiment, folder: Path, device: torch.device, world
         captions=data.own_captions,
         trained_on=data.description,
     )
+
+
+def _towers(experiment: ClipExperiment, data: ClassData) -> tuple[ClipTowers, "CLIPTokenizer"]:
+    """The towers as they begin, and the tokenizer; `ConfigError` for towers of other sizes."""
+    if experiment.text_from is None:
+        tokenizer = train_tokenizer(
+            vocabulary_corpus(data.own_captions), vocab_size=experiment.vocabulary
+        )
+        return build_towers(experiment.towers, tokenizer, seed=experiment.seed), tokenizer
+    folder = Path(experiment.text_from)
+    if not (folder / TOWERS_FILE).is_file():
+        raise InputError(
+            f"text_from: {folder} is not the folder of a CLIP.",
+            hint="Give the folder clip/ of a run of `sfumato train clip`.",
+        )
+    towers, tokenizer = load_towers(folder)
+    if TowersConfig.model_validate(read_json(folder / TOWERS_FILE)) != experiment.towers:
+        raise ConfigError(
+            f"text_from: the towers of {folder} have other sizes than `towers` says.",
+            hint=f"Copy those of {folder / TOWERS_FILE}.",
+        )
+    towers.image.requires_grad_(True)
+    towers.log_scale.requires_grad_(True)
+    return towers, tokenizer
 
 
 def class_texts(data: ClassData, tokenizer: "CLIPTokenizer", *, positions: int) -> ClassTexts:
@@ -284,6 +307,7 @@ def model_card(experiment: ClipExperiment, about: dict[str, Any]) -> str:
         f"- {about['images_seen']:,} images seen, seed {about['seed']}, "
         f"sfumato {about['sfumato']}, torch {machine['torch']}, {machine['threads']} threads, "
         f"{machine['accelerator'] or machine['machine']}, {about['date']}.",
+        *_begun_with(experiment),
         "- Loss: symmetric cross-entropy with all pairs of a class as positives; up to "
         f"{experiment.training.distractors} unrelated words in half of the captions.",
         "- Weights are float16; every figure is of the rounded weights.",
@@ -306,6 +330,12 @@ def model_card(experiment: ClipExperiment, about: dict[str, Any]) -> str:
     for name, group in experiment.datasets.items():
         lines += [f"- {name}: " + "; ".join(f"`{template}`" for template in group.caption)]
     return "\n".join(lines) + "\n"
+
+
+def _begun_with(experiment: ClipExperiment) -> list[str]:
+    if experiment.text_from is None:
+        return []
+    return ["- It began with the towers of a finished CLIP; the text tower was kept as it was."]
 
 
 def _describe(experiment: ClipExperiment, run: ClipRun) -> Sequence[str]:

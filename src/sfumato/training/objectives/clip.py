@@ -52,7 +52,7 @@ class ClipObjective:
         self.captions_per_class = captions_per_class
         self.distractors = distractors
         self.precision = precision
-        self.parameters = list(towers.parameters())
+        self.parameters = [one for one in towers.parameters() if one.requires_grad]
         self.optimizer_config = optimizer
         self.optimizer = build_optimizer(optimizer, towers)
 
