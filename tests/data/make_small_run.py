@@ -30,6 +30,8 @@ SETTINGS = [
 def keep_averages(folder: Path) -> None:
     """Remove what no test reads; `FileNotFoundError` outside of a run."""
     shutil.rmtree(folder / "model")
+    for file in folder.glob("images*"):
+        file.unlink()
     for checkpoint in Checkpoints(folder / "checkpoints").all():
         state = read_json(checkpoint.path / "state.json")
         for part in set(state["files"]) - {"average"}:
