@@ -226,11 +226,7 @@ class Model:
         prompts, seeds = paired(prompts, seeds)
         negative = negative_prompts(negative_prompt, len(prompts))
         alone = len(prompts) == 1 if alone is None else alone
-        if model.sampling.form.folded and any(one != NULL for one in negative):
-            raise InputError(
-                "A distilled model takes no negative prompt: its guidance is in its weights.",
-                hint=_SAMPLE_TEACHER,
-            )
+        model.check_negative(negative)
         model.nfe()  # settings out of range are refused before anything is said of the prompts
         model.text_encoder.check(
             [*prompts, *dict.fromkeys(negative)]
@@ -262,6 +258,14 @@ class Model:
         ]
         tensor = model.codec.decode(x0).cpu()
         return Samples(tensor=tensor, x0=x0, settings=settings, nfe=parts[0].nfe)
+
+    def check_negative(self, negative: Sequence[str]) -> None:
+        """`InputError` for negative prompts that would not be followed: those of a student."""
+        if self.sampling.form.folded and any(one != NULL for one in negative):
+            raise InputError(
+                "A distilled model takes no negative prompt: its guidance is in its weights.",
+                hint=_SAMPLE_TEACHER,
+            )
 
     def denoise(
         self,

@@ -74,7 +74,7 @@ def make_trajectories(
     make_folder(folder)
     for start in range(0, request.count, PART_SIZE):
         name = f"part-{start // PART_SIZE:05d}.safetensors"
-        if name not in found["parts"]:
+        if name not in found["parts"] or not (folder / name).is_file():
             part = range(start, min(start + PART_SIZE, request.count))
             with whole_file(folder / name) as temporary:
                 _write_part(model, request, temporary, captions, [(i, rows[i]) for i in part])
