@@ -12,12 +12,15 @@ from sfumato.base.errors import ConfigError, DamagedDataError, InputError
 from sfumato.base.files import sha256_of_file
 from sfumato.config.schema import load_experiment
 from sfumato.data.trajectories import INDEX, generator_of, open_trajectories, student_times
+from sfumato.diffusion.guidance import scale_embedding
 from sfumato.diffusion.process import RectifiedFlow, VariancePreserving
 from sfumato.diffusion.sampling import initial_noise
 from sfumato.diffusion.solvers.build import build_solver
 from sfumato.diffusion.solvers.registry import STUDENT_SAMPLERS, Sampling
 from sfumato.generation.loading import load
+from sfumato.generation.runs import experiment_of_run
 from sfumato.generation.trajectories import Request, make_trajectories
+from sfumato.methods.diffusion import _network
 from sfumato.methods.distillation import Plan, student_experiment, teachers_trajectories
 from sfumato.methods.registry import run_experiment
 from sfumato.training.checkpoint import Checkpoints
@@ -107,7 +110,8 @@ def teacher(small_run: Path):
 
 
 def make(teacher, folder: Path, *, count: int = 70, **changes):
-    request = Request(levels=4, count=count, teacher_steps=8, **changes)
+    given = {"low": 2.0, "high": 2.0, **changes}
+    request = Request(levels=4, count=count, teacher_steps=8, **given)
     rows = [row % 2 for row in range(count)]
     return make_trajectories(teacher, request, folder, captions=CAPTIONS, rows=rows)
 
@@ -160,7 +164,7 @@ def test_what_is_refused(made, teacher, tmp_path: Path, refused) -> None:
     with refused(ConfigError):
         make(teacher, made.folder, seed=1)
     with refused(InputError):
-        Request(levels=4, count=10, teacher_steps=6)
+        Request(levels=4, count=10, teacher_steps=6, low=1, high=1)
     with refused(InputError):
         open_trajectories(tmp_path)
     broken = tmp_path / "broken"
@@ -278,6 +282,66 @@ def test_an_exported_student_draws_the_same(plan, tmp_path: Path, refused) -> No
             pipe(CAPTIONS, seeds=[0, 1], **changes)
     with refused(InputError):
         pipe(CAPTIONS, seeds=[0, 1], negative_prompt="A handwritten digit 3")
+
+
+# The guidance scale as an input ------------------------------------------------------------------
+
+
+def test_the_embedding_of_w_is_that_of_latent_consistency_models() -> None:
+    from diffusers import LatentConsistencyModelPipeline
+
+    scales = torch.tensor([1.0, 1.25, 3.0])
+    theirs = LatentConsistencyModelPipeline.get_guidance_scale_embedding(
+        None, scales - 1, embedding_dim=32
+    )
+    torch.testing.assert_close(scale_embedding(scales, 32), theirs, atol=1e-4, rtol=1e-4)
+    assert scale_embedding(scales, 5).shape == (3, 5)
+
+
+@pytest.fixture(scope="module")
+def flexible(small_run: Path, teacher, tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    found = replace(
+        plan_of(small_run, tmp_path_factory.mktemp("flexible") / "row"), nfe=(4,), scales=(1.0, 3.0)
+    )
+    train(found, teacher, 4, "training.images=320")
+    return found
+
+
+def test_trajectories_are_spread_over_the_scales(flexible: Plan) -> None:
+    scales = open_trajectories(flexible.trajectories).scales
+    assert scales.min() >= 1
+    assert scales.max() <= 3
+    assert len(scales.unique()) == 3  # a part of 32 has one
+    assert scales.max() - scales.min() > 0.5
+
+
+def test_it_begins_as_its_origin_at_every_w(flexible: Plan, small_run: Path) -> None:
+    experiment = experiment_of_run(flexible.run(4))
+    network = _network(experiment, flexible.run(4)).eval()
+    origin = load(small_run, device="cpu").network
+    x_t, t, tokens = torch.randn(2, 1, 8, 8), torch.tensor(500), torch.randn(2, 16, 512)
+    scale = scale_embedding(torch.tensor([1.0, 3.0]), network.config.time_cond_proj_dim)
+    with torch.no_grad():
+        found = network(x_t, t, tokens, timestep_cond=scale, return_dict=False)[0]
+        assert torch.equal(found, origin(x_t, t, tokens, return_dict=False)[0])
+
+
+def test_it_draws_by_w(flexible: Plan, tmp_path: Path, refused) -> None:
+    from sfumato.generation.pipeline import TextToImagePipeline
+
+    model = load(flexible.run(4), device="cpu")
+    low, high = (model.sample(CAPTIONS, range(2), guidance=scale) for scale in (1.0, 3.0))
+    assert low.nfe == high.nfe == 4
+    assert not torch.equal(low.x0, high.x0)
+    assert high.settings[0]["guidance_scale"] == 3.0
+    with refused(InputError):
+        model.with_(guidance=3.5)
+    model.export(tmp_path / "model")
+    pipe = TextToImagePipeline.from_pretrained(tmp_path / "model")
+    found = pipe(CAPTIONS, seeds=[0, 1], guidance_scale=3.0, output_type="uint8").images
+    assert torch.equal(found, high.tensor)
+    alone = model.sample(CAPTIONS[1], 1, guidance=3.0, alone=False)
+    assert torch.equal(alone.x0, high.x0[1:])
 
 
 def test_the_command(sfumato, small_run: Path, tmp_path: Path) -> None:

@@ -21,6 +21,16 @@ def _numbers(text: str) -> str:
     return text
 
 
+def _range(text: str | None) -> str | None:
+    try:
+        low, high = map(float, (text or "1,2").split(","))
+    except ValueError:
+        low, high = 0.0, -1.0
+    if not 0 <= low < high:
+        raise typer.BadParameter("give two rising guidance scales, such as 1,3")
+    return text
+
+
 @dataclass(frozen=True, kw_only=True)
 class StudentOptions:
     """Which students, and of which trajectories."""
@@ -36,6 +46,14 @@ class StudentOptions:
     teacher_steps: Annotated[int, typer.Option(min=1, help="Steps of a trajectory.")] = 16
     guidance: Guidance = None
     form: Form = None
+    scales: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LOW,HIGH",
+            callback=_range,
+            help="Students that take w as an input, from LOW to HIGH; else at the model's own w.",
+        ),
+    ] = None
 
 
 def distil(
@@ -61,6 +79,7 @@ def distil(
         folder=out or Path("runs") / f"{name}-students",
         count=students.count,
         teacher_steps=students.teacher_steps,
+        scales=None if students.scales is None else tuple(map(float, students.scales.split(","))),
     )
     teacher = open_model(model, device, guidance=students.guidance, form=students.form)
     if teacher.sampling.form.folded:

@@ -22,7 +22,7 @@ from sfumato.diffusion.solvers.build import build_solver
 from sfumato.diffusion.solvers.registry import STUDENT_SAMPLERS, Sampling
 
 INDEX = "trajectories.json"
-PART_SIZE = 64
+PART_SIZE = 32
 """Trajectories of one file."""
 
 
@@ -64,6 +64,11 @@ class Trajectories:
     def rows(self) -> Tensor:
         """(N,) int64 into `captions`."""
         return torch.cat([part["captions"] for part in self._parts])
+
+    @cached_property
+    def scales(self) -> Tensor:
+        """(N,) float32: the guidance scale that each was made with."""
+        return torch.cat([part["scales"] for part in self._parts])
 
     @cached_property
     def _parts(self) -> list[dict[str, Tensor]]:

@@ -331,6 +331,17 @@ def parse_guidance(text: str) -> GuidanceForm:
         ) from error
 
 
+def scale_embedding(scales: "Tensor", width: int) -> "Tensor":
+    """(B, `width`) float32 of guidance scales (B,): sines and cosines, as diffusers' latent
+    consistency models take it (Luo et al. 2023), of w - 1."""
+    import torch
+
+    half = width // 2
+    steps = torch.arange(half, dtype=torch.float32, device=scales.device) / max(half - 1, 1)
+    angles = 1000 * (scales.float() - 1)[:, None] * torch.exp(-math.log(10_000) * steps)
+    return torch.nn.functional.pad(torch.cat([angles.sin(), angles.cos()], 1), (0, width % 2))
+
+
 def _per_image_std(x0: "Tensor") -> "Tensor":
     """(B, 1, 1, 1) float64 standard deviation over channels and pixels."""
     return x0.double().std((1, 2, 3), keepdim=True)

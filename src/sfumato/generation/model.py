@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sfumato.base.errors import InputError
 from sfumato.base.images import TEXT_PREFIX, ValueRange, png_bytes, to_pil
-from sfumato.diffusion.guidance import CONVENTION, Branch, parse_guidance
+from sfumato.diffusion.guidance import CONVENTION, Branch, parse_guidance, scale_embedding
 from sfumato.diffusion.process import Process
 from sfumato.diffusion.sampling import (
     EqualRows,
@@ -380,12 +380,24 @@ class Model:
         cond, uncond = both.to(self.device, next(self.network.parameters()).dtype).chunk(2)
         return {"cond": cond, "uncond": uncond, "weak": cond}
 
+    def _scale_embedding(self, module: torch.nn.Module) -> Tensor | None:
+        """(1, D) of w, for a student that takes it as an input; None for every other network."""
+        config: Any = module.config
+        width = config.get("time_cond_proj_dim")
+        if width is None:
+            return None
+        scale = torch.tensor([self.sampling.guidance_scale], device=self.device)
+        return scale_embedding(scale, width).to(next(module.parameters()).dtype)
+
     def _network(self, module: torch.nn.Module, alone: bool) -> Network:
         """A network as the sampling loop calls it; on a CPU in equal rows."""
         dtype = next(self.network.parameters()).dtype
 
+        scale = self._scale_embedding(module)
+
         def network(x_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
-            return module(x_t.to(dtype), t, tokens, return_dict=False)[0]
+            more = {} if scale is None else {"timestep_cond": scale.expand(len(x_t), -1)}
+            return module(x_t.to(dtype), t, tokens, **more, return_dict=False)[0]
 
         module.eval()
         if self.device.type != "cpu":

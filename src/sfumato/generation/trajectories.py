@@ -28,11 +28,13 @@ TEACHER_SAMPLERS = {"variance_preserving": "DPMSolver++", "rectified_flow": "Eul
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What trajectories are to be made: `count` of `levels` levels each, by a teacher that takes
-    `teacher_steps` steps; `seed` draws their noise."""
+    `teacher_steps` steps at guidance scales from `low` to `high`; `seed` draws their noise."""
 
     levels: int
     count: int
     teacher_steps: int
+    low: float
+    high: float
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -77,7 +79,8 @@ def make_trajectories(
         if name not in found["parts"] or not (folder / name).is_file():
             part = range(start, min(start + PART_SIZE, request.count))
             with whole_file(folder / name) as temporary:
-                _write_part(model, request, temporary, captions, [(i, rows[i]) for i in part])
+                own = model.with_(guidance=_scale_of(request, start // PART_SIZE))
+                _write_part(own, request, temporary, captions, [(i, rows[i]) for i in part])
             found["parts"][name] = sha256_of_file(folder / name)
             write_json(index, found)
         on_part(min(start + PART_SIZE, request.count))
@@ -100,6 +103,12 @@ def _as_teacher(model: Model, request: Request) -> Model:
             hint="Give --teacher-steps as a multiple of the largest --nfe, 16 for 4.",
         )
     return teacher
+
+
+def _scale_of(request: Request, part: int) -> float:
+    """The guidance scale of a part: spread evenly over the range, in no order of the parts."""
+    golden = 0.6180339887498949
+    return request.low + (request.high - request.low) * ((part + 0.5) * golden % 1)
 
 
 def _write_part(
@@ -127,5 +136,6 @@ def _write_part(
     stored = {
         "states": torch.stack(states, dim=1).half().cpu().contiguous(),
         "captions": torch.tensor([own for _, own in rows]),
+        "scales": torch.full((len(rows),), model.sampling.guidance_scale),
     }
     save_file(stored, file)

@@ -1,11 +1,12 @@
 """Training a diffusion model: data, text encoder, network and objective become a run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from sfumato.base.errors import ConfigError
 from sfumato.base.files import read_json
@@ -165,10 +166,20 @@ def _network(experiment: DiffusionExperiment, folder: Path) -> torch.nn.Module:
     )
     if experiment.origin is not None:
         state, file = origin_state(experiment, folder)
-        load_part(network, state, file=file)
+        load_part(network, with_new_input(state, network), file=file)
     if lora is not None:
         add_adapter(network, lora, seed=experiment.seed)
     return network
+
+
+def with_new_input(state: Mapping[str, Tensor], network: torch.nn.Module) -> Mapping[str, Tensor]:
+    """The weights of an origin, with zeros for an input that only the new network has: it begins
+    as the origin, whatever that input is."""
+    new = network.state_dict()
+    name = "time_embedding.cond_proj.weight"
+    if name not in new or name in state:
+        return state
+    return {**state, name: torch.zeros_like(new[name])}
 
 
 def _text_encoder(experiment: DiffusionExperiment) -> TextEncoder:

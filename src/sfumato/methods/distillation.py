@@ -15,6 +15,7 @@ from sfumato.data.loaders import open_training
 from sfumato.data.loading import SampleOrder, chosen_captions
 from sfumato.data.records import Annotations
 from sfumato.data.trajectories import Trajectories, open_trajectories
+from sfumato.diffusion.guidance import scale_embedding
 from sfumato.diffusion.solvers.registry import STUDENT_SAMPLERS
 from sfumato.generation.model import Model
 from sfumato.generation.origin import load_from
@@ -32,6 +33,8 @@ from sfumato.training.records import HELD_OUT
 
 PRESET = "student"
 """The preset that every student is trained by."""
+SCALE_EMBEDDING = 32
+"""Width of the embedding of w, where a student takes it as an input."""
 
 
 # The run of a student -----------------------------------------------------------------------------
@@ -52,14 +55,16 @@ def student_objective(
     world: World,
 ) -> DistillationObjective:
     """`parts`: network, process, codec, bank and training, as of any diffusion run."""
-    _, process, codec, _, _ = parts
-    weighs = student.features > 0
+    network, process, codec, _, _ = parts
+    weighs, width = student.features > 0, network.config.time_cond_proj_dim
+    scales = trajectories.scales.to(device)
     return DistillationObjective(
         *parts,
         world=world,
         levels=Levels.of(process, student.nfe, levels=trajectories.levels, device=device),
         features=FeatureDistance(codec.value_range, device) if weighs else None,
         features_weight=student.features,
+        scales=None if width is None else scale_embedding(scales, width),
     )
 
 
@@ -86,13 +91,16 @@ def student_hooks(
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Students of `nfe` evaluations each, in a row, of `teacher`; `w` as the teacher samples."""
+    """Students of `nfe` evaluations each, in a row, of `teacher`."""
 
     teacher: str
     nfe: tuple[int, ...]
     folder: Path
     count: int
     teacher_steps: int
+    scales: tuple[float, float] | None = None
+    """The range of guidance scales of a student that takes w as an input; None for the teacher's
+    own scale alone."""
 
     def __post_init__(self) -> None:
         most, several = self.nfe[0], self.nfe
@@ -120,8 +128,11 @@ def student_experiment(
     plan: Plan, teacher: Model, nfe: int, settings: Sequence[str]
 ) -> DiffusionExperiment:
     """The experiment of one student; `settings` are overrides of the preset."""
-    scale = teacher.sampling.guidance_scale
+    low, high = scales_of(plan, teacher)
+    own = min(max(teacher.sampling.guidance_scale, low), high)
+    width = "null" if low == high else SCALE_EMBEDDING
     given = [
+        f"model.scale_embedding={width}",
         f"name=student-{nfe}",
         f"distillation.teacher={plan.teacher}",
         f"distillation.trajectories={plan.trajectories}",
@@ -129,10 +140,16 @@ def student_experiment(
         f"sampling.sampler={STUDENT_SAMPLERS[teacher.process.process]}",
         f"sampling.steps={nfe}",
         "sampling.timestep_spacing=trailing",
-        f"sampling.guidance_scale={scale!r}",
-        f"sampling.guidance=folded:nfe={nfe},low={scale!r},high={scale!r}",
+        f"sampling.guidance_scale={own!r}",
+        f"sampling.guidance=folded:nfe={nfe},low={low!r},high={high!r}",
     ]
     return load_from(plan.origin(nfe), PRESET, [*given, *settings], plan.run(nfe))
+
+
+def scales_of(plan: Plan, teacher: Model) -> tuple[float, float]:
+    """The lowest and highest guidance scale of the students."""
+    own = float(teacher.sampling.guidance_scale)
+    return (own, own) if plan.scales is None else plan.scales
 
 
 def teachers_trajectories(
@@ -144,9 +161,16 @@ def teachers_trajectories(
 ) -> Trajectories:
     """The trajectories of a plan, with captions drawn as training draws them."""
     records = open_training(experiment.data)
+    low, high = scales_of(plan, teacher)
     return make_trajectories(
         teacher,
-        Request(levels=plan.nfe[0], count=plan.count, teacher_steps=plan.teacher_steps),
+        Request(
+            levels=plan.nfe[0],
+            count=plan.count,
+            teacher_steps=plan.teacher_steps,
+            low=low,
+            high=high,
+        ),
         plan.trajectories,
         captions=records.captions,
         rows=drawn_captions(records, plan.count),

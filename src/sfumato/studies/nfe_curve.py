@@ -69,6 +69,10 @@ class NfeCard(StudyCard):
     shown: list[str]
     config: NfeConfig
 
+    @property
+    def how(self) -> str:
+        return f"{self.guidance} at w = {self.guidance_scale:g}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
@@ -235,8 +239,8 @@ def markdown(card: NfeCard) -> str:
     ]
     header = ["sampler", "NFE", "steps", *map(title_of, PANELS), "accuracy, paired difference"]
     sampled = (
-        f"{card.config.count:,} images of each setting, seeds from {card.config.first_seed}, "
-        f"{card.guidance} at w = {card.guidance_scale:g}; differences to "
+        f"{card.config.count:,} images of each setting, seeds from {card.config.first_seed}; "
+        "differences to "
         f"{card.config.samplers[0]} at the most evaluations"
     )
     table = markdown_table(header, rows + real_rows(card, PANELS, before=2, after=1), left=1)

@@ -87,7 +87,7 @@ class DiffusionObjective:
             )
         return metrics
 
-    def inputs(self, batch: Batch, context: StepContext) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def inputs(self, batch: Batch, context: StepContext) -> tuple[Tensor, ...]:
         """What `loss` takes: x0 and eps (B, C, H, W), t (B,), rows of the bank (B,)."""
         draws = self.draws.at(context)
         prompts = batch.prompts.masked_fill(draws.dropped, PromptBank.NULL_INDEX)
@@ -107,17 +107,10 @@ class DiffusionObjective:
             mirrored=self.config.mirrored,
         )
 
-    def loss(
-        self,
-        x0: Tensor,
-        eps: Tensor,
-        t: Tensor,
-        prompts: Tensor,
-        *,
-        network: torch.nn.Module | None = None,
-    ) -> Tensor:
-        """Weighted mean squared error of the network's output for each image: (B,). `network`:
-        another than the one in training, such as an average."""
+    def loss(self, *inputs: Tensor, network: torch.nn.Module | None = None) -> Tensor:
+        """Weighted mean squared error of the network's output for each image: (B,), of what
+        `inputs` gives. `network`: another than the one in training, such as an average."""
+        x0, eps, t, prompts = inputs
         eps = eps.to(x0)
         x_t = self.process.add_noise(x0, eps, t)
         target = self.process.target(x0, eps, t)
@@ -126,12 +119,22 @@ class DiffusionObjective:
         error = (output.to(target) - target).square().flatten(1).mean(1)
         return error * weight.to(error)
 
-    def output(self, x_t: Tensor, t: Tensor, prompts: Tensor, network: torch.nn.Module) -> Tensor:
-        """What the network says of x_t (B, C, H, W)."""
+    def output(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        prompts: Tensor,
+        network: torch.nn.Module,
+        *,
+        scale: Tensor | None = None,
+    ) -> Tensor:
+        """What the network says of x_t (B, C, H, W); `scale`: the embedding of w (B, D), where it
+        takes one."""
         time, tokens = self.process.network_time(t), self.bank.tokens(prompts).to(x_t)
+        more = {} if scale is None else {"timestep_cond": scale}
         mixed = self.config.precision == "bfloat16"
         with torch.autocast(x_t.device.type, torch.bfloat16, enabled=mixed):
-            return network(x_t, time, tokens, return_dict=False)[0]
+            return network(x_t, time, tokens, **more, return_dict=False)[0]
 
 
 @dataclass(frozen=True, kw_only=True)

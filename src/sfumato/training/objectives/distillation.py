@@ -68,46 +68,44 @@ class DistillationObjective(DiffusionObjective):
         levels: Levels,
         features: FeatureDistance | None,
         features_weight: float,
+        scales: Tensor | None = None,
         **keywords: Any,
     ) -> None:
+        """`scales`: the embedding of w of each trajectory (N, D), for a network that takes one."""
         super().__init__(*arguments, **keywords)
+        self.scales = scales
         self.levels = levels
         self.features = features
         self.features_weight = features_weight
 
-    def inputs(self, batch: Batch, context: StepContext) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What `loss` takes: x_t and the x0 to be learned (B, C, H, W), the number of the level and
-        the row of the bank (B,)."""
+    def inputs(self, batch: Batch, context: StepContext) -> tuple[Tensor, ...]:
+        """What `loss` takes: x_t and the x0 to be learned (B, C, H, W), and (B,) the number of the
+        level, the row of the bank, the number of the trajectory."""
         drawn = torch.randint(
             len(self.levels.times), (context.batch_size,), generator=context.generator("levels")
         )
         return self.at_levels(batch, context.local(drawn))
 
-    def at_levels(self, batch: Batch, level: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def at_levels(self, batch: Batch, level: Tensor) -> tuple[Tensor, ...]:
         """The inputs of `loss` where image i is at level `level[i]`."""
         rows, every = torch.arange(len(level), device=level.device), self.levels.every
         states = batch.images.to(self.dtype)
         x_t, x_r = states[rows, level * every], states[rows, (level + 1) * every]
         a, s = self.levels.a, self.levels.s
         target = ideal_x0(x_t, x_r, (a[level], a[level + 1]), (s[level], s[level + 1]))
-        return x_t, target, level, batch.prompts
+        return x_t, target, level, batch.prompts, batch.labels
 
     def loss(
         self,
-        x0: Tensor,
-        eps: Tensor,
-        t: Tensor,
-        prompts: Tensor,
-        *,
+        *inputs: Tensor,
         network: torch.nn.Module | None = None,
     ) -> Tensor:
-        """Of each image (B,): squared error of x0, and the weighted distance of features.
-
-        The arguments are those of `inputs`: `x0` is x_t, `eps` the x0 to be learned, `t` the number
-        of the level.
-        """
-        x_t, target, level = x0, eps, t
-        output = self.output(x_t, self.levels.times[level], prompts, network or self.network)
+        """Of each image (B,): squared error of x0, and the weighted distance of features; of what
+        `inputs` gives."""
+        x_t, target, level, prompts, trajectories = inputs
+        scale = None if self.scales is None else self.scales[trajectories]
+        times = self.levels.times[level]
+        output = self.output(x_t, times, prompts, network or self.network, scale=scale)
         a, s = (one[level][:, None, None, None] for one in (self.levels.a, self.levels.s))
         found = PREDICTIONS[self.process.prediction_type].x0(output.to(x_t), x_t, a, s)
         error = (found - target).square().flatten(1).mean(1)
