@@ -21,7 +21,11 @@ from sfumato.diffusion.sampling import Change, Step
 from sfumato.diffusion.solvers.build import build_solver
 from sfumato.generation.model import Model
 
-TEACHER_SAMPLERS = {"variance_preserving": "DPMSolver++", "rectified_flow": "Euler"}
+TEACHER_SAMPLERS = {
+    "variance_preserving": "DPMSolver++",
+    "rectified_flow": "Euler",
+    "edm": "Euler",
+}
 """One network evaluation a level, and deterministic."""
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from sfumato.diffusion.process import Process
+from sfumato.diffusion.process import Preconditioned, Process
 from sfumato.diffusion.sampling import Solver
 from sfumato.diffusion.solvers.registry import Sampling, check_sampling, sampler_of
 from sfumato.diffusion.solvers.schedulers import build_scheduler_solver, check_settings
@@ -25,8 +25,12 @@ def build_solver(
     steps than levels, or a scheduler or setting that is not supported.
     """
     check_sampling(sampling, process)
-    if process.process != "rectified_flow":
+    if process.process == "variance_preserving":
         return build_scheduler_solver(process, sampling, generators, scheduler)
+    if isinstance(process, Preconditioned):
+        from sfumato.diffusion.solvers.edm import SigmaSolver
+
+        return SigmaSolver(process, sampling)
     from sfumato.diffusion.solvers.flow import FlowSolver
 
     if scheduler is not None:

@@ -25,7 +25,7 @@ would give noise; from 80 it samples as well as the others.
 """
 
 
-STUDENT_SAMPLERS = {"variance_preserving": "DDIM", "rectified_flow": "Euler"}
+STUDENT_SAMPLERS = {"variance_preserving": "DDIM", "rectified_flow": "Euler", "edm": "Euler"}
 """The sampler of a distilled student by its process: x0 and x_t determine the next x_t (of a flow
 Euler's step is DDIM's)."""
 
@@ -181,6 +181,7 @@ SAMPLERS: dict[str, dict[str, Sampler]] = {
             order=2,
         ),
     },
+    "edm": {"Euler": Sampler(), "Heun": Sampler(order=2)},
 }
 
 
@@ -205,9 +206,9 @@ def sampler_of(name: str, process: Process) -> Sampler:
 def check_sampling(sampling: Sampling, process: Process) -> None:
     """`InputError` for a sampler or timestep spacing that `process` does not have."""
     sampler_of(sampling.sampler, process)
-    if process.process == "rectified_flow" and sampling.timestep_spacing != "trailing":
+    if process.process != "variance_preserving" and sampling.timestep_spacing != "trailing":
         raise InputError(
             f"timestep_spacing '{sampling.timestep_spacing}' is not available for "
-            f"{process.process}, which samples in equal steps from t = 1.",
+            f"{process.process}, which has its own levels from noise to image.",
             hint="Use timestep_spacing=trailing.",
         )

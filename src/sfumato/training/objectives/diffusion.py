@@ -131,10 +131,11 @@ class DiffusionObjective:
         """What the network says of x_t (B, C, H, W); `scale`: the embedding of w (B, D), where it
         takes one."""
         time, tokens = self.process.network_time(t), self.bank.tokens(prompts).to(x_t)
+        taken = self.process.network_input(x_t, t)
         more = {} if scale is None else {"timestep_cond": scale}
         mixed = self.config.precision == "bfloat16"
         with torch.autocast(x_t.device.type, torch.bfloat16, enabled=mixed):
-            return network(x_t, time, tokens, **more, return_dict=False)[0]
+            return network(taken, time, tokens, **more, return_dict=False)[0]
 
 
 @dataclass(frozen=True, kw_only=True)

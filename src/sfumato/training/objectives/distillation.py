@@ -12,7 +12,7 @@ from sfumato.base.device import to_device
 from sfumato.data.loading import Batch, IndexedOrder, SampleOrder
 from sfumato.data.shares import check_shares
 from sfumato.data.trajectories import Trajectories, student_times
-from sfumato.diffusion.process import PREDICTIONS, Process
+from sfumato.diffusion.process import Process
 from sfumato.text.prompts import PromptBank
 from sfumato.training.features import FeatureDistance
 from sfumato.training.objectives.diffusion import DiffusionObjective
@@ -106,8 +106,7 @@ class DistillationObjective(DiffusionObjective):
         scale = None if self.scales is None else self.scales[trajectories]
         times = self.levels.times[level]
         output = self.output(x_t, times, prompts, network or self.network, scale=scale)
-        a, s = (one[level][:, None, None, None] for one in (self.levels.a, self.levels.s))
-        found = PREDICTIONS[self.process.prediction_type].x0(output.to(x_t), x_t, a, s)
+        found = self.process.x0(output.to(x_t), x_t, times)
         error = (found - target).square().flatten(1).mean(1)
         if self.features is None:
             return error
