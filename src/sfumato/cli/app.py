@@ -18,6 +18,7 @@ from sfumato.cli.compare import compare
 from sfumato.cli.curve import curve
 from sfumato.cli.data import data_app, prepare
 from sfumato.cli.demo import demo
+from sfumato.cli.distil import distil
 from sfumato.cli.doctor import doctor
 from sfumato.cli.evaluate import evaluate
 from sfumato.cli.export import export
@@ -26,6 +27,7 @@ from sfumato.cli.findings import findings
 from sfumato.cli.grid import grid
 from sfumato.cli.guidance import guidance
 from sfumato.cli.inspect import inspect
+from sfumato.cli.nfe import nfe
 from sfumato.cli.options import register
 from sfumato.cli.presets import presets_app
 from sfumato.cli.runs import runs
@@ -63,6 +65,8 @@ register(
         (guidance, "sfumato guidance runs/cifar10-tiny --scales 0,2,5,10 --count 500"),
         (curve, "sfumato curve runs/cifar10-tiny --guidance 2"),
         (export, "sfumato export runs/demo --out my-model"),
+        (nfe, "sfumato nfe runs/demo runs/students/nfe-4 --nfe 1,2,4,10,20"),
+        (distil, "sfumato distil bundled:mnist --data my-mnist --nfe 4,2,1 --out runs/students"),
         (tune, "sfumato tune runs/demo --scales 1,1.5,2,3 --nfe 20"),
         (ablate, "sfumato ablate digits --out runs/ablation"),
         (bundle, "sfumato bundle runs/mnist --out mnist --source ylecun/mnist"),

@@ -78,10 +78,10 @@ def train(
         run_in_processes(how.processes, "--out", str(out))
     experiment = _prepared(experiment, strict=how.strict)
     log(f"Run folder {out}")
-    _train(experiment, out, how)
+    train_experiment(experiment, out, how)
 
 
-def _train(experiment: Experiment, out: Path, how: HowOptions) -> None:
+def train_experiment(experiment: Experiment, out: Path, how: HowOptions) -> None:
     """Train, and say how it ended."""
     from sfumato.methods.registry import method_of, run_experiment
     from sfumato.training.hooks import TimeLimitHook

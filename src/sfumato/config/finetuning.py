@@ -2,7 +2,7 @@
 
 from pydantic import Field, field_validator
 
-from sfumato.base.section import Count, Positive, Section
+from sfumato.base.section import Count, NotNegative, Positive, Section, Share
 
 LORA_TARGETS = (
     *("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"),
@@ -47,3 +47,23 @@ class LoraConfig(Section):
         if not value or not all(value):
             raise ValueError("give at least one layer")
         return value
+
+
+class DistillationConfig(Section):
+    """A student of few network evaluations that learns from its teacher's trajectories."""
+
+    teacher: str = Field(min_length=1)
+    """The model whose trajectories these are: a run, an exported folder or bundled:NAME."""
+    trajectories: str = Field(min_length=1)
+    """The folder of the trajectories; `sfumato distil` writes it."""
+    nfe: Count
+    """Steps of the student, one network evaluation each."""
+    features: NotNegative = 0.0
+    """Weight of the distance between features of the small CLIP's image tower, beside the squared
+    error: that alone makes pictures smooth."""
+    held_out: Share = 0.1
+    """Share of the trajectories that is not trained on."""
+    measure_every_images: Count = 1_000
+    """Images between two measurements of the loss on held-out trajectories."""
+    patience: Count = 5
+    """Training ends when so many measurements in a row were no better than the best before."""

@@ -9,7 +9,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from sfumato.base.errors import ConfigError, InputError, nearest
 from sfumato.base.section import Count, NotNegative, Positive, Section, Share
-from sfumato.config.finetuning import OriginConfig
+from sfumato.config.finetuning import DistillationConfig, OriginConfig
 from sfumato.config.overrides import build, read_values
 from sfumato.config.sections import (
     AveragingConfig,
@@ -96,6 +96,8 @@ class DiffusionExperiment(Experiment):
     """What is trained."""
     origin: OriginConfig | None = None
     """The trained model that the run begins with; null: from random weights."""
+    distillation: DistillationConfig | None = None
+    """Of a student: what it learns from; null for a model that learns from images."""
     data: DataConfig
     text: TextConfig = TextConfig()
     model: UNetConfig
@@ -124,6 +126,17 @@ class DiffusionExperiment(Experiment):
             raise ValueError("training.lora adapts a trained model: name it with --from MODEL")
         if training.lora is not None and training.sharding != "none":
             raise ValueError("training.lora is trained with training.sharding=none")
+        return self
+
+    @model_validator(mode="after")
+    def _student_fits(self) -> "DiffusionExperiment":
+        student, folded = self.distillation, self.sampling.form.folded
+        if (student is not None) != folded:
+            raise ValueError(
+                "sampling.guidance is folded for a student of `sfumato distil`, and only for that"
+            )
+        if student is not None and student.nfe != self.sampling.steps:
+            raise ValueError("sampling.steps is distillation.nfe")
         return self
 
     def length(self, data_set_size: int) -> tuple[int, int]:

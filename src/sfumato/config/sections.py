@@ -152,6 +152,9 @@ class UNetConfig(Section):
     """Groups of GroupNorm; must divide every level's channels."""
     dropout: Share = 0.0
     """Dropout inside the ResNet layers."""
+    scale_embedding: Count | None = None
+    """Width of the embedding of the guidance scale, for a student that takes it as an input; null:
+    the network does not know it."""
 
     @model_validator(mode="after")
     def _fits(self) -> "UNetConfig":

@@ -56,6 +56,8 @@ class ClassifierFreeGuidance:
 
     away_from: ClassVar[Branch] = "uncond"
     """The branch that guidance leads away from."""
+    folded: ClassVar[bool] = False
+    """Whether it is in the weights of the network: no other form can take its place."""
 
     def branches(self, sigma: float) -> tuple[Branch, ...]:
         if self.scale == 0:
@@ -202,6 +204,30 @@ class AutoGuidance(ClassifierFreeGuidance):
             )
 
 
+@dataclass(frozen=True)
+class FoldedGuidance(ClassifierFreeGuidance):
+    """Guidance that is in the weights already: those of a distilled student (Meng et al. 2023).
+
+    One call a step. The student takes `nfe` steps of DDIM, at the levels it was trained on, and
+    scales from `low` to `high`; `Sampling` refuses others.
+    """
+
+    nfe: int = 1
+    low: float = 1.0
+    high: float = 1.0
+
+    folded: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.nfe < 1 or self.nfe != int(self.nfe):
+            raise ValueError("nfe is the number of steps, 1 or more")
+        if not 0 <= self.low <= self.high:
+            raise ValueError("low and high are guidance scales with 0 <= low <= high")
+
+    def branches(self, sigma: float) -> tuple[Branch, ...]:
+        return ("cond",)
+
+
 GUIDANCE_FORMS: dict[str, type[ClassifierFreeGuidance]] = {
     "cfg": ClassifierFreeGuidance,
     "interval": IntervalGuidance,
@@ -209,6 +235,7 @@ GUIDANCE_FORMS: dict[str, type[ClassifierFreeGuidance]] = {
     "dynamic_thresholding": DynamicThresholding,
     "apg": AdaptiveProjectedGuidance,
     "autoguidance": AutoGuidance,
+    "folded": FoldedGuidance,
 }
 
 
@@ -239,6 +266,10 @@ class GuidanceForm:
     @property
     def needs_weak_network(self) -> bool:
         return GUIDANCE_FORMS[self.form].away_from == "weak"
+
+    @property
+    def folded(self) -> bool:
+        return GUIDANCE_FORMS[self.form].folded
 
     def __str__(self) -> str:
         """The text with every parameter: enough to sample again."""
@@ -298,6 +329,17 @@ def parse_guidance(text: str) -> GuidanceForm:
             f"Guidance '{text}': {sentence}" + ("" if sentence.endswith(("?", ".")) else "."),
             hint=f"Forms and their parameters: {forms}.",
         ) from error
+
+
+def scale_embedding(scales: "Tensor", width: int) -> "Tensor":
+    """(B, `width`) float32 of guidance scales (B,): sines and cosines, as diffusers' latent
+    consistency models take it (Luo et al. 2023), of w - 1."""
+    import torch
+
+    half = width // 2
+    steps = torch.arange(half, dtype=torch.float32, device=scales.device) / max(half - 1, 1)
+    angles = 1000 * (scales.float() - 1)[:, None] * torch.exp(-math.log(10_000) * steps)
+    return torch.nn.functional.pad(torch.cat([angles.sin(), angles.cos()], 1), (0, width % 2))
 
 
 def _per_image_std(x0: "Tensor") -> "Tensor":

@@ -82,6 +82,14 @@ class Process:
         """`t` as the network takes it, on the scale 0 to 1000."""
         return t
 
+    def network_input(self, x_t: "Tensor", t: "Tensor") -> "Tensor":
+        """x_t (B, C, H, W) as the network takes it."""
+        return x_t
+
+    def error_ratio(self, snr: "Tensor") -> "Tensor":
+        """The squared error of the network's output divided by that of x0."""
+        return PREDICTIONS[self.prediction_type].error_ratio(snr)
+
     def signal_and_noise(self, t: "Tensor", like: "Tensor") -> "tuple[Tensor, Tensor]":
         """a(t) and s(t) as (B, 1, ..., 1) beside `like` (B, ...): float64 if `like` is, else
         float32."""
@@ -133,7 +141,7 @@ class Process:
             return snr.new_ones(snr.shape)
         if self.prediction_type == "epsilon":
             return (gamma / snr).clamp(max=1)  # min(SNR, gamma) / SNR; 1 where SNR = 0
-        return snr.clamp(max=gamma) / PREDICTIONS[self.prediction_type].error_ratio(snr)
+        return snr.clamp(max=gamma) / self.error_ratio(snr)
 
     def to_dict(self) -> dict[str, Any]:
         """The process as JSON; `process_from_dict` reads it."""
@@ -174,7 +182,7 @@ class VariancePreserving(Process):
     """DDPM's process with T noise levels; t is an integer index in [0, T). a^2 + s^2 = 1."""
 
     process: Literal["variance_preserving"] = "variance_preserving"
-    """Forward process: variance_preserving (DDPM) or rectified_flow."""
+    """Forward process: variance_preserving (DDPM), rectified_flow or edm."""
     beta_schedule: BetaSchedule = "linear"
     """Noise schedule by its diffusers name."""
     num_train_timesteps: int = 1000
@@ -235,40 +243,155 @@ class VariancePreserving(Process):
         return torch.randint(self.num_train_timesteps, (count,), generator=generator)
 
 
+def _uniform(process: "Continuous", count: int, generator: "torch.Generator") -> "Tensor":
+    import torch
+
+    return 1 - torch.rand(count, generator=generator)  # t = 0 has no noise to predict
+
+
+def _logit_normal(process: "Continuous", count: int, generator: "torch.Generator") -> "Tensor":
+    """t = sigmoid(n), Esser et al. 2024, Section 3.1."""
+    return _normal(process, count, generator).sigmoid()
+
+
+def _log_normal(process: "Continuous", count: int, generator: "torch.Generator") -> "Tensor":
+    """ln sigma = n, Karras et al. 2022, Table 1."""
+    return process.time_of(_normal(process, count, generator).exp())
+
+
+def _normal(process: "Continuous", count: int, generator: "torch.Generator") -> "Tensor":
+    """(count,) n ~ N(density_mean, density_std^2)."""
+    import torch
+
+    return process.density_mean + process.density_std * torch.randn(count, generator=generator)
+
+
+DENSITIES: "dict[str, Callable[[Continuous, int, torch.Generator], Tensor]]" = {
+    "uniform": _uniform,
+    "logit_normal": _logit_normal,
+    "log_normal": _log_normal,
+}
+"""The law of t in training, for processes of continuous time."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class RectifiedFlow(Process):
-    """x_t = (1 - t) x0 + t eps with continuous t in (0, 1], uniform in training.
+class Continuous(Process):
+    """A process with continuous t in (0, 1], from clean to noise."""
 
-    The network predicts the velocity eps - x0 (Liu et al. 2023, Eq. 1, with time reversed).
-    """
-
-    process: Literal["rectified_flow"] = "rectified_flow"
-    """Forward process: variance_preserving (DDPM) or rectified_flow."""
-    prediction_type: Literal["velocity"] = "velocity"
-    """What the network predicts: eps - x0."""
+    density: Literal["uniform", "logit_normal", "log_normal"] = "uniform"
+    """How noise levels are drawn in training: uniform in t, or logit_normal (of t) and log_normal
+    (of s / a) with density_mean and density_std."""
+    density_mean: float = 0.0
+    """Mean of the normal law of logit_normal and log_normal."""
+    density_std: float = 1.0
+    """Standard deviation of the normal law of logit_normal and log_normal."""
 
     TIME_SCALE: ClassVar[float] = 1000.0
     """The network's time embedding is made for 0 to 1000."""
 
-    def scales(self, t: "Tensor") -> "tuple[Tensor, Tensor]":
-        return 1 - t.double(), t.double()
+    def __post_init__(self) -> None:
+        if self.density_std <= 0:
+            raise ValueError(f"density_std must be above 0 (got {self.density_std:g})")
+
+    def time_of(self, sigma: "Tensor") -> "Tensor":
+        """The t at which s / a is `sigma`."""
+        raise NotImplementedError
 
     def draw_t(self, count: int, generator: "torch.Generator") -> "Tensor":
         import torch
 
-        return 1 - torch.rand(count, generator=generator)  # t = 0 has no noise to predict
+        # In float32 a normal number can round to a t without noise or without signal.
+        smallest = torch.finfo(torch.float32).eps
+        return DENSITIES[self.density](self, count, generator).clamp(smallest, 1)
 
     def network_time(self, t: "Tensor") -> "Tensor":
         return (t * self.TIME_SCALE).float()
 
 
-PROCESSES: dict[str, type[VariancePreserving] | type[RectifiedFlow]] = {
+@dataclass(frozen=True, kw_only=True)
+class RectifiedFlow(Continuous):
+    """x_t = (1 - t) x0 + t eps.
+
+    The network predicts the velocity eps - x0 (Liu et al. 2023, Eq. 1, with time reversed).
+    """
+
+    process: Literal["rectified_flow"] = "rectified_flow"
+    """Forward process: variance_preserving (DDPM), rectified_flow or edm."""
+    prediction_type: Literal["velocity"] = "velocity"
+    """What the network predicts: eps - x0."""
+
+    def scales(self, t: "Tensor") -> "tuple[Tensor, Tensor]":
+        return 1 - t.double(), t.double()
+
+    def time_of(self, sigma: "Tensor") -> "Tensor":
+        return sigma / (1 + sigma)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preconditioned(Continuous):
+    """EDM (Karras et al. 2022): x_t = cos(pi t / 2) x0 + sin(pi t / 2) eps, so s / a is its sigma.
+
+    With c = `sigma_data` and n = sqrt(s^2 + a^2 c^2) the network takes x_t / n and predicts
+    F = (s x0 - a c^2 eps) / (c n), which has variance one where x0 has c^2 (Eq. 7 and Table 1; for
+    c = 1 it is -v). The uniform loss on F has the weight of Eq. 8.
+    """
+
+    process: Literal["edm"] = "edm"
+    """Forward process: variance_preserving (DDPM), rectified_flow or edm."""
+    prediction_type: Literal["preconditioned"] = "preconditioned"
+    """What the network predicts: F of EDM."""
+    sigma_data: float = 0.5
+    """c, the standard deviation of the images in the network's range."""
+    density: Literal["uniform", "logit_normal", "log_normal"] = "log_normal"
+    """How noise levels are drawn in training: uniform in t, or logit_normal (of t) and log_normal
+    (of s / a) with density_mean and density_std."""
+    density_mean: float = -1.2
+    """Mean of the normal law of logit_normal and log_normal."""
+    density_std: float = 1.2
+    """Standard deviation of the normal law of logit_normal and log_normal."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sigma_data <= 0:
+            raise ValueError(f"sigma_data must be above 0 (got {self.sigma_data:g})")
+
+    def scales(self, t: "Tensor") -> "tuple[Tensor, Tensor]":
+        angle = t.double() * math.pi / 2
+        return angle.cos(), angle.sin()
+
+    def time_of(self, sigma: "Tensor") -> "Tensor":
+        return sigma.atan() * 2 / math.pi
+
+    def network_input(self, x_t: "Tensor", t: "Tensor") -> "Tensor":
+        a, s = self.signal_and_noise(t, x_t)
+        return x_t / self._norm(a, s)
+
+    def target(self, x0: "Tensor", eps: "Tensor", t: "Tensor") -> "Tensor":
+        a, s = self.signal_and_noise(t, x0)
+        c = self.sigma_data
+        return (s * x0 - a * c**2 * eps) / (c * self._norm(a, s))
+
+    def x0(self, output: "Tensor", x_t: "Tensor", t: "Tensor") -> "Tensor":
+        a, s = self.signal_and_noise(t, x_t)
+        c, n = self.sigma_data, self._norm(a, s)
+        return (a * c**2 * x_t + s * c * n * output) / n**2
+
+    def error_ratio(self, snr: "Tensor") -> "Tensor":
+        return snr + 1 / self.sigma_data**2
+
+    def _norm(self, a: "Tensor", s: "Tensor") -> "Tensor":
+        return (s.square() + a.square() * self.sigma_data**2).sqrt()
+
+
+AnyProcess = VariancePreserving | RectifiedFlow | Preconditioned
+PROCESSES: dict[str, type[AnyProcess]] = {
     "variance_preserving": VariancePreserving,
     "rectified_flow": RectifiedFlow,
+    "edm": Preconditioned,
 }
 
 
-def process_from_dict(values: dict[str, Any]) -> VariancePreserving | RectifiedFlow:
+def process_from_dict(values: dict[str, Any]) -> AnyProcess:
     """The process that `Process.to_dict` wrote; `ValueError` for an unknown one."""
     name = values.get("process", "variance_preserving")
     if name not in PROCESSES:

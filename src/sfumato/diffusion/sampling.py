@@ -191,13 +191,13 @@ def predicted_x0(
 
     `t`: (B,) times of the process; `tokens`: those of several branches, joined along the batch.
     """
-    time = process.network_time(t)
+    time, taken = process.network_time(t), process.network_input(x_t, t)
     predicted: dict[Branch, Tensor] = {}
     for network in dict.fromkeys(networks[branch] for branch in branches):
         assert network is not None, "this guidance needs a weak network"
         together: tuple[Branch, ...] = tuple(b for b in branches if networks[b] is network)
         count = len(together)
-        joined = network(torch.cat([x_t] * count), time.repeat(count), tokens(together))
+        joined = network(torch.cat([taken] * count), time.repeat(count), tokens(together))
         for branch, output in zip(together, joined.to(x_t.dtype).split(len(x_t)), strict=True):
             predicted[branch] = process.x0(output, x_t, t)
     return predicted

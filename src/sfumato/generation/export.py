@@ -37,6 +37,7 @@ RUNTIME = (
     "diffusion.solvers.registry",
     "diffusion.solvers.schedulers",
     "diffusion.solvers.flow",
+    "diffusion.solvers.edm",
     "diffusion.solvers.build",
     "models.codec",
     "models.text_projection",

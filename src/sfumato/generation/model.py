@@ -44,6 +44,11 @@ if TYPE_CHECKING:
     from sfumato.config.sections import DataConfig
 
 
+_SAMPLE_TEACHER = (
+    "Leave that out, or sample the teacher. Another student: `sfumato distil TEACHER --nfe N`."
+)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Model:
     """Network, forward process, codec and text encoder, and how they sample unless told otherwise.
@@ -103,11 +108,22 @@ class Model:
         changes = {name: value for name, value in changes.items() if value is not None}
         if not changes:
             return self
+        folded = self.sampling.form.folded
+        if (
+            "guidance" in changes
+            and changes["guidance"] != self.sampling.guidance
+            and (folded or parse_guidance(changes["guidance"]).folded)
+        ):
+            raise InputError(
+                f"Guidance '{form}' is not available: the guidance of this model "
+                + ("is in its weights." if folded else "is not in its weights."),
+                hint=_SAMPLE_TEACHER if folded else "Leave --guidance-form out.",
+            )
         try:
             sampling = replace(self.sampling, **changes)
         except ValueError as error:
             hint = "guidance_scale: 1 is no guidance, 2 to 5 is usual. steps: 1 or more."
-            raise InputError(f"{error}.", hint=hint) from error
+            raise InputError(f"{error}.", hint=_SAMPLE_TEACHER if folded else hint) from error
         scheduler = self.scheduler if sampler is None and timestep_spacing is None else None
         model = replace(self, sampling=sampling, scheduler=scheduler)
         if form is None or not sampling.form.needs_weak_network:
@@ -174,6 +190,7 @@ class Model:
         prompts, seeds = paired(prompts, seeds)
         count = len(prompts)
         negative = negative_prompts(negative_prompt, count)
+        model.check_negative(negative)
         start = model.start(init_image, mask, strength, count=count)
         # Settings out of range are refused before anything is said of the prompts.
         model.nfe(1.0 if start is None else start.strength)
@@ -271,6 +288,14 @@ class Model:
         fit = self.provenance.get("data", {}).get("fit", "crop")
         return start_of(init_image, mask, strength, count=count, shape=self.shape, fit=fit)
 
+    def check_negative(self, negative: Sequence[str]) -> None:
+        """`InputError` for negative prompts that would not be followed: those of a student."""
+        if self.sampling.form.folded and any(one != NULL for one in negative):
+            raise InputError(
+                "A distilled model takes no negative prompt: its guidance is in its weights.",
+                hint=_SAMPLE_TEACHER,
+            )
+
     def denoise(
         self,
         tokens: Mapping[Branch, Tensor],
@@ -308,7 +333,7 @@ class Model:
             x_t, solver = begin(start, x_t, solver, self.process, codec)
         dtype, on_cpu = next(self.network.parameters()).dtype, self.device.type == "cpu"
         networks = [
-            network_in_rows(one, dtype, alone=alone, on_cpu=on_cpu)
+            network_in_rows(one, dtype, scale=sampling.guidance_scale, alone=alone, on_cpu=on_cpu)
             for one in (self.network, weak)
             if one is not None
         ]

@@ -16,6 +16,8 @@ from sfumato.models.unet import unet_config_of
 
 TUNED = "tuned.json"
 """In a run folder: the sampling settings that `sfumato tune` chose."""
+NEW_INPUT = "model.scale_embedding"
+"""The one setting of the network in which a student may differ from its origin."""
 Sections = dict[str, Any]
 HELD = {
     "model": None,
@@ -55,6 +57,8 @@ def check_agrees(experiment: DiffusionExperiment, sections: Sections) -> None:
     assert experiment.origin is not None
     own = flattened(_held(experiment.model_dump(mode="json")))
     theirs = flattened(_held(sections))
+    if experiment.distillation is not None:  # it may take w as an input, its origin need not
+        own.pop(NEW_INPUT, None), theirs.pop(NEW_INPUT, None)
     wrong = [
         f"{name} is {theirs.get(name)!r} there, {own.get(name)!r} here"
         for name in {**theirs, **own}

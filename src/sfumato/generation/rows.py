@@ -1,10 +1,12 @@
 """A network as the sampling loop calls it: on a CPU in calls of equal rows."""
 
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from sfumato.diffusion.guidance import scale_embedding
 from sfumato.diffusion.sampling import EqualRows, Network
 
 CPU_ROWS = 16
@@ -18,12 +20,17 @@ _CHECKED_ROWS: "WeakKeyDictionary[torch.nn.Module, dict]" = WeakKeyDictionary()
 
 
 def network_in_rows(
-    module: torch.nn.Module, dtype: torch.dtype, *, alone: bool, on_cpu: bool
+    module: torch.nn.Module, dtype: torch.dtype, *, scale: float, alone: bool, on_cpu: bool
 ) -> Network:
-    """`module` in `dtype`; `alone`: as in `Model.sample`."""
+    """`module` in `dtype`; `scale`: w, for a student that takes it as an input; `alone`: as in
+    `Model.sample`."""
+    config: Any = module.config
+    width = config.get("time_cond_proj_dim")
+    own = None if width is None else scale_embedding(torch.tensor([scale]), width).to(dtype)
 
     def network(x_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
-        return module(x_t.to(dtype), t, tokens, return_dict=False)[0]
+        more = {} if own is None else {"timestep_cond": own.to(x_t.device).expand(len(x_t), -1)}
+        return module(x_t.to(dtype), t, tokens, **more, return_dict=False)[0]
 
     module.eval()
     if not on_cpu:

@@ -1,11 +1,12 @@
 """Training a diffusion model: data, text encoder, network and objective become a run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from sfumato.base.errors import ConfigError
 from sfumato.base.files import read_json
@@ -27,6 +28,7 @@ from sfumato.generation.origin_weights import (
     weights_sha256,
 )
 from sfumato.generation.runs import model_of, origin_provenance
+from sfumato.methods.distillation import student_hooks, student_objective, trajectories_of
 from sfumato.models.codec import PixelCodec
 from sfumato.models.lora import add_adapter
 from sfumato.models.speed import place
@@ -40,6 +42,7 @@ from sfumato.training.hooks import AccuracyHook, SampleHook
 from sfumato.training.lint import lint_experiment
 from sfumato.training.loop import Hook, Run
 from sfumato.training.objectives.diffusion import DiffusionObjective
+from sfumato.training.objectives.distillation import TrajectoryBatches
 from sfumato.training.records import ACCURACY
 from sfumato.training.run import Method
 
@@ -94,26 +97,27 @@ def _build(
     encoder = _text_encoder(experiment)
     records = open_training(data)
     encoder.model.to(device)
-    bank = PromptBank(encoder, records.captions, device=device)
+    trajectories = trajectories_of(experiment)
+    captions = records.captions if trajectories is None else trajectories.captions
+    bank = PromptBank(encoder, captions, device=device)
     encoder.model.to("cpu")
-    network = _network(experiment, folder)
-    objective = DiffusionObjective(
-        place(network, device),
-        experiment.diffusion,
-        PixelCodec(data.value_range),
-        bank,
-        training,
-        world=world,
-    )
-    batches = training_batches(
-        with_bank_rows(records, bank),
-        data,
-        seed=experiment.seed,
-        batch_size=training.batch_size,
-        device=device,
-        rank=world.rank,
-        world_size=world.size,
-    )
+    network = place(_network(experiment, folder), device)
+    parts = (network, experiment.diffusion, PixelCodec(data.value_range), bank, training)
+    how = {
+        "seed": experiment.seed,
+        "batch_size": training.batch_size,
+        "device": device,
+        "rank": world.rank,
+        "world_size": world.size,
+    }
+    if trajectories is not None:
+        student = experiment.distillation
+        assert student is not None
+        objective = student_objective(parts, student, trajectories, device=device, world=world)
+        batches = TrajectoryBatches(trajectories, bank, held_out=student.held_out, **how)
+    else:
+        objective = DiffusionObjective(*parts, world=world)
+        batches = training_batches(with_bank_rows(records, bank), data, **how)
     return DiffusionRun(
         folder=folder,
         objective=objective,
@@ -131,7 +135,10 @@ def _build(
         },
         hooks=()
         if not (world.is_main or world.shards)
-        else _hooks(experiment, averaged_model(experiment, objective, encoder), records, folder),
+        else [
+            *_hooks(experiment, averaged_model(experiment, objective, encoder), records, folder),
+            *student_hooks(experiment, objective, batches, folder),
+        ],
         examples=records.examples(MOST_CAPTIONS)[0],
     )
 
@@ -159,10 +166,20 @@ def _network(experiment: DiffusionExperiment, folder: Path) -> torch.nn.Module:
     )
     if experiment.origin is not None:
         state, file = origin_state(experiment, folder)
-        load_part(network, state, file=file)
+        load_part(network, with_new_input(state, network), file=file)
     if lora is not None:
         add_adapter(network, lora, seed=experiment.seed)
     return network
+
+
+def with_new_input(state: Mapping[str, Tensor], network: torch.nn.Module) -> Mapping[str, Tensor]:
+    """The weights of an origin, with zeros for an input that only the new network has: it begins
+    as the origin, whatever that input is."""
+    new = network.state_dict()
+    name = "time_embedding.cond_proj.weight"
+    if name not in new or name in state:
+        return state
+    return {**state, name: torch.zeros_like(new[name])}
 
 
 def _text_encoder(experiment: DiffusionExperiment) -> TextEncoder:
@@ -202,7 +219,8 @@ def _hooks(
     """Grids of samples (captions by guidance scale) and, where it is asked for, the accuracy."""
     training = experiment.training
     captions, labels = records.examples(MOST_CAPTIONS)
-    scales = [1.0, model.sampling.guidance_scale]
+    own = model.sampling.guidance_scale
+    scales = [own] if model.sampling.form.folded else [1.0, own]
     hooks: list[Hook] = [
         SampleHook(
             folder / "samples",

@@ -37,6 +37,7 @@ def build_unet(
             ),
             norm_num_groups=config.norm_num_groups,
             dropout=config.dropout,
+            time_cond_proj_dim=config.scale_embedding,
         )
 
 
@@ -66,6 +67,7 @@ def unet_config_of(config: Mapping[str, Any], *, where: str) -> UNetConfig:
         head_channels=per_head.pop() if by_channels else None,
         norm_num_groups=config["norm_num_groups"],
         dropout=config["dropout"],
+        scale_embedding=config.get("time_cond_proj_dim"),
     )
 
 
@@ -75,6 +77,7 @@ def parameter_count(config: UNetConfig, *, channels: int) -> int:
     last, layers = len(widths) - 1, config.layers_per_block
     time = 4 * widths[0]
     count = _conv(channels, widths[0]) + _linear(widths[0], time) + _linear(time, time)
+    count += (config.scale_embedding or 0) * widths[0]
     for level, kind in enumerate(config.levels):  # down
         width = widths[level]
         attention = _attention(width, cross) if kind == "attention" else 0

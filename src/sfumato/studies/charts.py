@@ -48,7 +48,7 @@ def scale_panels(
 
     columns = math.ceil(len(measures) / 2)
     canvas = Canvas(figsize=(1 + 5 * columns, 7.7), dpi=130, layout="constrained")
-    title = f"{card.sampler}, {card.steps} steps; {count:,} images a point"
+    title = f"{card.how}; {count:,} images a point"
     canvas.suptitle(title, fontsize=10, color="#555555")
     panels = canvas.subplots(2, columns).flatten()
     scales = sorted({scale for line in lines for scale in line.points})
@@ -179,7 +179,7 @@ def claims_table(claims: Sequence[Claim]) -> str:
 def study_text(card: StudyCard, sampled: str, *blocks: str) -> str:
     """The Markdown of a study: what was `sampled`, `blocks`, and how it was made."""
     first = (
-        f"{sampled}; {card.sampler}, {card.steps} steps; classifier {card.classifier.identity}; "
+        f"{sampled}; {card.how}; classifier {card.classifier.identity}; "
         f"real: {card.reference_count:,} of {card.reference}."
     )
     last = (

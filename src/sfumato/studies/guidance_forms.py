@@ -57,7 +57,9 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 class FormsConfig(StudyConfig):
     """What is sampled."""
 
-    forms: tuple[str, ...] = tuple(name for name in GUIDANCE_FORMS if name != "autoguidance")
+    forms: tuple[str, ...] = tuple(
+        name for name in GUIDANCE_FORMS if name not in ("autoguidance", "folded")
+    )
     """Forms of guidance; plain guidance is always among them."""
     guidance_scales: tuple[float, ...] = (0, 1, 2, 3, 5, 10)
     count: int = 1_000

@@ -99,6 +99,11 @@ class StudyCard(Section):
     from_cache: bool = Field(default=False, exclude=True)
     """Whether the same study was there before."""
 
+    @property
+    def how(self) -> str:
+        """How the images were sampled, in a few words."""
+        return f"{self.sampler}, {self.steps} steps"
+
     @classmethod
     def at(
         cls, base: Path, request: Mapping[str, Any], log: Callable[[str], None]

@@ -10,7 +10,7 @@ from typing import Any
 
 from sfumato.base.files import write_bytes
 from sfumato.training.loop import STOP, Run
-from sfumato.training.records import ACCURACY, append_record, cut_back
+from sfumato.training.records import ACCURACY, HELD_OUT, append_record, cut_back
 
 SAME_SIGNAL_SECONDS = 0.5
 
@@ -107,6 +107,37 @@ class AccuracyHook(BaseHook):
                 append_record(self.path, {"images": run.images_seen, **measured})
 
 
+class HeldOutHook(BaseHook):
+    """The loss on what is not trained on: records of held_out.jsonl. After `patience` measurements
+    in a row that were no better than the best before, the run is at its end."""
+
+    def __init__(
+        self, path: Path, *, every_images: int, patience: int, measure: Callable[[], float]
+    ) -> None:
+        self.path = path
+        self.every_images = every_images
+        self.patience = patience
+        self.measure = measure
+        self._best, self._worse = float("inf"), 0
+
+    def after_step(self, run: Run, metrics: Mapping[str, float]) -> None:
+        if not (run.due(self.every_images) or run.finished):
+            return
+        run.check()
+        loss = self.measure()
+        append_record(self.path, {"images": run.images_seen, "loss": loss})
+        self._worse = 0 if loss < self._best else self._worse + 1
+        self._best = min(self._best, loss)
+        if self._worse >= self.patience:
+            run.ended_early = True
+
+    def state(self) -> dict[str, Any]:
+        return {"best": self._best, "worse": self._worse}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self._best, self._worse = state.get("best", float("inf")), state.get("worse", 0)
+
+
 class TimeLimitHook(BaseHook):
     """Asks for a stop, with a checkpoint, once so much time has passed since the first step."""
 
@@ -155,7 +186,7 @@ class CheckpointHook(BaseHook):
 
 def cut_back_records(run: Run) -> None:
     """After a resume: forget log lines that the run is about to write again."""
-    for name in ("metrics.jsonl", ACCURACY, "timing.jsonl"):
+    for name in ("metrics.jsonl", ACCURACY, HELD_OUT, "timing.jsonl"):
         cut_back(run.folder / name, images_seen=run.images_seen)
 
 

@@ -73,6 +73,8 @@ class Run:
     images_seen: int = 0
     step: int = 0
     stop_requested: bool = False
+    ended_early: bool = False
+    """Whether a hook found that more training makes it no better."""
     checked: StepMetrics | None = None
     """The newest step known to be finite."""
     _queued: StepMetrics | None = None
@@ -87,7 +89,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return self.images_seen >= self.total_images
+        return self.ended_early or self.images_seen >= self.total_images
 
     @property
     def stopping(self) -> bool:
@@ -151,6 +153,7 @@ class Run:
             images_seen=self.images_seen,
             extra={
                 "step": self.step,
+                "ended_early": self.ended_early,
                 "position": asdict(self.batches.order.position(self.images_seen)),
                 "hooks": {type(hook).__name__: hook.state() for hook in self.hooks},
                 **self.provenance,
@@ -172,6 +175,7 @@ class Run:
         for hook in self.hooks:
             hook.load_state(clock["hooks"].get(type(hook).__name__, {}))
         self.images_seen, self.step = clock["images_seen"], clock["step"]
+        self.ended_early = clock["ended_early"]
         return True
 
     def _read_newest(
@@ -185,7 +189,8 @@ class Run:
         self.checkpoints.remove_old(before=checkpoint.path)  # a kill may have come before that
         if checkpoint.images_seen < self.total_images:
             warn_of_changed_environment(checkpoint.state["environment"])
-        clock = {name: checkpoint.state[name] for name in ("images_seen", "step", "hooks")}
+        names = ("images_seen", "step", "hooks", "ended_early")
+        clock = {name: checkpoint.state.get(name, False) for name in names}
         return clock, checkpoint.states(parts)
 
     def _check_provenance(self, checkpoint: Checkpoint) -> None:

@@ -14,6 +14,9 @@ from sfumato.base.files import make_folder, write_text, writing
 ACCURACY = "accuracy.jsonl"
 """Quick evaluations of a run: images seen, and `correct` of `count` images by guidance scale."""
 
+HELD_OUT = "held_out.jsonl"
+"""Of a student: images seen, and the loss on trajectories that are not trained on."""
+
 
 def append_record(path: Path, record: Mapping[str, Any]) -> None:
     make_folder(path.parent)

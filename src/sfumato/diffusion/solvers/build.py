@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from sfumato.base.errors import InputError
-from sfumato.diffusion.process import Process
+from sfumato.diffusion.process import Preconditioned, Process
 from sfumato.diffusion.sampling import Solver
 from sfumato.diffusion.solvers.registry import Sampling, check_sampling, sampler_of
 from sfumato.diffusion.solvers.schedulers import build_scheduler_solver, check_settings
@@ -30,8 +30,12 @@ def build_solver(
     """
     check_sampling(sampling, process)
     done = steps_done(sampling.steps, strength)
-    if process.process != "rectified_flow":
+    if process.process == "variance_preserving":
         return build_scheduler_solver(process, sampling, generators, scheduler, done=done)
+    if isinstance(process, Preconditioned):
+        from sfumato.diffusion.solvers.edm import SigmaSolver
+
+        return SigmaSolver(process, sampling, done=done)
     from sfumato.diffusion.solvers.flow import FlowSolver
 
     if scheduler is not None:

@@ -25,6 +25,11 @@ would give noise; from 80 it samples as well as the others.
 """
 
 
+STUDENT_SAMPLERS = {"variance_preserving": "DDIM", "rectified_flow": "Euler", "edm": "Euler"}
+"""The sampler of a distilled student by its process: x0 and x_t determine the next x_t (of a flow
+Euler's step is DDIM's)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How a trained model samples, unless a call or a command says otherwise."""
@@ -52,6 +57,27 @@ class Sampling:
         if not 0 <= self.guidance_scale <= 1000:
             raise ValueError(f"guidance_scale must be 0 to 1000 (got {self.guidance_scale:g})")
         object.__setattr__(self, "guidance", str(parse_form(self.guidance)))
+        if self.form.folded:
+            self._check_folded(**dict(self.form.parameters))
+
+    def _check_folded(self, nfe: float, low: float, high: float) -> None:
+        """`ValueError` for settings that a distilled student was not trained with."""
+        scales = f"w = {low:g}" if low == high else f"w from {low:g} to {high:g}"
+        wrong = [
+            f"{name} is {value}"
+            for name, value, right in (
+                ("sampler", self.sampler, self.sampler in STUDENT_SAMPLERS.values()),
+                ("steps", self.steps, self.steps == nfe),
+                ("timestep_spacing", self.timestep_spacing, self.timestep_spacing == "trailing"),
+                ("guidance_scale", f"{self.guidance_scale:g}", low <= self.guidance_scale <= high),
+            )
+            if not right
+        ]
+        if wrong:
+            raise ValueError(
+                f"the model is distilled: it samples in {int(nfe)} trailing "
+                f"step{'' if nfe == 1 else 's'} of DDIM at {scales}, but {' and '.join(wrong)}"
+            )
 
     @property
     def form(self) -> GuidanceForm:
@@ -155,6 +181,7 @@ SAMPLERS: dict[str, dict[str, Sampler]] = {
             order=2,
         ),
     },
+    "edm": {"Euler": Sampler(), "Heun": Sampler(order=2)},
 }
 
 
@@ -179,9 +206,9 @@ def sampler_of(name: str, process: Process) -> Sampler:
 def check_sampling(sampling: Sampling, process: Process) -> None:
     """`InputError` for a sampler or timestep spacing that `process` does not have."""
     sampler_of(sampling.sampler, process)
-    if process.process == "rectified_flow" and sampling.timestep_spacing != "trailing":
+    if process.process != "variance_preserving" and sampling.timestep_spacing != "trailing":
         raise InputError(
             f"timestep_spacing '{sampling.timestep_spacing}' is not available for "
-            f"{process.process}, which samples in equal steps from t = 1.",
+            f"{process.process}, which has its own levels from noise to image.",
             hint="Use timestep_spacing=trailing.",
         )

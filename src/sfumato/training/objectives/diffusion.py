@@ -65,24 +65,17 @@ class DiffusionObjective:
         return {"adapter": AdapterPart(self.network), **adapters, "optimizer": self.optimizer}
 
     def step(self, batch: Batch, context: StepContext) -> dict[str, Tensor]:
-        draws = self.draws.at(context)
-        prompts = batch.prompts.masked_fill(draws.dropped, PromptBank.NULL_INDEX)
-        x0 = self.codec.encode(batch.images).to(self.dtype)
-        if draws.flips is not None:
-            x0 = torch.where(draws.flips[:, None, None, None], x0.flip(3), x0)
-
+        inputs = self.inputs(batch, context)
         self.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=context.device)
         for index, part in enumerate(context.parts()):
-            share = (part.stop - part.start) / len(x0)
+            share = (part.stop - part.start) / len(batch.images)
             last = index == context.micro_batches - 1
             with (
                 seeded_layers(context, micro_batch=index, needed=self.has_dropout),
                 self.world.synchronised(self.parallel, last=last),
             ):
-                losses = self.loss(
-                    x0[part], draws.eps[part], draws.t[part], prompts[part], network=self.parallel
-                )
+                losses = self.loss(*(one[part] for one in inputs), network=self.parallel)
                 part_loss = losses.mean() * share
                 part_loss.backward()
             loss += part_loss.detach()
@@ -93,6 +86,15 @@ class DiffusionObjective:
                 batch_size=context.batch_size,
             )
         return metrics
+
+    def inputs(self, batch: Batch, context: StepContext) -> tuple[Tensor, ...]:
+        """What `loss` takes: x0 and eps (B, C, H, W), t (B,), rows of the bank (B,)."""
+        draws = self.draws.at(context)
+        prompts = batch.prompts.masked_fill(draws.dropped, PromptBank.NULL_INDEX)
+        x0 = self.codec.encode(batch.images).to(self.dtype)
+        if draws.flips is not None:
+            x0 = torch.where(draws.flips[:, None, None, None], x0.flip(3), x0)
+        return x0, draws.eps, draws.t, prompts
 
     def _draw(self, context: StepContext) -> "Draws":
         network: Any = self.network.config
@@ -105,27 +107,35 @@ class DiffusionObjective:
             mirrored=self.config.mirrored,
         )
 
-    def loss(
-        self,
-        x0: Tensor,
-        eps: Tensor,
-        t: Tensor,
-        prompts: Tensor,
-        *,
-        network: torch.nn.Module | None = None,
-    ) -> Tensor:
-        """Weighted mean squared error of the network's output for each image: (B,). `network`:
-        another than the one in training, such as an average."""
+    def loss(self, *inputs: Tensor, network: torch.nn.Module | None = None) -> Tensor:
+        """Weighted mean squared error of the network's output for each image: (B,), of what
+        `inputs` gives. `network`: another than the one in training, such as an average."""
+        x0, eps, t, prompts = inputs
         eps = eps.to(x0)
         x_t = self.process.add_noise(x0, eps, t)
         target = self.process.target(x0, eps, t)
-        time, tokens = self.process.network_time(t), self.bank.tokens(prompts).to(x0)
-        mixed = self.config.precision == "bfloat16"
-        with torch.autocast(x0.device.type, torch.bfloat16, enabled=mixed):
-            output = (network or self.network)(x_t, time, tokens, return_dict=False)[0]
+        output = self.output(x_t, t, prompts, network or self.network)
         weight = self.process.loss_weight(t, self.config.loss_weight, self.config.min_snr_gamma)
         error = (output.to(target) - target).square().flatten(1).mean(1)
         return error * weight.to(error)
+
+    def output(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        prompts: Tensor,
+        network: torch.nn.Module,
+        *,
+        scale: Tensor | None = None,
+    ) -> Tensor:
+        """What the network says of x_t (B, C, H, W); `scale`: the embedding of w (B, D), where it
+        takes one."""
+        time, tokens = self.process.network_time(t), self.bank.tokens(prompts).to(x_t)
+        taken = self.process.network_input(x_t, t)
+        more = {} if scale is None else {"timestep_cond": scale}
+        mixed = self.config.precision == "bfloat16"
+        with torch.autocast(x_t.device.type, torch.bfloat16, enabled=mixed):
+            return network(taken, time, tokens, **more, return_dict=False)[0]
 
 
 @dataclass(frozen=True, kw_only=True)

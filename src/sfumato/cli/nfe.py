@@ -1,0 +1,113 @@
+"""`sfumato nfe`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sfumato.base.progress import Progress
+from sfumato.cli.evaluate import data_of
+from sfumato.cli.options import (
+    SAMPLER_HELP,
+    Data,
+    Form,
+    Guidance,
+    ModelPath,
+    StudyOptions,
+    checked_model,
+    checked_samplers,
+    stoppable,
+)
+from sfumato.cli.show import (
+    log,
+    log_where_from,
+    log_wrapped,
+    new_table,
+    open_model,
+    print_table,
+)
+
+if TYPE_CHECKING:
+    from sfumato.studies.nfe_curve import NfeCard
+
+SHOWN = {"class_accuracy": "accuracy", "frechet.classifier": "Frechet"}
+"""Columns of the table: metrics by their key."""
+
+
+def _models(paths: list[str] | None) -> list[str]:
+    return [checked_model(path) for path in paths or []]
+
+
+def _counts(text: str) -> str:
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in text.split(",")):
+        raise typer.BadParameter("give numbers of network evaluations, such as 1,2,4,8,20")
+    return text
+
+
+def nfe(
+    model: ModelPath,
+    students: Annotated[
+        list[str] | None,
+        typer.Argument(callback=_models, help="Students of `sfumato distil`.", show_default=False),
+    ] = None,
+    *,
+    evaluations: Annotated[
+        str, typer.Option("--nfe", callback=_counts, help="Network evaluations an image.")
+    ] = "1,2,4,6,8,10,20,50",
+    samplers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sampler", callback=checked_samplers, help=f"{SAMPLER_HELP} May be repeated."
+        ),
+    ] = None,
+    guidance: Guidance = None,
+    form: Form = None,
+    study: StudyOptions,
+    data: Data = None,
+) -> None:
+    """Quality over network evaluations: what each call of the network buys.
+
+    Samplers and students draw the same seeds and captions. Interrupted and started again, it
+    resumes.
+    """
+    from sfumato.studies.nfe_curve import NfeConfig, measure_nfe
+
+    given = {"nfe": tuple(int(part) for part in evaluations.split(","))}
+    if samplers:
+        given["samplers"] = tuple(samplers)
+    config = study.config(NfeConfig, **given)
+    teacher = open_model(model, study.device, guidance=guidance, form=form)
+    others = [open_model(path, study.device) for path in students or []]
+    name = model.replace("bundled:", "").rstrip("/").rsplit("/", 1)[-1]
+    with stoppable():
+        card = measure_nfe(
+            teacher,
+            others,
+            config,
+            base=study.out or (Path("runs") / f"{name}-nfe"),
+            data=data_of(teacher, data),
+            log=log,
+            on_images=Progress(),
+        )
+    log_where_from(card.from_cache, card.date)
+    print_nfe(card)
+    log(f"\nCurve   {card.folder}")
+
+
+def print_nfe(card: "NfeCard") -> None:
+    from sfumato.studies.charts import format_estimate, format_value, real_rows
+    from sfumato.studies.nfe_curve import lines_of
+
+    table = new_table(["sampler", "NFE", "steps", *SHOWN.values()], left=(0,), padding=(0, 2, 0, 0))
+    for name, points in lines_of(card).items():
+        for point in points:
+            cells = [format_estimate(key, point.metrics.get(key)) for key in SHOWN]
+            table.add_row(name, f"{point.nfe}", f"{point.steps}", *cells)
+    for row in real_rows(card, list(SHOWN), format_of=format_value, before=2):
+        table.add_row(*row)
+    print_table(table)
+    log("")
+    log_wrapped(
+        f"{card.config.count:,} images of each setting, the same seeds and captions, "
+        f"{card.guidance} at w = {card.guidance_scale:g}; in brackets 95 % intervals."
+    )

@@ -1,0 +1,145 @@
+"""Making trajectories of a teacher, whose students learn from them (`data.trajectories`)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sfumato.base.errors import ConfigError, InputError
+from sfumato.base.files import make_folder, read_json, sha256_of_file, whole_file, write_json
+from sfumato.data.trajectories import (
+    INDEX,
+    PART_SIZE,
+    Trajectories,
+    generator_of,
+    open_trajectories,
+    student_times,
+)
+from sfumato.diffusion.sampling import Change, Step
+from sfumato.diffusion.solvers.build import build_solver
+from sfumato.generation.model import Model
+
+TEACHER_SAMPLERS = {
+    "variance_preserving": "DPMSolver++",
+    "rectified_flow": "Euler",
+    "edm": "Euler",
+}
+"""One network evaluation a level, and deterministic."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What trajectories are to be made: `count` of `levels` levels each, by a teacher that takes
+    `teacher_steps` steps at guidance scales from `low` to `high`; `seed` draws their noise."""
+
+    levels: int
+    count: int
+    teacher_steps: int
+    low: float
+    high: float
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.teacher_steps % self.levels:
+            raise InputError(
+                f"A teacher of {self.teacher_steps} steps does not pass {self.levels} levels.",
+                hint=f"Give --teacher-steps as a multiple of {self.levels}.",
+            )
+
+
+def make_trajectories(
+    teacher: Model,
+    request: Request,
+    folder: Path,
+    *,
+    captions: Sequence[str],
+    rows: Sequence[int],
+    on_part: Callable[[int], None] = lambda made: None,
+) -> Trajectories:
+    """Trajectories of `teacher` in `folder`, as many as `rows` says: trajectory i has caption
+    `captions[rows[i]]`. What is there already is kept; `on_part` gets how many there are.
+
+    `ConfigError` where the folder holds those of another teacher or request.
+    """
+    model = _as_teacher(teacher, request)
+    about = {
+        "teacher": model.settings(nfe=model.nfe()),
+        "request": asdict(request),
+        "times": student_times(model.process, request.levels).tolist(),
+        "captions": list(captions),
+    }
+    index = folder / INDEX
+    found = read_json(index) if index.is_file() else {**about, "parts": {}}
+    if {name: found[name] for name in about} != about:
+        raise ConfigError(
+            f"{folder} holds the trajectories of another teacher or with other settings.",
+            hint="Choose another --out, or give the settings that they were made with.",
+        )
+    make_folder(folder)
+    for start in range(0, request.count, PART_SIZE):
+        name = f"part-{start // PART_SIZE:05d}.safetensors"
+        if name not in found["parts"] or not (folder / name).is_file():
+            part = range(start, min(start + PART_SIZE, request.count))
+            with whole_file(folder / name) as temporary:
+                own = model.with_(guidance=_scale_of(request, start // PART_SIZE))
+                _write_part(own, request, temporary, captions, [(i, rows[i]) for i in part])
+            found["parts"][name] = sha256_of_file(folder / name)
+            write_json(index, found)
+        on_part(min(start + PART_SIZE, request.count))
+    return open_trajectories(folder)
+
+
+def _as_teacher(model: Model, request: Request) -> Model:
+    """The model with the sampler that passes every level of the students."""
+    process = model.process
+    teacher = model.with_(
+        sampler=TEACHER_SAMPLERS[process.process],
+        steps=request.teacher_steps,
+        timestep_spacing="trailing",
+    )
+    passed = build_solver(process, teacher.sampling).times.tolist()
+    if not set(student_times(process, request.levels).tolist()) <= set(passed):
+        raise InputError(
+            f"In {request.teacher_steps} steps the teacher does not pass the {request.levels} "
+            "levels of the student.",
+            hint="Give --teacher-steps as a multiple of the largest --nfe, 16 for 4.",
+        )
+    return teacher
+
+
+def _scale_of(request: Request, part: int) -> float:
+    """The guidance scale of a part: spread evenly over the range, in no order of the parts."""
+    golden = 0.6180339887498949
+    return request.low + (request.high - request.low) * ((part + 0.5) * golden % 1)
+
+
+def _write_part(
+    model: Model,
+    request: Request,
+    file: Path,
+    captions: Sequence[str],
+    rows: Sequence[tuple[int, int]],
+) -> None:
+    from safetensors.torch import save_file
+
+    wanted = student_times(model.process, request.levels).tolist()[1:]
+    passed = build_solver(model.process, model.sampling).times.tolist()
+    states: list[Tensor] = []
+
+    def keep(step: Step) -> Change | None:
+        after = step.index + 1
+        if after < step.count and passed[after] in wanted:
+            states.append(step.x_t.clone())
+        return None
+
+    generators = [generator_of(request.seed, row) for row, _ in rows]
+    tokens = model.tokens([captions[own] for _, own in rows])
+    states.append(model.denoise(tokens, generators, on_step=keep).x0)
+    stored = {
+        "states": torch.stack(states, dim=1).half().cpu().contiguous(),
+        "captions": torch.tensor([own for _, own in rows]),
+        "scales": torch.full((len(rows),), model.sampling.guidance_scale),
+    }
+    save_file(stored, file)
