@@ -167,17 +167,23 @@ class TextToImagePipeline(DiffusionPipeline):
             name = scheduler_name(self.scheduler)
             if not belongs_to(self.scheduler, process):
                 known = SAMPLERS[process.process].values()
-                classes = dict.fromkeys(sampler.scheduler_class for sampler in known)
+                classes = list(filter(None, (sampler.scheduler_class for sampler in known)))
                 own = type(self.scheduler).__name__
+                others = " or ".join(dict.fromkeys(classes)) or "no scheduler: it has its own"
                 raise InputError(
                     f"The {own} was configured for another noise schedule or prediction type "
                     "than the network was trained on.",
                     hint=f"Use {own}.from_config(pipe.scheduler.config)."
                     if own in classes
-                    else f"For a {process.process} use {' or '.join(classes)}.",
+                    else f"For a {process.process} use {others}.",
                 )
             spacing = self.scheduler.config.get("timestep_spacing", sampling.timestep_spacing)
-            sampling = replace(sampling, sampler=name, timestep_spacing=spacing)
+            try:
+                sampling = replace(sampling, sampler=name, timestep_spacing=spacing)
+            except ValueError as error:  # the sampler of a distilled student is its own
+                raise InputError(
+                    f"{error}.", hint="Leave the pipeline's scheduler as it was."
+                ) from error
         return Model(
             network=self.unet,
             process=process,

@@ -191,7 +191,7 @@ def sampler_name(name: str, process: Process | None = None) -> str:
     kinds = SAMPLERS if process is None else {process.process: SAMPLERS[process.process]}
     for samplers in kinds.values():
         for known, sampler in samplers.items():
-            if name.lower() in (known.lower(), sampler.scheduler_class.lower()):
+            if name and name.lower() in (known.lower(), sampler.scheduler_class.lower()):
                 return known
     known_names = list(dict.fromkeys(known for samplers in kinds.values() for known in samplers))
     of = f" for {process.process}" if process is not None else ""

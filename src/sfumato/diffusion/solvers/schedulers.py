@@ -120,7 +120,8 @@ def scheduler_name(scheduler: Any) -> str:
     }
     if not found:
         every = [sampler for samplers in SAMPLERS.values() for sampler in samplers.values()]
-        known = ", ".join(dict.fromkeys(sampler.scheduler_class for sampler in every))
+        classes = dict.fromkeys(sampler.scheduler_class for sampler in every)
+        known = ", ".join(filter(None, classes))
         raise InputError(
             f"{name} is not a scheduler that sfumato supports.", hint=f"Use one of {known}."
         )
