@@ -44,7 +44,8 @@ class DataConfig(Section):
     fit: Fit = "crop"
     """How images that are not square become so: crop (the centre) or squash (the paper)."""
     caption: tuple[str, ...] = AUTO_CAPTION
-    """Caption templates with {caption}, the image's own, {class_name}, {word} or {label}; a step
+    """Caption templates with {caption}, the image's own, {class_name}, {style_name}, {word},
+    {label} or the name of a column; [by {artist}] is left out where a field has no value. A step
     picks one for each image. auto: {caption} where there are captions."""
     held_out: tuple[str, ...] = ()
     """Caption templates that are never trained on, for `sfumato evaluate --held-out`."""

@@ -60,6 +60,7 @@ def _read_annotations(raw: RawImages, config: DataConfig, name: Split) -> Stream
     good = np.zeros(len(places), dtype=bool)
     labels: list[int] = []
     own: list[str | None] = []
+    columns: list[tuple[str | None, ...]] = []
     damage: list[Damage] = []
     classes, needed = len(raw.class_names), needs_caption(config)
     for place, row in enumerate(part.read_notes(keep)):
@@ -69,6 +70,7 @@ def _read_annotations(raw: RawImages, config: DataConfig, name: Split) -> Stream
         good[place] = True
         labels.append((row.label or 0) if classes else 0)
         own.append(row.caption)
+        columns.append(row.columns)
     check_damage(damage, len(places), config)
     places = places[good]
     starts = np.cumsum([0, *(group.count for group in part.groups[:-1])])
@@ -76,7 +78,7 @@ def _read_annotations(raw: RawImages, config: DataConfig, name: Split) -> Stream
     description = f"{source_name(config)} ({raw.layout}, streamed), {name} split"
     description += f" ({len(places):,} of {raw.count:,})"
     return StreamedRecords(
-        **annotate(raw, config, labels=np.array(labels), own=own),
+        **annotate(raw, config, labels=np.array(labels), own=own, columns=columns),
         description=description,
         damage=damage,
         groups=part.groups,
