@@ -286,6 +286,9 @@ class TrainingConfig(Section):
     """gamma of min_snr: signal-to-noise ratios above it weigh no more."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the network; weights stay float32."""
+    gradient_checkpointing: bool = False
+    """Compute the network's blocks a second time in the backward pass in place of keeping what they
+    need: a step takes a third longer and far less memory."""
     compile: Literal["none", "blocks", "graph"] = "none"
     """Compile the network's `blocks`, or the whole network with CUDA graphs (`graph`)."""
     sharding: Literal["none", "full"] = "none"

@@ -82,9 +82,9 @@ def _refuse_unknown_fields(config: DataConfig, raw: RawImages) -> None:
             close = f"{close} " if close.startswith("Did") else ""
             raise ConfigError(
                 f"data.caption: unknown field {{{name}}} in {template!r}.",
-                hint=f"{close}{own}With any data: {{label}} for the class index, {{class_name}} for "
-                "its name, {style_name} for its name with underscores as spaces, {word} for its "
-                "name in words, {caption} for the image's own caption.",
+                hint=f"{close}{own}With any data: {{label}} for the class index, {{class_name}} "
+                "for its name, {style_name} for its name with underscores as spaces, {word} for "
+                "its name in words, {caption} for the image's own caption.",
             )
 
 

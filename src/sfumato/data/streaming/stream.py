@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from sfumato.base.device import to_device
 from sfumato.base.environment import processors
 from sfumato.base.errors import ConfigError, SfumatoError
+from sfumato.base.stages import stage
 from sfumato.config.sections import DataConfig
 from sfumato.data.decode import row_problem
 from sfumato.data.loading import Batch, chosen_captions
@@ -196,8 +197,10 @@ class StreamBatches:
             share=slice(self._rank, None, self._world_size),
         )
         prompts = records.prompts[samples, chosen]
+        with stage("transfer"):
+            images = pixels.to(self._device, non_blocking=True)
         return Batch(
-            images=pixels.to(self._device, non_blocking=True),
+            images=images,
             labels=to_device(records.labels[samples], self._device),
             prompts=to_device(prompts, self._device),
         )

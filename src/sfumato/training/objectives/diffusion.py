@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sfumato.base.stages import stage
 from sfumato.config.sections import TrainingConfig
 from sfumato.data.loading import Batch
 from sfumato.diffusion.process import Process
@@ -50,6 +51,8 @@ class DiffusionObjective:
         self.averages = averages_of(network, config.averaging)
         self.average = self.averages["average"]
         speed_up(network, config.compile)  # after the averages, which sample
+        if config.gradient_checkpointing:
+            network.enable_gradient_checkpointing()  # pyright: ignore
         self.world = world
         self.parallel = world.wrap(network, [one.module for one in self.averages.values()])
         self.parameters = [weight for weight in network.parameters() if weight.requires_grad]
@@ -65,11 +68,13 @@ class DiffusionObjective:
         return {"adapter": AdapterPart(self.network), **adapters, "optimizer": self.optimizer}
 
     def step(self, batch: Batch, context: StepContext) -> dict[str, Tensor]:
-        draws = self.draws.at(context)
-        prompts = batch.prompts.masked_fill(draws.dropped, PromptBank.NULL_INDEX)
-        x0 = self.codec.encode(batch.images).to(self.dtype)
-        if draws.flips is not None:
-            x0 = torch.where(draws.flips[:, None, None, None], x0.flip(3), x0)
+        with stage("noise"):
+            draws = self.draws.at(context)
+            x0 = self.codec.encode(batch.images).to(self.dtype)
+            if draws.flips is not None:
+                x0 = torch.where(draws.flips[:, None, None, None], x0.flip(3), x0)
+        with stage("dropout"):
+            prompts = batch.prompts.masked_fill(draws.dropped, PromptBank.NULL_INDEX)
 
         self.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=context.device)
@@ -83,15 +88,21 @@ class DiffusionObjective:
                 losses = self.loss(
                     x0[part], draws.eps[part], draws.t[part], prompts[part], network=self.parallel
                 )
-                part_loss = losses.mean() * share
-                part_loss.backward()
+                with stage("loss"):
+                    part_loss = losses.mean() * share
+                with stage("backward"):
+                    part_loss.backward()
             loss += part_loss.detach()
-        metrics = finish_step(self.parameters, self.optimizer, self.config.optimizer, loss, context)
-        for average in self.averages.values():
-            average.update(
-                images_seen=context.images_seen + context.batch_size,
-                batch_size=context.batch_size,
+        with stage("optimizer"):
+            metrics = finish_step(
+                self.parameters, self.optimizer, self.config.optimizer, loss, context
             )
+        with stage("averages"):
+            for average in self.averages.values():
+                average.update(
+                    images_seen=context.images_seen + context.batch_size,
+                    batch_size=context.batch_size,
+                )
         return metrics
 
     def _draw(self, context: StepContext) -> "Draws":
@@ -116,16 +127,22 @@ class DiffusionObjective:
     ) -> Tensor:
         """Weighted mean squared error of the network's output for each image: (B,). `network`:
         another than the one in training, such as an average."""
-        eps = eps.to(x0)
-        x_t = self.process.add_noise(x0, eps, t)
-        target = self.process.target(x0, eps, t)
-        time, tokens = self.process.network_time(t), self.bank.tokens(prompts).to(x0)
+        with stage("noise"):
+            eps = eps.to(x0)
+            x_t, time = self.process.add_noise(x0, eps, t), self.process.network_time(t)
+        with stage("text"):
+            tokens = self.bank.tokens(prompts).to(x0)
         mixed = self.config.precision == "bfloat16"
-        with torch.autocast(x0.device.type, torch.bfloat16, enabled=mixed):
+        with (
+            stage("forward"),
+            torch.autocast(x0.device.type, torch.bfloat16, enabled=mixed),
+        ):
             output = (network or self.network)(x_t, time, tokens, return_dict=False)[0]
-        weight = self.process.loss_weight(t, self.config.loss_weight, self.config.min_snr_gamma)
-        error = (output.to(target) - target).square().flatten(1).mean(1)
-        return error * weight.to(error)
+        with stage("loss"):
+            target = self.process.target(x0, eps, t)
+            weight = self.process.loss_weight(t, self.config.loss_weight, self.config.min_snr_gamma)
+            error = (output.to(target) - target).square().flatten(1).mean(1)
+            return error * weight.to(error)
 
 
 @dataclass(frozen=True, kw_only=True)
