@@ -211,7 +211,12 @@ def save_batch_sizes(found: BatchSizes, path: Path, **conditions: Any) -> None:
 
 
 def try_size(
-    experiment: DiffusionExperiment, batch_size: int, *, device: torch.device, steps: int
+    experiment: DiffusionExperiment,
+    batch_size: int,
+    *,
+    device: torch.device,
+    steps: int,
+    warm_up: int = _WARM_UP_STEPS,
 ) -> Trial:
     """Train a few steps of `batch_size` on noise in a process of its own."""
     changed = experiment.training.model_copy(update={"batch_size": batch_size})
@@ -223,7 +228,7 @@ def try_size(
         )
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_train, args=(there, experiment, str(device), steps))
+    process = context.Process(target=_train, args=(there, experiment, str(device), steps, warm_up))
     process.start()
     there.close()
     try:
@@ -238,7 +243,9 @@ def try_size(
     return found
 
 
-def _train(parent: Connection, experiment: DiffusionExperiment, device: str, steps: int) -> None:
+def _train(
+    parent: Connection, experiment: DiffusionExperiment, device: str, steps: int, warm_up: int
+) -> None:
     """What the process does."""
     batch_size = experiment.training.batch_size
     keep_freed_memory()
@@ -248,15 +255,13 @@ def _train(parent: Connection, experiment: DiffusionExperiment, device: str, ste
             images = on_stand_in(experiment, Path(folder), images=STAND_IN_IMAGES)
             with prepared_training(images, device) as run, fast_convolutions(run.device):
                 seconds = []
-                for _ in range(_WARM_UP_STEPS + steps):
+                for _ in range(warm_up + steps):
                     started = time.perf_counter()
                     run.take_step()
                     run.check()
                     seconds.append(time.perf_counter() - started)
                 peak = peak_bytes(run.device)
-        parent.send(
-            Trial(batch_size=batch_size, peak_bytes=peak, step_seconds=seconds[_WARM_UP_STEPS:])
-        )
+        parent.send(Trial(batch_size=batch_size, peak_bytes=peak, step_seconds=seconds[warm_up:]))
     except (torch.OutOfMemoryError, MemoryError):
         parent.send(Trial(batch_size=batch_size, failed="out of memory"))
     except SfumatoError as error:

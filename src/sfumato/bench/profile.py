@@ -79,6 +79,11 @@ class Profile:
         }
 
     @property
+    def simulated(self) -> bool:
+        """Whether the device was one of `SimulatedDevice`."""
+        return "simulated" in self.steps[0]
+
+    @property
     def seconds(self) -> float:
         """The stages of a step together."""
         return sum(sum(step.values()) for step in self.steps) / len(self.steps)
@@ -249,7 +254,7 @@ def profile_loading(
     return Profile(
         name=name,
         batch_size=batches.batch_size,
-        device="simulated",
+        device="a simulated device",
         steps=[{"data": idle, "simulated": step_seconds} for idle in measured],
         whole_seconds=whole,
         plain_seconds=whole,

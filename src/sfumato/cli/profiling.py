@@ -134,10 +134,11 @@ def print_profile(found: "Profile") -> None:
     total = ["together", f"{1e3 * found.seconds:,.2f}", "", "100.0 %"]
     table.add_row(*total, *([f"{sum(PAPER_MS.values()):,.1f}"] * paper))
     print_table(table)
+    without = f", without these marks {1e3 * found.plain_seconds:,.2f} ms"
     log_wrapped(
         f"{found.name}, {found.batch_size} images a step on {found.device}, means of "
-        f"{len(found.steps)} steps. By the clock a step takes {1e3 * found.whole_seconds:,.2f} ms, "
-        f"without these marks {1e3 * found.plain_seconds:,.2f} ms: "
+        f"{len(found.steps)} steps. By the clock a step takes {1e3 * found.whole_seconds:,.2f} ms"
+        f"{'' if found.simulated else without}: "
         f"{found.batch_size / found.plain_seconds:,.4g} images/s."
     )
     log("")
