@@ -193,7 +193,11 @@ def test_a_simulated_device_waits_as_long_as_loading_is_slower(load: float, step
     assert [b - a for a, b in pairwise(ends[1:])] == pytest.approx([max(load, step)] * 4)
 
 
-def test_loading_is_profiled_without_training() -> None:
+def test_loading_is_profiled_without_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of 20 ms and steps of 5: the device stands still for 15 of 20 ms."""
+    clock = Clock()
+    monkeypatch.setattr(time, "perf_counter", clock)
+
     class Batches:
         batch_size = 4
 
@@ -202,15 +206,15 @@ def test_loading_is_profiled_without_training() -> None:
 
         def at(self, images_seen: int) -> None:
             self.seen.append(images_seen)
-            time.sleep(0.02)
+            clock.sleep(0.02)
 
-    batches = Batches()
-    device = SimulatedDevice(0.005)
+    batches, device = Batches(), SimulatedDevice(0.005, clock=clock, sleep=clock.sleep)
     found = profile_loading(batches, device, name="x", step_seconds=0.005, steps=5)  # pyright: ignore
     assert batches.seen == list(range(0, 32, 4))
     assert found.simulated
-    assert found.share("data") > 0.6
-    assert found.seconds == pytest.approx(found.whole_seconds, rel=0.03)
+    assert found.share("data") == pytest.approx(0.75)
+    assert found.seconds == pytest.approx(0.02)
+    assert found.whole_seconds == pytest.approx(0.02)
 
 
 # Batch sizes --------------------------------------------------------------------------------------
@@ -328,7 +332,8 @@ def fixed_trial(experiment, size: int, *, device, steps: int, warm_up: int) -> T
     return Trial(batch_size=size, peak_bytes=10**9, step_seconds=[0.5] * steps)
 
 
-def test_a_run_is_estimated_from_a_step() -> None:
+def test_a_run_is_estimated_from_a_step(monkeypatch) -> None:
+    monkeypatch.setattr("sfumato.bench.run_estimate.device_bytes", lambda device: 20 * 10**9)
     experiment = load_experiment("wikiart", ["training.batch_size=2", "training.epochs=10"])
     found = estimate_run(experiment, device=CPU, try_out=fixed_trial)
     assert found.parts == 1
@@ -385,15 +390,21 @@ def test_lengths_that_are_not_known_and_steps_that_fail(refused, monkeypatch) ->
         )
 
 
-def test_a_dry_run_prints_and_writes_nothing(sfumato, tmp_path: Path) -> None:
+def test_a_dry_run_prints_and_writes_nothing(sfumato, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("sfumato.bench.run_estimate.try_size", fixed_trial)
     preset = tmp_path / "tiny.yaml"
     preset.write_text(tiny("training.images=7200").to_yaml())
-    found = sfumato("train", str(preset), "--dry-run", "--price", "3", cwd=tmp_path)
+    found = sfumato(
+        *("train", str(preset), "--dry-run", "--price", "3", "--device", "cpu"), cwd=tmp_path
+    )
     assert found.code == 0, found.err
     lines = {line.split()[0]: line for line in found.out.splitlines() if line}
-    assert {"Step", "Memory", "Speed", "Length", "Time", "Cost"} <= set(lines)
+    assert lines["Step"].startswith("Step    8 images in 0.5 s on ")
+    assert lines["Memory"] == "Memory  1.00 GB at the peak"
+    assert lines["Speed"] == "Speed   16 images/s"
     assert lines["Length"] == "Length  7,200 images"
-    assert "at 3 $ an hour" in lines["Cost"]
+    assert lines["Time"] == "Time    7.5 minutes, without samples and checkpoints"
+    assert lines["Cost"] == "Cost    0.38 $ at 3 $ an hour (--price)"
     assert list(tmp_path.iterdir()) == [preset]
     refused = sfumato("train", "classifier", "digits", "--dry-run")
     assert (refused.code, "Leave --dry-run out" in refused.err) == (2, True)

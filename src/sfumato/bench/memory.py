@@ -75,7 +75,8 @@ class MemoryModel:
 
     def largest(self, limit_bytes: float) -> int:
         """The largest batch whose peak is at most `limit_bytes`; 0 where none is."""
-        return max(0, int((limit_bytes - self.fixed_bytes) / max(self.image_bytes, 1.0)))
+        images = (limit_bytes - self.fixed_bytes) / max(self.image_bytes, 1.0)
+        return max(0, int(images * (1 + 1e-9)))  # what fits exactly fits, to rounding
 
     def error(self, trial: Trial) -> float:
         """Prediction over measurement less 1."""

@@ -54,9 +54,9 @@ def estimate_run(
     experiment: DiffusionExperiment,
     *,
     device: torch.device,
-    try_out: Callable[..., Trial] = try_size,
+    try_out: Callable[..., Trial] | None = None,
 ) -> RunEstimate:
-    """Measure a step of `experiment` on noise, in a process of its own.
+    """Measure a step of `experiment` on noise, in a process of its own (`try_out`: `try_size`).
 
     Where its micro-batch does not fit on paper, a smaller one is measured. `InputError` where the
     length in images is not known, `SfumatoError` where the step fails.
@@ -76,7 +76,8 @@ def estimate_run(
         experiment = experiment.model_copy(update={"training": training})
     cuda = device.type == "cuda"
     steps = _GPU_STEPS if cuda else _CPU_STEPS
-    trial = try_out(experiment, tried, device=device, steps=steps, warm_up=2 if cuda else 1)
+    attempt = try_out or try_size
+    trial = attempt(experiment, tried, device=device, steps=steps, warm_up=2 if cuda else 1)
     if trial.failed:
         raise SfumatoError(
             f"A step of {tried:,} images could not be taken: {trial.failed}.",
