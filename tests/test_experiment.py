@@ -117,6 +117,57 @@ def test_cifar10_45m_differs_in_the_channels_alone() -> None:
     assert list(found) == ["model.block_out_channels"]
 
 
+def test_wikiart_is_the_listing_of_section_3_4() -> None:
+    experiment = load_experiment("wikiart")
+    data, model, training = experiment.data, experiment.model, experiment.training
+    assert (data.source, data.label_column) == ("huggan/wikiart", "style")
+    assert (data.resolution, data.channels, data.value_range) == (128, 3, (-1, 1))
+    assert data.fit == "squash"
+    assert data.caption == ("A painting in the style of {style_name}",)
+    assert experiment.text.encoder == "openai/clip-vit-base-patch32"
+    assert experiment.text.max_tokens == 77
+    assert model.block_out_channels == (128, 256, 512, 512, 1024)
+    assert model.levels == ("plain", "attention", "attention", "attention", "plain")
+    assert (model.layers_per_block, model.cross_attention_dim) == (2, 512)
+    assert (model.attention_head_dim, model.head_channels) == (32, None)
+    assert (model.norm_num_groups, model.dropout) == (32, 0)
+    assert (training.batch_size, training.epochs, training.caption_dropout) == (64, 100, 0.1)
+    assert (training.optimizer.lr, training.optimizer.weight_decay) == (1e-5, 0.01)
+    assert (training.optimizer.warmup_images, training.optimizer.decay) == (0, "constant")
+    assert training.optimizer.max_grad_norm is None
+    assert (training.averaging.halflife_images, training.loss_weight) == (0, "uniform")
+    assert training.checkpoint_epochs == tuple(range(10, 101, 10))
+    assert not training.mirrored
+    diffusion = experiment.diffusion
+    assert (diffusion.beta_schedule, diffusion.num_train_timesteps) == ("linear", 1000)
+    assert (diffusion.beta_start, diffusion.beta_end) == (1e-4, 0.02)
+    assert diffusion.prediction_type == "epsilon"
+
+
+def test_wikiarts_blocks_are_those_of_the_listing() -> None:
+    """Down, CrossAttnDown x3, Down, and the mirror."""
+    experiment = load_experiment("wikiart")
+    with torch.device("meta"):
+        unet = build_unet(experiment.model, resolution=128, channels=3, seed=0)
+    kinds = [type(block).__name__ for block in (*unet.down_blocks, *unet.up_blocks)]
+    assert kinds == [
+        *("DownBlock2D", *["CrossAttnDownBlock2D"] * 3, "DownBlock2D"),
+        *("UpBlock2D", *["CrossAttnUpBlock2D"] * 3, "UpBlock2D"),
+    ]
+
+
+def test_wikiart_150m_differs_in_the_channels_alone() -> None:
+    found = differences(load_experiment("wikiart"), load_experiment("wikiart-150m"))
+    del found["name"], found["about"]
+    assert list(found) == ["model.block_out_channels"]
+
+
+def test_wikiart_tiny_has_the_recipe_of_cifar10_tiny() -> None:
+    found = differences(load_experiment("cifar10-tiny"), load_experiment("wikiart-tiny"))
+    del found["name"], found["about"]
+    assert {name for name in found if not name.startswith("data.")} == {"text.max_tokens"}
+
+
 def test_every_setting_is_documented() -> None:
     for schema in SCHEMAS.values():
         settings = settings_of(schema)

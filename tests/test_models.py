@@ -29,6 +29,10 @@ from sfumato.models.unet import build_unet, parameter_count
         ("cifar10-45m", 44_273_667),
         ("cifar10-small", 36_862_531),
         ("cifar10-tiny", 2_499_939),
+        ("wikiart", 347_990_531),
+        ("wikiart-150m", 155_169_539),
+        ("wikiart-small", 69_849_411),
+        ("wikiart-tiny", 2_499_939),
     ],
 )
 def test_networks_have_their_parameter_counts(preset: str, count: int) -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from sfumato.base.errors import DamagedDataError, InputError, SfumatoError
 from sfumato.base.hub import LOOKUP_SECONDS
+from sfumato.bench.paintings.styles import STYLES
 from sfumato.config.schema import load_experiment
 from sfumato.config.sections import TextConfig
 from sfumato.data.captions import captions_from_templates
@@ -36,6 +37,7 @@ CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
         ("digits", [str(digit) for digit in range(10)]),
         ("mnist-fast", [str(digit) for digit in range(10)]),
         ("cifar10-tiny", CIFAR10),
+        ("wikiart-tiny", list(STYLES)),
     ],
 )
 def test_the_captions_of_a_preset_fit_its_tokens(preset: str, classes: list[str]) -> None:

@@ -22,6 +22,7 @@ from sfumato import __version__
 from sfumato.base.environment import command, hardware, now
 from sfumato.base.files import write_json
 from sfumato.bench.network_cost import network_cost
+from sfumato.bench.stand_in import on_stand_in
 from sfumato.bench.steps import (
     LEAST_PAIRS,
     Comparison,
@@ -31,7 +32,6 @@ from sfumato.bench.steps import (
     prepared_training,
 )
 from sfumato.config.schema import DiffusionExperiment, load_experiment
-from sfumato.data.arrays import write_images
 from sfumato.evaluation.evaluate import evaluate
 from sfumato.generation.loading import load
 from sfumato.methods.registry import run_experiment
@@ -40,7 +40,6 @@ from sfumato.training.progress import TrainingProgress
 from sfumato.training.run import fast_convolutions
 
 Log = Callable[[str], None]
-STAND_IN_IMAGES = 1_024
 FORWARD_AND_BACKWARD = 3
 """FLOPs of a training step over those of its forward pass."""
 
@@ -225,24 +224,10 @@ def _speed(
 
 
 def _on_random_images(plan: Plan, preset: str, folder: Path) -> DiffusionExperiment:
-    """A preset on noise of its own size and captions of its own length: no data set is needed."""
-    wanted = load_experiment(preset, list(plan.settings), schema=DiffusionExperiment)
-    size, channels = wanted.data.resolution, wanted.data.channels
-    assert size != "auto"
-    assert channels != "auto"
-    generator = np.random.default_rng(0)
-    shape = (STAND_IN_IMAGES, size, size, channels)[: 4 if channels == 3 else 3]
-    images = generator.integers(256, size=shape, dtype=np.uint8)
-    write_images((images, [f"class {index % 10}" for index in range(len(images))]), folder / "data")
-    own = [
-        f"data.source={folder / 'data'}",
-        'data.caption=["{caption}"]',
-        "data.held_out=[]",
-        "text.encoder=bundled",
-    ]
-    if preset == "cifar10-small":
-        own.append(f"training.batch_size={plan.batch_size}")
-    return load_experiment(preset, [*own, *plan.settings], schema=DiffusionExperiment)
+    """A preset on noise: no data set is needed."""
+    own = [f"training.batch_size={plan.batch_size}"] if preset == "cifar10-small" else []
+    wanted = load_experiment(preset, [*own, *plan.settings], schema=DiffusionExperiment)
+    return on_stand_in(wanted, folder / "data")
 
 
 # The paper's runs ---------------------------------------------------------------------------------

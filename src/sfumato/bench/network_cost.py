@@ -33,6 +33,12 @@ class NetworkCost:
     batch_size: int
     """Global batch of the preset."""
 
+    def training_bytes(self, images: int, *, half: bool) -> float:
+        """Memory of a step of `images` in one micro-batch: weights, gradients, two moments and the
+        averages in float32, and activations, in bfloat16 if `half`."""
+        activations = self.activation_bytes / (2 if half else 1)
+        return 4 * self.parameters * (4 + self.averages) + images * activations
+
 
 def network_cost(experiment: DiffusionExperiment) -> NetworkCost:
     """The cost of the U-Net of an experiment, at 64x64x3 where the data decide."""
@@ -43,6 +49,8 @@ def network_cost(experiment: DiffusionExperiment) -> NetworkCost:
     channels = 3 if data.channels == "auto" else data.channels
     with FakeTensorMode():
         unet = build_unet(experiment.model, resolution=resolution, channels=channels, seed=0)
+        if experiment.training.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
         flops, saved = forward_cost(
             unet,
             torch.empty(1, channels, resolution, resolution),

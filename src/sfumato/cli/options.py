@@ -139,6 +139,8 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change any setting; may be repeated."),
 ]
+Pairs = Annotated[int, typer.Option(min=3, help="Rounds of timings, taken in turn.")]
+Record = Annotated[Path | None, typer.Option("--out", help="JSON to write, with every timing.")]
 Device = Annotated[str, typer.Option(callback=checked_device, help="auto, cpu or cuda.")]
 Guidance = Annotated[
     float | None,

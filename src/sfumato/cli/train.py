@@ -10,6 +10,7 @@ import typer
 
 from sfumato.base.environment import now
 from sfumato.base.errors import InputError
+from sfumato.cli.dry_run import dry_run
 from sfumato.cli.options import (
     INTERRUPTED,
     Device,
@@ -43,6 +44,13 @@ class HowOptions:
     time_limit: Annotated[
         float | None, typer.Option(min=0, help="Minutes after which training ends, saved.")
     ] = None
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Measure one step on noise; print what a run would take."),
+    ] = False
+    price: Annotated[
+        float, typer.Option(min=0, help="Dollars of an hour of the device, for --dry-run.")
+    ] = 2.0
 
 
 def train(
@@ -69,7 +77,11 @@ def train(
 ) -> None:
     """Train a preset. Interrupted and started again with the same --out, it resumes exactly."""
     settings = training.overrides(settings or [])
-    experiment = _checked(preset, _one_source(dataset, data), settings, origin=origin, out=out)
+    experiment = _loaded(preset, _one_source(dataset, data), settings, origin=origin, out=out)
+    if how.dry_run:
+        dry_run(experiment, how.device, how.price)
+        return
+    _check_sources(experiment)
     out = out or new_folder(Path("runs") / experiment.name)
     if how.processes is not None:
         from sfumato.data.shares import check_shares
@@ -103,7 +115,7 @@ def train_experiment(experiment: Experiment, out: Path, how: HowOptions) -> None
         log(line)
 
 
-def _checked(
+def _loaded(
     preset: str,
     source: str | None,
     settings: Sequence[str],
@@ -111,21 +123,23 @@ def _checked(
     origin: str | None,
     out: Path | None,
 ) -> Experiment:
-    """The experiment; what is mistyped or missing is reported before torch is imported."""
+    """The experiment; what is mistyped is reported before torch is imported."""
     chosen = [] if source is None else [f"data.source={json.dumps(source)}"]
     if origin is None:
-        experiment = load_experiment(preset, [*chosen, *settings])
-    else:
-        from sfumato.generation.origin import load_from
+        return load_experiment(preset, [*chosen, *settings])
+    from sfumato.generation.origin import load_from
 
-        experiment = load_from(origin, preset, [*chosen, *settings], out)
+    return load_from(origin, preset, [*chosen, *settings], out)
+
+
+def _check_sources(experiment: Experiment) -> None:
+    """What is missing is reported before torch is imported."""
     if isinstance(experiment, DiffusionExperiment | ClassifierExperiment):
         checked_source(experiment.data.source)
     if isinstance(experiment, DiffusionExperiment):
         from sfumato.text.opening import fetch
 
         fetch(experiment.text.encoder)
-    return experiment
 
 
 def _prepared(experiment: Experiment, *, strict: bool) -> Experiment:

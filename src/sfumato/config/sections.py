@@ -45,7 +45,8 @@ class DataConfig(Section):
     fit: Fit = "crop"
     """How images that are not square become so: crop (the centre) or squash (the paper)."""
     caption: tuple[str, ...] = AUTO_CAPTION
-    """Caption templates with {caption}, the image's own, {class_name}, {word} or {label}; a step
+    """Caption templates with {caption}, the image's own, {class_name}, {style_name}, {word},
+    {label} or the name of a column; [by {artist}] is left out where a field has no value. A step
     picks one for each image. auto: {caption} where there are captions."""
     phrases: tuple[str, ...] = ()
     """Noun phrases with a field, such as "the digit {label}": English sentences around them are
@@ -80,6 +81,11 @@ class DataConfig(Section):
     """Parquet: the column of classes; auto finds it by its type, none does without."""
     caption_column: str = "auto"
     """Parquet: the column of captions; auto finds it by its type, none does without."""
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """Everything that captions are made from."""
+        return (*self.caption, *self.phrases)
 
     @property
     def is_resolved(self) -> bool:
@@ -292,6 +298,9 @@ class TrainingConfig(Section):
     """gamma of min_snr: signal-to-noise ratios above it weigh no more."""
     precision: Precision = "float32"
     """Arithmetic of the network; weights stay float32."""
+    gradient_checkpointing: bool = False
+    """Compute the network's blocks a second time in the backward pass in place of keeping what they
+    need: a step takes a third longer and far less memory."""
     compile: Literal["none", "blocks", "graph"] = "none"
     """Compile the network's `blocks`, or the whole network with CUDA graphs (`graph`)."""
     sharding: Literal["none", "full"] = "none"

@@ -2,7 +2,7 @@
 
 import io
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -164,8 +164,8 @@ class Decoded:
     """The rows that could be used, and those that could not.
 
     `images`: (N, C, R, R) uint8, in their file where they are prepared; `labels`: (N,) int64,
-    zeros without classes; `captions`: N; `resized`: how many had another size, None where that
-    is not known.
+    zeros without classes; `captions`: N; `columns`: N, as `Row` has them; `resized`: how many had
+    another size, None where that is not known.
     """
 
     images: "np.ndarray | MappedImages"
@@ -176,6 +176,7 @@ class Decoded:
     smallest: tuple[int, int]
     largest: tuple[int, int]
     resized: int | None = None
+    columns: Sequence[tuple[str | None, ...]] = ()
 
 
 def decode_rows(
@@ -193,7 +194,7 @@ def decode_rows(
     caption are damage. `on_rows` gets the number of rows done.
     """
     images = np.empty((count, target.channels, target.resolution, target.resolution), np.uint8)
-    labels, captions, damage = [], [], []
+    labels, captions, columns, damage = [], [], [], []
     headers: list[Header] = []
     chunks = decode_chunks(rows, target=target, classes=classes, needs_caption=needs_caption)
     for chunk in chunks:
@@ -204,6 +205,7 @@ def decode_rows(
             images[len(headers)], header = result
             labels.append(row.label if classes else 0)
             captions.append(row.caption)
+            columns.append(row.columns)
             headers.append(header)
         on_rows(len(headers) + len(damage))
     sizes = Counter((header.width, header.height) for header in headers)
@@ -216,6 +218,7 @@ def decode_rows(
         smallest=min(sizes, default=(0, 0)),
         largest=max(sizes, default=(0, 0)),
         resized=len(headers) - sizes[target.resolution, target.resolution],
+        columns=columns,
     )
 
 

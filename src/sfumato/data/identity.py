@@ -37,7 +37,9 @@ def _read_or_make(raw: RawImages, name: str) -> np.ndarray:
         return part.identities()
     if not raw.version:
         return _of_rows(part, raw.class_names)
-    key = repr((_FORMAT, raw.version, name, part.count, raw.labels, raw.captions))
+    key = repr(
+        (_FORMAT, raw.version, name, part.count, raw.labels, raw.captions, *raw.used_columns)
+    )
     file = cache_folder() / "identities" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy"
     if file.is_file():
         try:
@@ -122,7 +124,8 @@ def note_hash(row: Row, class_names: Sequence[str]) -> int:
     """64 bits of what is said of a row's image."""
     known = bool(class_names) and row.label is not None
     name = class_names[row.label] if known and row.label is not None else ""
-    return _hash(repr((name, row.caption)).encode("utf-8", "backslashreplace"))
+    said = (name, row.caption, row.columns) if row.columns else (name, row.caption)
+    return _hash(repr(said).encode("utf-8", "backslashreplace"))
 
 
 def _hash(content: bytes) -> int:

@@ -40,6 +40,12 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
+def text_of(value: Any) -> str | None:
+    """A value of a column as the text that a caption has of it; None where there is none."""
+    value = plain(value)
+    return None if value is None else str(value)
+
+
 def classes_of(found: Mapping[Any, int], *, chosen: bool = False) -> Classes:
     """The classes of the labels of a data set, by how often each was `found`: numbers by size, text
     by the alphabet.

@@ -7,8 +7,9 @@ from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sfumato.base.errors import DataWarning, InputError
+from sfumato.base.errors import ConfigError, DataWarning, InputError, nearest
 from sfumato.config.sections import DataConfig
+from sfumato.data.captions import CLASS_FIELDS, OWN, column_fields
 from sfumato.data.files import SUFFIXES, visible_files
 from sfumato.data.memo import recall
 from sfumato.data.prepared import read_prepared, refuse_other_settings
@@ -25,16 +26,21 @@ BUNDLED: dict[str, Callable[[DataConfig], RawImages]] = {"digits": read_digits}
 
 
 LAYOUTS: dict[str, Callable[[Path, DataConfig], RawImages | None]] = {
-    "prepared.json": lambda folder, config: read_prepared(folder),
+    "prepared.json": lambda folder, config: read_prepared(folder, column_fields(config.templates)),
     "*.parquet": lambda folder, config: read_parquet(
         folder,
         Columns(
-            image=config.image_column, label=config.label_column, caption=config.caption_column
+            image=config.image_column,
+            label=config.label_column,
+            caption=config.caption_column,
+            fields=column_fields(config.templates),
         ),
         config.also_train,
     ),
     "*-images-idx3-ubyte[.gz]": lambda folder, config: read_idx(folder, config.also_train),
-    "images": lambda folder, config: read_folder(folder, config.also_train),
+    "images": lambda folder, config: read_folder(
+        folder, config.also_train, column_fields(config.templates)
+    ),
 }
 """What a folder may hold: the first reader that finds its files there reads them."""
 
@@ -49,16 +55,37 @@ def open_images(config: DataConfig) -> RawImages:
     source = config.source
     if source in BUNDLED:
         key = (source, config.split_seed)
-        return recall("bundled", key, lambda: BUNDLED[source](config))
+        raw = recall("bundled", key, lambda: BUNDLED[source](config))
+        _refuse_unknown_fields(config, raw)
+        return raw
     folder = source_folder(source)
     stats = {str(path): path.stat() for path in visible_files(folder)}
     files = frozenset((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats.items())
     columns = (config.image_column, config.label_column, config.caption_column)
-    key = (source, columns, config.also_train, files)
+    fields = column_fields(config.templates)
+    key = (source, columns, fields, config.also_train, files)
     raw = recall("opened", key, lambda: _open_folder(folder, config, files))
+    _refuse_unknown_fields(config, raw)
     if raw.prepared is not None:
         refuse_other_settings(folder, raw.prepared, config)
     return raw
+
+
+def _refuse_unknown_fields(config: DataConfig, raw: RawImages) -> None:
+    """`ConfigError` for a caption with a field that is no column of the data set."""
+    there = [name for name in raw.columns if name not in CLASS_FIELDS | {OWN}]
+    for name in column_fields(config.templates):
+        if name not in there:
+            template = next(one for one in config.templates if name in column_fields([one]))
+            own = f"Columns of {config.source}: {', '.join(there)}. " if there else ""
+            close = nearest(name, [*there, *CLASS_FIELDS, OWN])
+            close = f"{close} " if close.startswith("Did") else ""
+            raise ConfigError(
+                f"data.caption: unknown field {{{name}}} in {template!r}.",
+                hint=f"{close}{own}With any data: {{label}} for the class index, {{class_name}} "
+                "for its name, {style_name} for its name with underscores as spaces, {word} for "
+                "its name in words, {caption} for the image's own caption.",
+            )
 
 
 def _open_folder(folder: Path, config: DataConfig, files: Collection[Hashable]) -> RawImages:
@@ -68,7 +95,8 @@ def _open_folder(folder: Path, config: DataConfig, files: Collection[Hashable]) 
                 raise InputError(f"{folder}: its files hold no rows.")
             version = hashlib.sha256(repr(sorted(files, key=repr)).encode()).hexdigest()
             notes = [*found.notes, *_images_beside(folder, found)]
-            found = replace(found, notes=notes, version=version)
+            used = column_fields(config.templates)
+            found = replace(found, notes=notes, version=version, used_columns=used)
             for note in found.notes:
                 warnings.warn(note, DataWarning, stacklevel=2)
             return found

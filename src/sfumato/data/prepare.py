@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import shutil
+import warnings
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from sfumato.base.errors import DamagedDataError, InputError, SfumatoError
+from sfumato.base.errors import DamagedDataError, DataWarning, InputError, SfumatoError
 from sfumato.base.files import (
     is_temporary,
     make_folder,
@@ -25,6 +27,7 @@ from sfumato.base.files import (
     writing,
 )
 from sfumato.config.sections import DataConfig
+from sfumato.data.captions import column_fields
 from sfumato.data.decode import decode_chunks
 from sfumato.data.identity import image_hash
 from sfumato.data.opening import open_images, source_name
@@ -66,9 +69,9 @@ def prepare(
     as `open_images`; `InputError` where `out` holds something else, or was begun from other images
     or with other settings; `DamagedDataError` for too many damaged rows.
     """
-    # Captions are stored as they are, so that no template is needed yet.
+    # Captions and columns are stored as they are, so that no template is needed yet.
     config = resolve(config.model_copy(update={"caption": (OWN_CAPTION,)}))
-    raw = open_images(config)
+    raw = _with_columns(config)
     if raw.prepared is not None:
         raise InputError(f"{config.source} is prepared already.", hint="Train on it as it is.")
     settings = _settings(config, raw)
@@ -84,7 +87,7 @@ def prepare(
         _refuse_lost_images(out, settings, work)
         _refuse_small_disk(out, raw, settings, work)
         _run(raw, config, images, work, on_rows)
-        _write_rows(out / ROWS, work.rows)
+        _write_rows(out / ROWS, work.rows, settings.columns)
         _finish_images(images, (work.kept, *_shape(settings)))
         manifest = _manifest(config, raw, settings, work, rows_sha256=sha256_of_file(out / ROWS))
         write_json(out / MANIFEST, manifest.as_json())
@@ -123,7 +126,21 @@ def _settings(config: DataConfig, raw: RawImages) -> Settings:
         label_column=config.label_column,
         caption_column=config.caption_column,
         also_train=list(config.also_train),
+        columns=list(column_fields(_naming(raw))),
     )
+
+
+def _with_columns(config: DataConfig) -> RawImages:
+    """The source, with all columns that captions may use."""
+    raw = open_images(config)
+    with warnings.catch_warnings():  # they were given a line ago
+        warnings.simplefilter("ignore", DataWarning)
+        return open_images(config.model_copy(update={"caption": (OWN_CAPTION, *_naming(raw))}))
+
+
+def _naming(raw: RawImages) -> list[str]:
+    """Templates that name every column which a template can name."""
+    return [f"[{{{name}}}]" for name in raw.columns if re.fullmatch(r"[\w -]+", name)]
 
 
 def _shape(settings: Settings) -> tuple[int, int, int]:
@@ -314,6 +331,7 @@ def _write_chunk(
                 row.label,
                 row.caption,
                 image_hash(row),
+                row.columns,
                 result if isinstance(result, str) else "",
             ]
             for row, result in chunk
@@ -325,7 +343,7 @@ def _write_chunk(
     }
 
 
-def _write_rows(file: Path, rows: list[list[Any]]) -> None:
+def _write_rows(file: Path, rows: list[list[Any]], columns: Sequence[str]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -336,9 +354,12 @@ def _write_rows(file: Path, rows: list[list[Any]]) -> None:
         "label": pa.int64(),
         "caption": pa.string(),
         "identity": pa.uint64(),
+        **{f"column {name}": pa.string() for name in columns},
         "problem": pa.string(),
     }
-    table = pa.table(dict(zip(kinds, zip(*rows, strict=True), strict=True)), pa.schema(kinds))
+    none = [None] * len(columns)
+    flat = [[*rest, *(others or none), problem] for *rest, others, problem in rows]
+    table = pa.table(dict(zip(kinds, zip(*flat, strict=True), strict=True)), pa.schema(kinds))
     with whole_file(file) as temporary:
         pq.write_table(table, temporary)
 

@@ -4,7 +4,8 @@
 
     images.npy     (N, C, R, R) uint8: numpy.load(..., mmap_mode="r") reads it too
     rows.parquet   every row of the source in its order: part, file, number, label, caption,
-                   identity (a hash of its encoded bytes), problem
+                   identity (a hash of its encoded bytes), problem, and "column NAME" for each
+                   column that captions may use
     prepared.json  from which source, how, checksums; written last: with it, the folder is whole
 """
 
@@ -48,6 +49,7 @@ class Settings:
     label_column: str
     caption_column: str
     also_train: Sequence[str] = ()
+    columns: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +115,9 @@ class MappedImages:
 # Reading ------------------------------------------------------------------------------------------
 
 
-def read_prepared(folder: Path) -> RawImages | None:
-    """The data set that `sfumato prepare` left in `folder`; None where it left none.
+def read_prepared(folder: Path, fields: Sequence[str] = ()) -> RawImages | None:
+    """The data set that `sfumato prepare` left in `folder`; None where it left none. `fields`: its
+    columns that captions use.
 
     Raises `InputError` where it was not finished, `DamagedDataError` where its files are not whole.
     """
@@ -135,6 +138,7 @@ def read_prepared(folder: Path) -> RawImages | None:
     for name, count in manifest.parts.items():
         rows = _Rows(
             manifest=manifest,
+            fields=[name for name in fields if name in manifest.settings.columns],
             images=images,
             table=table.slice(start, count),
             kept=kept[start : start + count],
@@ -151,6 +155,7 @@ def read_prepared(folder: Path) -> RawImages | None:
         labels=manifest.labels,
         captions=manifest.captions,
         fingerprint=sha256_of_file(folder / MANIFEST)[:16],
+        columns=manifest.settings.columns,
         prepared=manifest.settings,
     )
 
@@ -160,6 +165,7 @@ class _Rows:
     """The rows of one part: `kept` (n,) says which have an image, `places` where it lies."""
 
     manifest: Manifest
+    fields: Sequence[str]
     images: Tensor
     table: "pa.Table"
     kept: np.ndarray
@@ -168,22 +174,31 @@ class _Rows:
     def read(self, keep: np.ndarray | None) -> Iterator[Row]:
         names = ("file", "number", "label", "caption", "problem")
         columns = [self.table[name].to_pylist() for name in names]
-        for index, (file, number, label, caption, problem) in enumerate(zip(*columns, strict=True)):
+        said = zip(*columns, self._columns(), strict=True)
+        for index, (file, number, label, caption, problem, others) in enumerate(said):
             if keep is not None and not keep[index]:
                 continue
             pixels = None
             if self.kept[index]:
                 array = self.images[int(self.places[index])].numpy()
                 pixels = array[0] if len(array) == 1 else array.transpose(1, 2, 0)
-            yield Row(pixels, label, caption, file, number, problem)
+            yield Row(pixels, label, caption, file, number, problem, others)
+
+    def _columns(self) -> list[tuple[str | None, ...]]:
+        """Of each row, the columns that captions use."""
+        if not self.fields:
+            return [()] * len(self.kept)
+        return list(
+            zip(*(self.table[f"column {name}"].to_pylist() for name in self.fields), strict=True)
+        )
 
     def identities(self) -> np.ndarray:
         """(N, 2) uint64, as `data/identity.py` finds them in the source."""
         labels, captions = (self.table[name].to_pylist() for name in ("label", "caption"))
         names = self.manifest.class_names
         notes = [
-            note_hash(Row(None, label, caption, ""), names)
-            for label, caption in zip(labels, captions, strict=True)
+            note_hash(Row(None, label, caption, "", columns=others), names)
+            for label, caption, others in zip(labels, captions, self._columns(), strict=True)
         ]
         return np.stack([self.table["identity"].to_numpy(), np.array(notes, np.uint64)], axis=1)
 
@@ -191,7 +206,7 @@ class _Rows:
         """What decoding the rows would give, without decoding: the images stay in their file."""
         asked = np.ones(len(self.kept), bool) if keep is None else keep
         problems = self.table["problem"].to_numpy().astype(object)
-        captions = self.table["caption"].to_pylist()
+        captions, columns = self.table["caption"].to_pylist(), self._columns()
         if needs_caption:
             without = self.kept & np.array([not caption for caption in captions])
             problems[without] = NO_CAPTION
@@ -201,6 +216,7 @@ class _Rows:
             images=MappedImages(self.images, torch.from_numpy(self.places[used])),
             labels=self.table["label"].fill_null(0).to_numpy()[used],
             captions=[captions[index] for index in np.flatnonzero(used).tolist()],
+            columns=[columns[index] for index in np.flatnonzero(used).tolist()],
             damage=[
                 Damage(files[index], numbers[index], problems[index])
                 for index in np.flatnonzero(asked & ~used).tolist()

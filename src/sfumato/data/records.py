@@ -10,7 +10,15 @@ from torch import Tensor
 
 from sfumato.base.errors import DamagedDataError, InputError
 from sfumato.config.sections import DataConfig
-from sfumato.data.captions import OWN, caption_images, class_captions, counts_of, fields
+from sfumato.data.captions import (
+    OWN,
+    caption_images,
+    class_captions,
+    column_fields,
+    counts_of,
+    fields,
+    required_fields,
+)
 from sfumato.data.decode import NO_CAPTION, Decoded, Target, decode_rows
 from sfumato.data.identity import held_out, identities, identities_by_place
 from sfumato.data.memo import recall
@@ -114,7 +122,9 @@ def _decode_split(
     if name != "train" and isinstance(images, MappedImages):
         images = images[:]  # small, and metrics need all of it
     return Records(
-        **annotate(raw, config, labels=decoded.labels, own=decoded.captions),
+        **annotate(
+            raw, config, labels=decoded.labels, own=decoded.captions, columns=decoded.columns
+        ),
         description=_describe(raw, decoded, config, name, count),
         damage=decoded.damage,
         resized=decoded.resized,
@@ -131,7 +141,7 @@ def target_of(config: DataConfig) -> Target:
 
 def needs_caption(config: DataConfig) -> bool:
     """Whether an image without a caption of its own cannot be used."""
-    return any(OWN in fields(template) for template in (*config.caption, *config.phrases))
+    return any(OWN in required_fields(one) for one in config.templates)
 
 
 def split_name(raw: RawImages, split: Split, config: DataConfig) -> Split:
@@ -254,15 +264,26 @@ def check_damage(damage: Sequence[Damage], count: int, config: DataConfig) -> No
 
 
 def annotate(
-    raw: RawImages, config: DataConfig, *, labels: np.ndarray, own: Sequence[str | None]
+    raw: RawImages,
+    config: DataConfig,
+    *,
+    labels: np.ndarray,
+    own: Sequence[str | None],
+    columns: Sequence[tuple[str | None, ...]],
 ) -> dict[str, Any]:
-    """The labels and captions of `Annotations`, for images with `labels` (N,) int64 and captions of
-    their `own` (N)."""
+    """The labels and captions of `Annotations`, for images with `labels` (N,) int64, captions of
+    their `own` (N) and `columns` (N) as `Row` has them."""
     about = {"labels": torch.from_numpy(labels), "class_names": raw.class_names}
     templates = with_sentences(config.caption, config.phrases, each=SENTENCES)
-    prompts, captions = caption_images(templates, **about, own=own)
+    named = {
+        name: [row[place] if row else None for row in columns]
+        for place, name in enumerate(column_fields(config.templates))
+    }
+    prompts, captions = caption_images(templates, **about, own=own, columns=named)
     counts = torch.from_numpy(len(templates) * counts_of(own))
-    same = not needs_caption(config) or bool((counts == prompts.shape[1]).all())
+    same = not any(OWN in fields(one) for one in templates) or bool(
+        (counts == prompts.shape[1]).all()
+    )
     return {
         **about,
         "prompts": prompts,

@@ -17,7 +17,8 @@ class Row(NamedTuple):
 
     `image`: an encoded file's bytes or its path, or uint8 (H, W) or (H, W, 3). `caption`: several
     captions stand on a line each. `number` counts the rows of `file` from 0; None where the file is
-    the image. `problem` says why the reader could not read it.
+    the image. `problem` says why the reader could not read it. `columns`: the values of the columns
+    that the captions name, in the order of `captions.column_fields`; empty where none is known.
     """
 
     image: bytes | Path | np.ndarray | None
@@ -26,6 +27,7 @@ class Row(NamedTuple):
     file: str
     number: int | None = None
     problem: str = ""
+    columns: tuple[str | None, ...] = ()
 
 
 def one_a_line(value: str | Sequence[str | None] | None) -> str | None:
@@ -78,10 +80,11 @@ class RawImages:
 
     `parts` has "train" and "test", perhaps "validation", or "all" where the files name no such
     parts. `labels` and `captions` say where they were found (empty: nowhere); `class_names` is
-    empty without labels. `fingerprint` changes with the names and sizes of the files. `prepared`
-    says how the pixels were made, where they were made before. `notes`: a line on each thing that
-    was left out. `version` changes with the places, sizes and times of the files; empty where there
-    are none.
+    empty without labels. `columns` names those that captions may use, `used_columns` those of which
+    rows have values. `fingerprint` changes with the names and sizes of the files. `prepared` says
+    how the pixels were made, where they were made before. `notes`: a line on each thing that was
+    left out. `version` changes with the places, sizes and times of the files; empty where there are
+    none.
     """
 
     layout: str
@@ -90,6 +93,8 @@ class RawImages:
     labels: str
     captions: str
     fingerprint: str
+    columns: Sequence[str] = ()
+    used_columns: Sequence[str] = ()
     prepared: "Settings | None" = None
     notes: Sequence[str] = ()
     version: str = ""

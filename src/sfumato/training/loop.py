@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from sfumato.base.errors import ConfigError
+from sfumato.base.stages import stage
 from sfumato.data.loading import Batch, Order
 from sfumato.training.checkpoint import (
     Checkpoint,
@@ -119,7 +120,8 @@ class Run:
         A GPU is one step behind the host, so it never waits for the host to read a number. A CPU
         is not, and its step is checked at once.
         """
-        batch = self.batches.at(self.images_seen)
+        with stage("data"):
+            batch = self.batches.at(self.images_seen)
         found = self.objective.step(batch, self.context())
         if self.world.size > 1:
             found = self.world.mean({**found, STOP: torch.tensor(float(self.stop_requested))})

@@ -24,6 +24,8 @@ class Columns:
     image: str = "auto"
     label: str = "auto"
     caption: str = "auto"
+    fields: tuple[str, ...] = ()
+    """Columns that captions use."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,8 @@ class FoundColumns:
     label: str
     caption: str
     notes: Sequence[str] = ()
+    fields: tuple[str, ...] = ()
+    """Those of `Columns.fields` that there are."""
 
 
 # Types --------------------------------------------------------------------------------------------
@@ -156,7 +160,17 @@ def find_columns(
             for name in LABEL_NAMES
             if name in types and kinds[name] not in _LABEL_KINDS
         ]
-    return FoundColumns(image=image, label=label, caption=caption, notes=notes)
+    fields = tuple(name for name in wanted.fields if name in names_for_captions(schema))
+    return FoundColumns(image=image, label=label, caption=caption, notes=notes, fields=fields)
+
+
+def names_for_captions(schema: "pa.Schema") -> list[str]:
+    """The columns with one text, number or class in each row."""
+    return [
+        name
+        for name, kind in zip(schema.names, schema.types, strict=True)
+        if kind_of(kind) in _LABEL_KINDS
+    ]
 
 
 def _pick_caption(

@@ -28,10 +28,14 @@ class _Item:
     caption: str | None
     class_name: str | None
     problem: str = ""
+    columns: tuple[str | None, ...] = ()
 
 
-def read_folder(folder: Path, also_train: Sequence[str] = ()) -> RawImages | None:
-    """The data set in the images below `folder`; None where there are no images.
+def read_folder(
+    folder: Path, also_train: Sequence[str] = (), fields: Sequence[str] = ()
+) -> RawImages | None:
+    """The data set in the images below `folder`; None where there are no images. `fields`: columns
+    of its table that captions use.
 
     Folders called `train` and `test` are splits (`data/splits.py`); the folders below (or those at
     the top) are classes. Raises `InputError` for a table of captions that cannot be read at all,
@@ -52,7 +56,7 @@ def read_folder(folder: Path, also_train: Sequence[str] = ()) -> RawImages | Non
     strays = len(classes) < len(used)
     if (tables or texts) and (strays or len(set(classes.values())) == 1):
         classes = {}  # with captions of their own, folders need not be classes
-    entries = read_metadata(folder, tables, images.images)
+    entries, columns = read_metadata(folder, tables, images.images, fields)
     items = _items_by_part(folder, splits, layout, entries, classes)
     names = sorted(set(classes.values()))
     counts = {name: len(group) for name, group in splits.parts.items()}
@@ -65,6 +69,7 @@ def read_folder(folder: Path, also_train: Sequence[str] = ()) -> RawImages | Non
         labels="folders" if names else "",
         captions=tables[0].name if tables else _named_after(texts),
         fingerprint=fingerprint(folder, [*images.images, *tables, *sorted(texts.values())]),
+        columns=columns,
         notes=[note for note in notes if note],
     )
 
@@ -162,6 +167,7 @@ def _items_by_part(
                     entry.caption if entry else None,
                     classes.get(path),
                     entry.problem if entry else "",
+                    entry.columns if entry else (),
                 )
             )
     return items
@@ -178,6 +184,6 @@ def _part(items: Sequence[_Item], names: Sequence[str], texts: Mapping[Path, Pat
             if item.path in texts and not problem:
                 caption, problem = _read_caption(texts[item.path])
             label = None if item.class_name is None else numbers[item.class_name]
-            yield Row(item.path, label, caption, item.file, item.number, problem)
+            yield Row(item.path, label, caption, item.file, item.number, problem, item.columns)
 
     return Part(count=len(items), read=read)

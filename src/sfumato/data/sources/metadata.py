@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from sfumato.base.errors import DamagedDataError, InputError
 from sfumato.data.files import shown
+from sfumato.data.labels import text_of
 from sfumato.data.table import one_a_line
 
 NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -28,10 +29,14 @@ class Entry(NamedTuple):
     number: int
     caption: str | None = None
     problem: str = ""
+    columns: tuple[str | None, ...] = ()
 
 
-def read_metadata(folder: Path, tables: Sequence[Path], images: Sequence[Path]) -> list[Entry]:
-    """Every row of `tables`, files called as in `NAMES` below `folder`, in their order.
+def read_metadata(
+    folder: Path, tables: Sequence[Path], images: Sequence[Path], fields: Sequence[str] = ()
+) -> tuple[list[Entry], list[str]]:
+    """Every row of `tables`, files called as in `NAMES` below `folder`, in their order, with the
+    values of the columns `fields`; and the names of the columns that captions may use.
 
     A name finds its image among `images` with either slash and in any Unicode normal form. A row
     that cannot be used has a `problem`. `InputError` for a table that cannot be read at all, or
@@ -45,7 +50,23 @@ def read_metadata(folder: Path, tables: Sequence[Path], images: Sequence[Path]) 
                 hint="Keep the one that holds the captions, and rename the other.",
             )
     there = {_key(path): path for path in images}
-    return [_entry(folder, table, there, *row) for table in tables for row in _rows(table)]
+    entries: list[Entry] = []
+    names: dict[str, None] = {}
+    for table in tables:
+        for number, row in _rows(table):
+            entry = _entry(folder, table, there, number, row)
+            if not isinstance(row, str):
+                names.update(dict.fromkeys(name for name, value in row.items() if _is_one(value)))
+                known = (row.get(name) for name in fields)
+                columns = tuple(text_of(value) if _is_one(value) else None for value in known)
+                entry = entry._replace(columns=columns)
+            entries.append(entry)
+    return entries, [name for name in names if name != "file_name"]
+
+
+def _is_one(value: Any) -> bool:
+    """Whether a value is one text or number."""
+    return isinstance(value, str | int | float)
 
 
 def _key(path: Path) -> str:
@@ -70,10 +91,9 @@ def _rows_of_parquet(table: Path) -> list[dict[str, Any]]:
 
     try:
         opened = pq.ParquetFile(table)
-        names = [n for n in ("file_name", *CAPTION_KEYS) if n in opened.schema_arrow.names]
-        if "file_name" not in names:
+        if "file_name" not in opened.schema_arrow.names:
             raise _no_file_name(table, "A column file_name names the image of each row.")
-        return opened.read(columns=names).to_pylist()
+        return opened.read().to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise DamagedDataError(
             f"{table} is not a whole Parquet file.",

@@ -13,7 +13,7 @@ import numpy as np
 from sfumato.base.errors import DamagedDataError, InputError
 from sfumato.base.files import is_lfs_pointer
 from sfumato.data.files import fingerprint, shown, visible_files
-from sfumato.data.labels import Classes, classes_of
+from sfumato.data.labels import Classes, classes_of, text_of
 from sfumato.data.sources.columns import (
     Columns,
     FoundColumns,
@@ -23,6 +23,7 @@ from sfumato.data.sources.columns import (
     has_type,
     is_list,
     kind_of,
+    names_for_captions,
 )
 from sfumato.data.sources.metadata import NAMES as TABLES
 from sfumato.data.splits import group_splits, split_in_name, split_notes
@@ -80,6 +81,7 @@ def read_parquet(
         labels=f"column '{found.label}'" if classes.names else "",
         captions=f"column '{found.caption}'" if found.caption else "",
         fingerprint=fingerprint(folder, files),
+        columns=names_for_captions(first),
         notes=[*notes, *split_notes(counts, left_out)],
     )
 
@@ -133,7 +135,7 @@ class _Reader:
         for name in self._wanted():
             there, first = (kind_of(each.field(name).type) for each in (schema, self.first))
             what = "" if there == first else f"is of another type ({there} instead of {first})"
-            if name == self.columns.label and not what:
+            if not what:
                 named = (features_of(each).get(name) for each in (schema, self.first))
                 names = [feature.get("names") for feature in named if isinstance(feature, dict)]
                 what = "has other classes" if names and names[0] != names[-1] else ""
@@ -149,7 +151,9 @@ class _Reader:
 
     def _wanted(self, *, images: bool = True) -> list[str]:
         image = self.columns.image if images else ""
-        return [name for name in (image, self.columns.label, self.columns.caption) if name]
+        found = self.columns
+        wanted = (image, found.label, found.caption, *found.fields)
+        return list(dict.fromkeys(name for name in wanted if name))
 
     def _rows(
         self, opened: Any, group: RowGroup, keep: np.ndarray | None, *, images: bool
@@ -164,11 +168,11 @@ class _Reader:
                 columns=self._wanted(images=images),
             )
             for batch in batches:
-                for image, label, caption in zip(*self._values(batch, images=images), strict=True):
+                for image, label, caption, columns in self._values(batch, images=images):
                     if keep is None or keep[number]:
                         index, problem = self.classes.find(label)
                         row = group.start + number
-                        yield Row(image, index, caption, group.name, row, problem)
+                        yield Row(image, index, caption, group.name, row, problem, columns)
                     number += 1
         except (pa.ArrowException, OSError) as error:
             reason = unreadable(error)
@@ -178,8 +182,8 @@ class _Reader:
 
     def _values(
         self, batch: "pa.RecordBatch", *, images: bool
-    ) -> tuple[list[Any], list[Any], list[Any]]:
-        """Images, labels and captions of a batch as plain lists."""
+    ) -> Iterator[tuple[Any, Any, str | None, tuple[str | None, ...]]]:
+        """Image, label, caption and columns of each row of a batch."""
         nothing = [None] * len(batch)
         found = self.columns
         encoded = encoded_images(batch.column(found.image)).to_pylist() if images else nothing
@@ -188,7 +192,19 @@ class _Reader:
         captions = nothing
         if found.caption:
             captions = [one_a_line(value) for value in batch.column(found.caption).to_pylist()]
-        return encoded, labels, captions
+        columns = [self._texts(batch, name) for name in found.fields]
+        rows = zip(*columns, strict=True) if columns else [()] * len(batch)
+        return zip(encoded, labels, captions, rows, strict=True)
+
+    def _texts(self, batch: "pa.RecordBatch", name: str) -> list[str | None]:
+        """A column as texts, classes by their names."""
+        values = batch.column(name).to_pylist()
+        feature = features_of(self.first).get(name)
+        names = feature.get("names") if has_type(feature, "ClassLabel") else None
+        if not names or kind_of(self.first.field(name).type) != "whole numbers":
+            return [text_of(value) for value in values]
+        known = dict(enumerate(names))
+        return [text_of(known.get(value)) for value in values]
 
 
 def read_group(file: Path, group: int, rows: Sequence[int], column: str) -> Iterator[bytes | None]:

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from sfumato.base.device import to_device
 from sfumato.base.environment import processors
 from sfumato.base.errors import ConfigError, SfumatoError
+from sfumato.base.stages import stage
 from sfumato.config.sections import DataConfig
 from sfumato.data.decode import row_problem
 from sfumato.data.loading import Batch, chosen_captions
@@ -60,6 +61,7 @@ def _read_annotations(raw: RawImages, config: DataConfig, name: Split) -> Stream
     good = np.zeros(len(places), dtype=bool)
     labels: list[int] = []
     own: list[str | None] = []
+    columns: list[tuple[str | None, ...]] = []
     damage: list[Damage] = []
     classes, needed = len(raw.class_names), needs_caption(config)
     for place, row in enumerate(part.read_notes(keep)):
@@ -69,6 +71,7 @@ def _read_annotations(raw: RawImages, config: DataConfig, name: Split) -> Stream
         good[place] = True
         labels.append((row.label or 0) if classes else 0)
         own.append(row.caption)
+        columns.append(row.columns)
     check_damage(damage, len(places), config)
     places = places[good]
     starts = np.cumsum([0, *(group.count for group in part.groups[:-1])])
@@ -76,7 +79,7 @@ def _read_annotations(raw: RawImages, config: DataConfig, name: Split) -> Stream
     description = f"{source_name(config)} ({raw.layout}, streamed), {name} split"
     description += f" ({len(places):,} of {raw.count:,})"
     return StreamedRecords(
-        **annotate(raw, config, labels=np.array(labels), own=own),
+        **annotate(raw, config, labels=np.array(labels), own=own, columns=columns),
         description=description,
         damage=damage,
         groups=part.groups,
@@ -194,8 +197,10 @@ class StreamBatches:
             share=slice(self._rank, None, self._world_size),
         )
         prompts = records.prompts[samples, chosen]
+        with stage("transfer"):
+            images = pixels.to(self._device, non_blocking=True)
         return Batch(
-            images=pixels.to(self._device, non_blocking=True),
+            images=images,
             labels=to_device(records.labels[samples], self._device),
             prompts=to_device(prompts, self._device),
         )

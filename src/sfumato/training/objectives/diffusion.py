@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sfumato.base.stages import stage
 from sfumato.config.sections import TrainingConfig
 from sfumato.data.loading import Batch
 from sfumato.diffusion.process import Process
@@ -50,6 +51,8 @@ class DiffusionObjective:
         self.averages = averages_of(network, config.averaging)
         self.average = self.averages["average"]
         speed_up(network, config.compile)  # after the averages, which sample
+        if config.gradient_checkpointing:
+            network.enable_gradient_checkpointing()  # pyright: ignore
         self.world = world
         self.parallel = world.wrap(network, [one.module for one in self.averages.values()])
         self.parameters = [weight for weight in network.parameters() if weight.requires_grad]
@@ -76,24 +79,32 @@ class DiffusionObjective:
                 self.world.synchronised(self.parallel, last=last),
             ):
                 losses = self.loss(*(one[part] for one in inputs), network=self.parallel)
-                part_loss = losses.mean() * share
-                part_loss.backward()
+                with stage("loss"):
+                    part_loss = losses.mean() * share
+                with stage("backward"):
+                    part_loss.backward()
             loss += part_loss.detach()
-        metrics = finish_step(self.parameters, self.optimizer, self.config.optimizer, loss, context)
-        for average in self.averages.values():
-            average.update(
-                images_seen=context.images_seen + context.batch_size,
-                batch_size=context.batch_size,
+        with stage("optimizer"):
+            metrics = finish_step(
+                self.parameters, self.optimizer, self.config.optimizer, loss, context
             )
+        with stage("averages"):
+            for average in self.averages.values():
+                average.update(
+                    images_seen=context.images_seen + context.batch_size,
+                    batch_size=context.batch_size,
+                )
         return metrics
 
     def inputs(self, batch: Batch, context: StepContext) -> tuple[Tensor, ...]:
         """What `loss` takes: x0 and eps (B, C, H, W), t (B,), rows of the bank (B,)."""
-        draws = self.draws.at(context)
-        prompts = batch.prompts.masked_fill(draws.dropped, PromptBank.NULL_INDEX)
-        x0 = self.codec.encode(batch.images).to(self.dtype)
-        if draws.flips is not None:
-            x0 = torch.where(draws.flips[:, None, None, None], x0.flip(3), x0)
+        with stage("noise"):
+            draws = self.draws.at(context)
+            x0 = self.codec.encode(batch.images).to(self.dtype)
+            if draws.flips is not None:
+                x0 = torch.where(draws.flips[:, None, None, None], x0.flip(3), x0)
+        with stage("dropout"):
+            prompts = batch.prompts.masked_fill(draws.dropped, PromptBank.NULL_INDEX)
         return x0, draws.eps, draws.t, prompts
 
     def _draw(self, context: StepContext) -> "Draws":
@@ -111,13 +122,15 @@ class DiffusionObjective:
         """Weighted mean squared error of the network's output for each image: (B,), of what
         `inputs` gives. `network`: another than the one in training, such as an average."""
         x0, eps, t, prompts = inputs
-        eps = eps.to(x0)
-        x_t = self.process.add_noise(x0, eps, t)
-        target = self.process.target(x0, eps, t)
+        with stage("noise"):
+            eps = eps.to(x0)
+            x_t = self.process.add_noise(x0, eps, t)
         output = self.output(x_t, t, prompts, network or self.network)
-        weight = self.process.loss_weight(t, self.config.loss_weight, self.config.min_snr_gamma)
-        error = (output.to(target) - target).square().flatten(1).mean(1)
-        return error * weight.to(error)
+        with stage("loss"):
+            target = self.process.target(x0, eps, t)
+            weight = self.process.loss_weight(t, self.config.loss_weight, self.config.min_snr_gamma)
+            error = (output.to(target) - target).square().flatten(1).mean(1)
+            return error * weight.to(error)
 
     def output(
         self,
@@ -130,11 +143,16 @@ class DiffusionObjective:
     ) -> Tensor:
         """What the network says of x_t (B, C, H, W); `scale`: the embedding of w (B, D), where it
         takes one."""
-        time, tokens = self.process.network_time(t), self.bank.tokens(prompts).to(x_t)
-        taken = self.process.network_input(x_t, t)
+        with stage("noise"):
+            time, taken = self.process.network_time(t), self.process.network_input(x_t, t)
+        with stage("text"):
+            tokens = self.bank.tokens(prompts).to(x_t)
         more = {} if scale is None else {"timestep_cond": scale}
         mixed = self.config.precision == "bfloat16"
-        with torch.autocast(x_t.device.type, torch.bfloat16, enabled=mixed):
+        with (
+            stage("forward"),
+            torch.autocast(x_t.device.type, torch.bfloat16, enabled=mixed),
+        ):
             return network(taken, time, tokens, **more, return_dict=False)[0]
 
 
