@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
 LossWeight = Literal["uniform", "min_snr"]
+Density = Literal["uniform", "logit_normal", "log_normal"]
 STRICT = {"extra": "forbid", "use_attribute_docstrings": True, "allow_inf_nan": False}
 """How pydantic reads these dataclasses as sections of an experiment."""
 
@@ -276,15 +277,11 @@ DENSITIES: "dict[str, Callable[[Continuous, int, torch.Generator], Tensor]]" = {
 
 @dataclass(frozen=True, kw_only=True)
 class Continuous(Process):
-    """A process with continuous t in (0, 1], from clean to noise."""
+    """A process with continuous t in (0, 1], from clean to noise, drawn by a law of `DENSITIES`."""
 
-    density: Literal["uniform", "logit_normal", "log_normal"] = "uniform"
-    """How noise levels are drawn in training: uniform in t, or logit_normal (of t) and log_normal
-    (of s / a) with density_mean and density_std."""
-    density_mean: float = 0.0
-    """Mean of the normal law of logit_normal and log_normal."""
-    density_std: float = 1.0
-    """Standard deviation of the normal law of logit_normal and log_normal."""
+    density: Density
+    density_mean: float
+    density_std: float
 
     TIME_SCALE: ClassVar[float] = 1000.0
     """The network's time embedding is made for 0 to 1000."""
@@ -319,6 +316,13 @@ class RectifiedFlow(Continuous):
     """Forward process: variance_preserving (DDPM), rectified_flow or edm."""
     prediction_type: Literal["velocity"] = "velocity"
     """What the network predicts: eps - x0."""
+    density: Density = "uniform"
+    """How noise levels are drawn in training: uniform in t, or logit_normal (of t) and log_normal
+    (of s / a) with density_mean and density_std."""
+    density_mean: float = 0.0
+    """Mean of the normal law of logit_normal and log_normal."""
+    density_std: float = 1.0
+    """Standard deviation of the normal law of logit_normal and log_normal."""
 
     def scales(self, t: "Tensor") -> "tuple[Tensor, Tensor]":
         return 1 - t.double(), t.double()
@@ -342,7 +346,7 @@ class Preconditioned(Continuous):
     """What the network predicts: F of EDM."""
     sigma_data: float = 0.5
     """c, the standard deviation of the images in the network's range."""
-    density: Literal["uniform", "logit_normal", "log_normal"] = "log_normal"
+    density: Density = "log_normal"
     """How noise levels are drawn in training: uniform in t, or logit_normal (of t) and log_normal
     (of s / a) with density_mean and density_std."""
     density_mean: float = -1.2
