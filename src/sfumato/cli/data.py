@@ -2,12 +2,14 @@
 
 import json
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from sfumato.base.errors import DamagedDataError, DataWarning, SfumatoError
 from sfumato.base.progress import Progress, clock
 from sfumato.cli.options import Settings, Source, checked_png, register
 from sfumato.cli.show import log, new_table, print_table, unused
@@ -71,30 +73,19 @@ def show(
     ),
     settings: Settings = None,
 ) -> None:
-    """What is in a data set: counts, classes, sizes, captions, damage; and a grid of samples."""
+    """What is in a data set: counts, classes, sizes, captions, damage; and a grid of samples. One
+    that `train` refuses ends in an error here too, after that."""
     config = data_config(source, settings)
     from sfumato.base.files import write_bytes
-    from sfumato.data.opening import open_images, source_name
-    from sfumato.data.records import load_records
+    from sfumato.data.opening import source_name
     from sfumato.data.survey import resolve, survey
     from sfumato.report.grids import caption_grid, class_grid
 
     found = survey(config)
     log(found.sentence())
     config = resolve(config, found)
-    # Damage is shown here; it is an error only where no image is left.
-    config = config.model_copy(update={"max_damaged": 1.0})
-    parts = open_images(config).parts
-    names: list[Split] = ["train", "test"]
-    if "all" in parts and config.test_share == 0:
-        names.remove("test")
-    if "classifier" in parts:
-        names.insert(1, "classifier")
-    if "validation" in parts:
-        names.append("validation")
     started = time.monotonic()
-    on_rows = rows_progress("images read")
-    splits = {name: load_records(config, name, on_rows=on_rows) for name in names}
+    splits = _read_parts(config)
     _print_facts(config, found, splits, time.monotonic() - started)
     _print_classes(splits)
     for name, records in splits.items():
@@ -104,6 +95,48 @@ def show(
     title = f"{source_name(config)}: {len(shown):,} training images at {_format_of(config)}"
     write_bytes(path, draw(shown, title=title))
     log(f"\nGrid       {path}")
+    _refuse_as_training(config, shown)
+
+
+def _read_parts(config: DataConfig) -> "dict[Split, Records]":
+    """The images of each part. Damage is an error only where nothing is left to train on; another
+    part of which nothing is left is a warning."""
+    from sfumato.data.opening import open_images
+    from sfumato.data.records import load_records
+
+    config = config.model_copy(update={"max_damaged": 1.0})
+    parts = open_images(config).parts
+    names: list[Split] = ["train", "test"]
+    if "all" in parts and config.test_share == 0:
+        names.remove("test")
+    if "classifier" in parts:
+        names.insert(1, "classifier")
+    if "validation" in parts:
+        names.append("validation")
+    on_rows = rows_progress("images read")
+    found: dict[Split, Records] = {}
+    for name in names:
+        try:
+            found[name] = load_records(config, name, on_rows=on_rows)
+        except SfumatoError as error:
+            if name == "train":
+                raise
+            warnings.warn(f"Of the part {name}: {error.what}", DataWarning, stacklevel=2)
+    return found
+
+
+def _refuse_as_training(config: DataConfig, records: "Records") -> None:
+    """`DamagedDataError` for damage that `train` does not take."""
+    from sfumato.data.records import too_much_damage
+
+    damaged, count = len(records.damage), len(records) + len(records.damage)
+    if too_much_damage(damaged, count, config):
+        raise DamagedDataError(
+            f"Training refuses this data set: {damaged:,} of {count:,} training rows cannot be "
+            f"used ({100 * damaged / count:.3g} %; up to {100 * config.max_damaged:g} % are "
+            "skipped).",
+            hint="Mend or remove the rows above, or allow more with --set data.max_damaged=SHARE.",
+        )
 
 
 def synthesize(

@@ -3,13 +3,13 @@
 import hashlib
 import re
 import warnings
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import replace
 from pathlib import Path
 
 from sfumato.base.errors import DataWarning, InputError
 from sfumato.config.sections import DataConfig
-from sfumato.data.files import SUFFIXES, visible_files
+from sfumato.data.files import find_images, visible_files
 from sfumato.data.memo import recall
 from sfumato.data.prepared import read_prepared, refuse_other_settings
 from sfumato.data.sources.digits import read_digits
@@ -64,11 +64,14 @@ def open_images(config: DataConfig) -> RawImages:
 def _open_folder(folder: Path, config: DataConfig, files: Collection[Hashable]) -> RawImages:
     for read in LAYOUTS.values():
         if (found := read(folder, config)) is not None:
-            if found.count == 0:
-                raise InputError(f"{folder}: its files hold no rows.")
+            _refuse_empty(folder, found)
             version = hashlib.sha256(repr(sorted(files, key=repr)).encode()).hexdigest()
-            notes = [*found.notes, *_images_beside(folder, found)]
-            found = replace(found, notes=notes, version=version)
+            beside = _images_beside(folder, found)
+            found = replace(found, left_out=found.left_out + beside, version=version)
+            if beside:
+                several = "image files are" if beside > 1 else "image file is"
+                note = f"{beside:,} {several} left out: {found.layout} is read instead."
+                found = replace(found, notes=[*found.notes, note])
             for note in found.notes:
                 warnings.warn(note, DataWarning, stacklevel=2)
             return found
@@ -79,13 +82,26 @@ def _open_folder(folder: Path, config: DataConfig, files: Collection[Hashable]) 
     )
 
 
-def _images_beside(folder: Path, found: RawImages) -> Sequence[str]:
-    """A line on image files in a folder of which something else is read."""
+def _refuse_empty(folder: Path, found: RawImages) -> None:
+    """`InputError` where there are no rows, or none in one of the parts."""
+    if found.count == 0:
+        raise InputError(
+            f"{folder}: its files hold no rows.", hint="Give a folder whose files hold images."
+        )
+    for name, part in found.parts.items():
+        if part.count == 0:
+            raise InputError(
+                f"{folder}: the part {name} holds no rows.",
+                hint="Fill its files or remove them; without a test part, a share is held out.",
+            )
+
+
+def _images_beside(folder: Path, found: RawImages) -> int:
+    """The number of image files in a folder of which something else is read."""
     if found.layout == "image folder":
-        return []
-    count = sum(path.suffix.lower() in SUFFIXES for path in visible_files(folder))
-    several = "image files are" if count > 1 else "image file is"
-    return [f"{count:,} {several} left out: {found.layout} is read instead."] if count else []
+        return 0
+    beside = find_images(visible_files(folder))
+    return len(beside.images) + len(beside.left_out)
 
 
 def source_folder(source: str) -> Path:

@@ -339,8 +339,8 @@ def _write_rows(file: Path, rows: list[list[Any]]) -> None:
         "problem": pa.string(),
     }
     table = pa.table(dict(zip(kinds, zip(*rows, strict=True), strict=True)), pa.schema(kinds))
-    with whole_file(file) as temporary:
-        pq.write_table(table, temporary)
+    with whole_file(file) as temporary, temporary.open("wb") as opened:
+        pq.write_table(table, opened)
 
 
 def _finish_images(images: IO[bytes], shape: tuple[int, ...]) -> None:

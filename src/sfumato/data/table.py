@@ -79,9 +79,9 @@ class RawImages:
     `parts` has "train" and "test", perhaps "validation", or "all" where the files name no such
     parts. `labels` and `captions` say where they were found (empty: nowhere); `class_names` is
     empty without labels. `fingerprint` changes with the names and sizes of the files. `prepared`
-    says how the pixels were made, where they were made before. `notes`: a line on each thing that
-    was left out. `version` changes with the places, sizes and times of the files; empty where there
-    are none.
+    says how the pixels were made, where they were made before. `left_out` counts the images that
+    are there and in no part; `notes`: a line on each thing that was left out. `version` changes
+    with the places, sizes and times of the files; empty where there are none.
     """
 
     layout: str
@@ -91,6 +91,7 @@ class RawImages:
     captions: str
     fingerprint: str
     prepared: "Settings | None" = None
+    left_out: int = 0
     notes: Sequence[str] = ()
     version: str = ""
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from sfumato.base.errors import DamagedDataError, InputError
 from sfumato.data.files import shown
+from sfumato.data.sources.parquet_file import open_parquet
 from sfumato.data.table import one_a_line
 
 NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -66,10 +67,9 @@ def _rows(table: Path) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
 
 def _rows_of_parquet(table: Path) -> list[dict[str, Any]]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        opened = pq.ParquetFile(table)
+        opened = open_parquet(table)
         names = [n for n in ("file_name", *CAPTION_KEYS) if n in opened.schema_arrow.names]
         if "file_name" not in names:
             raise _no_file_name(table, "A column file_name names the image of each row.")
