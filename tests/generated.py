@@ -78,8 +78,8 @@ def pictures(*, may_be_damaged: bool) -> st.SearchStrategy[bytes]:
 
 ODD_NAMES = [
     "caf\u00e9", "cafe\u0301", "名前", "😀", "a b", " lead", "trail ", "-rf", "--out", "it's",
-    'say "x"', "a\\b", "C:\\x", "%s", "{caption}", "{", "[red]x[/red]", "[/]", "$HOME", "*", "a,b", "a\tb",
-    "new\nline", "\x1b[31m", "..x", "x.", "CON", "n" * 200, "None", "0", "-1", "1e5", "nan",
+    'say "x"', "a\\b", "C:\\x", "%s", "{caption}", "{", "[red]x[/red]", "[/]", "$HOME", "*", "a,b",
+    "a\tb", "new\nline", "\x1b[31m", "..x", "x.", "CON", "n" * 200, "None", "0", "-1", "1e5", "nan",
     os.fsdecode(b"\xff\xfe"), os.fsdecode(b"caf\xe9"), "a.b.c", "&amp;", "\u202e", "train", "test",
 ]  # fmt: skip
 names = st.one_of(
@@ -211,11 +211,11 @@ def _write_table(draw: st.DrawFn, root: Path, images: Sequence[Path], name: str)
             wrong = [one for one in wrong if isinstance(one, str)]
         rows += [{"file_name": one, key: "x"} for one in wrong]
         nothing = len(wrong)
-    (root / name).write_bytes(_table_bytes(name, rows, key))
+    (root / name).write_bytes(table_bytes(name, rows, key))
     return nothing
 
 
-def _table_bytes(name: str, rows: Sequence[dict[str, Any]], key: str) -> bytes:
+def table_bytes(name: str, rows: Sequence[dict[str, Any]], key: str) -> bytes:
     if name == "metadata.jsonl":
         return "\n".join(json.dumps(row) for row in rows).encode()
     if name == "metadata.csv":

@@ -1,5 +1,6 @@
 """Errors meant for users: what is wrong, and a hint on what to do."""
 
+import warnings
 from collections.abc import Sequence
 
 
@@ -53,6 +54,10 @@ class UnknownWordsWarning(SfumatoWarning):
     """A prompt has words that the text encoder was not trained on."""
 
 
+class OtherSubjectWarning(SfumatoWarning):
+    """A prompt names nothing that the model was trained to draw."""
+
+
 class SameCaptionsWarning(SfumatoWarning):
     """Captions of different text that the network cannot tell apart."""
 
@@ -67,6 +72,20 @@ class LintWarning(SfumatoWarning):
 
 class ResumeWarning(SfumatoWarning):
     """Something about a resumed run that may change its bits, or a checkpoint passed over."""
+
+
+def _as_a_message(formatted: "warnings._FormatWarning") -> "warnings._FormatWarning":
+    """Warnings of sfumato as on its command line; the place in the code says nothing to a user."""
+
+    def show(message, category, filename, lineno, line=None) -> str:
+        if issubclass(category, SfumatoWarning):
+            return f"warning: {message}\n"
+        return formatted(message, category, filename, lineno, line)
+
+    return show
+
+
+warnings.formatwarning = _as_a_message(warnings.formatwarning)
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

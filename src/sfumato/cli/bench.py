@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sfumato.base.errors import InputError
+from sfumato.cli.checks import checked_file, checked_folder
 from sfumato.cli.data import data_config
 from sfumato.cli.options import (
     INTERRUPTED,
@@ -40,7 +41,10 @@ if TYPE_CHECKING:
     from sfumato.bench.steps import Comparison
 
 Pairs = Annotated[int, typer.Option(min=3, help="Rounds of timings, taken in turn.")]
-Record = Annotated[Path | None, typer.Option("--out", help="JSON to write, with every timing.")]
+Record = Annotated[
+    Path | None,
+    typer.Option("--out", callback=checked_file, help="JSON to write, with every timing."),
+]
 Resolution = Annotated[int, typer.Option(min=1, help="Height and width in pixels.")]
 
 
@@ -121,7 +125,10 @@ class DayOptions:
 
 
 def gpu_day(
-    out: Annotated[Path, typer.Option(help="Folder for the record, pictures and runs.")],
+    out: Annotated[
+        Path,
+        typer.Option(callback=checked_folder, help="Folder for the record, pictures and runs."),
+    ],
     *,
     minutes: Annotated[float, typer.Option(min=0.1, help="Minutes in all.")] = 8.0,
     presets: Annotated[

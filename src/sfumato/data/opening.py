@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sfumato.base.errors import DataWarning, InputError
+from sfumato.base.words import counted
 from sfumato.config.sections import DataConfig
 from sfumato.data.files import find_images, visible_files
 from sfumato.data.memo import recall
@@ -69,8 +70,8 @@ def _open_folder(folder: Path, config: DataConfig, files: Collection[Hashable]) 
             beside = _images_beside(folder, found)
             found = replace(found, left_out=found.left_out + beside, version=version)
             if beside:
-                several = "image files are" if beside > 1 else "image file is"
-                note = f"{beside:,} {several} left out: {found.layout} is read instead."
+                files_are = f"{counted(beside, 'image file')} {'is' if beside == 1 else 'are'}"
+                note = f"{files_are} left out: {found.layout} is read instead."
                 found = replace(found, notes=[*found.notes, note])
             for note in found.notes:
                 warnings.warn(note, DataWarning, stacklevel=2)

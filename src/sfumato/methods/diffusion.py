@@ -129,6 +129,7 @@ def _build(
             "text_encoder": encoder.identity,
             **origin_provenance(experiment),
         },
+        notes={"classes": list(records.class_names)},
         hooks=()
         if not (world.is_main or world.shards)
         else _hooks(experiment, averaged_model(experiment, objective, encoder), records, folder),

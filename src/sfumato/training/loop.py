@@ -68,6 +68,7 @@ class Run:
     keep_checkpoints: int = 2
     milestones: frozenset[int] = frozenset()
     provenance: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
     hooks: Sequence[Hook] = ()
     world: World = ALONE
     images_seen: int = 0
@@ -154,6 +155,7 @@ class Run:
                 "position": asdict(self.batches.order.position(self.images_seen)),
                 "hooks": {type(hook).__name__: hook.state() for hook in self.hooks},
                 **self.provenance,
+                **self.notes,
             },
         )
 
