@@ -166,6 +166,15 @@ def test_a_table_of_captions_in_such_a_folder(tmp_path: Path) -> None:
     assert [row.caption for row in raw.parts["all"].read(None)] == ["a bird", "a bird"]
 
 
+def test_half_a_character_is_no_text(tmp_path: Path) -> None:
+    write_pictures(tmp_path, 2)
+    rows = [("0.png", "a bird"), ("1.png", "half \ud800"), ("\ud800.png", "a bird")]
+    lines = [json.dumps({"file_name": name, "text": text}) for name, text in rows]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    problems = sorted(row.problem for row in open_images(small(tmp_path)).parts["all"].read(None))
+    assert problems == ["", "its caption is not text", "its file_name is not text"]
+
+
 def test_a_part_without_rows_is_refused(tmp_path: Path, refused) -> None:
     write_parquet(tmp_path / "train.parquet", [encoded("PNG", "RGB", (8, 8), 1)] * 3, [0, 1, 0])
     write_parquet(tmp_path / "test.parquet", [], [])

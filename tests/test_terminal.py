@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sfumato.base.errors import LintWarning, OtherSubjectWarning
+from sfumato.base.errors import InputError, LintWarning, OtherSubjectWarning
 from sfumato.base.progress import Progress
 from sfumato.base.words import counted
 from sfumato.cli import options
@@ -70,6 +70,11 @@ def test_a_prompt_that_is_no_text_is_refused(prompt: bytes, variables: dict[str,
     assert done.returncode == 2
     assert done.stderr.startswith(b"error: The prompt '")
     assert b"--prompts-file" in done.stderr
+
+
+def test_surrogates_are_refused_from_python_too(small_model, refused) -> None:
+    with refused(InputError):
+        small_model.sample("digit \udcff", 0, steps=1)
 
 
 def test_warnings_are_messages_from_python_too() -> None:

@@ -1,7 +1,7 @@
 """Errors meant for users: what is wrong, and a hint on what to do."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 
 class SfumatoError(Exception):
@@ -74,10 +74,16 @@ class ResumeWarning(SfumatoWarning):
     """Something about a resumed run that may change its bits, or a checkpoint passed over."""
 
 
-def _as_a_message(formatted: "warnings._FormatWarning") -> "warnings._FormatWarning":
+def _as_a_message(formatted: Callable[..., str]) -> Callable[..., str]:
     """Warnings of sfumato as on its command line; the place in the code says nothing to a user."""
 
-    def show(message, category, filename, lineno, line=None) -> str:
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        line: str | None = None,
+    ) -> str:
         if issubclass(category, SfumatoWarning):
             return f"warning: {message}\n"
         return formatted(message, category, filename, lineno, line)

@@ -54,25 +54,17 @@ def checked_file(file: Path | None) -> Path | None:
 
 
 def _check_place(folder: Path) -> None:
-    there = next(
-        place for place in (folder.absolute(), *folder.absolute().parents) if is_there(place)
-    )
+    places = (folder.absolute(), *folder.absolute().parents)
+    there = next(place for place in places if os.path.lexists(place))
     if not there.is_dir():
         raise InputError(
-            f"--out: {there} is a file, so that nothing can be written into it.",
-            hint="Give --out another place.",
+            f"Cannot write {folder}: {there} is a file.", hint="Give --out another folder."
         )
     if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"--out: {there} may not be written into.", hint="Give another place.")
-
-
-def is_there(path: Path) -> bool:
-    """Whether something is there; False as well for a name that no file can have below a file."""
-    try:
-        path.lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return True
+        raise InputError(
+            f"No permission to write {folder}.",
+            hint="Choose a folder of your own, or change its permissions.",
+        )
 
 
 def checked_device(name: str) -> str:

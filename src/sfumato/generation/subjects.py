@@ -27,8 +27,9 @@ def warn_of_other_subjects(model: Model, prompts: Sequence[str]) -> None:
     shown = ", ".join(classes[:_SHOWN]) + (", ..." if len(classes) > _SHOWN else "")
     warnings.warn(
         f"The model was trained on captions of {len(classes):,} classes ({shown}), and "
-        f"{'; '.join(map(shortened, other[:3]))}{more} names none of them: it draws one of them "
-        f"all the same. A caption it knows: {shortened(_example(model, classes))}.",
+        f"{'; '.join(map(shortened, other[:3]))}{more} {'names' if len(other) == 1 else 'name'} "
+        "none of them: it draws one of them all the same. A caption it knows: "
+        f"{shortened(_example(model, classes))}.",
         OtherSubjectWarning,
         stacklevel=2,
     )

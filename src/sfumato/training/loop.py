@@ -56,7 +56,11 @@ class Hook(Protocol):
 
 @dataclass(kw_only=True)
 class Run:
-    """One training run: what it trains, on what, and where its clock stands."""
+    """One training run: what it trains, on what, and where its clock stands.
+
+    `provenance` goes into checkpoints, and a run is not resumed with another one; so do `notes`,
+    which may change.
+    """
 
     folder: Path
     objective: Objective

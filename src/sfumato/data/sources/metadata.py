@@ -110,6 +110,17 @@ def _rows_of_csv(table: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any
         ) from error
 
 
+def _is_text(value: object, errors: str = "strict") -> bool:
+    """Whether a value is a string, and no half of a character that JSON can write too."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode("utf-8", errors)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _entry(
     folder: Path,
     table: Path,
@@ -123,6 +134,8 @@ def _entry(
     name = row.get("file_name")
     if not isinstance(name, str) or not name:
         return Entry(None, file, number, problem="no file_name")
+    if not _is_text(name, "surrogateescape"):  # bytes of a name that is not UTF-8
+        return Entry(None, file, number, problem="its file_name is not text")
     path = next(
         (
             there[key]
@@ -137,6 +150,6 @@ def _entry(
     path = path or table.parent / inside
     value = next((row[key] for key in CAPTION_KEYS if row.get(key)), None)
     several = [value] if isinstance(value, str) else value or []
-    if not isinstance(several, list) or not all(isinstance(text, str) for text in several):
+    if not isinstance(several, list) or not all(map(_is_text, several)):
         return Entry(path, file, number, problem="its caption is not text")
     return Entry(path, file, number, one_a_line(several))
