@@ -132,6 +132,17 @@ def test_a_row_may_name_an_image_that_is_not_read_here(tmp_path: Path, name: str
     assert [row.problem for row in raw.parts["all"].read(None)] == [""] * 4
 
 
+@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
+def test_a_name_may_hold_any_break_of_lines(tmp_path: Path, name: str) -> None:
+    names = ["a\rb.png", "a\nb.png", "a\r\nb.png", "a\x85b.png", "a\u2028b.png"]
+    for seed, one in enumerate(names):
+        write_image(tmp_path / one, noise(seed, (8, 8, 3)))
+    rows = [{"file_name": one, "text": "a bird"} for one in names]
+    (tmp_path / name).write_bytes(table_bytes(name, rows, "text"))
+    raw = open_images(small(tmp_path))
+    assert [row.caption for row in raw.parts["all"].read(None)] == ["a bird"] * 5
+
+
 def test_a_row_that_names_nothing_is_counted_with_its_part(tmp_path: Path) -> None:
     for part in ("train", "test"):
         write_pictures(tmp_path / part, 2)

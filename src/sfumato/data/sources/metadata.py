@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -59,7 +60,7 @@ def _rows(table: Path) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
         yield from enumerate(_rows_of_parquet(table))
         return
     try:
-        text = table.read_text("utf-8-sig")
+        text = table.read_bytes().decode("utf-8-sig")  # a name may hold a carriage return
     except (UnicodeDecodeError, OSError) as error:
         raise InputError(f"{table} is not text in UTF-8 ({error}).") from error
     yield from (_rows_of_csv if table.suffix == ".csv" else _rows_of_jsonl)(table, text)
@@ -86,7 +87,7 @@ def _no_file_name(table: Path, hint: str) -> InputError:
 
 
 def _rows_of_jsonl(table: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
-    for number, line in enumerate(text.split("\n")):
+    for number, line in enumerate(re.split(r"\r\n|\r|\n", text)):
         if not line.strip():
             continue
         try:
