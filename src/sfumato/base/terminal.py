@@ -1,5 +1,6 @@
 """What is printed, on any terminal or into any file."""
 
+import io
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ def print_anything() -> None:
     """From now on stdout and stderr escape what their encoding does not have (`\\xe9`), instead of
     failing: names of files and captions may be in any script, or not text at all."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
