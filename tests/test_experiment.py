@@ -254,6 +254,18 @@ def test_all_problems_are_reported_at_once(refused) -> None:
         load_experiment("digits", wrong)
 
 
+def test_rules_between_settings_are_told_with_all_else(refused) -> None:
+    single = ["training.batchsize=3", "training.optimizer.lr=-1", "model.head_channels=0"]
+    rules = ["training.micro_batches=9000", "training.compile=graph", "sampling.steps=5000"]
+    with refused(ConfigError):
+        load_experiment("digits", [*single, *rules])
+
+
+def test_a_rule_about_a_setting_that_is_wrong_itself_is_not_told(refused) -> None:
+    with refused(ConfigError):
+        load_experiment("digits", ["training.batch_size=-1", "training.micro_batches=9000"])
+
+
 def test_every_setting_out_of_range_is_told_also_within_one_section(refused) -> None:
     out_of_range = [
         "training.images=0",

@@ -55,7 +55,8 @@ CAUGHT = {
     ),
     "averaging_longer_than_the_run": (
         ["training.averaging.halflife_images=50000", "training.images=44000"],
-        r"50,000, longer than the run of 44,000 images: .*\(4,400 images at the end\)",
+        r"50,000, longer than the run of 44,000 images: .*\(4,400 images at the end\)"
+        r".*usual: --set training\.averaging\.halflife_images=2200$",
     ),
     "rescaling_that_does_nothing": (
         ["diffusion.rescale_zero_terminal_snr=true"],

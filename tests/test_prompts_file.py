@@ -31,11 +31,12 @@ def written(folder: Path) -> list[dict[str, str]]:
 
 def test_a_line_is_a_prompt(tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
-    file.write_bytes('\ufeffa seven\r\n\r\n  # 3 \u00e9t\u00e9s, "quoted"\t\nlast'.encode())
+    text = '\ufeffa seven\r\n\r\n  3 \u00e9t\u00e9s #1, "quoted"\t\n # a comment\n#\nlast'
+    file.write_bytes(text.encode())
     assert read_prompts(file) == [
         (1, PromptLine(prompt="a seven")),
-        (3, PromptLine(prompt='# 3 \u00e9t\u00e9s, "quoted"')),
-        (4, PromptLine(prompt="last")),
+        (3, PromptLine(prompt='3 \u00e9t\u00e9s #1, "quoted"')),
+        (6, PromptLine(prompt="last")),
     ]
 
 
@@ -218,4 +219,4 @@ def test_slow_speeds_are_shown(capsys, monkeypatch) -> None:
     progress("images", 0, 1)
     now[0] += 2
     progress("images", 1, 1)
-    assert "1 of 1 images  0.5/s  0:00 left" in capsys.readouterr().out
+    assert "1 of 1 image  0.5/s  0:00 left" in capsys.readouterr().out

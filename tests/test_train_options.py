@@ -1,5 +1,7 @@
 """`sfumato train` with plain options in place of --set."""
 
+import contextlib
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -7,9 +9,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sfumato.base.errors import ConfigError, InputError
+from sfumato.base.errors import ConfigError, InputError, OtherSubjectWarning
+from sfumato.cli.data import resolve_data
 from sfumato.cli.options import TrainingOptions
 from sfumato.config.schema import load_experiment
+from sfumato.generation.loading import load
+from sfumato.generation.subjects import warn_of_other_subjects
+from tests.pictures import noise, write_image
 
 OPTIONS = {
     "--images": ("64", "training.images", 64),
@@ -91,3 +97,40 @@ except SystemExit as leaving:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.split() == ["2", "False"]
     assert done.stderr.startswith("error: --seed 1 and --set seed=2 set the same.")
+
+
+def test_a_run_says_what_differs_from_the_preset_and_ends_with_a_whole_step(
+    sfumato, tmp_path: Path
+) -> None:
+    quick = [
+        "model.block_out_channels=[8,16]",
+        "model.levels=[plain,attention]",
+        "sampling.steps=2",
+    ]
+    options = ["--images", "20", "--batch-size", "16", "--resolution", "8", "--out", "run"]
+    settings = [part for one in quick for part in ("--set", one)]
+    result = sfumato("train", "small", "--data", "digits", *options, *settings, cwd=tmp_path)
+    assert result.code == 0, result.err
+    assert (
+        "Changed: data.source=digits, training.images=20, training.batch_size=16, "
+        f"data.resolution=8, {', '.join(quick)}\n"
+    ) in result.out
+    assert "32 of 32 images" in result.out
+    assert "Finished at 32 images." in result.out
+    model = load(tmp_path / "run", device="cpu")
+    assert model.provenance["classes"] == [str(digit) for digit in range(10)]
+    with pytest.warns(OtherSubjectWarning):
+        warn_of_other_subjects(model, ["a frog"])
+
+
+def test_several_captions_an_image_are_announced(sfumato, tmp_path: Path) -> None:
+    for seed in range(6):
+        write_image(
+            tmp_path / "set" / f"{seed}.png",
+            noise(seed),
+            "\n".join(["a bird", "a wren", "it"][: 1 + seed % 3]),
+        )
+    experiment = load_experiment("small", [f"data.source={tmp_path / 'set'}", "data.test_share=0"])
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        resolve_data(experiment)
+    assert "Images have up to 3 captions; a step draws one of them for each.\n" in out.getvalue()

@@ -1,6 +1,7 @@
 """Errors meant for users: what is wrong, and a hint on what to do."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 
 
 class SfumatoError(Exception):
@@ -53,6 +54,10 @@ class UnknownWordsWarning(SfumatoWarning):
     """A prompt has words that the text encoder was not trained on."""
 
 
+class OtherSubjectWarning(SfumatoWarning):
+    """A prompt names nothing that the model was trained to draw."""
+
+
 class SameCaptionsWarning(SfumatoWarning):
     """Captions of different text that the network cannot tell apart."""
 
@@ -67,6 +72,26 @@ class LintWarning(SfumatoWarning):
 
 class ResumeWarning(SfumatoWarning):
     """Something about a resumed run that may change its bits, or a checkpoint passed over."""
+
+
+def _as_a_message(formatted: Callable[..., str]) -> Callable[..., str]:
+    """Warnings of sfumato as on its command line; the place in the code says nothing to a user."""
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        line: str | None = None,
+    ) -> str:
+        if issubclass(category, SfumatoWarning):
+            return f"warning: {message}\n"
+        return formatted(message, category, filename, lineno, line)
+
+    return show
+
+
+warnings.formatwarning = _as_a_message(warnings.formatwarning)
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
 """Progress lines: one that is rewritten on a terminal, plain lines in a file or a notebook."""
 
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -57,7 +58,8 @@ class Progress:
         seconds = now - started
         if seconds < self._after:
             return
-        text = f"  {done:,} of {total:,} {what}"
+        one = re.sub(r"^(\w+)s\b", r"\1", what)
+        text = f"  {done:,} of {total:,} {one if total == 1 else what}"
         if done > before:
             speed = (done - before) / seconds
             shown = f"{speed:,.0f}" if speed >= 10 else f"{speed:.1f}"

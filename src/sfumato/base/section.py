@@ -1,6 +1,7 @@
 """Strict configuration sections: an unknown key or a wrong type is an error with a hint."""
 
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from functools import cache
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -31,14 +32,25 @@ GuidanceScale = Annotated[float, Field(ge=0, le=1000)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 """At least 0 and below 1."""
 
+_LEVELS = 3
+"""Of sections: the rules of one are checked where those in it are kept."""
+
 S = TypeVar("S", bound=Section)
 JsonSchema = dict[str, Any]
 
 
-def validate(section: type[S], values: Any, *, source: str, problems: Sequence[str] = ()) -> S:
+def validate(
+    section: type[S],
+    values: Any,
+    *,
+    source: str,
+    problems: Sequence[str] = (),
+    before: Any = None,
+) -> S:
     """Build `section` from plain values.
 
     Raises one `ConfigError` with everything that is wrong, `problems` that were found before first.
+    `before`: the values before those that may be wrong were put in.
     """
     found = list(problems)
     try:
@@ -47,12 +59,57 @@ def validate(section: type[S], values: Any, *, source: str, problems: Sequence[s
             return result
     except ValidationError as error:
         found += [_explain(section, problem) for problem in error.errors()]
+        found += _broken_rules(section, values, before, error)
     hint = f"`sfumato presets show {section.example}` prints a complete configuration."
     raise ConfigError(
         f"{source} has {f'{len(found)} problems' if len(found) > 1 else 'a problem'}:\n  "
         + "\n  ".join(found),
         hint=hint if section.example else "",
     )
+
+
+def check_rules(problems: Sequence[str]) -> None:
+    """`ValueError` with every rule of a section that is broken; for its validator."""
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+def _broken_rules(section: type[S], values: Any, before: Any, error: ValidationError) -> list[str]:
+    """Rules between settings that are broken too. They are checked only where all settings are
+    right by themselves, so those that are not go back to what they were `before`, or to their
+    defaults; a rule that names one of these says nothing."""
+    values = deepcopy(values)
+    found: list[str] = []
+    known: set[tuple[Any, str]] = set()
+    names: set[str] = set()
+    for _ in range(_LEVELS):
+        known |= {(problem["loc"], problem["msg"]) for problem in error.errors()}
+        places = [problem["loc"] for problem in error.errors() if problem["loc"]]
+        names |= {str(place[-1]) for place in places}
+        for place in places:
+            _reset(values, before, place)
+        try:
+            section.model_validate(values)
+        except ValidationError as more:
+            error = more
+        else:
+            break
+        new = [one for one in error.errors() if (one["loc"], one["msg"]) not in known]
+        sentences = [_explain(section, one) for one in new if one["type"] != "missing"]
+        found += [one for one in sentences if not any(name in one for name in names)]
+    return found
+
+
+def _reset(values: Any, before: Any, place: Sequence[Any]) -> None:
+    """Take a value of nested ones back. The tags of variants in `place` are in no value."""
+    for part in place[:-1]:
+        if isinstance(values, dict) and part in values:
+            values = values[part]
+            before = before.get(part) if isinstance(before, dict) else None
+    if isinstance(values, dict):
+        values.pop(place[-1], None)
+        if isinstance(before, dict) and place[-1] in before:
+            values[place[-1]] = before[place[-1]]
 
 
 @cache

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sfumato.cli.options import INTERRUPTED, RESUMES, Device, Settings, checked_source
+from sfumato.cli.checks import checked_source
+from sfumato.cli.options import (
+    INTERRUPTED,
+    RESUMES,
+    Device,
+    Settings,
+)
 from sfumato.cli.show import log, new_table, print_table
 from sfumato.config.ablation import load_ablation
 

@@ -11,6 +11,7 @@ from sfumato import __version__
 from sfumato.base.environment import set_command
 from sfumato.base.errors import SfumatoError
 from sfumato.base.memory import keep_freed_memory
+from sfumato.base.terminal import print_anything
 from sfumato.cli.ablate import ablate
 from sfumato.cli.bench import bench_app
 from sfumato.cli.bundle import bundle
@@ -105,9 +106,10 @@ def main() -> None:
     set_command(["sfumato", *arguments])
     warnings.showwarning = _show_warning
     keep_freed_memory()
+    print_anything()
     rank = os.environ.get("RANK", "0")
     if rank != "0":  # rank 0 speaks for all; errors are each rank's own
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        sys.stdout = open(os.devnull, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
         warnings.simplefilter("ignore")
     if not debug:
         for name, value in QUIET_LIBRARIES.items():

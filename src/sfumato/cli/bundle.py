@@ -7,13 +7,18 @@ from typing import Annotated
 import typer
 
 from sfumato.base.errors import InputError
-from sfumato.cli.options import ModelPath
+from sfumato.cli.checks import checked_folder
+from sfumato.cli.options import (
+    ModelPath,
+)
 from sfumato.cli.show import check_empty, log
 
 
 def bundle(
     model: ModelPath,
-    out: Annotated[Path | None, typer.Option(help="Of a run: a new or empty folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(callback=checked_folder, help="Of a run: a new or empty folder.")
+    ] = None,
     source: Annotated[
         str | None, typer.Option(help="Where others find the data: a Hub name OWNER/NAME.")
     ] = None,

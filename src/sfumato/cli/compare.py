@@ -6,8 +6,14 @@ from typing import Annotated
 import typer
 
 from sfumato.base.progress import Progress
+from sfumato.cli.checks import checked_folder
 from sfumato.cli.evaluate import checked_settings
-from sfumato.cli.options import Guidance, HeldOut, MeasureOptions, stoppable
+from sfumato.cli.options import (
+    Guidance,
+    HeldOut,
+    MeasureOptions,
+    stoppable,
+)
 from sfumato.cli.show import log, print_wide, unused
 from sfumato.generation.bundle_names import check_comparable
 
@@ -22,7 +28,9 @@ def compare(
     measure: MeasureOptions,
     guidance: Guidance = None,
     held_out: HeldOut = False,
-    out: Annotated[Path, typer.Option(help="A new folder for the page.")] = Path("comparison"),
+    out: Annotated[
+        Path, typer.Option(callback=checked_folder, help="A new folder for the page.")
+    ] = Path("comparison"),
 ) -> None:
     """Two models on the same seeds and captions: paired tests and one page, side by side."""
     overrides = measure.overrides(evaluation__held_out=held_out or None)

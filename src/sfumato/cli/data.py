@@ -2,14 +2,22 @@
 
 import json
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from sfumato.base.errors import DamagedDataError, DataWarning, SfumatoError
 from sfumato.base.progress import Progress, clock
-from sfumato.cli.options import Settings, Source, checked_png, register
+from sfumato.base.words import counted
+from sfumato.cli.checks import checked_folder, checked_png
+from sfumato.cli.options import (
+    Settings,
+    Source,
+    register,
+)
 from sfumato.cli.show import log, new_table, print_table, unused
 from sfumato.config.schema import (
     ClassifierExperiment,
@@ -39,7 +47,9 @@ def data_config(
 
 def prepare(
     source: Source,
-    out: Annotated[Path, typer.Argument(help="A new folder, or one to resume.")],
+    out: Annotated[
+        Path, typer.Argument(callback=checked_folder, help="A new folder, or one to resume.")
+    ],
     resolution: Annotated[int, typer.Option(min=1, help="Height and width in pixels.")] = 128,
     settings: Settings = None,
 ) -> None:
@@ -58,7 +68,7 @@ def prepare(
     count, channels, side, _ = made.shape
     size = (out / IMAGES).stat().st_size
     log(
-        f"{out}: {count:,} images of {made.source} at {_format(side, channels)}, "
+        f"{out}: {counted(count, 'image')} of {made.source} at {_format(side, channels)}, "
         f"{size / 1e9:.3g} GB ({clock(time.monotonic() - started)})"
     )
     log(f"Train on them: sfumato train PRESET --data {out} --set data.resolution={side}")
@@ -71,18 +81,39 @@ def show(
     ),
     settings: Settings = None,
 ) -> None:
-    """What is in a data set: counts, classes, sizes, captions, damage; and a grid of samples."""
+    """What is in a data set: counts, classes, sizes, captions, damage; and a grid of samples. One
+    that `train` refuses ends in an error here too, after that."""
     config = data_config(source, settings)
     from sfumato.base.files import write_bytes
-    from sfumato.data.opening import open_images, source_name
-    from sfumato.data.records import load_records
+    from sfumato.data.opening import source_name
     from sfumato.data.survey import resolve, survey
     from sfumato.report.grids import caption_grid, class_grid
 
     found = survey(config)
     log(found.sentence())
     config = resolve(config, found)
-    # Damage is shown here; it is an error only where no image is left.
+    started = time.monotonic()
+    splits = _read_parts(config)
+    _print_facts(config, found, splits, time.monotonic() - started)
+    _print_classes(splits)
+    for name, records in splits.items():
+        _print_damage(f"\n{name}:", records.damage)
+    path, shown = unused(out), splits["train"]
+    draw = caption_grid if found.captions or not shown.class_names else class_grid
+    title = (
+        f"{source_name(config)}: {counted(len(shown), 'training image')} at {_format_of(config)}"
+    )
+    write_bytes(path, draw(shown, title=title))
+    log(f"\nGrid       {path}")
+    _refuse_as_training(config, shown)
+
+
+def _read_parts(config: DataConfig) -> "dict[Split, Records]":
+    """The images of each part. Damage is an error only where nothing is left to train on; another
+    part of which nothing is left is a warning."""
+    from sfumato.data.opening import open_images
+    from sfumato.data.records import load_records
+
     config = config.model_copy(update={"max_damaged": 1.0})
     parts = open_images(config).parts
     names: list[Split] = ["train", "test"]
@@ -92,22 +123,36 @@ def show(
         names.insert(1, "classifier")
     if "validation" in parts:
         names.append("validation")
-    started = time.monotonic()
     on_rows = rows_progress("images read")
-    splits = {name: load_records(config, name, on_rows=on_rows) for name in names}
-    _print_facts(config, found, splits, time.monotonic() - started)
-    _print_classes(splits)
-    for name, records in splits.items():
-        _print_damage(f"\n{name}:", records.damage)
-    path, shown = unused(out), splits["train"]
-    draw = caption_grid if found.captions or not shown.class_names else class_grid
-    title = f"{source_name(config)}: {len(shown):,} training images at {_format_of(config)}"
-    write_bytes(path, draw(shown, title=title))
-    log(f"\nGrid       {path}")
+    found: dict[Split, Records] = {}
+    for name in names:
+        try:
+            found[name] = load_records(config, name, on_rows=on_rows)
+        except SfumatoError as error:
+            if name == "train":
+                raise
+            warnings.warn(f"Of the part {name}: {error.what}", DataWarning, stacklevel=2)
+    return found
+
+
+def _refuse_as_training(config: DataConfig, records: "Records") -> None:
+    """`DamagedDataError` for damage that `train` does not take."""
+    from sfumato.data.records import too_much_damage
+
+    damaged, count = len(records.damage), len(records) + len(records.damage)
+    if too_much_damage(damaged, count, config):
+        raise DamagedDataError(
+            f"Training refuses this data set: {damaged:,} of {counted(count, 'training row')} "
+            f"cannot be used ({100 * damaged / count:.3g} %; up to "
+            f"{100 * config.max_damaged:g} % are skipped).",
+            hint="Mend or remove the rows above, or allow more with --set data.max_damaged=SHARE.",
+        )
 
 
 def synthesize(
-    folder: Annotated[Path, typer.Argument(help="A new folder, or one to resume.")],
+    folder: Annotated[
+        Path, typer.Argument(callback=checked_folder, help="A new folder, or one to resume.")
+    ],
     like: Annotated[Literal["wikiart"], typer.Option(help="What to imitate.")] = "wikiart",
     files: Annotated[int, typer.Option(min=1, help="Parquet files; WikiArt has 72.")] = 72,
     rows: Annotated[int, typer.Option(min=1, help="Paintings in a file.")] = 1100,
@@ -177,10 +222,14 @@ def resolve_data(experiment: DiffusionExperiment | ClassifierExperiment) -> Expe
 def _print_captions(records: "Annotations", data: DataConfig) -> None:
     count = len(records.captions)
     log(
-        f"Training on {len(records):,} of them at {_format_of(data)}; {count:,} "
-        f"caption{'s' * (count > 1)}, such as '{_example(records)}'."
+        f"Training on {len(records):,} of them at {_format_of(data)}; {counted(count, 'caption')}, "
+        f"such as '{_example(records)}'."
         + (" Streamed from the files." if data.loading == "stream" else "")
     )
+    own = int(counts.max()) if (counts := records.caption_counts) is not None else 0
+    most = max(own, records.prompts.shape[1])
+    if most > len(data.caption):
+        log(f"Images have up to {most} captions; a step draws one of them for each.")
     if count == 1:
         log(
             "All have the same caption: a model of them ignores the prompt. A text file beside "
@@ -206,7 +255,7 @@ def _print_damage(title: str, damage: Sequence, *, most: int | None = None) -> N
     from sfumato.data.table import list_damage
 
     if damage:
-        log(f"{title} {len(damage):,} damaged rows, counted from 0:")
+        log(f"{title} {counted(len(damage), 'damaged row')}, counted from 0:")
         lines = list_damage(damage) if most is None else list_damage(damage, most=most)
         log("  " + "\n  ".join(lines))
 
@@ -214,8 +263,9 @@ def _print_damage(title: str, damage: Sequence, *, most: int | None = None) -> N
 def _print_facts(
     config: DataConfig, found: "Survey", splits: "Mapping[str, Records]", seconds: float
 ) -> None:
-    from sfumato.data.opening import source_name
+    from sfumato.data.opening import open_images, source_name
 
+    left_out = open_images(config).left_out
     count = sum(len(records) + len(records.damage) for records in splits.values())
     held = ", held out by data.split_seed" if "all" in found.counts and "test" in splits else ""
     formats = [
@@ -226,10 +276,11 @@ def _print_facts(
     facts = {
         "Source": f"{source_name(config)} ({found.layout})",
         "Images": ", ".join(f"{name} {len(records):,}" for name, records in splits.items()) + held,
+        **({"Left out": f"{left_out:,}"} if left_out else {}),
         "Files": ", ".join(formats) or "arrays of pixels",
         "Captions": f"{' | '.join(config.caption)}, such as '{_example(splits['train'])}'",
         "Training": f"{_format_of(config)}, fit: {config.fit}",
-        "Read": f"{count:,} images in {seconds:.2f} s: {count / seconds:,.0f} images/s",
+        "Read": f"{counted(count, 'image')} in {seconds:.2f} s: {count / seconds:,.0f} images/s",
     }
     log("\n".join(f"{name:<10} {text}" for name, text in facts.items()))
 

@@ -7,9 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sfumato.base.progress import Progress
+from sfumato.cli.checks import checked_folder
 from sfumato.cli.evaluate import print_card
 from sfumato.cli.grid import DEFAULT_SCALES
-from sfumato.cli.options import INTERRUPTED, RESUMES, Device, Settings
+from sfumato.cli.options import (
+    INTERRUPTED,
+    RESUMES,
+    Device,
+    Settings,
+)
 from sfumato.cli.show import log
 from sfumato.cli.train import new_folder
 
@@ -19,7 +25,9 @@ if TYPE_CHECKING:
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option(callback=checked_folder, help="The run's folder.")] = Path(
+        "runs/demo"
+    ),
     fresh: Annotated[bool, typer.Option("--fresh", help="Start again in a new folder.")] = False,
     settings: Settings = None,
     device: Device = "auto",

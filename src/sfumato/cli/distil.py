@@ -9,6 +9,7 @@ import typer
 
 from sfumato.base.errors import InputError
 from sfumato.base.progress import Progress
+from sfumato.cli.checks import checked_folder
 from sfumato.cli.evaluate import data_of
 from sfumato.cli.options import Data, Device, Form, Guidance, ModelPath, Settings, stoppable
 from sfumato.cli.show import log, open_model
@@ -59,7 +60,10 @@ class StudentOptions:
 def distil(
     model: ModelPath,
     *,
-    out: Annotated[Path | None, typer.Option(help="Folder for trajectories and students.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(callback=checked_folder, help="Folder for trajectories and students."),
+    ] = None,
     students: StudentOptions,
     data: Data = None,
     device: Device = "auto",

@@ -5,14 +5,18 @@ from typing import Annotated
 
 import typer
 
-from sfumato.cli.options import ModelPath, SamplingOptions
+from sfumato.cli.checks import checked_folder
+from sfumato.cli.options import (
+    ModelPath,
+    SamplingOptions,
+)
 from sfumato.cli.show import check_empty, log, open_model
 
 
 def export(
     model: ModelPath,
     *,
-    out: Annotated[Path, typer.Option(help="A new or empty folder.")],
+    out: Annotated[Path, typer.Option(callback=checked_folder, help="A new or empty folder.")],
     sampling: SamplingOptions,
 ) -> None:
     """Write a diffusers folder that samples with or without sfumato; no pickle."""

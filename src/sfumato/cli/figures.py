@@ -5,14 +5,24 @@ from typing import Annotated, Literal
 
 import typer
 
-from sfumato.cli.options import Device, Form, ModelPath, Seed, SolverOptions
+from sfumato.cli.checks import checked_folder
+from sfumato.cli.options import (
+    Device,
+    Form,
+    ModelPath,
+    Seed,
+    SolverOptions,
+)
 from sfumato.cli.show import log, open_model
 
 
 def figures(
     run: ModelPath,
     *,
-    out: Annotated[Path | None, typer.Option(help="Folder for the PNGs; else RUN/figures.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(callback=checked_folder, help="Folder for the PNGs; else RUN/figures."),
+    ] = None,
     seed: Seed = 422,
     like: Annotated[
         Literal["mnist", "cifar10"] | None,

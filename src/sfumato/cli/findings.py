@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sfumato.base.progress import Progress
+from sfumato.cli.checks import checked_model
 from sfumato.cli.options import (
     ModelPath,
     Scales,
     SolverOptions,
     StudyOptions,
-    checked_model,
     stoppable,
 )
 from sfumato.cli.show import (

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from sfumato.base.errors import InputError
+from sfumato.cli.checks import checked_folder
 from sfumato.cli.options import Device, Settings
 from sfumato.cli.show import check_empty, log, new_table, print_table
 from sfumato.config.schema import DiffusionExperiment, load_experiment
@@ -33,7 +34,10 @@ class DayOptions:
 
 
 def gpu_day(
-    out: Annotated[Path, typer.Option(help="Folder for the record, pictures and runs.")],
+    out: Annotated[
+        Path,
+        typer.Option(callback=checked_folder, help="Folder for the record, pictures and runs."),
+    ],
     *,
     minutes: Annotated[float, typer.Option(min=0.1, help="Minutes in all.")] = 8.0,
     presets: Annotated[

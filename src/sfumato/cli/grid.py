@@ -6,7 +6,15 @@ from typing import Annotated
 import typer
 
 from sfumato.base.memory import collection_paused
-from sfumato.cli.options import Device, Forms, ModelPath, Scales, Seed, SolverOptions, checked_png
+from sfumato.cli.checks import checked_png
+from sfumato.cli.options import (
+    Device,
+    Forms,
+    ModelPath,
+    Scales,
+    Seed,
+    SolverOptions,
+)
 from sfumato.cli.show import log, open_model, unused, warn_of_sampling
 
 DEFAULT_SCALES = (0.0, 1.0, 2.0, 3.0, 5.0)

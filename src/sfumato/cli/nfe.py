@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sfumato.base.progress import Progress
+from sfumato.cli.checks import checked_model, checked_samplers
 from sfumato.cli.evaluate import data_of
 from sfumato.cli.options import (
     SAMPLER_HELP,
@@ -14,8 +15,6 @@ from sfumato.cli.options import (
     Guidance,
     ModelPath,
     StudyOptions,
-    checked_model,
-    checked_samplers,
     stoppable,
 )
 from sfumato.cli.show import (

@@ -1,7 +1,6 @@
 """Options that several commands share, checked before anything heavy is imported."""
 
 import inspect
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,17 @@ import typer
 
 from sfumato.base.errors import InputError
 from sfumato.base.section import Section
+from sfumato.cli.checks import (
+    checked_device,
+    checked_file,
+    checked_folder,
+    checked_form,
+    checked_forms,
+    checked_model,
+    checked_sampler,
+    checked_source,
+    parsed_scales,
+)
 
 S = TypeVar("S", bound=Section)
 
@@ -59,70 +69,32 @@ def _without(arguments: Sequence[str], name: str) -> list[str]:
     return kept
 
 
-# Checks -------------------------------------------------------------------------------------------
+# Very many images ---------------------------------------------------------------------------------
+
+MANY_IMAGES = 50_000
+"""What the field's metrics are computed on; of more, a count is asked back."""
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask before very many images.")]
 
 
-def checked_model(path: str) -> str:
-    from sfumato.generation.bundle_names import check_model
-
-    check_model(path)
-    return path
-
-
-def checked_source(source: str | None) -> str | None:
-    from sfumato.data.sources.local import check_source
-
-    if source is not None:
-        check_source(source)
-    return source
-
-
-def checked_device(name: str) -> str:
-    if not re.fullmatch(r"auto|(cpu|cuda|mps|xpu)(:\d+)?", name):
-        raise InputError(f"No device named '{name}'.", hint="Use auto, cpu or cuda.")
-    return name
-
-
-def checked_sampler(name: str | None) -> str | None:
-    from sfumato.diffusion.solvers.registry import sampler_name
-
-    return None if name is None else sampler_name(name)
-
-
-def checked_samplers(names: list[str] | None) -> list[str]:
-    return [str(checked_sampler(name)) for name in names or ()]
-
-
-def checked_form(text: str | None) -> str | None:
-    from sfumato.diffusion.guidance import parse_guidance
-
-    return None if text is None else str(parse_guidance(text))
-
-
-def checked_forms(texts: list[str] | None) -> list[str]:
-    return [str(checked_form(text)) for text in texts or ()]
-
-
-def checked_png(path: Path) -> Path:
-    if path.suffix.lower() != ".png":
-        raise InputError(f"--out {path}: the picture is a PNG.", hint="End the name with .png.")
-    return path
-
-
-def parsed_scales(text: str | None) -> tuple[float, ...] | None:
-    """Guidance scales from `0,1,2`; None where they are not given."""
-    if text is None:
-        return None
-    try:
-        scales = tuple(float(part) for part in text.split(",") if part.strip())
-    except ValueError as error:
+def refuse_many(count: int, *, yes: bool) -> None:
+    """`InputError` for very many images where nobody can be asked."""
+    if count > MANY_IMAGES and not yes and not sys.stdin.isatty():
         raise InputError(
-            f"--scales {text}: not numbers with commas.", hint="For example: --scales 0,1,2,3,5"
-        ) from error
-    for scale in scales:
-        if not 0 <= scale <= 1000:
-            raise InputError(f"Guidance scale {scale:g} is not between 0 and 1000.")
-    return scales
+            f"{count:,} images are asked for, more than {MANY_IMAGES:,}.",
+            hint="Give a smaller --count, or add --yes where that many are meant.",
+        )
+
+
+def confirm_many(count: int, *, what: str) -> None:
+    """Ask whether that many images are meant, which take `what`; else leave."""
+    typer.confirm(f"{count:,} images take {what}. Go on?", abort=True)
+
+
+def ask_for_many(count: int | None, *, yes: bool) -> None:
+    """Ask back for very many images to measure."""
+    if count is not None and count > MANY_IMAGES and not yes:
+        refuse_many(count, yes=yes)
+        confirm_many(count, what=f"{count / MANY_IMAGES:,.0f} times as long as {MANY_IMAGES:,}")
 
 
 # Single options -----------------------------------------------------------------------------------
@@ -140,7 +112,10 @@ Settings = Annotated[
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change any setting; may be repeated."),
 ]
 Pairs = Annotated[int, typer.Option(min=3, help="Rounds of timings, taken in turn.")]
-Record = Annotated[Path | None, typer.Option("--out", help="JSON to write, with every timing.")]
+Record = Annotated[
+    Path | None,
+    typer.Option("--out", callback=checked_file, help="JSON to write, with every timing."),
+]
 Device = Annotated[str, typer.Option(callback=checked_device, help="auto, cpu or cuda.")]
 Guidance = Annotated[
     float | None,
@@ -191,7 +166,10 @@ Source = Annotated[
 ]
 Preset = Annotated[str, typer.Argument(help="A preset's name or a YAML file.")]
 CardFolder = Annotated[
-    Path | None, typer.Option(help="Folder for card.json and pictures; else with the model.")
+    Path | None,
+    typer.Option(
+        callback=checked_folder, help="Folder for card.json and pictures; else with the model."
+    ),
 ]
 Untrained = Annotated[
     bool, typer.Option("--untrained", help="Use an untrained classifier: the paper's protocol.")
@@ -279,12 +257,14 @@ class MeasureOptions:
     seed: Seed = 0
     settings: Settings = None
     device: Device = "auto"
+    yes: Yes = False
 
     def overrides(self, **more: object) -> list[str]:
         """The options as `section.key=value`, `more` with dots for double underscores; then what
-        was given by --set."""
+        was given by --set. Very many images are asked back."""
         from json import dumps
 
+        ask_for_many(self.count, yes=self.yes)
         named = {
             "evaluation__count": self.count,
             "evaluation__first_seed": self.seed or None,
@@ -310,14 +290,20 @@ class StudyOptions:
     ] = "auto"
     seed: Seed = 0
     out: Annotated[
-        Path | None, typer.Option(help="Folder for results; else in the model's folder.")
+        Path | None,
+        typer.Option(
+            callback=checked_folder, help="Folder for results; else in the model's folder."
+        ),
     ] = None
     device: Device = "auto"
+    yes: Yes = False
 
     def config(self, schema: type[S], **more: object) -> S:
-        """The study's configuration; what is None is left at its default."""
+        """The study's configuration; what is None is left at its default. Very many images are
+        asked back."""
         from sfumato.config.overrides import build
 
+        ask_for_many(self.count, yes=self.yes)
         given = {
             "count": self.count,
             "classifier": self.classifier,

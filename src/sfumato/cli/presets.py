@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from sfumato.base.terminal import plain_console
 from sfumato.cli.options import Preset, Settings, register
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def list_() -> None:
         experiment = load_experiment(name)
         count = f"{parameter_count(experiment):,}"
         table.add_row(name, count, _image_shape(experiment), experiment.about)
-    Console().print(table)
+    plain_console().print(table)
 
 
 def _image_shape(experiment: "Experiment") -> str:

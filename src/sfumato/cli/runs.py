@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sfumato.base.terminal import plain_console
 from sfumato.cli.show import log, log_wrapped
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def runs(
     if not found:
         log(f"No runs below {folder}.")
         return
-    Console(highlight=False).print(_table(found))
+    plain_console().print(_table(found))
     for one in found:
         for problem in one.problems:
             log_wrapped(f"{_printable(one.folder)}: {problem}")

@@ -1,6 +1,9 @@
 """`sfumato sample`."""
 
 import re
+import shutil
+import sys
+import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +16,19 @@ from sfumato.base.files import remove_incomplete
 from sfumato.base.lock import locked
 from sfumato.base.memory import collection_paused
 from sfumato.base.progress import Progress
-from sfumato.cli.options import Device, ModelPath, SamplingOptions, Seed, stoppable
+from sfumato.base.words import counted
+from sfumato.cli.checks import checked_folder, checked_prompts
+from sfumato.cli.options import (
+    MANY_IMAGES,
+    Device,
+    ModelPath,
+    SamplingOptions,
+    Seed,
+    Yes,
+    confirm_many,
+    refuse_many,
+    stoppable,
+)
 from sfumato.cli.show import log, open_model, unused, warn_of_sampling
 
 if TYPE_CHECKING:
@@ -95,17 +110,29 @@ class WayOptions:
             )
 
 
+_PNG_BYTES = 1_000
+"""Of a PNG beside its pixels: the settings."""
+
+
 def sample(
     model: ModelPath,
     prompts: Annotated[
-        list[str] | None, typer.Argument(help="Prompts, each in quotes.", show_default=False)
+        list[str] | None,
+        typer.Argument(
+            callback=checked_prompts, help="Prompts, each in quotes.", show_default=False
+        ),
     ] = None,
     *,
     prompts_file: Annotated[
         Path | None,
-        typer.Option(help="A prompt a line, or JSON lines with settings; goes on where it was."),
+        typer.Option(
+            help="A prompt a line, or JSON lines with settings; lines that begin with # are left "
+            "out. Goes on where it was."
+        ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the PNGs.")] = Path("samples"),
+    out: Annotated[Path, typer.Option(callback=checked_folder, help="Folder for the PNGs.")] = Path(
+        "samples"
+    ),
     count: Annotated[int, typer.Option(min=1, help="Images for each prompt.")] = 1,
     negative_prompt: Annotated[str, typer.Option(help="What guidance leads away from.")] = "",
     start: StartOptions,
@@ -113,6 +140,7 @@ def sample(
     sampling: SamplingOptions,
     seed: Seed = 0,
     device: Device = "auto",
+    yes: Yes = False,
 ) -> None:
     """Sample images from prompts. Each PNG carries its settings; see `sfumato inspect`."""
     start.check()
@@ -123,6 +151,9 @@ def sample(
         init_image=start.init_image is not None,
     )
     lines = _lines(prompts or [], prompts_file)
+    _warn_of_lost_quotes(prompts or [])
+    total = sum(count if line.count is None else line.count for _, line in lines)
+    refuse_many(total, yes=yes)
     with collection_paused(freeze=True):  # imports take longer than to sample one image
         from sfumato.generation.collection import groups_of, sample_groups
 
@@ -131,6 +162,8 @@ def sample(
         seeds = (seed, seed + 1 if way.last_seed is None else way.last_seed)
         _interpolate(opened, prompts or [], seeds, way.interpolate, negative_prompt, out)
         return
+    if total > MANY_IMAGES and not yes:
+        confirm_many(total, what=_cost_of(total, opened, lines[0][1].prompt, out))
     groups = groups_of(
         opened,
         lines,
@@ -166,6 +199,34 @@ def _lines(prompts: list[str], file: Path | None) -> "list[tuple[int, PromptLine
     return [(0, PromptLine(prompt=prompt)) for prompt in prompts]
 
 
+def _warn_of_lost_quotes(prompts: list[str]) -> None:
+    """Warn where the words of one prompt seem to have become prompts of their own."""
+    if len(prompts) > 1 and all(re.fullmatch(r"\S+", prompt) for prompt in prompts):
+        whole = " ".join(prompts)
+        warnings.warn(
+            f"These are {len(prompts):,} prompts of one word each: {', '.join(prompts[:8])}"
+            f"{', ...' if len(prompts) > 8 else ''}. One prompt of several words takes quotes: "
+            f'"{whole[:80]}".',
+            LintWarning,
+            stacklevel=2,
+        )
+
+
+def _cost_of(count: int, model: "Model", prompt: str, out: Path) -> str:
+    """What that many images take, by the time of one."""
+    from sfumato.base.progress import clock
+
+    started = time.monotonic()
+    image = model.sample(prompt, 0).tensor
+    seconds = (time.monotonic() - started) * count
+    above = next(place for place in (out.absolute(), *out.absolute().parents) if place.exists())
+    needed, free = count * (image.numel() + _PNG_BYTES), shutil.disk_usage(above).free
+    return (
+        f"up to {needed / 1e9:,.3g} GB of the {free / 1e9:,.3g} GB that are free, and at most "
+        f"{clock(seconds)} ({'h:m:s' if seconds >= 3600 else 'm:s'}) by the time of one image"
+    )
+
+
 def _warn(group: "Group") -> None:
     """Warn of settings with which the model will not do what they seem to say."""
     start = group.start
@@ -176,11 +237,15 @@ def _warn(group: "Group") -> None:
             LintWarning,
             stacklevel=2,
         )
-    _warn_of_prompts(group.model, group.negative_prompt)
+    prompts = [prompt for prompt, _ in group.images]
+    _warn_of_prompts(group.model, prompts, group.negative_prompt)
 
 
-def _warn_of_prompts(model: "Model", negative_prompt: str) -> None:
+def _warn_of_prompts(model: "Model", prompts: list[str], negative_prompt: str) -> None:
+    from sfumato.generation.subjects import warn_of_other_subjects
+
     warn_of_sampling(model)
+    warn_of_other_subjects(model, prompts)
     sampling = model.sampling
     if negative_prompt and (sampling.guidance_scale == 1 or sampling.form.needs_weak_network):
         how = "autoguidance" if sampling.form.needs_weak_network else "w = 1"
@@ -204,7 +269,7 @@ def _collect(groups: "list[Group]", out: Path) -> None:
         missing = sum(len(group.images) for group in groups)
         progress, made = Progress().of("images"), total - missing
         if made:
-            log(f"{made:,} of {total:,} images are in {out} already.")
+            log(f"{made:,} of {counted(total, 'image')} are in {out} already.")
         if missing:
             progress(made, total)
 
@@ -214,7 +279,7 @@ def _collect(groups: "list[Group]", out: Path) -> None:
             progress(made, total)
 
         sample_groups(groups, lambda settings: unused(out / file_name(settings)), on_image=count)
-    log(f"{total:,} images in {out}, {missing:,} of them new.")
+    log(f"{counted(total, 'image')} in {out}, {missing:,} of them new.")
 
 
 def _interpolate(
@@ -227,7 +292,7 @@ def _interpolate(
 ) -> None:
     from sfumato.generation.frames import write_frames
 
-    _warn_of_prompts(model, negative_prompt)
+    _warn_of_prompts(model, prompts, negative_prompt)
     at = [index / (frames - 1) for index in range(frames)]
     samples = model.interpolate(prompts, seeds, at, negative_prompt=negative_prompt)
     ends = "-to-".join(dict.fromkeys(map(_words, prompts)))
@@ -249,4 +314,7 @@ def file_name(settings: dict[str, Any]) -> str:
 
 
 def _words(prompt: str) -> str:
-    return re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:60] or "empty"
+    """The words of a prompt that a file name can hold."""
+    known = prompt.encode(sys.getfilesystemencoding(), "ignore")
+    text = known.decode(sys.getfilesystemencoding())
+    return re.sub(r"[^\w]+", "-", text.lower()).strip("-")[:60] or "empty"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sfumato.base.errors import InputError
+from sfumato.cli.checks import checked_file
 from sfumato.cli.show import log, log_wrapped, new_table, print_table, unused
 from sfumato.config.schema import DiffusionExperiment, load_experiment
 
@@ -32,7 +33,9 @@ def scaling(
         typer.Option("--measure", min=2, help="Compare with so many processes on this machine."),
     ] = None,
     rounds: Annotated[int, typer.Option(min=3, help="Rounds of --measure.")] = 9,
-    out: Annotated[Path | None, typer.Option(help="JSON to write, with every number.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(callback=checked_file, help="JSON to write, with every number.")
+    ] = None,
 ) -> None:
     """Data-parallel training on paper: communication, memory, efficiency, failures."""
     names = presets or (["digits"] if measured_ranks else _unet_presets())

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sfumato.base.errors import InputError
+from sfumato.base.terminal import plain_console
 
 if TYPE_CHECKING:
     from sfumato.generation.model import Model
@@ -41,8 +42,8 @@ def new_table(columns: Sequence[str], *, left: Sequence[int] = (0,), **options: 
 
 def print_table(table: Table) -> None:
     """Every figure whole: a narrow terminal breaks lines, not numbers."""
-    whole = Console(width=1000).measure(table).maximum
-    Console(width=max(Console().width, whole)).print(table)
+    whole = plain_console(width=1000).measure(table).maximum
+    plain_console(width=max(Console().width, whole)).print(table)
 
 
 def print_wide(text: Callable[[int], str]) -> None:

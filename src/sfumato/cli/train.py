@@ -10,6 +10,8 @@ import typer
 
 from sfumato.base.environment import now
 from sfumato.base.errors import InputError
+from sfumato.base.words import counted
+from sfumato.cli.checks import checked_folder, checked_source
 from sfumato.cli.dry_run import dry_run
 from sfumato.cli.options import (
     INTERRUPTED,
@@ -18,7 +20,6 @@ from sfumato.cli.options import (
     Processes,
     Settings,
     TrainingOptions,
-    checked_source,
     run_in_processes,
     stoppable,
 )
@@ -62,7 +63,10 @@ def train(
         str | None, typer.Option(metavar="SOURCE", help="The same as the second argument.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="The run's folder; a run that is there is resumed.")
+        Path | None,
+        typer.Option(
+            callback=checked_folder, help="The run's folder; a run that is there is resumed."
+        ),
     ] = None,
     *,
     origin: Annotated[
@@ -76,19 +80,20 @@ def train(
     how: HowOptions,
 ) -> None:
     """Train a preset. Interrupted and started again with the same --out, it resumes exactly."""
-    settings = training.overrides(settings or [])
-    experiment = _loaded(preset, _one_source(dataset, data), settings, origin=origin, out=out)
+    source, settings = _one_source(dataset, data), training.overrides(settings or [])
+    experiment = _loaded(preset, source, settings, origin=origin, out=out)
     if how.dry_run:
         dry_run(experiment, how.device, how.price)
         return
-    _check_sources(experiment)
+    _check_sources(experiment, out)
     out = out or new_folder(Path("runs") / experiment.name)
     if how.processes is not None:
         from sfumato.data.shares import check_shares
 
         check_shares(experiment.length(1)[1], how.processes)
         run_in_processes(how.processes, "--out", str(out))
-    experiment = _prepared(experiment, strict=how.strict)
+    changed = [*([] if source is None else [f"data.source={source}"]), *settings]
+    experiment = _prepared(experiment, changed, strict=how.strict)
     log(f"Run folder {out}")
     train_experiment(experiment, out, how)
 
@@ -106,11 +111,11 @@ def train_experiment(experiment: Experiment, out: Path, how: HowOptions) -> None
     with stoppable(f"Stopped. {resumes}"):
         run = run_experiment(experiment, out, device=how.device, hooks=hooks, on_start=print_start)
     if not run.finished:
-        log(f"\nStopped at {run.images_seen:,} images, saved. {resumes}")
+        log(f"\nStopped at {counted(run.images_seen, 'image')}, saved. {resumes}")
         raise typer.Exit(INTERRUPTED)
     if not run.world.is_main:
         return
-    log(f"Finished at {run.images_seen:,} images.")
+    log(f"Finished at {counted(run.images_seen, 'image')}.")
     for line in method_of(experiment).describe(experiment, run):
         log(line)
 
@@ -132,8 +137,12 @@ def _loaded(
     return load_from(origin, preset, [*chosen, *settings], out)
 
 
-def _check_sources(experiment: Experiment) -> None:
+def _check_sources(experiment: Experiment, out: Path | None) -> None:
     """What is missing is reported before torch is imported."""
+    if out is not None:
+        from sfumato.training.folder import check_is_run
+
+        check_is_run(out)
     if isinstance(experiment, DiffusionExperiment | ClassifierExperiment):
         checked_source(experiment.data.source)
     if isinstance(experiment, DiffusionExperiment):
@@ -142,8 +151,9 @@ def _check_sources(experiment: Experiment) -> None:
         fetch(experiment.text.encoder)
 
 
-def _prepared(experiment: Experiment, *, strict: bool) -> Experiment:
-    """The experiment with its data resolved, linted; a report of what will be trained."""
+def _prepared(experiment: Experiment, changed: Sequence[str], *, strict: bool) -> Experiment:
+    """The experiment with its data resolved, linted; a report of what will be trained. `changed`:
+    what was given beside the preset, which its description does not know."""
     from sfumato.cli.data import resolve_data
     from sfumato.methods.diffusion import network_line
     from sfumato.methods.registry import method_of
@@ -153,6 +163,8 @@ def _prepared(experiment: Experiment, *, strict: bool) -> Experiment:
         experiment = resolve_data(experiment)
     warn(method_of(experiment).lint(experiment), strict=strict)
     log(f"{experiment.name}: {experiment.about}")
+    if changed:
+        log(f"Changed: {', '.join(changed)}")
     if isinstance(experiment, DiffusionExperiment):
         if experiment.origin is not None:
             origin = experiment.origin.model

@@ -8,6 +8,8 @@ import typer
 
 from sfumato.base.errors import InputError
 from sfumato.base.progress import Progress
+from sfumato.base.words import counted
+from sfumato.cli.checks import checked_samplers
 from sfumato.cli.evaluate import data_of
 from sfumato.cli.options import (
     SAMPLER_HELP,
@@ -16,7 +18,6 @@ from sfumato.cli.options import (
     Forms,
     ModelPath,
     Scales,
-    checked_samplers,
 )
 from sfumato.cli.show import log, new_table, open_model, percent, print_table
 
@@ -89,7 +90,7 @@ def tune(
 
     model = open_model(run, device)
     candidates = _candidates(model, space)
-    log(f"{len(candidates)} candidates, {search.budget:,} images in all.")
+    log(f"{counted(len(candidates), 'candidate')}, {counted(search.budget, 'image')} in all.")
     found = find_setting(
         folder,
         model,

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from difflib import get_close_matches
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -63,13 +64,14 @@ def build(
 
     Raises one `ConfigError` with every problem, and the nearest match for what is not known.
     """
+    before = deepcopy(values)
     problems = [problem for one in overrides if (problem := _apply(section, values, one))]
     named = {override.partition("=")[0] for override in overrides}
     if {"training.images", "training.epochs"} <= named:
         problems.append("training.images and training.epochs: give one of them.")
     if overrides:
         source += f" with --set {' '.join(overrides)}"
-    return validate(section, values, source=source, problems=problems)
+    return validate(section, values, source=source, problems=problems, before=before)
 
 
 def override(sections: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The experiments that can be trained: each is the whole configuration of a run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, Union, overload
 
@@ -8,7 +8,7 @@ import yaml
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from sfumato.base.errors import ConfigError, InputError, nearest
-from sfumato.base.section import Count, NotNegative, Positive, Section, Share
+from sfumato.base.section import Count, NotNegative, Positive, Section, Share, check_rules
 from sfumato.config.finetuning import DistillationConfig, OriginConfig
 from sfumato.config.overrides import build, read_values
 from sfumato.config.sections import (
@@ -107,37 +107,33 @@ class DiffusionExperiment(Experiment):
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="after")
-    def _sampling_fits(self) -> "DiffusionExperiment":
+    def _fits(self) -> "DiffusionExperiment":
+        problems = (self._sampling_problems, self._adapter_problems, self._student_problems)
+        check_rules([problem for found in problems for problem in found()])
+        return self
+
+    def _sampling_problems(self) -> Iterator[str]:
         try:
             check_sampling(self.sampling, self.diffusion)
         except InputError as error:
-            raise ValueError(f"sampling: {error}") from error
+            yield f"sampling: {error}"
         steps, levels = self.sampling.steps, getattr(self.diffusion, "num_train_timesteps", None)
         if levels is not None and steps > levels:
-            raise ValueError(
-                f"sampling.steps is at most diffusion.num_train_timesteps, {levels} (got {steps})"
-            )
-        return self
+            yield f"sampling.steps is at most diffusion.num_train_timesteps, {levels} (got {steps})"
 
-    @model_validator(mode="after")
-    def _adapter_fits(self) -> "DiffusionExperiment":
+    def _adapter_problems(self) -> Iterator[str]:
         training = self.training
         if training.lora is not None and self.origin is None:
-            raise ValueError("training.lora adapts a trained model: name it with --from MODEL")
+            yield "training.lora adapts a trained model: name it with --from MODEL"
         if training.lora is not None and training.sharding != "none":
-            raise ValueError("training.lora is trained with training.sharding=none")
-        return self
+            yield "training.lora is trained with training.sharding=none"
 
-    @model_validator(mode="after")
-    def _student_fits(self) -> "DiffusionExperiment":
+    def _student_problems(self) -> Iterator[str]:
         student, folded = self.distillation, self.sampling.form.folded
         if (student is not None) != folded:
-            raise ValueError(
-                "sampling.guidance is folded for a student of `sfumato distil`, and only for that"
-            )
+            yield "sampling.guidance is folded for a student of `sfumato distil`, and only for that"
         if student is not None and student.nfe != self.sampling.steps:
-            raise ValueError("sampling.steps is distillation.nfe")
-        return self
+            yield "sampling.steps is distillation.nfe"
 
     def length(self, data_set_size: int) -> tuple[int, int]:
         return self.training.total_images(data_set_size), self.training.batch_size

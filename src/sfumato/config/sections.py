@@ -16,6 +16,7 @@ from sfumato.base.section import (
     Positive,
     Section,
     Share,
+    check_rules,
 )
 from sfumato.config.finetuning import LoraConfig
 from sfumato.diffusion.process import LossWeight
@@ -325,14 +326,16 @@ class TrainingConfig(Section):
     """Epochs at which a checkpoint is made too, and kept: the first step at or after so many."""
 
     @model_validator(mode="after")
-    def _one_length(self) -> "TrainingConfig":
+    def _fits_together(self) -> "TrainingConfig":
+        problems = []
         if (self.images is None) == (self.epochs is None):
-            raise ValueError("give either images or epochs")
+            problems.append("give either images or epochs")
         if self.micro_batches > self.batch_size:
-            raise ValueError("micro_batches cannot exceed batch_size")
+            problems.append("micro_batches cannot exceed batch_size")
         if self.compile == "graph" and self.micro_batches > 1:
             # The next micro-batch would overwrite gradients that lie in the graph's memory.
-            raise ValueError("compile=graph needs micro_batches=1")
+            problems.append("compile=graph needs micro_batches=1")
+        check_rules(problems)
         return self
 
     def milestones(self, data_set_size: int) -> frozenset[int]:
@@ -401,7 +404,7 @@ class EvaluationConfig(Section):
     @classmethod
     def _enough(cls, value: int) -> int:
         if value < FEWEST_IMAGES:
-            raise ValueError(f"{value} images are too few to measure: {FEWEST_IMAGES} or more")
+            raise ValueError(f"too few images to measure: {FEWEST_IMAGES} or more")
         return value
 
     @field_validator("extractors", mode="before")
@@ -422,5 +425,5 @@ class EvaluationConfig(Section):
     @classmethod
     def _enough_real(cls, value: int | None) -> int | None:
         if value is not None and value < FEWEST_IMAGES:
-            raise ValueError(f"{value} images are too few: {FEWEST_IMAGES} or more, null for all")
+            raise ValueError(f"too few images: {FEWEST_IMAGES} or more, null for all")
         return value

@@ -13,6 +13,7 @@ from sfumato.base.errors import ConfigError, InputError
 from sfumato.base.files import TEMPORARY_PREFIX, make_folder, sync, writing
 from sfumato.base.images import png_bytes
 from sfumato.data.sources.columns import CAPTION_NAMES, IMAGE_NAMES, LABEL_NAMES
+from sfumato.data.sources.parquet_file import open_parquet
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -26,10 +27,8 @@ Item = dict[str, Any]
 
 def stored_columns(folder: Path) -> list[str]:
     """The columns of the images that `write_images` left in `folder`; none where there are none."""
-    import pyarrow.parquet as pq
-
     files = sorted(folder.glob("images-*.parquet"))
-    return pq.read_schema(files[0]).names if files else []
+    return open_parquet(files[0]).schema_arrow.names if files else []
 
 
 def write_images(data: Any, folder: Path) -> None:
@@ -69,27 +68,32 @@ def _write(items: Iterable[Item], columns: Sequence[str], file: Path) -> str:
     import pyarrow.parquet as pq
 
     digest = hashlib.sha256()
-    writer = None
     rows = iter(items)
-    while part := list(islice(rows, _GROUP_ROWS)):
-        for item in part:
-            if list(item)[1:] != list(columns):
-                raise InputError(
-                    f"An item of data has {', '.join(item)}; the first has "
-                    f"{', '.join(['image', *columns])}.",
-                    hint="Give every image the same: a caption, a label, or both.",
-                )
-            image = item["image"]
-            digest.update(repr((image.mode, image.size, *list(item.values())[1:])).encode())
-            digest.update(image.tobytes())
-        values: dict[str, Any] = {"image": [png_bytes(item["image"]) for item in part]}
-        values |= {name: [item[name] for item in part] for name in columns}
-        table = pa.table(values)
-        writer = writer or pq.ParquetWriter(file, table.schema)
-        writer.write_table(table)
-    assert writer is not None
-    writer.close()
+    writer = None
+    with file.open("wb") as opened:  # Arrow takes no name that is not UTF-8
+        while part := list(islice(rows, _GROUP_ROWS)):
+            for item in part:
+                _check_item(item, columns)
+                image = item["image"]
+                digest.update(repr((image.mode, image.size, *list(item.values())[1:])).encode())
+                digest.update(image.tobytes())
+            values: dict[str, Any] = {"image": [png_bytes(item["image"]) for item in part]}
+            values |= {name: [item[name] for item in part] for name in columns}
+            table = pa.table(values)
+            writer = writer or pq.ParquetWriter(opened, table.schema)
+            writer.write_table(table)
+        assert writer is not None
+        writer.close()
     return digest.hexdigest()[:16]
+
+
+def _check_item(item: Item, columns: Sequence[str]) -> None:
+    if list(item)[1:] != list(columns):
+        raise InputError(
+            f"An item of data has {', '.join(item)}; the first has "
+            f"{', '.join(['image', *columns])}.",
+            hint="Give every image the same: a caption, a label, or both.",
+        )
 
 
 def _items(data: Any) -> Iterator[Item]:

@@ -1,6 +1,7 @@
 """The one path from an encoded image to pixels: orientation, colours, size, and what is refused."""
 
 import io
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,9 @@ from sfumato.data.table import Damage, Row
 
 if TYPE_CHECKING:
     from sfumato.data.prepared import MappedImages
+
+warnings.filterwarnings("ignore", module=r"PIL\.")
+# Pillow warns of damaged headers; what cannot be decoded is listed by its row.
 
 MAX_PIXELS = 100_000_000
 """Larger images are refused by their header, before a pixel is decoded: a few kilobytes can claim

@@ -2,9 +2,10 @@
 
 import hashlib
 import os
+import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -44,6 +45,7 @@ _NO_IMAGES = {
 }
 """Suffixes of files that are not opened to see whether they are images."""
 MAGIC_BYTES = 32
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _PICTURES_OF_FTYP = {b"avif": "AVIF", b"avis": "AVIF"}
 
 
@@ -123,8 +125,10 @@ def visible_files(folder: Path) -> list[Path]:
 
 
 def shown(path: Path) -> str:
-    """A path as text for messages and captions: bytes of a name that are not UTF-8 are escaped."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    """A path as text for messages and captions: bytes of a name that are not UTF-8 are escaped, and
+    so are control characters."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def class_name(folder: str) -> str:
@@ -147,18 +151,18 @@ def fingerprint(folder: Path, files: Iterable[Path]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFiles:
-    """`images` that can be read here; `left_out` counts the others by their format."""
+    """`images` that can be read here; `left_out` has the others with their formats."""
 
     images: Sequence[Path]
-    left_out: Counter[str]
+    left_out: Mapping[Path, str]
 
     @property
     def note(self) -> str:
         """A line on what was left out, and why; empty where nothing was."""
         if not self.left_out:
             return ""
-        count = self.left_out.total()
-        kinds = ", ".join(f"{number:,} {kind}" for kind, number in self.left_out.most_common())
+        count, formats = len(self.left_out), Counter(self.left_out.values())
+        kinds = ", ".join(f"{number:,} {kind}" for kind, number in formats.most_common())
         return (
             f"{count:,} image{'s are' if count > 1 else ' is'} left out ({kinds}): the format is "
             "not read here. Convert to PNG or JPEG to use "
@@ -170,7 +174,7 @@ def find_images(files: Iterable[Path]) -> ImageFiles:
     """The images among `files`: by their suffix, and by their first bytes where a suffix is missing
     or says nothing."""
     images: list[Path] = []
-    left_out: Counter[str] = Counter()
+    left_out: dict[Path, str] = {}
     for path in files:
         suffix = path.suffix.lower()
         kind = SUFFIXES.get(suffix) or _FOREIGN.get(suffix)
@@ -179,7 +183,7 @@ def find_images(files: Iterable[Path]) -> ImageFiles:
         if kind in readable_formats():
             images.append(path)
         elif kind:
-            left_out[kind] += 1
+            left_out[path] = kind
     return ImageFiles(images=images, left_out=left_out)
 
 

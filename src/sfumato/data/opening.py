@@ -3,14 +3,15 @@
 import hashlib
 import re
 import warnings
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import replace
 from pathlib import Path
 
 from sfumato.base.errors import ConfigError, DataWarning, InputError, nearest
+from sfumato.base.words import counted
 from sfumato.config.sections import DataConfig
 from sfumato.data.captions import CLASS_FIELDS, OWN, column_fields
-from sfumato.data.files import SUFFIXES, visible_files
+from sfumato.data.files import find_images, visible_files
 from sfumato.data.memo import recall
 from sfumato.data.prepared import read_prepared, refuse_other_settings
 from sfumato.data.sources.digits import read_digits
@@ -91,12 +92,20 @@ def _refuse_unknown_fields(config: DataConfig, raw: RawImages) -> None:
 def _open_folder(folder: Path, config: DataConfig, files: Collection[Hashable]) -> RawImages:
     for read in LAYOUTS.values():
         if (found := read(folder, config)) is not None:
-            if found.count == 0:
-                raise InputError(f"{folder}: its files hold no rows.")
+            _refuse_empty(folder, found)
             version = hashlib.sha256(repr(sorted(files, key=repr)).encode()).hexdigest()
-            notes = [*found.notes, *_images_beside(folder, found)]
+            beside = _images_beside(folder, found)
             used = column_fields(config.templates)
-            found = replace(found, notes=notes, version=version, used_columns=used)
+            found = replace(
+                found,
+                left_out=found.left_out + beside,
+                version=version,
+                used_columns=used,
+            )
+            if beside:
+                files_are = f"{counted(beside, 'image file')} {'is' if beside == 1 else 'are'}"
+                note = f"{files_are} left out: {found.layout} is read instead."
+                found = replace(found, notes=[*found.notes, note])
             for note in found.notes:
                 warnings.warn(note, DataWarning, stacklevel=2)
             return found
@@ -107,13 +116,26 @@ def _open_folder(folder: Path, config: DataConfig, files: Collection[Hashable]) 
     )
 
 
-def _images_beside(folder: Path, found: RawImages) -> Sequence[str]:
-    """A line on image files in a folder of which something else is read."""
+def _refuse_empty(folder: Path, found: RawImages) -> None:
+    """`InputError` where there are no rows, or none in one of the parts."""
+    if found.count == 0:
+        raise InputError(
+            f"{folder}: its files hold no rows.", hint="Give a folder whose files hold images."
+        )
+    for name, part in found.parts.items():
+        if part.count == 0:
+            raise InputError(
+                f"{folder}: the part {name} holds no rows.",
+                hint="Fill its files or remove them; without a test part, a share is held out.",
+            )
+
+
+def _images_beside(folder: Path, found: RawImages) -> int:
+    """The number of image files in a folder of which something else is read."""
     if found.layout == "image folder":
-        return []
-    count = sum(path.suffix.lower() in SUFFIXES for path in visible_files(folder))
-    several = "image files are" if count > 1 else "image file is"
-    return [f"{count:,} {several} left out: {found.layout} is read instead."] if count else []
+        return 0
+    beside = find_images(visible_files(folder))
+    return len(beside.images) + len(beside.left_out)
 
 
 def source_folder(source: str) -> Path:

@@ -360,8 +360,8 @@ def _write_rows(file: Path, rows: list[list[Any]], columns: Sequence[str]) -> No
     none = [None] * len(columns)
     flat = [[*rest, *(others or none), problem] for *rest, others, problem in rows]
     table = pa.table(dict(zip(kinds, zip(*flat, strict=True), strict=True)), pa.schema(kinds))
-    with whole_file(file) as temporary:
-        pq.write_table(table, temporary)
+    with whole_file(file) as temporary, temporary.open("wb") as opened:
+        pq.write_table(table, opened)
 
 
 def _finish_images(images: IO[bytes], shape: tuple[int, ...]) -> None:

@@ -24,6 +24,7 @@ from sfumato.base.files import read_json, sha256_of_file
 from sfumato.config.sections import DataConfig
 from sfumato.data.decode import NO_CAPTION, Decoded
 from sfumato.data.identity import note_hash
+from sfumato.data.sources.parquet_file import open_parquet
 from sfumato.data.table import Damage, Part, RawImages, Row
 
 if TYPE_CHECKING:
@@ -296,11 +297,10 @@ def _mapped(folder: Path, manifest: Manifest) -> Tensor:
 
 def _read_rows(folder: Path, manifest: Manifest) -> "pa.Table":
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     file = folder / ROWS
     try:
-        table = pq.read_table(file)
+        table = open_parquet(file).read()
     except (pa.ArrowException, OSError) as error:
         raise _not_whole(file) from error
     if table.num_rows != sum(manifest.parts.values()):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sfumato.base.errors import DamagedDataError, InputError
+from sfumato.base.words import counted
 from sfumato.config.sections import DataConfig
 from sfumato.data.captions import (
     OWN,
@@ -252,12 +253,14 @@ def check_damage(damage: Sequence[Damage], count: int, config: DataConfig) -> No
         allowed = "no image is left"
     if all(item.reason == NO_CAPTION for item in damage):
         raise InputError(
-            f"{len(damage):,} of {count:,} images have no caption ({share}; {allowed}):\n  {lines}",
+            f"{len(damage):,} of {counted(count, 'image')} "
+            f"{'has' if len(damage) == 1 else 'have'} no caption ({share}; {allowed}):\n  {lines}",
             hint="Write a caption for each, or choose a caption that needs none, such as --set "
             "'data.caption=A photo'.",
         )
     raise DamagedDataError(
-        f"{len(damage):,} of {count:,} rows cannot be used ({share}; {allowed}):\n  {lines}",
+        f"{len(damage):,} of {counted(count, 'row')} cannot be used ({share}; {allowed}):\n"
+        f"  {lines}",
         hint=f"Mend or remove them (`sfumato data show {config.source}` lists all), or allow more "
         "with --set data.max_damaged=SHARE.",
     )

@@ -82,9 +82,9 @@ class RawImages:
     parts. `labels` and `captions` say where they were found (empty: nowhere); `class_names` is
     empty without labels. `columns` names those that captions may use, `used_columns` those of which
     rows have values. `fingerprint` changes with the names and sizes of the files. `prepared` says
-    how the pixels were made, where they were made before. `notes`: a line on each thing that was
-    left out. `version` changes with the places, sizes and times of the files; empty where there are
-    none.
+    how the pixels were made, where they were made before. `left_out` counts the images that are
+    there and in no part; `notes`: a line on each thing that was left out. `version` changes with
+    the places, sizes and times of the files; empty where there are none.
     """
 
     layout: str
@@ -96,6 +96,7 @@ class RawImages:
     columns: Sequence[str] = ()
     used_columns: Sequence[str] = ()
     prepared: "Settings | None" = None
+    left_out: int = 0
     notes: Sequence[str] = ()
     version: str = ""
 

@@ -12,6 +12,7 @@ from sfumato import __version__
 from sfumato.base.environment import environment, now
 from sfumato.base.errors import ConfigError, InputError
 from sfumato.base.files import sha256_of_file, whole_folder, write_json
+from sfumato.base.words import counted
 from sfumato.config.schema import ClassifierTrainingConfig
 from sfumato.config.sections import ClassifierConfig, DataConfig
 from sfumato.data.loading import DeviceBatches
@@ -36,8 +37,8 @@ def train_once(
     own = "classifier" in open_images(data).parts
     whose = "that the model never sees" if own else "of the training part"
     log(
-        f"Training the classifier on {len(records):,} real images {whose} "
-        f"({training.total_images(len(records)):,} images, once; kept in {folder})"
+        f"Training the classifier on {counted(len(records), 'real image')} {whose} "
+        f"({counted(training.total_images(len(records)), 'image')}, once; kept in {folder})"
     )
     run = classifier_run(
         data,

@@ -14,6 +14,7 @@ from torch import Tensor
 from sfumato.base.errors import DamagedDataError, InputError
 from sfumato.base.files import cache_folder, sha256_of_file
 from sfumato.base.images import settings_in_png
+from sfumato.base.words import counted
 from sfumato.config.sections import FEWEST_IMAGES, DataConfig
 from sfumato.data.captions import in_words
 from sfumato.data.decode import BadImage, Target, decode, open_image
@@ -142,7 +143,9 @@ def _enough(images: ImageSet) -> ImageSet:
     """With features kept in the cache; `InputError` for too few images."""
     if images.count < FEWEST_IMAGES:
         raise InputError(
-            f"{images.count} images are too few to measure.", hint=f"Give {FEWEST_IMAGES} or more."
+            f"{counted(images.count, 'image')} {'is' if images.count == 1 else 'are'} too few to "
+            "measure.",
+            hint=f"Give {FEWEST_IMAGES} or more.",
         )
     folder = cache_folder() / "features" / f"files-{images.settings['files'][:16]}"
     return replace(images, folder=folder)

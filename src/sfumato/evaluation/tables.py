@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sfumato.base.terminal import plain_console
 from sfumato.evaluation.metrics.registry import Metric, all_metrics, significant_digits
 
 if TYPE_CHECKING:
@@ -204,7 +205,6 @@ def format_card(card: "Card", *, width: int = 100) -> str:
 
 def format_table(table: Table, *, heading: str = "", width: int = 100, left: bool = False) -> str:
     """A table with right-aligned columns as text; it is as wide as it must be."""
-    from rich.console import Console
     from rich.table import Table as RichTable
 
     drawn = RichTable(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
@@ -214,8 +214,8 @@ def format_table(table: Table, *, heading: str = "", width: int = 100, left: boo
     for title, *cells in table.rows:
         drawn.add_row(title if left or len(title) <= 12 else title[:11] + "…", *cells)
     buffer = io.StringIO()
-    whole = Console(width=1000).measure(drawn).maximum
-    Console(file=buffer, width=max(width, whole)).print(drawn)
+    whole = plain_console(width=1000).measure(drawn).maximum
+    plain_console(file=buffer, width=max(width, whole)).print(drawn)
     text = "\n".join(line.rstrip() for line in buffer.getvalue().rstrip("\n").splitlines())
     return f"{wrapped(heading, width)}\n{text}" if heading else text
 

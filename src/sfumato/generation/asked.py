@@ -20,7 +20,7 @@ def negative_prompts(given: str | Sequence[str | None] | None, count: int) -> li
         several *= count
     if len(several) != count:
         raise InputError(
-            f"{len(several)} negative prompts for {count} images.",
+            f"{len(several)} negative prompts for {count} image{'s' * (count != 1)}.",
             hint="Give one for each prompt, or one for all.",
         )
     return [NULL if one is None else one for one in several]

@@ -122,6 +122,7 @@ def generators_of(
         )
     if len(generators) != count:
         raise InputError(
-            f"{len(generators)} seeds for {count} images.", hint="Give one seed for each image."
+            f"{len(generators)} seeds for {count} image{'s' * (count != 1)}.",
+            hint="Give one seed for each image.",
         )
     return generators

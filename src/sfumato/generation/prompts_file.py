@@ -46,7 +46,8 @@ class PromptLine(Section):
 
 
 def read_prompts(path: Path) -> list[tuple[int, PromptLine]]:
-    """The prompts of a file, each with the number of its line; empty lines are left out.
+    """The prompts of a file, each with the number of its line. Empty lines are left out, and
+    comments, which begin with `#`.
 
     JSON lines where the name ends in .jsonl or the first line begins with `{`; else a line is a
     prompt. One `InputError` names every damaged line.
@@ -61,10 +62,13 @@ def read_prompts(path: Path) -> list[tuple[int, PromptLine]]:
         for number, line in enumerate(
             path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1
         )
-        if line.strip()
+        if line.strip() and not line.lstrip().startswith(b"#")
     ]
     if not lines:
-        raise InputError(f"{path} has no prompts.", hint="Write one prompt a line.")
+        raise InputError(
+            f"{path} has no prompts.",
+            hint="Write one prompt a line; a line that begins with # is a comment.",
+        )
     as_json = path.suffix.lower() in JSON_SUFFIXES or lines[0][1].startswith(b"{")
     found: list[tuple[int, PromptLine]] = []
     problems: list[str] = []

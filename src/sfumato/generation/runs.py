@@ -65,6 +65,7 @@ def load_run(folder: Path, device: torch.device, images: int | None, average: st
             "weights_sha256": checkpoint.sha256(part),
             "text_encoder": encoder.identity,
             "caption_dropout": experiment.training.caption_dropout,
+            "classes": checkpoint.state.get("classes", []),
             "sfumato": __version__,
             **origin_provenance(experiment),
             **({} if experiment.origin is None else {"origin": experiment.origin.model}),

@@ -133,6 +133,7 @@ def _build(
             "text_encoder": encoder.identity,
             **origin_provenance(experiment),
         },
+        notes={"classes": list(records.class_names)},
         hooks=()
         if not (world.is_main or world.shards)
         else [

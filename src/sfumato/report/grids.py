@@ -36,6 +36,7 @@ def labelled_grid(
     """
     from PIL import Image, ImageDraw
 
+    row_labels, column_labels = ([*map(one_line, of)] for of in (row_labels, column_labels))
     letters = font(14)
     shape = next(image.shape[1:] for row in rows for image in row)
     height, width = _cell_size(shape, max(map(letters.getlength, column_labels)), least_cell_px)
@@ -156,8 +157,14 @@ def font(size_px: int) -> "PIL.ImageFont.FreeTypeFont":
     return ImageFont.truetype(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size_px)
 
 
+def one_line(text: str) -> str:
+    """`text` without breaks of lines, which cannot be drawn in one."""
+    return " ".join(text.split())
+
+
 def shortened(text: str, with_font: "PIL.ImageFont.FreeTypeFont", width_px: float) -> str:
-    """`text`, or its beginning and an ellipsis that fit into the width."""
+    """`text` in one line, or its beginning and an ellipsis that fit into the width."""
+    text = one_line(text)
     if with_font.getlength(text) <= width_px:
         return text
     while text and with_font.getlength(text + "…") > width_px:

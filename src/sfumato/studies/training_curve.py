@@ -10,6 +10,7 @@ from torch import Tensor
 from sfumato.base.errors import DamagedDataError, InputError
 from sfumato.base.files import sibling
 from sfumato.base.lock import locked
+from sfumato.base.words import counted
 from sfumato.config.sections import DataConfig
 from sfumato.evaluation.image_set import ImageSet, OnImages
 from sfumato.evaluation.metrics.registry import title_of
@@ -147,7 +148,7 @@ def _every_checkpoint(
         except (InputError, DamagedDataError) as error:
             log(f"Left out: {error.what}")
             continue
-        log(f"{images_seen:,} images seen")
+        log(f"{counted(images_seen, 'image')} seen")
         images = study.sampled(own, store)
 
         def on_all(what: str, done: int, total: int, place: int = place) -> None:

@@ -17,6 +17,7 @@ from sfumato.base.environment import environment, now
 from sfumato.base.errors import InputError
 from sfumato.base.files import write_bytes, write_json
 from sfumato.base.lock import locked
+from sfumato.base.words import counted
 from sfumato.config.sections import DataConfig
 from sfumato.data.records import load_records
 from sfumato.diffusion.solvers.registry import Sampling
@@ -163,7 +164,8 @@ def rounds_of(candidates: int, budget: int, *, least: int) -> list[tuple[int, in
     if counts[0] < least:
         needed = len(kept) * candidates * least
         raise InputError(
-            f"{budget:,} images are too few for {candidates} candidates.",
+            f"A budget of {counted(budget, 'image')} is too small for "
+            f"{counted(candidates, 'candidate')}.",
             hint=f"Give --budget {needed} or more, or fewer scales, forms and samplers.",
         )
     return list(zip(kept, counts, strict=True))
@@ -288,7 +290,8 @@ def _run_rounds(
         if number < len(rounds):
             ranked = ranking([scores[candidate.title] for candidate in left], goal)
             left = [score.candidate for score in ranked[: rounds[number][0]]]
-            log(f"Round {number}, {count} images each; left: {'; '.join(c.title for c in left)}")
+            titles = "; ".join(candidate.title for candidate in left)
+            log(f"Round {number}, {counted(count, 'image')} each; left: {titles}")
     return list(scores.values())
 
 

@@ -120,9 +120,11 @@ class TextEncoder:
 
     def check(self, prompts: Collection[str]) -> None:
         """Warn of prompts that are cut or have words that the encoder does not know: one warning of
-        each kind for all of them, and none of a prompt that was checked before."""
+        each kind for all of them, and none of a prompt that was checked before. `InputError` for
+        one that is no text."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._checked]
         if new:
+            refuse_surrogates(new)
             self._checked.update(new)
             warn_of_cut_prompts(self.cut(new), self.max_tokens)
             warn_of_unknown_words(self.unknown_words(new), self)
@@ -177,6 +179,15 @@ def _positions(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast") -
     reserved = getattr(table, "padding_idx", None)
     positions -= 0 if reserved is None else reserved + 1
     return min(positions, tokenizer.model_max_length)
+
+
+def refuse_surrogates(prompts: Sequence[str]) -> None:
+    """`InputError` for bytes that were no text and came into a string as surrogates."""
+    for prompt in prompts:
+        if re.search("[\ud800-\udfff]", prompt):
+            raise InputError(
+                f"The prompt {shortened(prompt)} is no text.", hint="Write it in UTF-8."
+            )
 
 
 def warn_of_cut_prompts(cut: dict[str, str], max_tokens: int) -> None:

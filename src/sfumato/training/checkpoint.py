@@ -23,6 +23,7 @@ from sfumato.base.files import (
     whole_folder,
     write_json,
 )
+from sfumato.base.words import counted
 from sfumato.training.state import Stateful, load_state, save_state
 
 FORMAT = 1
@@ -199,7 +200,7 @@ class Checkpoints:
             if damage is not None:
                 warnings.warn(
                     f"{damage.what} Using the checkpoint before it, at "
-                    f"{checkpoint.images_seen:,} images.",
+                    f"{counted(checkpoint.images_seen, 'image')}.",
                     ResumeWarning,
                     stacklevel=2,
                 )

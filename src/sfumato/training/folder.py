@@ -6,6 +6,7 @@ from pathlib import Path
 from sfumato.base.errors import ConfigError, InputError
 from sfumato.base.files import is_temporary, make_folder, remove_incomplete, write_text
 from sfumato.base.lock import LOCK
+from sfumato.base.words import counted
 from sfumato.config.overrides import build, differences, names_in, parse_yaml, read_text
 from sfumato.config.schema import Experiment
 from sfumato.training.checkpoint import Checkpoints
@@ -98,7 +99,8 @@ def _check_length(experiment: Experiment, folder: Path) -> None:
     seen = max(checkpoints.counts(), default=0)
     if seen - batch_size >= images:
         raise ConfigError(
-            f"{folder} has trained on {seen:,} images already, more than the {images:,} asked for.",
+            f"{folder} has trained on {counted(seen, 'image')} already, more than the {images:,} "
+            "asked for.",
             hint="Give a larger training.images (or training.epochs), or another --out; nothing "
             "there was touched.",
         )

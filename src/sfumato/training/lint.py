@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sfumato.base.errors import ConfigError, LintWarning, SfumatoError
+from sfumato.base.words import counted
 from sfumato.diffusion.process import Process, VariancePreserving
 from sfumato.diffusion.solvers.build import build_solver
 from sfumato.diffusion.solvers.registry import Sampling
@@ -127,13 +128,14 @@ def averaging_longer_than_the_run(experiment: "DiffusionExperiment") -> str | No
         return None
     ramp = averaging.rampup_ratio * total
     effect = (
-        f"the ramp-up alone decides ({ramp:,.0f} images at the end)"
+        f"the ramp-up alone decides ({counted(round(ramp), 'image')} at the end)"
         if ramp <= total
         else "the average still holds much of the untrained network at the end"
     )
     return (
         f"training.averaging.halflife_images is {averaging.halflife_images:,.0f}, longer than the "
-        f"run of {total:,} images: {effect}; a twentieth of the run is usual."
+        f"run of {counted(total, 'image')}: {effect}; a twentieth of the run is usual: "
+        f"--set training.averaging.halflife_images={max(1, total // 20)}"
     )
 
 

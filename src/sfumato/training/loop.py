@@ -57,7 +57,11 @@ class Hook(Protocol):
 
 @dataclass(kw_only=True)
 class Run:
-    """One training run: what it trains, on what, and where its clock stands."""
+    """One training run: what it trains, on what, and where its clock stands.
+
+    `provenance` goes into checkpoints, and a run is not resumed with another one; so do `notes`,
+    which may change.
+    """
 
     folder: Path
     objective: Objective
@@ -69,6 +73,7 @@ class Run:
     keep_checkpoints: int = 2
     milestones: frozenset[int] = frozenset()
     provenance: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
     hooks: Sequence[Hook] = ()
     world: World = ALONE
     images_seen: int = 0
@@ -159,6 +164,7 @@ class Run:
                 "position": asdict(self.batches.order.position(self.images_seen)),
                 "hooks": {type(hook).__name__: hook.state() for hook in self.hooks},
                 **self.provenance,
+                **self.notes,
             },
         )
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping
 
 from sfumato.base.progress import Line, clock
+from sfumato.base.words import counted
 from sfumato.training.hooks import BaseHook
 from sfumato.training.loop import Run
 from sfumato.training.records import append_record
@@ -35,9 +36,10 @@ class TrainingProgress(BaseHook):
             loss = run.checked["loss"]
             self._loss = loss if self._loss is None else 0.95 * self._loss + 0.05 * loss
         if self._line is not None and self._loss is not None:
-            left = max(0, run.total_images - run.images_seen) / speed
+            total = whole_steps(run)
+            left = max(0, total - run.images_seen) / speed
             self._line.show(
-                f"  {run.images_seen:>9,} of {run.total_images:,} images  {speed:6.1f} images/s  "
+                f"  {run.images_seen:>9,} of {counted(total, 'image')}  {speed:6.1f} images/s  "
                 f"loss {self._loss:.4f}  {clock(left)} left",
                 final=run.finished,
             )
@@ -47,12 +49,19 @@ class TrainingProgress(BaseHook):
             append_record(run.folder / "timing.jsonl", {"images": run.images_seen, **record})
 
 
+def whole_steps(run: Run) -> int:
+    """Where the run ends: its length in images, up to the end of the step that reaches it."""
+    steps = -(-run.total_images // run.batches.batch_size)
+    return steps * run.batches.batch_size
+
+
 def print_start(run: Run) -> None:
     """Print whether a run is new, resumed or finished."""
     if run.finished:
-        text = f"Already trained: {run.images_seen:,} images."
+        text = f"Already trained: {counted(run.images_seen, 'image')}."
     elif run.images_seen:
-        text = f"Resuming from the checkpoint at {run.images_seen:,} images, on {run.device}."
+        seen = counted(run.images_seen, "image")
+        text = f"Resuming from the checkpoint at {seen}, on {run.device}."
     else:
         text = f"Training on {run.device}."
     if run.world.size > 1:

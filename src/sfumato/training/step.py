@@ -18,6 +18,7 @@ from torch import Tensor
 from sfumato.base.device import to_device
 from sfumato.base.errors import TrainingError
 from sfumato.base.randomness import derived_seed, generator_for
+from sfumato.base.words import counted
 from sfumato.config.sections import OptimizerConfig
 from sfumato.data.loading import Batch
 from sfumato.training.optimizer import learning_rate
@@ -136,8 +137,8 @@ class StepMetrics(Mapping[str, float]):
         if math.isfinite(loss + grad_norm):
             return
         raise TrainingError(
-            f"The loss is no longer finite after {self.images_seen:,} images (loss {loss:g}, "
-            f"gradient norm {grad_norm:g}); no weight was changed by it.",
+            f"The loss is no longer finite after {counted(self.images_seen, 'image')} (loss "
+            f"{loss:g}, gradient norm {grad_norm:g}); no weight was changed by it.",
             hint="A checkpoint, if there is one, is good. Lower training.optimizer.lr in a new "
             "folder; training.optimizer.max_grad_norm=1 and training.precision=float32 help too.",
         )

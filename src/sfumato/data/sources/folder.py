@@ -56,20 +56,23 @@ def read_folder(
     strays = len(classes) < len(used)
     if (tables or texts) and (strays or len(set(classes.values())) == 1):
         classes = {}  # with captions of their own, folders need not be classes
-    entries, columns = read_metadata(folder, tables, images.images, fields)
+    known = [*images.images, *images.left_out]
+    listed, columns = read_metadata(folder, tables, known, fields)
+    entries = [entry for entry in listed if entry.path not in images.left_out]
     items = _items_by_part(folder, splits, layout, entries, classes)
     names = sorted(set(classes.values()))
-    counts = {name: len(group) for name, group in splits.parts.items()}
-    left_out = {name: len(group) for name, group in splits.left_out.items()}
+    counts = {name: len(items[name]) for name in splits.parts}
+    left_out = {name: len(items[name]) for name in splits.left_out}
     notes = [*found.notes, images.note, note, splits.remark, *split_notes(counts, left_out)]
     return RawImages(
         layout="image folder",
-        parts={name: _part(group, names, texts) for name, group in items.items()},
+        parts={name: _part(items[name], names, texts) for name in splits.parts},
         class_names=names,
         labels="folders" if names else "",
         captions=tables[0].name if tables else _named_after(texts),
         fingerprint=fingerprint(folder, [*images.images, *tables, *sorted(texts.values())]),
         columns=columns,
+        left_out=len(images.left_out) + sum(left_out.values()),
         notes=[note for note in notes if note],
     )
 
@@ -142,21 +145,18 @@ def _items_by_part(
     classes: Mapping[Path, str],
 ) -> dict[str, list[_Item]]:
     known = {entry.path: entry for entry in entries if entry.path is not None}
-    there = {
-        path for group in (splits.parts, splits.left_out) for one in group.values() for path in one
-    }
-    items: dict[str, list[_Item]] = {name: [] for name in splits.parts}
+    groups = {**splits.parts, **splits.left_out}
+    there = {path for group in groups.values() for path in group}
+    items: dict[str, list[_Item]] = {name: [] for name in groups}
     for entry in entries:  # first, so that a broken table is named before images without caption
         if entry.path in there:
             continue
         path = entry.path or folder / entry.file
         problem = entry.problem or f"names {shown(path.relative_to(folder))}, which is not there"
         part = layout.part_of(path.parent)
-        if part in splits.left_out:
-            continue
         part = part if part in items else next(iter(items))
         items[part].append(_Item(path, entry.file, entry.number, entry.caption, None, problem))
-    for part, images in splits.parts.items():
+    for part, images in groups.items():
         for path in images:
             entry = known.get(path)
             items[part].append(

@@ -56,6 +56,7 @@ def read_idx(folder: Path, also_train: Sequence[str] = ()) -> RawImages | None:
         labels="the labels file",
         captions="",
         fingerprint=fingerprint(folder, sorted(files)),
+        left_out=sum(left_out.values()),
         notes=[*remarks, *split_notes(counts, left_out)],
     )
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 from sfumato.base.errors import DamagedDataError, InputError
 from sfumato.data.files import shown
 from sfumato.data.labels import text_of
+from sfumato.data.sources.parquet_file import open_parquet
 from sfumato.data.table import one_a_line
 
 NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -79,7 +81,7 @@ def _rows(table: Path) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
         yield from enumerate(_rows_of_parquet(table))
         return
     try:
-        text = table.read_text("utf-8-sig")
+        text = table.read_bytes().decode("utf-8-sig")  # a name may hold a carriage return
     except (UnicodeDecodeError, OSError) as error:
         raise InputError(f"{table} is not text in UTF-8 ({error}).") from error
     yield from (_rows_of_csv if table.suffix == ".csv" else _rows_of_jsonl)(table, text)
@@ -87,10 +89,9 @@ def _rows(table: Path) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
 
 def _rows_of_parquet(table: Path) -> list[dict[str, Any]]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        opened = pq.ParquetFile(table)
+        opened = open_parquet(table)
         if "file_name" not in opened.schema_arrow.names:
             raise _no_file_name(table, "A column file_name names the image of each row.")
         return opened.read().to_pylist()
@@ -106,7 +107,7 @@ def _no_file_name(table: Path, hint: str) -> InputError:
 
 
 def _rows_of_jsonl(table: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
-    for number, line in enumerate(text.split("\n")):
+    for number, line in enumerate(re.split(r"\r\n|\r|\n", text)):
         if not line.strip():
             continue
         try:
@@ -130,6 +131,17 @@ def _rows_of_csv(table: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any
         ) from error
 
 
+def _is_text(value: object, errors: str = "strict") -> bool:
+    """Whether a value is a string, and no half of a character that JSON can write too."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode("utf-8", errors)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _entry(
     folder: Path,
     table: Path,
@@ -143,6 +155,8 @@ def _entry(
     name = row.get("file_name")
     if not isinstance(name, str) or not name:
         return Entry(None, file, number, problem="no file_name")
+    if not _is_text(name, "surrogateescape"):  # bytes of a name that is not UTF-8
+        return Entry(None, file, number, problem="its file_name is not text")
     path = next(
         (
             there[key]
@@ -157,6 +171,6 @@ def _entry(
     path = path or table.parent / inside
     value = next((row[key] for key in CAPTION_KEYS if row.get(key)), None)
     several = [value] if isinstance(value, str) else value or []
-    if not isinstance(several, list) or not all(isinstance(text, str) for text in several):
+    if not isinstance(several, list) or not all(map(_is_text, several)):
         return Entry(path, file, number, problem="its caption is not text")
     return Entry(path, file, number, one_a_line(several))

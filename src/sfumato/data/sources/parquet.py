@@ -26,6 +26,7 @@ from sfumato.data.sources.columns import (
     names_for_captions,
 )
 from sfumato.data.sources.metadata import NAMES as TABLES
+from sfumato.data.sources.parquet_file import open_parquet
 from sfumato.data.splits import group_splits, split_in_name, split_notes
 from sfumato.data.table import GroupedPart, RawImages, Row, RowGroup, one_a_line
 
@@ -82,6 +83,7 @@ def read_parquet(
         captions=f"column '{found.caption}'" if found.caption else "",
         fingerprint=fingerprint(folder, files),
         columns=names_for_captions(first),
+        left_out=sum(left_out.values()),
         notes=[*notes, *split_notes(counts, left_out)],
     )
 
@@ -234,10 +236,9 @@ def unreadable(error: Exception) -> str:
 def _open(file: Path, *, memory_map: bool = False) -> Any:
     """A `ParquetFile`; `DamagedDataError` where it is not whole."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        return pq.ParquetFile(file, memory_map=memory_map)
+        return open_parquet(file, memory_map=memory_map)
     except (pa.ArrowException, OSError) as error:
         if is_lfs_pointer(file):
             raise DamagedDataError(

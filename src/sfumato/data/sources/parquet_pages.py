@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sfumato.data.sources.parquet_file import open_parquet
+
 _LEAST_IMAGE_BYTES = 16 * 2**10
 """Mean size below which Arrow reads all images of a group sooner than one is found here."""
 _MOST_INDICES = 256
@@ -61,10 +63,8 @@ class ImageIndex:
 def index_images(file: Path, group: int, column: str) -> ImageIndex | None:
     """The index of a row group's image column, which is binary or a struct with `bytes`; None
     where Arrow has to read it."""
-    import pyarrow.parquet as pq
-
     try:
-        with pq.ParquetFile(file) as opened:
+        with open_parquet(file) as opened:
             chunk = _Chunk.of(opened, group, column)
         with file.open("rb", buffering=0) as content:
             return _walk(file, content.fileno(), chunk)
