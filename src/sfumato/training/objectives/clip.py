@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sfumato.base.device import to_device
 from sfumato.base.images import to_float
 from sfumato.config.sections import OptimizerConfig
 from sfumato.data.loading import Batch
@@ -46,6 +47,7 @@ class ClipObjective:
     ) -> None:
         self.towers = towers.train()
         self.texts = texts
+        self.mirrored = texts.mirrored.to(next(towers.parameters()).device)
         self.captions_per_class = captions_per_class
         self.distractors = distractors
         self.parameters = list(towers.parameters())
@@ -56,8 +58,7 @@ class ClipObjective:
         return {"towers": self.towers, "optimizer": self.optimizer}
 
     def step(self, batch: Batch, context: StepContext) -> dict[str, Tensor]:
-        mirrored = self.texts.mirrored.to(batch.labels.device)[batch.labels]
-        changes = random_changes(context, size=0.1, mirrored=mirrored)
+        changes = random_changes(context, size=0.1, mirrored=self.mirrored[batch.labels])
         images = warped(to_float(batch.images, (-1.0, 1.0)), changes)
         ids, labels = self._captions(context)
         loss = contrastive_loss(
@@ -87,7 +88,7 @@ class ClipObjective:
             end_id=self.texts.end_id,
             generator=generator,
         )
-        return ids.to(context.device), labels.flatten().to(context.device)
+        return to_device(ids, context.device), to_device(labels.flatten(), context.device)
 
 
 def with_distractors(

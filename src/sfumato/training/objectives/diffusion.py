@@ -86,13 +86,14 @@ class DiffusionObjective:
                 part_loss = losses.mean() * share
                 part_loss.backward()
             loss += part_loss.detach()
-        metrics = finish_step(self.parameters, self.optimizer, self.config.optimizer, loss, context)
-        for average in self.averages.values():
-            average.update(
-                images_seen=context.images_seen + context.batch_size,
-                batch_size=context.batch_size,
-            )
-        return metrics
+        return finish_step(
+            self.parameters,
+            self.optimizer,
+            self.config.optimizer,
+            loss,
+            context,
+            self.averages.values(),
+        )
 
     def _draw(self, context: StepContext) -> "Draws":
         network: Any = self.network.config
