@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -76,8 +77,6 @@ def train(
 
         check_shares(experiment.length(1)[1], how.processes)
         run_in_processes(how.processes, "--out", str(out))
-    experiment = _prepared(experiment, strict=how.strict)
-    log(f"Run folder {out}")
     _train(experiment, out, how)
 
 
@@ -92,7 +91,14 @@ def _train(experiment: Experiment, out: Path, how: HowOptions) -> None:
     if how.time_limit is not None:
         hooks.append(TimeLimitHook(seconds=60 * how.time_limit))
     with stoppable(f"Stopped. {resumes}"):
-        run = run_experiment(experiment, out, device=how.device, hooks=hooks, on_start=print_start)
+        run = run_experiment(
+            experiment,
+            out,
+            device=how.device,
+            hooks=hooks,
+            look=partial(_looked, out=out, strict=how.strict),
+            on_start=print_start,
+        )
     if not run.finished:
         log(f"\nStopped at {run.images_seen:,} images, saved. {resumes}")
         raise typer.Exit(INTERRUPTED)
@@ -128,7 +134,7 @@ def _checked(
     return experiment
 
 
-def _prepared(experiment: Experiment, *, strict: bool) -> Experiment:
+def _looked(experiment: Experiment, *, out: Path, strict: bool) -> Experiment:
     """The experiment with its data resolved, linted; a report of what will be trained."""
     from sfumato.cli.data import resolve_data
     from sfumato.methods.diffusion import network_line
@@ -144,6 +150,7 @@ def _prepared(experiment: Experiment, *, strict: bool) -> Experiment:
             origin = experiment.origin.model
             log(f"Begins with the weights, the network and the image format of {origin}.")
         log(network_line(experiment))
+    log(f"Run folder {out}")
     return experiment
 
 

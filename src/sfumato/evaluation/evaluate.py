@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -116,10 +117,13 @@ def _evaluated(
     )
     base = task.base if out is None else Path(out)
     folder = folder_for(base, _request(task, reference), log=log)
-    world.exchange("folder", str(folder.resolve()))
-    if (card := _finished_card(folder)) is not None:
-        return card
-    with locked(folder):
+    known = _finished_card(folder)
+    with locked(folder) if known is None else nullcontext():
+        # Another process may have finished it while this one waited for the lock.
+        known = known or _finished_card(folder)
+        world.exchange("folder", str(folder.resolve()))
+        if known is not None:
+            return known
         sets = _kept(task, folder)
         complete(sets, on_images, world=world)
         card = _card(task, reference, [_row(reference, one, folder) for one in sets])

@@ -96,7 +96,7 @@ def _build(
     encoder.model.to(device)
     bank = PromptBank(encoder, records.captions, device=device)
     encoder.model.to("cpu")
-    network = _network(experiment, folder)
+    network = _network(experiment, folder, device, world)
     objective = DiffusionObjective(
         place(network, device),
         experiment.diffusion,
@@ -151,14 +151,19 @@ def _check_micro_batches(training: TrainingConfig, world: World) -> None:
         )
 
 
-def _network(experiment: DiffusionExperiment, folder: Path) -> torch.nn.Module:
+def _network(
+    experiment: DiffusionExperiment, folder: Path, device: torch.device, world: World
+) -> torch.nn.Module:
     """The network as it begins: with random weights or those of its origin, and its adapter."""
     data, lora = experiment.data, experiment.training.lora
     network = build_unet(
         experiment.model, resolution=data.resolution, channels=data.channels, seed=experiment.seed
     )
     if experiment.origin is not None:
-        state, file = origin_state(experiment, folder)
+        # Rank 0 alone needs the model; the others get its weights.
+        state, file = origin_state(experiment, folder) if world.is_main else ({}, folder)
+        if world.size > 1:
+            state = world.share(state, device)
         load_part(network, state, file=file)
     if lora is not None:
         add_adapter(network, lora, seed=experiment.seed)
