@@ -83,6 +83,12 @@ def checked_device(name: str) -> str:
     return name
 
 
+def checked_dtype(name: str) -> str:
+    from sfumato.base.device import dtype_name
+
+    return dtype_name(name)
+
+
 def checked_sampler(name: str | None) -> str | None:
     from sfumato.diffusion.solvers.registry import sampler_name
 
@@ -200,6 +206,33 @@ HeldOut = Annotated[
 
 
 # Groups of options --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionOptions:
+    """How a model's network computes."""
+
+    dtype: Annotated[
+        str,
+        typer.Option(callback=checked_dtype, help="Network: float32, float16 or bfloat16."),
+    ] = "float32"
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Compile the network: for many images on a GPU.")
+    ] = False
+
+    def given(self) -> dict[str, Any]:
+        """As `load` takes them."""
+        return {"dtype": self.dtype, "compile": self.compile}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadingOptions(PrecisionOptions):
+    """Where and how a model's network computes."""
+
+    device: Device = "auto"
+
+    def given(self) -> dict[str, Any]:
+        return {"device": self.device, "dtype": self.dtype, "compile": self.compile}
 
 
 @dataclass(frozen=True, kw_only=True)

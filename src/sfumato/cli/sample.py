@@ -12,7 +12,7 @@ from sfumato.base.files import remove_incomplete
 from sfumato.base.lock import locked
 from sfumato.base.memory import collection_paused
 from sfumato.base.progress import Progress
-from sfumato.cli.options import Device, ModelPath, SamplingOptions, Seed, stoppable
+from sfumato.cli.options import LoadingOptions, ModelPath, SamplingOptions, Seed, stoppable
 from sfumato.cli.show import log, open_model, unused, warn_of_sampling
 
 if TYPE_CHECKING:
@@ -35,14 +35,14 @@ def sample(
     negative_prompt: Annotated[str, typer.Option(help="What guidance leads away from.")] = "",
     sampling: SamplingOptions,
     seed: Seed = 0,
-    device: Device = "auto",
+    loading: LoadingOptions,
 ) -> None:
     """Sample images from prompts. Each PNG carries its settings; see `sfumato inspect`."""
     lines = _lines(prompts or [], prompts_file)
     with collection_paused(freeze=True):  # imports take longer than to sample one image
         from sfumato.generation.collection import groups_of, sample_groups
 
-        opened = open_model(model, device, **sampling.changes())
+        opened = open_model(model, loading, **sampling.changes())
     groups = groups_of(opened, lines, seed=seed, count=count, negative_prompt=negative_prompt)
     for group in groups:
         _warn(group)
