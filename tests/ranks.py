@@ -40,6 +40,7 @@ PRELOADED = (
     *("diffusers.models.unets.unet_2d_condition", "diffusers.pipelines.pipeline_utils"),
     *("diffusers.image_processor", "diffusers.schedulers.scheduling_ddim", "diffusers.guiders"),
     *("sfumato.methods.registry", "sfumato.generation.export", "PIL.ImageDraw", "matplotlib.cm"),
+    "tests.warm",
 )
 """What a training run imports."""
 WAIT_SECONDS = 60
