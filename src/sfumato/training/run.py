@@ -1,6 +1,7 @@
 """The life of a run, the same for every method: build, resume, train, finish."""
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -143,10 +144,15 @@ def _check_world(method: Method, experiment: Any, world: World) -> None:
             f"{experiment.name} is trained in one process, not in {world.size}.",
             hint="Start it without torchrun and without --processes.",
         )
+    if world.size == 1:
+        return
     world.wait()  # one that fails in its look at the data ends the others
+    asked = experiment.model_dump(mode="json")
+    if asked.get("origin"):  # a rank that sees the folder of the run has this from there
+        asked["origin"].pop("weights_sha256")
     world.agree(
         "start",
-        configuration=hashlib.sha256(experiment.to_yaml().encode()).hexdigest()[:16],
+        configuration=hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16],
         code=code_digest(),
         torch=torch.__version__,
     )
