@@ -82,7 +82,7 @@ def test_order_and_noise_are_equal_on_one_two_and_four_processes(
         for world in (1, 2, 4)
         for rank in range(world)
     ]
-    assert set(ended(started)) == {0}
+    assert set(ended(started, seconds=200)) == {0}
     worlds = {n: load_state(tmp_path / f"world-{n}.safetensors") for n in (1, 2, 4)}
     assert len(worlds[1]) == 5
     for place, values in worlds[1].items():

@@ -26,7 +26,7 @@ def test_two_processes_share_the_images_and_give_the_same_card(
 ) -> None:
     assert sfumato("evaluate", str(small_run), *OPTIONS, "--out", str(tmp_path / "one")).code == 0
     arguments = ("evaluate", str(small_run), *OPTIONS, "--out", str(tmp_path / "two"))
-    assert ended([forks.launcher(arguments, tmp_path / "out")]) == [0]
+    assert ended([forks.launcher(arguments, tmp_path / "out")], seconds=200) == [0]
     assert measured(tmp_path / "two") == measured(tmp_path / "one")
     names = [
         sorted(p.name for p in tmp_path.glob(f"{n}/images/*/*.safetensors")) for n in ("one", "two")
