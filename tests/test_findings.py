@@ -34,7 +34,6 @@ Sfumato = Callable[..., CommandResult]
 
 TINY = [
     *SMALL,
-    "model.block_out_channels=[8,16]",
     "training.images=640",
     "training.batch_size=32",
     "training.log_every_images=32",
