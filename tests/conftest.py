@@ -54,6 +54,14 @@ def cache(together: Path) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_disks() -> Iterator[None]:
+    """fsync guards against a loss of power, which no test brings about; each waits milliseconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The working directory of fixtures of a module or session."""
     with contextlib.chdir(tmp_path_factory.mktemp("session")):

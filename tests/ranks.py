@@ -40,11 +40,13 @@ PRELOADED = (
     *("diffusers.models.unets.unet_2d_condition", "diffusers.pipelines.pipeline_utils"),
     *("diffusers.image_processor", "diffusers.schedulers.scheduling_ddim", "diffusers.guiders"),
     *("sfumato.methods.registry", "sfumato.generation.export", "PIL.ImageDraw", "matplotlib.cm"),
+    "tests.warm",
 )
 """What a training run imports."""
 WAIT_SECONDS = 60
 """No fault may take longer to end a run."""
 Before = Callable[[], object]
+_POPEN = subprocess.Popen
 
 
 def arguments(folder: Path | str, *settings: str, preset: str = "digits") -> list[str]:
@@ -246,6 +248,7 @@ class Forked:
         code: object = 1
         try:
             os.setsid()
+            subprocess.Popen = _POPEN  # pyright: ignore  # a rank may start programs
             for number in (signal.SIGTERM, signal.SIGUSR1):
                 signal.signal(number, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.default_int_handler)

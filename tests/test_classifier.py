@@ -154,7 +154,7 @@ def test_images_are_shifted_by_whole_pixels() -> None:
     network = build_classifier(channels=3, classes=2, seed=0)
     config = ClassifierTrainingConfig(affine=0, shift=2)
     changed = ClassifierObjective(network, config)._changed(batch, context)
-    shifts = random_shifts(context, 2)
+    shifts = (random_shifts(context, 2, (6, 8)) * torch.tensor([8, 6]) / 2).int()
     assert {tuple(row.tolist()) for row in shifts} == {
         (x, y) for x in range(-2, 3) for y in range(-2, 3)
     }

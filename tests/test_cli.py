@@ -209,23 +209,12 @@ def test_train_sample_grid_inspect_evaluate(sfumato, tmp_path: Path) -> None:
     assert re.search(r"\nw = 5\s+\d+\.\d %", measured.out)
 
 
-def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
+def test_ctrl_c_saves_and_the_same_command_goes_on(sfumato, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    arguments = [
-        sys.executable,
-        "-m",
-        "sfumato",
-        "train",
-        "digits",
-        "--out",
-        str(run),
-        *TRAIN,
-        "--set",
-        "training.images=100000",
-        "--set",
-        "training.log_every_images=64",
-    ]
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    arguments = ["train", "digits", "--out", str(run), *TRAIN]
+    arguments += ["--set", "training.images=100000", "--set", "training.log_every_images=64"]
+    command = [sys.executable, "-m", "sfumato", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not (run / "metrics.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -234,14 +223,9 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
     assert process.returncode == 130, err
     stopped = re.search(r"Stopped at ([\d,]+) images, saved", out)
     assert stopped, out
-    done = subprocess.run(
-        [*arguments, "--set", f"training.images={int(stopped[1].replace(',', '')) + 64}"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert f"Resuming from the checkpoint at {stopped[1]} images" in done.stdout, done.stderr
+    images = int(stopped[1].replace(",", "")) + 64
+    done = sfumato(*arguments, "--set", f"training.images={images}")
+    assert f"Resuming from the checkpoint at {stopped[1]} images" in done.out, done.err
 
 
 # What is typed wrongly ----------------------------------------------------------------------------

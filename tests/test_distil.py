@@ -24,6 +24,7 @@ from sfumato.methods.diffusion import _network
 from sfumato.methods.distillation import Plan, student_experiment, teachers_trajectories
 from sfumato.methods.registry import run_experiment
 from sfumato.training.checkpoint import Checkpoints
+from sfumato.training.distributed import ALONE
 from sfumato.training.features import FeatureDistance
 from sfumato.training.hooks import BaseHook
 from sfumato.training.loop import Run
@@ -317,7 +318,7 @@ def test_trajectories_are_spread_over_the_scales(flexible: Plan) -> None:
 
 def test_it_begins_as_its_origin_at_every_w(flexible: Plan, small_run: Path) -> None:
     experiment = experiment_of_run(flexible.run(4))
-    network = _network(experiment, flexible.run(4)).eval()
+    network = _network(experiment, flexible.run(4), torch.device("cpu"), ALONE).eval()
     origin = load(small_run, device="cpu").network
     x_t, t, tokens = torch.randn(2, 1, 8, 8), torch.tensor(500), torch.randn(2, 16, 512)
     scale = scale_embedding(torch.tensor([1.0, 3.0]), network.config.time_cond_proj_dim)

@@ -280,8 +280,8 @@ def kill_at_random(count: int, forks: Forks, whole: Path, base: Path) -> None:
 
 
 @linux
-def test_ranks_and_launcher_killed_at_10_random_moments(forks, whole, tmp_path) -> None:
-    kill_at_random(10, forks, whole, tmp_path)
+def test_ranks_and_launcher_killed_at_20_random_moments(forks, whole, tmp_path) -> None:
+    kill_at_random(20, forks, whole, tmp_path)
 
 
 @linux

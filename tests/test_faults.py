@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from sfumato.base import lock
 from sfumato.base.errors import DistributedError, SfumatoWarning
@@ -20,7 +21,7 @@ from sfumato.base.files import TEMPORARY_PREFIX
 from sfumato.training import checkpoint as checkpoints_module
 from sfumato.training import distributed, launch
 from sfumato.training.checkpoint import Checkpoints
-from sfumato.training.distributed import ALONE, RENDEZVOUS_SECONDS, world_of
+from sfumato.training.distributed import ALONE, RENDEZVOUS_SECONDS, World, world_of
 from sfumato.training.loop import Run
 from sfumato.training.records import read_records
 from tests.ranks import LONG, Forks, arguments, ended, lines, ranks_of, wait_for, written
@@ -286,6 +287,49 @@ def test_the_real_wait_for_ranks_is_below_a_minute(forks: Forks, tmp_path: Path)
         given = arguments(tmp_path / "run")
         started.append(forks.command(given, tmp_path / f"out-{rank}", **variables))
     assert ended(started, seconds=60) == [LOST, LOST]
+
+
+def look_slowly(seconds: float, *, rank: str, fails: bool = False) -> None:
+    """The look at the data takes `rank` longer than ranks wait for each other."""
+    from sfumato.data import survey as module
+
+    before = module.survey
+    distributed.RENDEZVOUS_SECONDS = seconds / 2
+
+    def survey(config: Any) -> Any:
+        if os.environ["RANK"] == rank:
+            time.sleep(seconds)
+            if fails:
+                raise OSError("no such data")
+        return before(config)
+
+    module.survey = survey
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_rank_may_look_at_the_data_for_longer_than_ranks_wait(forks, tmp_path, fails) -> None:
+    """They meet before; and one that fails then ends the others at once."""
+    before = partial(look_slowly, 4, rank="1", fails=fails)
+    given = arguments(tmp_path / "run", "training.images=32")
+    started = forks.ranks(given, tmp_path / "out", size=2, before={0: before, 1: before})
+    assert ended(started, seconds=30) == ([LOST, 2] if fails else [0, 0])
+    assert (tmp_path / "run").exists() != fails
+
+
+def test_nccl_connects_where_its_errors_are_told(monkeypatch, refused) -> None:
+    """With a `device_id`; else it connects in the first collective, and all ranks seem lost."""
+    chosen: list[Any] = []
+
+    def init_process_group(backend: str, **given: Any) -> None:
+        chosen.append(given["device_id"])
+        raise RuntimeError("NCCL error: duplicate GPU\nmore")
+
+    monkeypatch.setattr(torch.distributed, "init_process_group", init_process_group)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(distributed.socket, "gethostname", lambda: "node7")
+    with refused(DistributedError):
+        distributed._connect(World(rank=3, size=4, local_rank=1), torch.device("cuda"), None)
+    assert chosen == [torch.device("cuda:1")] * 2
 
 
 COMPLETE = {**ranks_of(2), "RANK": "1", "LOCAL_RANK": "1"}

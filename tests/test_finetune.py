@@ -24,6 +24,7 @@ from sfumato.models.unet import build_unet, unet_config_of
 from sfumato.training.hooks import BaseHook
 from sfumato.training.loop import Run
 from sfumato.training.state import load_state
+from tests.ranks import ended
 
 SHORT = [
     "data.source=digits",
@@ -65,6 +66,25 @@ def whole_run(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     folder = tmp_path_factory.mktemp("whole") / "run"
     begin(small_run, folder)
     return folder
+
+
+def cannot_open() -> None:
+    """As on another machine: the model that the run begins with cannot be opened here."""
+    from sfumato.generation import origin_weights
+    from sfumato.methods import diffusion
+
+    def absent(path: str) -> None:
+        raise AssertionError(f"{path} was opened")
+
+    origin_weights.open_origin = diffusion.open_origin = absent
+
+
+def test_rank_0_alone_opens_the_origin(forks, small_run: Path, tmp_path: Path) -> None:
+    changes = [part for one in [*SHORT, *LORA, "training.images=16"] for part in ("--set", one)]
+    given = ["train", "digits", "--from", str(small_run), "--out", str(tmp_path / "run")]
+    given += ["--device", "cpu", *changes]
+    codes = ended(forks.ranks(given, tmp_path / "out", size=2, before={1: cannot_open}))
+    assert codes == [0, 0], (tmp_path / "out-1").read_text("utf-8")
 
 
 # What is taken over -------------------------------------------------------------------------------

@@ -161,7 +161,7 @@ def test_average_equals_its_closed_form() -> None:
         with torch.no_grad():
             model.weight.add_(torch.randn(2, 3, generator=torch.Generator().manual_seed(step)))
         history.append(model.weight.detach().clone())
-        average.update(images_seen=25 * step, batch_size=25)
+        average.update(images_seen=25 * step, batch_size=25, finite=torch.tensor(True))
     n = len(history) - 1
     expected = decay**n * history[0] + (1 - decay) * sum(
         decay ** (n - k) * history[k] for k in range(1, n + 1)

@@ -1,10 +1,13 @@
 """An evaluation by several processes: the same card as by one."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
 
 import pytest
+
+from sfumato.base import lock
 
 OPTIONS = (
     *("--count", "80", "--scales", "1,2", "--device", "cpu"),
@@ -33,13 +36,31 @@ def test_two_processes_share_the_images_and_give_the_same_card(
     assert "RANK" not in os.environ
 
 
-def test_a_folder_in_use_is_refused(small_run: Path, tmp_path: Path, sfumato) -> None:
-    from sfumato.base.lock import locked
-
+def test_a_folder_in_use_is_refused_or_waited_for(
+    small_run: Path, tmp_path: Path, sfumato, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "card"
-    sfumato("evaluate", str(small_run), *OPTIONS, "--out", str(out))
+    arguments = ("evaluate", str(small_run), *OPTIONS, "--out", str(out))
+    sfumato(*arguments)
+    card = (out / "card.json").read_bytes()
     (out / "card.json").unlink()
-    with locked(out):
-        refused = sfumato("evaluate", str(small_run), *OPTIONS, "--out", str(out))
+    monkeypatch.setattr(lock, "WAIT_SECONDS", 0.2)
+    with lock.locked(out):
+        refused = sfumato(*arguments)
     assert refused.code == 2
     assert f"process {os.getpid()}" in refused.err
+
+    @contextlib.contextmanager
+    def late(folder: Path):
+        """Another process finished the evaluation while this one waited for the lock."""
+        with lock.locked(folder):
+            (folder / "card.json").write_bytes(card)
+            yield
+
+    monkeypatch.setattr("sfumato.evaluation.evaluate.locked", late)
+    monkeypatch.setattr(
+        "sfumato.evaluation.evaluate.complete", lambda *a, **k: pytest.fail("again")
+    )
+    found = sfumato(*arguments)
+    assert found.code == 0
+    assert "From the cache" in found.out

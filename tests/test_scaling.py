@@ -280,16 +280,24 @@ def test_the_command_prints_and_writes(sfumato, tmp_path: Path) -> None:
     assert len(steps["rows"]) == 4
 
 
-def test_every_preset_with_a_unet_is_listed(sfumato) -> None:
+@pytest.fixture(scope="module")
+def costs() -> dict[str, NetworkCost]:
+    """Of every preset with a U-Net: counted once, which takes seconds."""
+    return {name: network_cost(load_experiment(name, schema=DiffusionExperiment)) for name in UNETS}
+
+
+def test_every_preset_with_a_unet_is_listed(sfumato, costs, monkeypatch) -> None:
+    counted = "sfumato.bench.network_cost.network_cost"
+    monkeypatch.setattr(counted, lambda experiment: costs[experiment.name])
     listed = sfumato("bench", "scaling")
     first = listed.out.split("A step on")[0]
     assert [name for name in UNETS if f"\n{name} " in first] == UNETS
     assert "clip" not in first
 
 
-def test_the_tables_in_the_docs_are_those_of_the_command() -> None:
+def test_the_tables_in_the_docs_are_those_of_the_command(costs) -> None:
     text = (Path(__file__).parents[1] / "docs" / "scaling.md").read_text()
-    costs = [network_cost(load_experiment(name, schema=DiffusionExperiment)) for name in UNETS]
+    costs = list(costs.values())
     for table in tables(costs, Hardware(), ranks=8, batch=32):
         for row in (table.columns, *table.cells()):
             assert f"| {' | '.join(row)} |" in text, table.title

@@ -9,6 +9,7 @@ import copy, os, sys, torch
 import torch.distributed as dist
 from sfumato.config.schema import load_experiment
 from sfumato.config.sections import AveragingConfig
+from sfumato.models import ema
 from sfumato.models.ema import AveragedModel
 from sfumato.models.unet import build_unet
 from sfumato.training.sharding import divided_state, shard, whole_state
@@ -36,9 +37,10 @@ def rank_main(rank):
     whole = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
     average = AveragedModel(network, AveragingConfig(halflife_images=0))  # equals the weights
     shard([network, average.module])
-    for _ in range(3):  # an average samples between its updates
+    for on_host in (True, True, False):  # an average samples between its updates
+        ema._is_on_host = lambda value: on_host
         changed(network), changed(whole)
-        average.update(images_seen=16, batch_size=16)
+        average.update(images_seen=16, batch_size=16, finite=torch.tensor(True))
         expected = output(whole)
         torch.testing.assert_close(output(network), expected)
         torch.testing.assert_close(output(average.module), expected)

@@ -7,8 +7,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sfumato.config.schema import load_experiment
+from sfumato.config.sections import AveragingConfig
 from sfumato.diffusion.process import VariancePreserving
 from sfumato.methods.registry import prepare_run
+from sfumato.models import ema
 from sfumato.training.step import Ahead, StepMetrics
 
 TINY = [
@@ -45,9 +47,10 @@ class Asynchronous(TorchDispatchMode):
         ["diffusion.process=rectified_flow", "sampling.sampler=Heun"],
     ],
 )
-def test_a_step_reads_nothing(settings, tmp_path) -> None:
+def test_a_step_reads_nothing(settings, tmp_path, monkeypatch) -> None:
     run = prepare_run(load_experiment("digits", [*TINY, *settings]), tmp_path, device="cpu")
     batch = run.batches.at(0)
+    monkeypatch.setattr(ema, "_is_on_host", lambda value: False)  # as on a GPU
     with Asynchronous():
         found = run.objective.step(batch, run.context())
         metrics = StepMetrics(found, images_seen=0)
@@ -72,7 +75,7 @@ def test_draws_made_ahead_are_the_same(tmp_path, monkeypatch) -> None:
         assert torch.equal(draws.eps, expected.at(context).eps)
         assert torch.equal(draws.t, expected.at(context).t)
     ahead._thread.shutdown()
-    places = [context.images_seen for context in made]
+    places = sorted(context.images_seen for context in made)
     assert places == [0, 8, 16, 24, 48, 56, 64]
 
 
@@ -85,14 +88,36 @@ def test_tables_of_a_process_are_made_once_a_device() -> None:
     assert process.scales(torch.tensor([3], device="meta"))[0].device.type == "meta"
 
 
-def test_a_step_that_is_not_finite_changes_no_weight_and_no_moment(tmp_path) -> None:
+@pytest.mark.parametrize("on_host", [True, False])
+def test_averages_are_the_same_on_both_ways(tmp_path, monkeypatch, on_host: bool) -> None:
+    """lerp where the host knows that the step was finite; else a sum that the device decides on."""
+    run = prepare_run(load_experiment("digits", TINY), tmp_path, device="cpu")
+    before = [value.double() for value in run.objective.average.module.state_dict().values()]
+    monkeypatch.setattr(ema, "_is_on_host", lambda value: on_host)
+    run.take_step()
+    decay = ema.averaging_decay(run.objective.config.averaging, images_seen=8, batch_size=8)
+    assert 0 < decay < 1
+    for old, new, average in zip(
+        before,
+        run.objective.network.state_dict().values(),
+        run.objective.average.module.state_dict().values(),
+        strict=True,
+    ):
+        torch.testing.assert_close(average.double(), decay * old + (1 - decay) * new.double())
+
+
+@pytest.mark.parametrize("on_host", [True, False])
+def test_a_step_that_is_not_finite_changes_no_weight_no_moment_and_no_average(
+    tmp_path, monkeypatch, on_host: bool
+) -> None:
     """After steps that were: fused AdamW skips the step on the device, its count too."""
+    monkeypatch.setattr(ema, "_is_on_host", lambda value: on_host)
     run = prepare_run(load_experiment("digits", TINY), tmp_path, device="cpu")
     run.take_step()
-    parts = {name: run.objective.parts()[name] for name in ("unet", "optimizer")}
+    parts = run.objective.parts()
 
     def tensors():
-        weights = parts["unet"].state_dict().values()
+        weights = [*parts["unet"].state_dict().values(), *parts["average"].state_dict().values()]
         moments = parts["optimizer"].state_dict()["state"].values()
         return [v.clone() for v in [*weights, *(v for state in moments for v in state.values())]]
 
@@ -100,3 +125,13 @@ def test_a_step_that_is_not_finite_changes_no_weight_and_no_moment(tmp_path) -> 
     run.objective.bank.tokens = lambda rows: torch.full((len(rows), 8, 512), torch.inf)
     run.objective.step(run.batches.at(8), run.context())
     assert all(torch.equal(a, b) for a, b in zip(before, tensors(), strict=True))
+
+
+def test_averaged_buffers_of_a_step_that_is_not_finite_stay(monkeypatch) -> None:
+    model = torch.nn.BatchNorm1d(3)
+    average = ema.AveragedModel(model, AveragingConfig(halflife_images=0))
+    monkeypatch.setattr(ema, "_is_on_host", lambda value: False)
+    for finite, expected in ((True, 1.0), (False, 1.0), (True, 2.0)):
+        model.running_mean.fill_(expected if finite else torch.nan)
+        average.update(images_seen=8, batch_size=8, finite=torch.tensor(finite))
+        assert average.module.running_mean.tolist() == [expected] * 3

@@ -179,12 +179,12 @@ def test_streamed_batches_are_the_decoded_images_in_the_stated_order(folder: Pat
     assert len(drawn) == 10  # both captions of every class
 
 
-@pytest.mark.parametrize("workers", [0, 1, 3])
-def test_ranks_and_workers_change_no_batch(folder: Path, workers: int) -> None:
+@pytest.mark.parametrize(("workers", "worlds"), [(0, (1, 2, 4)), (1, (2,)), (3, (1, 4))])
+def test_ranks_and_workers_change_no_batch(folder: Path, workers: int, worlds) -> None:
     records = open_stream(config(folder), "train")
     whole = batches(records)
     expected = [whole.at(seen) for seen in range(0, 400, 16)]
-    for world_size in (1, 2, 4):
+    for world_size in worlds:
         for rank in range(world_size):
             part = batches(records, workers=workers, rank=rank, world_size=world_size)
             for seen, batch in zip(range(0, 400, 16), expected, strict=True):

@@ -107,7 +107,8 @@ def test_candidates_have_as_many_steps_as_their_nfe_allows(small_model: Model, r
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tune") / "run"
-    settings = [*SMALL, "training.images=1600", "training.averaging.also_halflives_images=[50]"]
+    settings = [*SMALL, "model.block_out_channels=[8,16]", "training.images=640"]
+    settings.append("training.averaging.also_halflives_images=[50]")
     run_experiment(load_experiment("digits", settings), folder)
     return folder
 

@@ -73,6 +73,12 @@ def checked_device(name: str) -> str:
     return name
 
 
+def checked_dtype(name: str) -> str:
+    from sfumato.base.device import dtype_name
+
+    return dtype_name(name)
+
+
 def checked_sampler(name: str | None) -> str | None:
     from sfumato.diffusion.solvers.registry import sampler_name
 

@@ -16,6 +16,7 @@ from sfumato.cli.options import (
     Form,
     HeldOut,
     MeasureOptions,
+    PrecisionOptions,
     Processes,
     Scales,
     Untrained,
@@ -38,8 +39,8 @@ What = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class WhereOptions:
-    """Where an evaluation goes, and by how many processes."""
+class HowOptions(PrecisionOptions):
+    """Where an evaluation goes, by how many processes, and how the network computes."""
 
     out: CardFolder = None
     processes: Processes = None
@@ -54,7 +55,7 @@ def evaluate(
     held_out: HeldOut = False,
     data: Data = None,
     untrained: Untrained = False,
-    where: WhereOptions,
+    how: HowOptions,
 ) -> None:
     """Measure images against real ones: every metric with its interval, baseline and provenance.
 
@@ -71,14 +72,15 @@ def evaluate(
     settings = checked_settings(overrides)
     if not is_model(what):
         _check_images(what, settings["data"])
-    run_in_processes(where.processes)
+    run_in_processes(how.processes)
     from sfumato.evaluation.evaluate import evaluate as evaluate_images
 
     with stoppable():
         card = evaluate_images(
             what,
             overrides=overrides,
-            out=where.out,
+            out=how.out,
+            loading=how.given(),
             device=measure.device,
             log=log_wrapped,
             on_images=Progress(),

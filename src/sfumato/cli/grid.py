@@ -8,8 +8,8 @@ import typer
 from sfumato.base.memory import collection_paused
 from sfumato.cli.checks import checked_png
 from sfumato.cli.options import (
-    Device,
     Forms,
+    LoadingOptions,
     ModelPath,
     Scales,
     Seed,
@@ -33,14 +33,14 @@ def grid(
     forms: Forms = None,
     solver: SolverOptions,
     seed: Seed = 0,
-    device: Device = "auto",
+    loading: LoadingOptions,
 ) -> None:
     """Sample a grid: guidance as rows, prompts as columns, the same seed in a column."""
     with collection_paused(freeze=True):
         from sfumato.base.files import write_bytes
         from sfumato.generation.grids import scale_grid
 
-        opened = open_model(model, device, **solver.changes())
+        opened = open_model(model, loading, **solver.changes())
     scales = scales or DEFAULT_SCALES
     for form in forms or [None]:
         warn_of_sampling(opened.with_(form=form), scales)

@@ -15,6 +15,7 @@ from sfumato.base.errors import InputError
 from sfumato.base.section import Section
 from sfumato.cli.checks import (
     checked_device,
+    checked_dtype,
     checked_file,
     checked_folder,
     checked_form,
@@ -180,6 +181,33 @@ HeldOut = Annotated[
 
 
 # Groups of options --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionOptions:
+    """How a model's network computes."""
+
+    dtype: Annotated[
+        str,
+        typer.Option(callback=checked_dtype, help="Network: float32, float16 or bfloat16."),
+    ] = "float32"
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Compile the network: for many images on a GPU.")
+    ] = False
+
+    def given(self) -> dict[str, Any]:
+        """As `load` takes them."""
+        return {"dtype": self.dtype, "compile": self.compile}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadingOptions(PrecisionOptions):
+    """Where and how a model's network computes."""
+
+    device: Device = "auto"
+
+    def given(self) -> dict[str, Any]:
+        return {"device": self.device, "dtype": self.dtype, "compile": self.compile}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from sfumato.base.words import counted
 from sfumato.cli.checks import checked_folder, checked_prompts
 from sfumato.cli.options import (
     MANY_IMAGES,
-    Device,
+    LoadingOptions,
     ModelPath,
     SamplingOptions,
     Seed,
@@ -139,7 +139,7 @@ def sample(
     way: WayOptions,
     sampling: SamplingOptions,
     seed: Seed = 0,
-    device: Device = "auto",
+    loading: LoadingOptions,
     yes: Yes = False,
 ) -> None:
     """Sample images from prompts. Each PNG carries its settings; see `sfumato inspect`."""
@@ -157,7 +157,7 @@ def sample(
     with collection_paused(freeze=True):  # imports take longer than to sample one image
         from sfumato.generation.collection import groups_of, sample_groups
 
-        opened = open_model(model, device, **sampling.changes())
+        opened = open_model(model, loading, **sampling.changes())
     if way.interpolate is not None:
         seeds = (seed, seed + 1 if way.last_seed is None else way.last_seed)
         _interpolate(opened, prompts or [], seeds, way.interpolate, negative_prompt, out)

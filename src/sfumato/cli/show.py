@@ -14,6 +14,7 @@ from sfumato.base.errors import InputError
 from sfumato.base.terminal import plain_console
 
 if TYPE_CHECKING:
+    from sfumato.cli.options import LoadingOptions
     from sfumato.generation.model import Model
     from sfumato.studies.verdicts import Claim
 
@@ -79,12 +80,14 @@ def waiting(text: str) -> Iterator[None]:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
-def open_model(path: str | Path, device: str, **changes: Any) -> "Model":
-    """The model at `path` with `changes` of its sampling settings, where they are not None."""
+def open_model(path: str | Path, loading: "str | LoadingOptions", **changes: Any) -> "Model":
+    """The model at `path` with `changes` of its sampling settings, where they are not None.
+    `loading`: a device, or options of `load`."""
     with waiting(f"Opening {path} ..."):
         from sfumato.generation.loading import load
 
-        return load(path, device=device).with_(**changes)
+        given = {"device": loading} if isinstance(loading, str) else loading.given()
+        return load(path, **given).with_(**changes)
 
 
 def warn_of_sampling(model: "Model", scales: Sequence[float] = ()) -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -93,13 +94,13 @@ def train(
         check_shares(experiment.length(1)[1], how.processes)
         run_in_processes(how.processes, "--out", str(out))
     changed = [*([] if source is None else [f"data.source={source}"]), *settings]
-    experiment = _prepared(experiment, changed, strict=how.strict)
-    log(f"Run folder {out}")
-    train_experiment(experiment, out, how)
+    train_experiment(experiment, out, how, changed)
 
 
-def train_experiment(experiment: Experiment, out: Path, how: HowOptions) -> None:
-    """Train, and say how it ended."""
+def train_experiment(
+    experiment: Experiment, out: Path, how: HowOptions, changed: Sequence[str] = ()
+) -> None:
+    """Train, and say how it ended. `changed`: as in `_looked`."""
     from sfumato.methods.registry import method_of, run_experiment
     from sfumato.training.hooks import TimeLimitHook
     from sfumato.training.progress import TrainingProgress, print_start
@@ -109,7 +110,14 @@ def train_experiment(experiment: Experiment, out: Path, how: HowOptions) -> None
     if how.time_limit is not None:
         hooks.append(TimeLimitHook(seconds=60 * how.time_limit))
     with stoppable(f"Stopped. {resumes}"):
-        run = run_experiment(experiment, out, device=how.device, hooks=hooks, on_start=print_start)
+        run = run_experiment(
+            experiment,
+            out,
+            device=how.device,
+            hooks=hooks,
+            look=partial(_looked, changed=changed, out=out, strict=how.strict),
+            on_start=print_start,
+        )
     if not run.finished:
         log(f"\nStopped at {counted(run.images_seen, 'image')}, saved. {resumes}")
         raise typer.Exit(INTERRUPTED)
@@ -151,7 +159,9 @@ def _check_sources(experiment: Experiment, out: Path | None) -> None:
         fetch(experiment.text.encoder)
 
 
-def _prepared(experiment: Experiment, changed: Sequence[str], *, strict: bool) -> Experiment:
+def _looked(
+    experiment: Experiment, *, changed: Sequence[str], out: Path, strict: bool
+) -> Experiment:
     """The experiment with its data resolved, linted; a report of what will be trained. `changed`:
     what was given beside the preset, which its description does not know."""
     from sfumato.cli.data import resolve_data
@@ -170,6 +180,7 @@ def _prepared(experiment: Experiment, changed: Sequence[str], *, strict: bool) -
             origin = experiment.origin.model
             log(f"Begins with the weights, the network and the image format of {origin}.")
         log(network_line(experiment))
+    log(f"Run folder {out}")
     return experiment
 
 

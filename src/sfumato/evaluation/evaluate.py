@@ -1,7 +1,8 @@
 """`evaluate`: every metric of a model's samples, or of any images, against real ones."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ def evaluate(
     data: DataConfig | str | None = None,
     out: Path | str | None = None,
     device: str = "auto",
+    loading: Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
     log: Callable[[str], None] = lambda text: None,
     on_images: OnImages = lambda what, done, total: None,
@@ -76,6 +78,7 @@ def evaluate(
         data: the real images, where `subject` does not name them, or others than it names.
         out: the folder. It gets a number where it holds another evaluation. Without it the folder
             lies in the run, or beside the images.
+        loading: how a model's path is opened, as `load` takes it, such as `{"dtype": "bfloat16"}`.
         overrides: `section.key=value` of the sections data, sampling and evaluation.
         settings: settings of the section evaluation, such as `count=500, guidance_scales=[1, 3]`;
             those not given are the run's own.
@@ -87,7 +90,8 @@ def evaluate(
     """
     named = [f"evaluation.{name}={json.dumps(value)}" for name, value in settings.items()]
     with open_world(resolve_device(device)) as world:
-        task = _open(subject, data, [*overrides, *named], device, log)
+        how = {"device": device, **(loading or {})}
+        task = _open(subject, data, [*overrides, *named], how, log)
         if world.is_main:
             return _evaluated(task, out, world, log, on_images)
         folder = Path(world.exchange("folder", "")[0])
@@ -116,10 +120,13 @@ def _evaluated(
     )
     base = task.base if out is None else Path(out)
     folder = folder_for(base, _request(task, reference), log=log)
-    world.exchange("folder", str(folder.resolve()))
-    if (card := _finished_card(folder)) is not None:
-        return card
-    with locked(folder):
+    known = _finished_card(folder)
+    with locked(folder) if known is None else nullcontext():
+        # Another process may have finished it while this one waited for the lock.
+        known = known or _finished_card(folder)
+        world.exchange("folder", str(folder.resolve()))
+        if known is not None:
+            return known
         sets = _kept(task, folder)
         complete(sets, on_images, world=world)
         card = _card(task, reference, [_row(reference, one, folder) for one in sets])
@@ -141,7 +148,7 @@ def _open(
     subject: Evaluated,
     data: DataConfig | str | None,
     overrides: Sequence[str],
-    device: str,
+    loading: Mapping[str, Any],
     log: Callable[[str], None],
 ) -> _Task:
     if isinstance(data, str):
@@ -150,8 +157,8 @@ def _open(
     if isinstance(subject, Model):
         return _model_task(subject, own, overrides, subject.folder, log)
     if isinstance(subject, str | Path) and is_model(subject):
-        return _model_task(load(subject, device=device), own, overrides, subject, log)
-    return _images_task(subject, own, overrides, device)
+        return _model_task(load(subject, **loading), own, overrides, subject, log)
+    return _images_task(subject, own, overrides, loading["device"])
 
 
 def _model_task(

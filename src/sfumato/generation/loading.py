@@ -1,13 +1,16 @@
 """Opening a trained model: a run, an exported folder, a bundle, or one that comes with sfumato."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from sfumato.base.device import dtype_name
 from sfumato.base.errors import InputError
 from sfumato.generation.bundle_names import check_model, is_bundle, model_folder
 from sfumato.generation.bundles import open_bundle
 from sfumato.generation.model import Model
+from sfumato.models.speed import compile_blocks
 
 
 def load(
@@ -16,15 +19,35 @@ def load(
     device: str = "auto",
     checkpoint: int | None = None,
     average: str | None = None,
+    dtype: "str | torch.dtype" = "float32",
+    compile: bool = False,
 ) -> Model:
     """Open a run folder, an exported folder, a bundle, or a model that comes with sfumato
     (`bundled:NAME`).
 
     `checkpoint`: of a run, the one after so many images instead of the newest; `average`: one of
-    its averages. `InputError` where `path` is none of these or the run has no such checkpoint,
-    `DamagedDataError` for a file that was altered.
+    its averages. `dtype`: what the network computes in, float32, float16 or bfloat16; noise and
+    the solver's arithmetic are float32 in any case. `compile` compiles the network's blocks, which
+    takes a minute at the first images and pays for hundreds of them on a GPU. Images of another
+    dtype and of a compiled network are the same to rounding, not to the last bit, and their
+    settings say so. `InputError` where `path` is no model, the run has no such checkpoint or
+    there is no such dtype, `DamagedDataError` for a file that was altered.
     """
-    where = resolve_device(device)
+    kind = getattr(torch, dtype_name(dtype))
+    model = _opened(path, resolve_device(device), checkpoint, average)
+    for module in (model.network, model.weak_network):
+        if module is None:
+            continue
+        if kind != torch.float32:
+            torch.nn.Module.to(module, kind)  # diffusers' own method warns of no module at all
+        if compile:
+            compile_blocks(module)
+    return replace(model, compiled=compile)
+
+
+def _opened(
+    path: str | Path, where: torch.device, checkpoint: int | None, average: str | None
+) -> Model:
     check_model(path)
     path = model_folder(path)
     if (path / "experiment.yaml").is_file():

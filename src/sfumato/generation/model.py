@@ -55,7 +55,7 @@ class Model:
 
     `provenance`: where the weights come from; `weak_network`: that of autoguidance; `scheduler`: a
     diffusers scheduler to sample with instead of our settings of it; `folder`: the run it was
-    loaded from.
+    loaded from; `compiled`: whether the network is.
     """
 
     network: torch.nn.Module
@@ -67,6 +67,7 @@ class Model:
     weak_network: torch.nn.Module | None = None
     scheduler: Any = None
     folder: Path | None = None
+    compiled: bool = False
 
     @cached_property
     def data(self) -> "DataConfig | None":
@@ -340,7 +341,7 @@ class Model:
         # Less work an operation than no_grad; the result is an ordinary tensor again.
         with torch.inference_mode(), ExitStack() as stack:
             for module in (self.network, weak):
-                if module is not None:
+                if module is not None and not self.compiled:  # it would be compiled again
                     stack.enter_context(text_projected_once(module))
                     stack.enter_context(time_in_rows(module, CPU_ROWS if on_cpu else 0))
             sampled = sample(
@@ -377,6 +378,10 @@ class Model:
             sampler = sampler_of(sampling.sampler, self.process)
             if changed := changed_settings(self.scheduler, sampler):
                 more["sampler_settings"] = changed
+        if (dtype := next(self.network.parameters()).dtype) != torch.float32:
+            more["dtype"] = str(dtype).removeprefix("torch.")
+        if self.compiled:
+            more["compiled"] = True
         return {
             "guidance_scale": float(sampling.guidance_scale),
             "guidance": sampling.guidance,

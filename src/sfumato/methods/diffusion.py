@@ -101,7 +101,7 @@ def _build(
     captions = records.captions if trajectories is None else trajectories.captions
     bank = PromptBank(encoder, captions, device=device)
     encoder.model.to("cpu")
-    network = place(_network(experiment, folder), device)
+    network = place(_network(experiment, folder, device, world), device)
     parts = (network, experiment.diffusion, PixelCodec(data.value_range), bank, training)
     how = {
         "seed": experiment.seed,
@@ -159,14 +159,19 @@ def _check_micro_batches(training: TrainingConfig, world: World) -> None:
         )
 
 
-def _network(experiment: DiffusionExperiment, folder: Path) -> torch.nn.Module:
+def _network(
+    experiment: DiffusionExperiment, folder: Path, device: torch.device, world: World
+) -> torch.nn.Module:
     """The network as it begins: with random weights or those of its origin, and its adapter."""
     data, lora = experiment.data, experiment.training.lora
     network = build_unet(
         experiment.model, resolution=data.resolution, channels=data.channels, seed=experiment.seed
     )
     if experiment.origin is not None:
-        state, file = origin_state(experiment, folder)
+        # Rank 0 alone needs the model; the others get its weights.
+        state, file = origin_state(experiment, folder) if world.is_main else ({}, folder)
+        if world.size > 1:
+            state = world.share(state, device)
         load_part(network, with_new_input(state, network), file=file)
     if lora is not None:
         add_adapter(network, lora, seed=experiment.seed)

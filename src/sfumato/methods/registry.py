@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from sfumato.config.schema import Experiment
 from sfumato.generation.loading import resolve_device
@@ -33,14 +34,17 @@ def run_experiment(
     *,
     device: str = "auto",
     hooks: Sequence[Hook] = (),
+    look: Callable[[Any], Any] = lambda experiment: experiment,
     on_start: Callable[[Run], None] = lambda run: None,
 ) -> Run:
-    """Train an experiment to its end, or to a request to stop, and write the result."""
+    """Train an experiment to its end, or to a request to stop, and write the result; `look` and
+    `on_start` as in `run_to_end`."""
     return run_to_end(
         method_of(experiment),
         experiment,
         folder,
         device=resolve_device(device),
         hooks=hooks,
+        look=look,
         on_start=on_start,
     )

@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sfumato.config.sections import AveragingConfig
 
@@ -40,12 +40,33 @@ class AveragedModel(Generic[Module]):
         )
 
     @torch.no_grad()
-    def update(self, *, images_seen: int, batch_size: int) -> None:
+    def update(self, *, images_seen: int, batch_size: int, finite: Tensor) -> None:
+        """Average the weights of the step before. `finite`: () bool on the device; where the step
+        was not, nothing changes, and the host waits for no answer."""
         decay = averaging_decay(self.config, images_seen=images_seen, batch_size=batch_size)
         weights, averages, buffers, copies = self._tensors
-        torch._foreach_lerp_(averages, weights, 1 - decay)
+        if _is_on_host(finite):
+            if not finite:
+                return
+            torch._foreach_lerp_(averages, weights, 1 - decay)
+        else:
+            # The activations are gone by now: another network in memory does not raise the peak.
+            own, theirs = [*map(_local, averages)], [*map(_local, weights)]
+            changes = torch._foreach_sub(theirs, own)
+            torch._foreach_mul_(changes, finite * (1 - decay))
+            torch._foreach_add_(own, changes)
         for average, value in zip(copies, buffers, strict=True):
-            average.copy_(value)
+            average.copy_(torch.where(finite, value, average))
+
+
+def _is_on_host(value: Tensor) -> bool:
+    """Whether reading `value` waits for nothing."""
+    return value.device.type == "cpu"
+
+
+def _local(weight: Any) -> Tensor:
+    """This rank's share of a weight that is divided among ranks; else the weight."""
+    return weight.to_local() if hasattr(weight, "to_local") else weight
 
 
 def averages_of(model: Module, config: AveragingConfig) -> dict[str, AveragedModel[Module]]:

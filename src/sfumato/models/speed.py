@@ -1,4 +1,4 @@
-"""What makes a network faster on its device, in training: memory format and compilation."""
+"""What makes a network faster on its device: memory format and compilation."""
 
 from typing import Literal
 
@@ -28,10 +28,15 @@ def speed_up(network: nn.Module, compile: Compile) -> None:
     if next(network.parameters()).device.type == "cpu":
         speed_up_on_cpu(network)
     if compile == "blocks":
-        # Blocks of one class share their code, and each shape of them counts as a recompilation.
-        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-        for module in network.modules():
-            if type(module).__name__ in _REPEATED:
-                module.compile()
+        compile_blocks(network)
     elif compile == "graph":
         network.compile(mode="reduce-overhead")
+
+
+def compile_blocks(network: nn.Module) -> None:
+    """Compile each block of a U-Net in place, at its first call."""
+    # Blocks of one class share their code, and each shape of them counts as a recompilation.
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    for module in network.modules():
+        if type(module).__name__ in _REPEATED:
+            module.compile()

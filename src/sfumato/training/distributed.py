@@ -175,9 +175,10 @@ class World:
         return divided_state(part, state)
 
     def wait(self) -> None:
-        """Wait until every rank is here."""
+        """Wait until every rank is here; the loss of a rank ends the wait."""
         if self.size > 1:
-            torch.distributed.barrier()
+            # On the CPU: gloo notices that a rank is gone, where NCCL waits for its timeout.
+            torch.distributed.all_reduce(torch.zeros(1))
 
 
 _MEETINGS = count()
@@ -221,8 +222,10 @@ def open_world(device: torch.device) -> Iterator[World]:
 
 def _connect(world: World, device: torch.device, store: Any) -> None:
     """Open the connections of collectives; `DistributedError` where the network refuses."""
+    own = None
     if device.type == "cuda":
-        torch.cuda.set_device(world.local_rank)  # "cuda" is this rank's own GPU from here on
+        own = world.device(device)
+        torch.cuda.set_device(own)  # "cuda" is this rank's own GPU from here on
     try:
         torch.distributed.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
@@ -230,6 +233,7 @@ def _connect(world: World, device: torch.device, store: Any) -> None:
             rank=world.rank,
             world_size=world.size,
             timeout=timedelta(seconds=STEP_SECONDS),
+            device_id=own,  # NCCL connects now, so that what is wrong with it is said here
         )
     except RuntimeError as error:
         raise DistributedError(

@@ -1,6 +1,7 @@
 """The life of a run, the same for every method: build, resume, train, finish."""
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ import torch
 from sfumato.base.environment import code_digest
 from sfumato.base.errors import ConfigError
 from sfumato.base.lock import locked
+from sfumato.config.overrides import build, parse_yaml
 from sfumato.config.schema import Experiment
 from sfumato.training.distributed import ALONE, World, open_world
 from sfumato.training.folder import check_folder, check_is_run, claim_folder
@@ -104,16 +106,19 @@ def run_to_end(
     *,
     device: torch.device,
     hooks: Sequence[Hook] = (),
+    look: Callable[[Any], Any] = lambda experiment: experiment,
     on_start: Callable[[Run], None] = lambda run: None,
 ) -> Run:
     """Train an experiment to its end, or to a request to stop, and write the result.
 
-    `on_start` gets the run before its first step. In each of several processes (`open_world`) it
-    is one rank of the run.
+    `look` may settle parts of the experiment by a look at its data. `on_start` gets the run before
+    its first step. In each of several processes (`open_world`) it is one rank of the run.
     """
-    experiment = method.resolve(experiment)
+    # The ranks meet first: a look at the data may take one of them longer than the others wait.
     with open_world(device) as world, ExitStack() as stack:
+        experiment = look(experiment)
         _check_world(method, experiment, world)
+        experiment = _resolved(method, experiment, world)
         sharding = getattr(experiment.training, "sharding", "none")
         world = replace(world, shards=world.size > 1 and sharding == "full")
         if world.is_main:  # another rank may have something else at this path
@@ -139,12 +144,28 @@ def _check_world(method: Method, experiment: Any, world: World) -> None:
             f"{experiment.name} is trained in one process, not in {world.size}.",
             hint="Start it without torchrun and without --processes.",
         )
+    if world.size == 1:
+        return
+    world.wait()  # one that fails in its look at the data ends the others
+    asked = experiment.model_dump(mode="json")
+    if asked.get("origin"):  # a rank that sees the folder of the run has this from there
+        asked["origin"].pop("weights_sha256")
     world.agree(
         "start",
-        configuration=hashlib.sha256(experiment.to_yaml().encode()).hexdigest()[:16],
+        configuration=hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16],
         code=code_digest(),
         torch=torch.__version__,
     )
+
+
+def _resolved(method: Method, experiment: Any, world: World) -> Any:
+    """As rank 0 resolves it: it alone opens the model that the run begins with."""
+    if world.is_main:
+        experiment = method.resolve(experiment)
+    if world.size == 1:
+        return experiment
+    text = world.exchange("experiment", experiment.to_yaml() if world.is_main else "")[0]
+    return build(method.schema, parse_yaml(text, "rank 0"), source="rank 0")
 
 
 @contextmanager

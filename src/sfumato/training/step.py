@@ -5,7 +5,7 @@ they have arrived (`StepMetrics`).
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,9 +18,11 @@ from torch import Tensor
 from sfumato.base.device import to_device
 from sfumato.base.errors import TrainingError
 from sfumato.base.randomness import derived_seed, generator_for
+from sfumato.base.stages import stage
 from sfumato.base.words import counted
 from sfumato.config.sections import OptimizerConfig
 from sfumato.data.loading import Batch
+from sfumato.models.ema import AveragedModel
 from sfumato.training.optimizer import learning_rate
 from sfumato.training.state import Stateful
 
@@ -76,9 +78,27 @@ def finish_step(
     config: OptimizerConfig,
     loss: Tensor,
     context: StepContext,
+    averages: Iterable[AveragedModel] = (),
 ) -> dict[str, Tensor]:
-    """Clip, set the rate, step. Where loss or gradients are not finite, no trained weight and no
-    optimizer state changes; `StepMetrics.check` then raises."""
+    """Clip, set the rate, step, average. Where loss or gradients are not finite, no trained weight,
+    no optimizer state and no average changes; `StepMetrics.check` then raises."""
+    size = context.batch_size
+    with stage("optimizer"):
+        metrics, finite = _optimize(parameters, optimizer, config, loss, context)
+    with stage("averages"):
+        for average in averages:
+            average.update(images_seen=context.images_seen + size, batch_size=size, finite=finite)
+    return metrics
+
+
+def _optimize(
+    parameters: Sequence[torch.nn.Parameter],
+    optimizer: torch.optim.AdamW,
+    config: OptimizerConfig,
+    loss: Tensor,
+    context: StepContext,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The metrics of the step, and whether it was finite (0-d bool)."""
     limit = float("inf") if config.max_grad_norm is None else config.max_grad_norm
     grad_norm = torch.nn.utils.clip_grad_norm_(parameters, limit, foreach=True)
     if hasattr(grad_norm, "full_tensor"):  # a DTensor, where weights are divided among ranks
@@ -91,7 +111,8 @@ def finish_step(
     finite = torch.isfinite(grad_norm if context.world_size > 1 else loss + grad_norm)
     optimizer.found_inf = finite.logical_not().float()  # pyright: ignore
     optimizer.step()
-    return {"loss": loss, "grad_norm": grad_norm, "lr": torch.tensor(rate, dtype=torch.float64)}
+    lr = torch.tensor(rate, dtype=torch.float64)
+    return {"loss": loss, "grad_norm": grad_norm, "lr": lr}, finite
 
 
 class StepMetrics(Mapping[str, float]):
@@ -203,10 +224,10 @@ def seeded_layers(context: StepContext, *, micro_batch: int, needed: bool) -> It
 
 def random_changes(context: StepContext, *, size: float, mirrored: Tensor) -> Tensor:
     """This rank's affine maps (B, 2, 3) near the identity. Half of the images that `mirrored`, (B,)
-    or () bool, allows to be mirrored are."""
+    or () bool on the device, allows to be mirrored are."""
     generator = context.generator("augmentation")
     maps = context.local(random_affine(context.batch_size, generator, size=size))
-    flips = _halves(context, generator) & to_device(mirrored, context.device)
+    flips = _halves(context, generator) & mirrored
     maps[:, :, 0] *= 1 - 2 * flips[:, None].to(maps)
     return maps
 
@@ -216,12 +237,14 @@ def random_flips(context: StepContext) -> Tensor:
     return _halves(context, context.generator("mirrored"))
 
 
-def random_shifts(context: StepContext, most: int) -> Tensor:
-    """(B, 2): by how many whole pixels this rank's images are shifted, from -most to most."""
+def random_shifts(context: StepContext, most: int, size: Sequence[int]) -> Tensor:
+    """(B, 2): shifts of this rank's images of `size` (H, W) by whole pixels from -most to most, in
+    the coordinates of affine maps, (x, y)."""
     generator = context.generator("shift")
-    return context.local(
-        torch.randint(-most, most + 1, (context.batch_size, 2), generator=generator)
-    )
+    pixels = torch.randint(-most, most + 1, (context.batch_size, 2), generator=generator)
+    height, width = size
+    # 2 is the image's width in the maps' coordinates.
+    return context.local(pixels * 2 / torch.tensor([width, height], dtype=torch.float32))
 
 
 def _halves(context: StepContext, generator: torch.Generator) -> Tensor:

@@ -23,6 +23,8 @@ class ClassifierObjective:
         self.config = config
         self.average = AveragedModel(classifier, config.averaging)
         self.optimizer = build_optimizer(config.optimizer, classifier)
+        # On the device from the start: a step copies nothing that does not change.
+        self.mirrored = torch.tensor(config.mirrored, device=self.parameters[0].device)
 
     def parts(self) -> dict[str, Stateful]:
         return {
@@ -37,10 +39,12 @@ class ClassifierObjective:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         metrics = finish_step(
-            self.parameters, self.optimizer, self.config.optimizer, loss.detach(), context
-        )
-        self.average.update(
-            images_seen=context.images_seen + context.batch_size, batch_size=context.batch_size
+            self.parameters,
+            self.optimizer,
+            self.config.optimizer,
+            loss.detach(),
+            context,
+            [self.average],
         )
         return {**metrics, "accuracy": (logits.argmax(1) == batch.labels).float().mean()}
 
@@ -50,13 +54,7 @@ class ClassifierObjective:
         config = self.config
         if not (config.affine or config.mirrored or config.shift):
             return images
-        changes = random_changes(
-            context, size=config.affine, mirrored=torch.tensor(config.mirrored)
-        )
+        changes = random_changes(context, size=config.affine, mirrored=self.mirrored)
         if config.shift:
-            height, width = images.shape[2:]
-            # 2 is the image's width in the maps' coordinates.
-            changes[:, :, 2] += (
-                random_shifts(context, config.shift) * 2 / changes.new_tensor([width, height])
-            )
+            changes[:, :, 2] += random_shifts(context, config.shift, images.shape[2:])
         return warped(images, changes)

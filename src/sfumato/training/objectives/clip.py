@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sfumato.base.device import to_device
 from sfumato.base.images import to_float
 from sfumato.config.sections import OptimizerConfig, Precision
 from sfumato.data.loading import Batch
@@ -49,6 +50,8 @@ class ClipObjective:
     ) -> None:
         self.towers = towers.train()
         self.texts = texts
+        device = next(towers.parameters()).device
+        self.mirrored, self.apart = texts.mirrored.to(device), texts.apart.to(device)
         self.captions_per_class = captions_per_class
         self.distractors = distractors
         self.precision = precision
@@ -60,8 +63,7 @@ class ClipObjective:
         return {"towers": self.towers, "optimizer": self.optimizer}
 
     def step(self, batch: Batch, context: StepContext) -> dict[str, Tensor]:
-        mirrored = self.texts.mirrored.to(batch.labels.device)[batch.labels]
-        changes = random_changes(context, size=0.1, mirrored=mirrored)
+        changes = random_changes(context, size=0.1, mirrored=self.mirrored[batch.labels])
         images = warped(to_float(batch.images, (-1.0, 1.0)), changes)
         ids, labels = self._captions(context)
         mixed = self.precision == "bfloat16"
@@ -73,7 +75,7 @@ class ClipObjective:
             batch.labels,
             labels,
             self.towers.scale,
-            apart=self.texts.apart.to(context.device),
+            apart=self.apart,
         )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -96,7 +98,7 @@ class ClipObjective:
             generator=generator,
         )
         ids = ids[:, : int((ids == self.texts.end_id).int().argmax(1).max()) + 1]
-        return ids.to(context.device), labels.flatten().to(context.device)
+        return to_device(ids, context.device), to_device(labels.flatten(), context.device)
 
 
 def with_distractors(

@@ -84,17 +84,14 @@ class DiffusionObjective:
                 with stage("backward"):
                     part_loss.backward()
             loss += part_loss.detach()
-        with stage("optimizer"):
-            metrics = finish_step(
-                self.parameters, self.optimizer, self.config.optimizer, loss, context
-            )
-        with stage("averages"):
-            for average in self.averages.values():
-                average.update(
-                    images_seen=context.images_seen + context.batch_size,
-                    batch_size=context.batch_size,
-                )
-        return metrics
+        return finish_step(
+            self.parameters,
+            self.optimizer,
+            self.config.optimizer,
+            loss,
+            context,
+            self.averages.values(),
+        )
 
     def inputs(self, batch: Batch, context: StepContext) -> tuple[Tensor, ...]:
         """What `loss` takes: x0 and eps (B, C, H, W), t (B,), rows of the bank (B,)."""
