@@ -307,6 +307,7 @@ def model_card(experiment: ClipExperiment, about: dict[str, Any]) -> str:
         f"- {about['images_seen']:,} images seen, seed {about['seed']}, "
         f"sfumato {about['sfumato']}, torch {machine['torch']}, {machine['threads']} threads, "
         f"{machine['accelerator'] or machine['machine']}, {about['date']}.",
+        *_an_epoch(experiment),
         *_begun_with(experiment),
         "- Loss: symmetric cross-entropy with all pairs of a class as positives; up to "
         f"{experiment.training.distractors} unrelated words in half of the captions.",
@@ -326,10 +327,35 @@ def model_card(experiment: ClipExperiment, about: dict[str, Any]) -> str:
             f"| {name} | mean of {len(figures['by_template'])} | "
             f"**{100 * figures['accuracy']:.1f} %** of {figures['images']:,} |"
         )
+    lines += ["", "| classes | chance | mean over classes (95 % interval) |", "| --- | --- | --- |"]
+    for name, figures in about["figures"].items():
+        macro = figures["macro"]
+        lines.append(
+            f"| {len(figures['classes'])} of {name} | {100 / len(figures['classes']):.1f} % | "
+            f"{100 * macro['accuracy']:.1f} % ({100 * macro['low']:.1f} - {100 * macro['high']:.1f}) |"
+        )
     lines += ["", "## Captions that were trained on", ""]
     for name, group in experiment.datasets.items():
         lines += [f"- {name}: " + "; ".join(f"`{template}`" for template in group.caption)]
+        if group.phrases:
+            phrases = "; ".join(f"`{phrase}`" for phrase in group.phrases)
+            lines += [f"  - and {SENTENCES} English sentences around each of: {phrases}"]
+    lines += ["", "## Classes", ""]
+    for name, figures in about["figures"].items():
+        lines += [f"- {name}: {', '.join(figures['classes'])}"]
     return "\n".join(lines) + "\n"
+
+
+def _an_epoch(experiment: ClipExperiment) -> list[str]:
+    given = [
+        f"{name} {group.images:,}" for name, group in experiment.datasets.items() if group.images
+    ]
+    if not given:
+        return []
+    return [
+        "- Images of an epoch, the first of each set, repeated where there are fewer: "
+        f"{', '.join(given)}."
+    ]
 
 
 def _begun_with(experiment: ClipExperiment) -> list[str]:
