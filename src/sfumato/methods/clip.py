@@ -329,11 +329,9 @@ def model_card(experiment: ClipExperiment, about: dict[str, Any]) -> str:
         )
     lines += ["", "| classes | chance | mean over classes (95 % interval) |", "| --- | --- | --- |"]
     for name, figures in about["figures"].items():
-        macro = figures["macro"]
-        lines.append(
-            f"| {len(figures['classes'])} of {name} | {100 / len(figures['classes']):.1f} % | "
-            f"{100 * macro['accuracy']:.1f} % ({100 * macro['low']:.1f} - {100 * macro['high']:.1f}) |"
-        )
+        macro, count = figures["macro"], len(figures["classes"])
+        mean, low, high = (f"{100 * macro[key]:.1f}" for key in ("accuracy", "low", "high"))
+        lines.append(f"| {count} of {name} | {100 / count:.1f} % | {mean} % ({low} - {high}) |")
     lines += ["", "## Captions that were trained on", ""]
     for name, group in experiment.datasets.items():
         lines += [f"- {name}: " + "; ".join(f"`{template}`" for template in group.caption)]
