@@ -72,7 +72,7 @@ def test_help_shows_every_command_with_an_example(sfumato) -> None:
         page = sfumato(*name.split(), "--help")
         assert page.code == 0, name
         assert "Example:" in page.out, name
-        assert len(set(re.findall(r"--[a-z]+", page.out))) <= 17, name
+        assert len(set(re.findall(r"--[a-z]+", page.out))) <= 18, name
 
 
 def test_presets_are_listed_with_parameters(sfumato) -> None:

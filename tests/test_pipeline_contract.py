@@ -97,7 +97,7 @@ def test_several_images_a_prompt(pipe, prompts, count) -> None:
 
 def test_an_image_of_a_batch_is_the_image_alone(pipe) -> None:
     prompts = [*PROMPTS, 20 * "very long "]
-    with pytest.warns(UserWarning, match="Cut to 8 tokens"):
+    with pytest.warns(UserWarning, match="Cut to 16 tokens"):
         together = images_of(pipe, prompts, seeds=[0, 1, 2])
     for index, prompt in enumerate(prompts):
         alone = images_of(pipe, prompt, seeds=[index])
@@ -134,7 +134,7 @@ def test_embeddings_are_as_good_as_prompts(pipe) -> None:
         max_tokens=pipe.config["max_tokens"],
     )
     cond, uncond = only_text.encode_prompt(PROMPTS, negative_prompt=[PROMPT, None])
-    assert cond.shape == uncond.shape == (2, 8, pipe.unet.config["cross_attention_dim"])
+    assert cond.shape == uncond.shape == (2, 16, pipe.unet.config["cross_attention_dim"])
     pipe.text_encoder = pipe.tokenizer = None
     embeds = {"prompt_embeds": cond, "negative_prompt_embeds": uncond}
     assert torch.equal(images_of(pipe, None, seeds=[0, 1], **embeds), wanted)
@@ -251,7 +251,7 @@ def test_a_callback_gets_the_tensors_it_asks_for(pipe) -> None:
     assert [time for _, time, _ in seen] == [999, 666, 332]
     assert all(set(shapes) == set(everything) for _, _, shapes in seen)
     assert seen[0][2]["latents"] == seen[0][2]["x0"] == (1, 1, 8, 8)
-    assert seen[0][2]["prompt_embeds"] == seen[0][2]["negative_prompt_embeds"] == (1, 8, 512)
+    assert seen[0][2]["prompt_embeds"] == seen[0][2]["negative_prompt_embeds"] == (1, 16, 512)
     seen.clear()
     images_of(pipe, callback_on_step_end=look)
     assert all(set(shapes) == {"latents"} for _, _, shapes in seen)

@@ -29,6 +29,7 @@ from sfumato.text.bundled import BUNDLED_FOLDER, WORDS_FILE, write_known_words
 from sfumato.text.encoder import TextEncoder
 from sfumato.text.opening import PACKAGES, load_text_encoder
 from sfumato.text.prompts import PromptBank
+from sfumato.text.sentences import frame_words
 from tests.conftest import SMALL
 from tests.test_export import without_sfumato
 from tests.test_text import CIFAR10
@@ -285,32 +286,35 @@ def bundled() -> TextEncoder:
 
 def test_the_words_of_the_bundled_clip_are_those_of_its_captions(tmp_path: Path) -> None:
     classes = {
-        "mnist": [str(digit) for digit in range(10)],
-        "cifar10": CIFAR10,
+        name: found["classes"]
+        for name, found in read_json(BUNDLED_FOLDER / "figures.json")["figures"].items()
     }
     groups = load_experiment("clip").datasets
     assert groups.keys() == classes.keys()
+    assert classes["mnist"] == [str(digit) for digit in range(10)]
+    assert classes["cifar10"] == CIFAR10
     captions = [
         caption
         for name, group in groups.items()
         for caption in captions_from_templates(group.caption, classes[name])
     ]
-    write_known_words(tmp_path, captions, subject="the classes of mnist and cifar10")
+    subject = f"the classes of {' and '.join(classes)}"
+    write_known_words(tmp_path, [*captions, frame_words()], subject=subject)
     assert (tmp_path / WORDS_FILE).read_bytes() == (BUNDLED_FOLDER / WORDS_FILE).read_bytes()
 
 
 def test_words_that_the_encoder_does_not_know(bundled: TextEncoder, warned) -> None:
-    assert bundled.unknown_words(["A Handwritten digit, 3!", "nice seven"]) == {
-        "nice seven": ["nice"]
+    assert bundled.unknown_words(["A Handwritten digit, 3!", "jolly seven"]) == {
+        "jolly seven": ["jolly"]
     }
     with warned(UnknownWordsWarning):
-        bundled.tokens(["please draw the numeral seven", "seven"])
+        bundled.tokens(["please draw the jolly numeral seven", "seven"])
     with warned(UnknownWordsWarning):
         bundled.check([f"a red circle number {number}" for number in range(10, 500)])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        bundled.tokens(["please draw the numeral seven"])  # said once
-        bundled.tokens(["a photo of the cat", ""])
+        bundled.tokens(["please draw the jolly numeral seven"])  # said once
+        bundled.tokens(["a photo of the cat", "please draw the numeral seven", ""])
 
 
 def test_an_encoder_trained_on_the_web_knows_all_words(tmp_path: Path) -> None:
@@ -321,7 +325,7 @@ def test_an_encoder_trained_on_the_web_knows_all_words(tmp_path: Path) -> None:
 def test_one_warning_for_many_prompts_while_sampling(small_model, warned) -> None:
     """Of all batches together; and an exported model knows the words too."""
     with warned(UnknownWordsWarning) as caught:
-        small_model.sample(["nice 1", "nice 2", "nice 3"], [1, 2, 3], batch_size=1, steps=1)
+        small_model.sample(["jolly 1", "jolly 2", "jolly 3"], [1, 2, 3], batch_size=1, steps=1)
     assert [one.category for one in caught] == [UnknownWordsWarning]
 
 
@@ -329,7 +333,7 @@ def test_an_exported_model_knows_the_words(small_model, tmp_path: Path, warned) 
     small_model.export(tmp_path / "model")
     exported = load(tmp_path / "model", device="cpu")
     with warned(UnknownWordsWarning):
-        exported.sample("a nice seven", steps=1)
+        exported.sample("a jolly seven", steps=1)
 
 
 def test_captions_that_become_the_same(bundled: TextEncoder, warned) -> None:

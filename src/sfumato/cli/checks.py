@@ -36,12 +36,18 @@ def checked_prompts(prompts: list[str] | None) -> list[str] | None:
 
 
 def checked_folder(folder: Path | None) -> Path | None:
-    """`InputError` for a folder that cannot be made or written into: before hours of work."""
-    if folder is not None:
+    """`InputError` for a folder that cannot be made or written into: before hours of work. Of
+    several ranks the first alone writes, and another may have something else there."""
+    if folder is not None and is_first_rank():
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder} is a file.", hint="Give --out a new folder.")
         _check_place(folder)
     return folder
+
+
+def is_first_rank() -> bool:
+    """Whether this process is the one that writes."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def checked_file(file: Path | None) -> Path | None:

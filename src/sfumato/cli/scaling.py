@@ -58,10 +58,15 @@ def scaling(
 
 
 def _unet_presets() -> list[str]:
+    """Those with a network of their own: a student has its teacher's."""
     from sfumato.config.overrides import preset_names
 
-    known = preset_names()
-    return [name for name in known if isinstance(load_experiment(name), DiffusionExperiment)]
+    presets = {name: load_experiment(name) for name in preset_names()}
+    return [
+        name
+        for name, preset in presets.items()
+        if isinstance(preset, DiffusionExperiment) and preset.distillation is None
+    ]
 
 
 def _print_table(table: "Table") -> None:

@@ -12,7 +12,7 @@ import typer
 from sfumato.base.environment import now
 from sfumato.base.errors import InputError
 from sfumato.base.words import counted
-from sfumato.cli.checks import checked_folder, checked_source
+from sfumato.cli.checks import checked_folder, checked_source, is_first_rank
 from sfumato.cli.dry_run import dry_run
 from sfumato.cli.options import (
     INTERRUPTED,
@@ -147,7 +147,7 @@ def _loaded(
 
 def _check_sources(experiment: Experiment, out: Path | None) -> None:
     """What is missing is reported before torch is imported."""
-    if out is not None:
+    if out is not None and is_first_rank():
         from sfumato.training.folder import check_is_run
 
         check_is_run(out)
