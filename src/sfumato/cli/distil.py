@@ -1,6 +1,7 @@
 """`sfumato distil`."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -74,7 +75,12 @@ def distil(
     Interrupted and started again with the same --out, it resumes exactly.
     """
     from sfumato.methods.distillation import Plan, student_experiment, teachers_trajectories
+    from sfumato.training.distributed import world_of
 
+    if (size := world_of(os.environ).size) > 1:
+        raise InputError(
+            f"Students are trained in one process, not in {size}.", hint="Start it without torchrun."
+        )
     nfe = tuple(int(part) for part in students.nfe.split(","))
     name = model.replace("bundled:", "").rstrip("/").rsplit("/", 1)[-1]
     plan = Plan(

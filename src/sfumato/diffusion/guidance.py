@@ -324,7 +324,9 @@ def parse_guidance(text: str) -> GuidanceForm:
         return parse_form(text)
     except ValueError as error:
         sentence = str(error)
-        forms = "; ".join(str(parse_form(form)) for form in GUIDANCE_FORMS)
+        forms = "; ".join(
+            str(parse_form(name)) for name, form in GUIDANCE_FORMS.items() if not form.folded
+        )
         raise InputError(
             f"Guidance '{text}': {sentence}" + ("" if sentence.endswith(("?", ".")) else "."),
             hint=f"Forms and their parameters: {forms}.",

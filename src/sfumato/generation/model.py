@@ -235,6 +235,7 @@ class Model:
         of 0 to 1, more than two ends, and two seeds where the sampler draws noise at every step.
         """
         model = self.with_(**changes)
+        model.check_negative([negative_prompt])
         ends = ends_of(prompts, seeds, at, model.sampling.sampler, model.process)
         (first, seed), (last, last_seed) = ends
         model.nfe()
@@ -289,9 +290,10 @@ class Model:
         fit = self.provenance.get("data", {}).get("fit", "crop")
         return start_of(init_image, mask, strength, count=count, shape=self.shape, fit=fit)
 
-    def check_negative(self, negative: Sequence[str]) -> None:
+    def check_negative(self, negative: str | Sequence[str | None] | None) -> None:
         """`InputError` for negative prompts that would not be followed: those of a student."""
-        if self.sampling.form.folded and any(one != NULL for one in negative):
+        several = [negative] if negative is None or isinstance(negative, str) else negative
+        if self.sampling.form.folded and any(several):
             raise InputError(
                 "A distilled model takes no negative prompt: its guidance is in its weights.",
                 hint=_SAMPLE_TEACHER,

@@ -319,9 +319,11 @@ class TextToImagePipeline(DiffusionPipeline):
             raise InputError("Give prompt or prompt_embeds, one of them.")
         if negative_prompt is not None and negative_prompt_embeds is not None:
             raise InputError("Give negative_prompt or negative_prompt_embeds, not both.")
-        if negative_prompt is not None:
-            given = [negative_prompt] if isinstance(negative_prompt, str) else negative_prompt
-            model.check_negative(negative_prompts(given, len(given)))
+        model.check_negative(negative_prompt)
+        if negative_prompt_embeds is not None and model.sampling.form.folded:
+            raise InputError(
+                "A distilled model takes no negative_prompt_embeds.", hint="Leave them out."
+            )
         if prompt is not None:
             cond, uncond = self.encode_prompt(prompt, 1, negative_prompt)
         else:

@@ -1,7 +1,7 @@
 """Making trajectories of a teacher, whose students learn from them (`data.trajectories`)."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,8 +17,10 @@ from sfumato.data.trajectories import (
     open_trajectories,
     student_times,
 )
+from sfumato.diffusion.process import Process
 from sfumato.diffusion.sampling import Change, Step
 from sfumato.diffusion.solvers.build import build_solver
+from sfumato.diffusion.solvers.registry import Sampling
 from sfumato.generation.model import Model
 
 TEACHER_SAMPLERS = {
@@ -104,9 +106,21 @@ def _as_teacher(model: Model, request: Request) -> Model:
         raise InputError(
             f"In {request.teacher_steps} steps the teacher does not pass the {request.levels} "
             "levels of the student.",
-            hint="Give --teacher-steps as a multiple of the largest --nfe, 16 for 4.",
+            hint=f"Give another --teacher-steps: {process.process} passes them in "
+            f"{_fitting_steps(process, request.levels)}.",
         )
     return teacher
+
+
+def _fitting_steps(process: Process, levels: int) -> str:
+    """Numbers of steps, multiples of `levels`, in which a teacher passes the student's levels."""
+    wanted = set(student_times(process, levels).tolist())
+    teacher = Sampling(sampler=TEACHER_SAMPLERS[process.process])
+    fitting = []
+    for steps in range(levels, 16 * levels + 1, levels):
+        passed = build_solver(process, replace(teacher, steps=steps)).times.tolist()
+        fitting += [f"{steps}"] * (wanted <= set(passed))
+    return " or ".join(fitting[:3]) or "no number of steps"
 
 
 def _scale_of(request: Request, part: int) -> float:

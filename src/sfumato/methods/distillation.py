@@ -14,13 +14,12 @@ from sfumato.config.schema import DiffusionExperiment
 from sfumato.data.loaders import open_training
 from sfumato.data.loading import SampleOrder, chosen_captions
 from sfumato.data.records import Annotations
-from sfumato.data.trajectories import Trajectories, open_trajectories
+from sfumato.data.trajectories import Trajectories, open_trajectories, places_of
 from sfumato.diffusion.guidance import scale_embedding
 from sfumato.diffusion.solvers.registry import STUDENT_SAMPLERS
 from sfumato.generation.model import Model
 from sfumato.generation.origin import load_from
 from sfumato.generation.trajectories import Request, make_trajectories
-from sfumato.training.distributed import World
 from sfumato.training.features import FeatureDistance
 from sfumato.training.hooks import HeldOutHook
 from sfumato.training.loop import Hook
@@ -52,7 +51,6 @@ def student_objective(
     trajectories: Trajectories,
     *,
     device: torch.device,
-    world: World,
 ) -> DistillationObjective:
     """`parts`: network, process, codec, bank and training, as of any diffusion run."""
     network, process, codec, _, _ = parts
@@ -60,7 +58,6 @@ def student_objective(
     scales = trajectories.scales.to(device)
     return DistillationObjective(
         *parts,
-        world=world,
         levels=Levels.of(process, student.nfe, levels=trajectories.levels, device=device),
         features=FeatureDistance(codec.value_range, device) if weighs else None,
         features_weight=student.features,
@@ -160,6 +157,8 @@ def teachers_trajectories(
     on_part: Callable[[int], None],
 ) -> Trajectories:
     """The trajectories of a plan, with captions drawn as training draws them."""
+    for nfe in plan.nfe:  # before hours of sampling
+        places_of(teacher.process, nfe, levels=plan.nfe[0])
     records = open_training(experiment.data)
     low, high = scales_of(plan, teacher)
     return make_trajectories(
