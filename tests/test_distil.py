@@ -287,12 +287,15 @@ def test_a_student_takes_its_own_settings_and_no_others(plan, refused) -> None:
     assert samples.nfe == 4
     assert samples.settings[0]["guidance"] == "folded:nfe=4,low=2,high=2"
     assert samples.settings[0]["guidance_scale"] == 2.0
+    evaluation = experiment_of_run(plan.run(4)).evaluation
+    assert evaluation.guidance_scales == evaluation.quick_scales == (2.0,)
     for changes in (
         {"steps": 8},
         {"guidance": 3.0},
         {"sampler": "DPMSolver++"},
         {"timestep_spacing": "leading"},
         {"form": "cfg"},
+        {"sampler": "Euler"},  # the sampler of students of other processes
         {"negative_prompt": "A handwritten digit 3"},
     ):
         with refused(InputError):
@@ -301,6 +304,8 @@ def test_a_student_takes_its_own_settings_and_no_others(plan, refused) -> None:
     teacher = replace(model, sampling=Sampling())
     with refused(InputError):
         teacher.with_(form="folded:nfe=4,low=2,high=2")
+    with refused(InputError):
+        model.interpolate(CAPTIONS, 0, [0.5], negative_prompt="A handwritten digit 3")
     with refused(ConfigError):
         load_experiment("digits", ["sampling.guidance=folded"])
 
@@ -318,6 +323,17 @@ def test_an_exported_student_draws_the_same(plan, tmp_path: Path, refused) -> No
             pipe(CAPTIONS, seeds=[0, 1], **changes)
     with refused(InputError):
         pipe(CAPTIONS, seeds=[0, 1], negative_prompt="A handwritten digit 3")
+    with refused(InputError):
+        cond, uncond = pipe.encode_prompt(CAPTIONS)
+        pipe(prompt_embeds=cond, negative_prompt_embeds=uncond, seeds=[0, 1])
+    assert len(pipe(CAPTIONS, seeds=[0, 1], negative_prompt=[None, ""]).images) == 2
+
+    def guide_more(pipeline, *_) -> dict:
+        pipeline._guidance_scale = 3.0
+        return {}
+
+    with refused(InputError):
+        pipe(CAPTIONS, seeds=[0, 1], callback_on_step_end=guide_more)
 
 
 # The guidance scale as an input ------------------------------------------------------------------
@@ -372,6 +388,9 @@ def test_it_draws_by_w(flexible: Plan, tmp_path: Path, refused) -> None:
     assert high.settings[0]["guidance_scale"] == 3.0
     with refused(InputError):
         model.with_(guidance=3.5)
+    assert model.sampling.scales_among((0, 1, 3, 5)) == (1, 3)
+    assert model.sampling.scales_among((0, 5)) == (model.sampling.guidance_scale,)
+    assert replace(model.sampling, guidance="cfg").scales_among((0, 5)) == (0, 5)
     model.export(tmp_path / "model")
     pipe = TextToImagePipeline.from_pretrained(tmp_path / "model")
     found = pipe(CAPTIONS, seeds=[0, 1], guidance_scale=3.0, output_type="uint8").images

@@ -282,7 +282,7 @@ def test_export_sets_what_the_folder_samples_with(sfumato, exported: Path, tmp_p
     ("arguments", "words"),
     [
         (["MODEL", "--out", "filled"], ["filled exists", "new folder"]),
-        (["MODEL", "--out", "filled/file"], ["filled/file exists"]),
+        (["MODEL", "--out", "filled/file"], ["filled/file is a file"]),
         (["filled", "--out", "new"], ["neither a run nor a pipeline", "sfumato train"]),
         (["no-such-run", "--out", "new"], ["does not exist"]),
         (["MODEL", "--out", "new", "--steps", "0"], ["--steps"]),

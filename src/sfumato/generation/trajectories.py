@@ -31,6 +31,15 @@ TEACHER_SAMPLERS = {
 """One network evaluation a level, and deterministic."""
 
 
+def check_steps(teacher_steps: int, levels: int) -> None:
+    """`InputError` where a teacher of so many steps cannot pass so many levels."""
+    if teacher_steps % levels:
+        raise InputError(
+            f"A teacher of {teacher_steps} steps does not pass {levels} levels.",
+            hint=f"Give --teacher-steps as a multiple of {levels}.",
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What trajectories are to be made: `count` of `levels` levels each, by a teacher that takes
@@ -44,11 +53,7 @@ class Request:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.teacher_steps % self.levels:
-            raise InputError(
-                f"A teacher of {self.teacher_steps} steps does not pass {self.levels} levels.",
-                hint=f"Give --teacher-steps as a multiple of {self.levels}.",
-            )
+        check_steps(self.teacher_steps, self.levels)
 
 
 def make_trajectories(

@@ -239,8 +239,7 @@ def _hooks(
     """Grids of samples (captions by guidance scale) and, where it is asked for, the accuracy."""
     training = experiment.training
     captions, labels = records.examples(MOST_CAPTIONS)
-    own = model.sampling.guidance_scale
-    scales = [own] if model.sampling.form.folded else [1.0, own]
+    scales = model.sampling.scales_among([1.0, model.sampling.guidance_scale])
     hooks: list[Hook] = [
         SampleHook(
             folder / "samples",

@@ -19,7 +19,7 @@ from sfumato.diffusion.guidance import scale_embedding
 from sfumato.diffusion.solvers.registry import STUDENT_SAMPLERS
 from sfumato.generation.model import Model
 from sfumato.generation.origin import load_from
-from sfumato.generation.trajectories import Request, make_trajectories
+from sfumato.generation.trajectories import Request, check_steps, make_trajectories
 from sfumato.training.features import FeatureDistance
 from sfumato.training.hooks import HeldOutHook
 from sfumato.training.loop import Hook
@@ -106,6 +106,7 @@ class Plan:
                 f"--nfe {','.join(map(str, several))} is not a row of students.",
                 hint="Give falling numbers that divide the first, such as 4,2,1.",
             )
+        check_steps(self.teacher_steps, most)
 
     @property
     def trajectories(self) -> Path:
@@ -140,7 +141,13 @@ def student_experiment(
         f"sampling.guidance_scale={own!r}",
         f"sampling.guidance=folded:nfe={nfe},low={low!r},high={high!r}",
     ]
-    return load_from(plan.origin(nfe), PRESET, [*given, *settings], plan.run(nfe))
+    experiment = load_from(plan.origin(nfe), PRESET, [*given, *settings], plan.run(nfe))
+    evaluation, sampling = experiment.evaluation, experiment.sampling
+    possible = {
+        name: sampling.scales_among(getattr(evaluation, name))
+        for name in ("guidance_scales", "quick_scales")
+    }
+    return experiment.model_copy(update={"evaluation": evaluation.model_copy(update=possible)})
 
 
 def scales_of(plan: Plan, teacher: Model) -> tuple[float, float]:

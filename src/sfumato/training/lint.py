@@ -62,7 +62,8 @@ class SamplingPlan:
 
 def guidance_without_dropout(plan: SamplingPlan) -> str | None:
     led_away = [scale for scale in plan.guidance_scales if scale != 1]
-    if plan.caption_dropout != 0 or not led_away or plan.sampling.form.needs_weak_network:
+    form = plan.sampling.form
+    if plan.caption_dropout != 0 or not led_away or form.needs_weak_network or form.folded:
         return None
     return (
         f"guidance scale {max(led_away, key=lambda scale: abs(scale - 1)):g} needs the prediction "
