@@ -22,6 +22,7 @@ from sfumato.data.prepare import prepare
 from sfumato.data.readable import readable_columns
 from sfumato.data.records import load_records
 from sfumato.data.streaming.stream import open_stream
+from sfumato.text.sentences import sentences_around
 from tests.pictures import encoded, noise, write_image, write_parquet
 
 PAINTING = "A(n) [{genre}|painting] [by {artist} ]in the style of {style_name}"
@@ -216,3 +217,9 @@ def test_the_27_styles_by_name_and_order(shared_data: Path) -> None:
         caption.endswith(f" in the style of {found[label]}")
         for caption, label in zip(captions, records.labels.tolist(), strict=True)
     )
+
+
+def test_sentences_keep_the_name_of_a_field_whole() -> None:
+    """A column may have spaces in its name: no filler is put inside of the braces."""
+    found = sentences_around(("a picture of {full name}",), 60)
+    assert all(fields(one) == {"full name"} for one in found)

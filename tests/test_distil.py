@@ -11,20 +11,26 @@ import torch
 from sfumato.base.errors import ConfigError, DamagedDataError, InputError
 from sfumato.base.files import sha256_of_file
 from sfumato.config.schema import load_experiment
-from sfumato.data.trajectories import INDEX, generator_of, open_trajectories, student_times
+from sfumato.data.trajectories import (
+    INDEX,
+    generator_of,
+    open_trajectories,
+    places_of,
+    student_times,
+)
 from sfumato.diffusion.guidance import scale_embedding
-from sfumato.diffusion.process import RectifiedFlow, VariancePreserving
+from sfumato.diffusion.process import Preconditioned, RectifiedFlow, VariancePreserving
 from sfumato.diffusion.sampling import initial_noise
 from sfumato.diffusion.solvers.build import build_solver
 from sfumato.diffusion.solvers.registry import STUDENT_SAMPLERS, Sampling
 from sfumato.generation.loading import load
 from sfumato.generation.runs import experiment_of_run
 from sfumato.generation.trajectories import Request, make_trajectories
-from sfumato.methods.diffusion import _network
+from sfumato.methods.diffusion import _check_ranks, _network
 from sfumato.methods.distillation import Plan, student_experiment, teachers_trajectories
 from sfumato.methods.registry import run_experiment
 from sfumato.training.checkpoint import Checkpoints
-from sfumato.training.distributed import ALONE
+from sfumato.training.distributed import ALONE, World
 from sfumato.training.features import FeatureDistance
 from sfumato.training.hooks import BaseHook
 from sfumato.training.loop import Run
@@ -34,6 +40,7 @@ PROCESSES = [
     VariancePreserving(),
     VariancePreserving(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction"),
     RectifiedFlow(),
+    Preconditioned(),
 ]
 CAPTIONS = ["A handwritten digit 3", "A handwritten digit 7"]
 SHORT = [
@@ -75,11 +82,33 @@ def test_at_the_image_the_ideal_x0_is_the_image() -> None:
     assert torch.equal(ideal_x0(x_t, image, (0.3 * one, one), (0.9 * one, zero)), image)
 
 
-def test_levels_of_fewer_steps_are_among_those_of_more() -> None:
+@pytest.mark.parametrize("nfe", [1, 2, 4])
+def test_a_student_of_fewer_steps_learns_from_the_states_at_its_own_levels(nfe: int) -> None:
+    """Every second state for DDIM and a flow; those of EDM are not evenly spread."""
     for process in PROCESSES:
-        most = student_times(process, 4).tolist()
-        assert student_times(process, 2).tolist() == most[::2]
-        assert student_times(process, 1).tolist() == most[:1]
+        levels = Levels.of(process, nfe, levels=4, device=torch.device("cpu"))
+        *states, image = levels.states.tolist()
+        assert image == 4
+        assert student_times(process, 4)[states].tolist() == levels.times.tolist()
+    assert places_of(Preconditioned(), 2, levels=4) == [0, 3]
+    assert places_of(RectifiedFlow(), 2, levels=4) == [0, 2]
+
+
+def test_levels_that_trajectories_do_not_pass_are_refused(tiny_edm, tmp_path, refused) -> None:
+    with refused(InputError):
+        places_of(Preconditioned(), 4, levels=8)
+    for teacher_steps in (16, 9):
+        with refused(InputError):
+            request = Request(levels=8, count=1, teacher_steps=teacher_steps, low=1, high=1)
+            make_trajectories(tiny_edm, request, tmp_path / "t", captions=CAPTIONS, rows=[0])
+
+
+def test_a_student_is_trained_in_one_process(plan, sfumato, monkeypatch, refused) -> None:
+    with refused(ConfigError):
+        _check_ranks(experiment_of_run(plan.run(4)), World(size=2))
+    monkeypatch.setattr("sfumato.training.distributed.world_of", lambda _: World(size=2))
+    done = sfumato("distil", plan.teacher, "--nfe", "1")
+    assert (done.code, "in one process, not in 2" in done.err) == (2, True)
 
 
 def test_distance_of_features() -> None:
@@ -108,6 +137,12 @@ def test_distance_of_features() -> None:
 @pytest.fixture(scope="module")
 def teacher(small_run: Path):
     return load(small_run, device="cpu").with_(guidance=2.0)
+
+
+@pytest.fixture(scope="module")
+def tiny_edm(teacher):
+    """The same network as an EDM; its pictures mean nothing."""
+    return replace(teacher, process=Preconditioned(), sampling=Sampling(sampler="Euler", steps=4))
 
 
 def make(teacher, folder: Path, *, count: int = 70, **changes):
@@ -252,12 +287,15 @@ def test_a_student_takes_its_own_settings_and_no_others(plan, refused) -> None:
     assert samples.nfe == 4
     assert samples.settings[0]["guidance"] == "folded:nfe=4,low=2,high=2"
     assert samples.settings[0]["guidance_scale"] == 2.0
+    evaluation = experiment_of_run(plan.run(4)).evaluation
+    assert evaluation.guidance_scales == evaluation.quick_scales == (2.0,)
     for changes in (
         {"steps": 8},
         {"guidance": 3.0},
         {"sampler": "DPMSolver++"},
         {"timestep_spacing": "leading"},
         {"form": "cfg"},
+        {"sampler": "Euler"},  # the sampler of students of other processes
         {"negative_prompt": "A handwritten digit 3"},
     ):
         with refused(InputError):
@@ -266,6 +304,8 @@ def test_a_student_takes_its_own_settings_and_no_others(plan, refused) -> None:
     teacher = replace(model, sampling=Sampling())
     with refused(InputError):
         teacher.with_(form="folded:nfe=4,low=2,high=2")
+    with refused(InputError):
+        model.interpolate(CAPTIONS, 0, [0.5], negative_prompt="A handwritten digit 3")
     with refused(ConfigError):
         load_experiment("digits", ["sampling.guidance=folded"])
 
@@ -283,6 +323,17 @@ def test_an_exported_student_draws_the_same(plan, tmp_path: Path, refused) -> No
             pipe(CAPTIONS, seeds=[0, 1], **changes)
     with refused(InputError):
         pipe(CAPTIONS, seeds=[0, 1], negative_prompt="A handwritten digit 3")
+    with refused(InputError):
+        cond, uncond = pipe.encode_prompt(CAPTIONS)
+        pipe(prompt_embeds=cond, negative_prompt_embeds=uncond, seeds=[0, 1])
+    assert len(pipe(CAPTIONS, seeds=[0, 1], negative_prompt=[None, ""]).images) == 2
+
+    def guide_more(pipeline, *_) -> dict:
+        pipeline._guidance_scale = 3.0
+        return {}
+
+    with refused(InputError):
+        pipe(CAPTIONS, seeds=[0, 1], callback_on_step_end=guide_more)
 
 
 # The guidance scale as an input ------------------------------------------------------------------
@@ -337,6 +388,9 @@ def test_it_draws_by_w(flexible: Plan, tmp_path: Path, refused) -> None:
     assert high.settings[0]["guidance_scale"] == 3.0
     with refused(InputError):
         model.with_(guidance=3.5)
+    assert model.sampling.scales_among((0, 1, 3, 5)) == (1, 3)
+    assert model.sampling.scales_among((0, 5)) == (model.sampling.guidance_scale,)
+    assert replace(model.sampling, guidance="cfg").scales_among((0, 5)) == (0, 5)
     model.export(tmp_path / "model")
     pipe = TextToImagePipeline.from_pretrained(tmp_path / "model")
     found = pipe(CAPTIONS, seeds=[0, 1], guidance_scale=3.0, output_type="uint8").images

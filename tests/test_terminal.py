@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +169,20 @@ def test_a_prompt_of_no_trained_class_is_said(warned) -> None:
 def test_a_prompt_of_a_trained_class_is_not(prompt: str, recwarn) -> None:
     warn_of_other_subjects(load("bundled:mnist", device="cpu"), [prompt])
     assert not recwarn.list
+
+
+def test_the_caption_it_knows_is_one_of_training(small_run: Path, warned) -> None:
+    """With underscores as spaces, and without what a class alone has no value for."""
+    model = load(small_run, device="cpu")
+    data = {**model.provenance["data"], "caption": ["art of {style_name}"]}
+    about = {"classes": ["Cubism", "Pop_Art"], "data": data}
+    named = replace(model, provenance={**model.provenance, **about})
+    with warned(OtherSubjectWarning):
+        warn_of_other_subjects(named, ["a frog"])
+    for caption in ("{style_name} by {artist}", "{class_name}[ by {artist}]", "[{word}|art]"):
+        data = {**data, "caption": [caption]}
+        other = replace(named, provenance={**named.provenance, "data": data})
+        assert trained_classes(other) == []
 
 
 def test_the_frog_of_a_model_of_digits_is_said_on_the_command_line(sfumato, tmp_path: Path) -> None:

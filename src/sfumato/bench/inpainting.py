@@ -16,7 +16,7 @@ from sfumato.base.environment import command, environment, now
 from sfumato.base.errors import InputError
 from sfumato.base.files import write_bytes, write_json
 from sfumato.config.sections import DataConfig
-from sfumato.data.records import load_records
+from sfumato.data.records import Records, load_records
 from sfumato.evaluation.classifier import ImageClassifier, load_classifier
 from sfumato.evaluation.metrics.intervals import Estimate, wilson
 from sfumato.evaluation.prompt_set import class_prompts
@@ -70,12 +70,7 @@ def measure_inpainting(
     Also a PNG of the first of them: whole, hidden, completed. `on_images` gets (sampled, in all).
     `InputError` for data without classes or with fewer images.
     """
-    records = load_records(data, "reference")
-    if not records.class_names or len(records) < count:
-        raise InputError(
-            f"{data.source} has {len(records)} test images of {len(records.class_names)} classes.",
-            hint=f"Inpainting is measured on classes, here with {count} images: see --count.",
-        )
+    records = _test_images(data, count)
     judge = load_classifier(data, classifier, device=model.device, log=log)
     real, labels = records.images[:count], records.labels[:count]
     prompts, seeds = class_prompts(records, labels, ()), range(first_seed, first_seed + count)
@@ -84,8 +79,7 @@ def measure_inpainting(
 
     def on_batch(images: int) -> None:
         nonlocal done
-        done += images
-        on_images(done, 2 * count)
+        on_images(done := done + images, 2 * count)
 
     options = {"alone": False, "on_batch": on_batch}
     completed = model.sample(prompts, seeds, init_image=list(real), mask=mask, **options)
@@ -101,6 +95,17 @@ def measure_inpainting(
         settings=_settings(completed, seeds),
     )
     return found, _picture(real, mask, completed)
+
+
+def _test_images(data: DataConfig, count: int) -> Records:
+    """`InputError` where there are no classes, or fewer images."""
+    records = load_records(data, "reference")
+    if not records.class_names or len(records) < count:
+        raise InputError(
+            f"{data.source} has {len(records)} test images of {len(records.class_names)} classes.",
+            hint=f"Inpainting is measured on classes, here with {count} images: see --count.",
+        )
+    return records
 
 
 def _accuracy(judge: ImageClassifier, images: Tensor, labels: Tensor) -> Estimate:

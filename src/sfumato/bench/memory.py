@@ -139,14 +139,7 @@ def find_batch_sizes(
             log(_line(done[size]))
         return done[size]
 
-    fitted = [trial for trial in map(tried, sorted(set(sizes))) if not trial.failed]
-    if len(fitted) < _LEAST_SIZES:
-        why = next((trial.failed for trial in done.values() if trial.failed), "too few sizes")
-        raise SfumatoError(
-            f"{len(fitted)} of {len(done)} batch sizes could be measured ({why}); a line and its "
-            f"error need {_LEAST_SIZES}.",
-            hint="Give smaller --sizes, such as 1,2,4.",
-        )
+    fitted = _fitted([tried(size) for size in sorted(set(sizes))])
     held_out_error = MemoryModel.fit(fitted[:-1]).error(fitted[-1])
     largest, checked = _largest(fitted, limit - margin_bytes, most, there, tried)
     size = 1
@@ -164,6 +157,19 @@ def find_batch_sizes(
         largest=largest,
         checked=checked,
     )
+
+
+def _fitted(trials: Sequence[Trial]) -> list[Trial]:
+    """Those that were measured; `SfumatoError` for too few."""
+    fitted = [trial for trial in trials if not trial.failed]
+    if len(fitted) < _LEAST_SIZES:
+        why = next((trial.failed for trial in trials if trial.failed), "too few sizes")
+        raise SfumatoError(
+            f"{len(fitted)} of {len(trials)} batch sizes could be measured ({why}); a line and its "
+            f"error need {_LEAST_SIZES}.",
+            hint="Give smaller --sizes, such as 1,2,4.",
+        )
+    return fitted
 
 
 def _largest(

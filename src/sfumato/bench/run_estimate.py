@@ -74,16 +74,7 @@ def estimate_run(
         parts, tried = -(-training.batch_size // images), images
         training = training.model_copy(update={"micro_batches": 1})
         experiment = experiment.model_copy(update={"training": training})
-    cuda = device.type == "cuda"
-    steps = _GPU_STEPS if cuda else _CPU_STEPS
-    attempt = try_out or try_size
-    trial = attempt(experiment, tried, device=device, steps=steps, warm_up=2 if cuda else 1)
-    if trial.failed:
-        raise SfumatoError(
-            f"A step of {tried:,} images could not be taken: {trial.failed}.",
-            hint="training.micro_batches=2 (4, 8, ...) computes it in parts; "
-            "training.gradient_checkpointing=true and training.precision=bfloat16 save memory too.",
-        )
+    trial = _tried(experiment, tried, device, try_out or try_size)
     return RunEstimate(
         cost=cost,
         trial=trial,
@@ -94,6 +85,24 @@ def estimate_run(
         data_set_size=size,
         device=str(device),
     )
+
+
+def _tried(
+    experiment: DiffusionExperiment,
+    images: int,
+    device: torch.device,
+    try_out: Callable[..., Trial],
+) -> Trial:
+    cuda = device.type == "cuda"
+    steps = _GPU_STEPS if cuda else _CPU_STEPS
+    trial = try_out(experiment, images, device=device, steps=steps, warm_up=2 if cuda else 1)
+    if trial.failed:
+        raise SfumatoError(
+            f"A step of {images:,} images could not be taken: {trial.failed}.",
+            hint="training.micro_batches=2 (4, 8, ...) computes it in parts; "
+            "training.gradient_checkpointing=true and training.precision=bfloat16 save memory too.",
+        )
+    return trial
 
 
 def _total_images(experiment: DiffusionExperiment, size: int | None) -> int:

@@ -112,6 +112,18 @@ def checked_png(path: Path) -> Path:
     return path
 
 
+def parsed_counts(text: str | None) -> tuple[int, ...] | None:
+    """Whole numbers above 0 from `4,2,1`; None where they are not given."""
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch("[0-9]+", part) and int(part) for part in parts):
+        raise InputError(
+            f"'{text}' is not whole numbers above 0 with commas.", hint="For example: 4,2,1"
+        )
+    return tuple(int(part) for part in parts)
+
+
 def parsed_scales(text: str | None) -> tuple[float, ...] | None:
     """Guidance scales from `0,1,2`; None where they are not given."""
     if text is None:

@@ -41,7 +41,7 @@ def grid(
         from sfumato.generation.grids import scale_grid
 
         opened = open_model(model, loading, **solver.changes())
-    scales = scales or DEFAULT_SCALES
+    scales = scales or opened.sampling.scales_among(DEFAULT_SCALES)
     for form in forms or [None]:
         warn_of_sampling(opened.with_(form=form), scales)
     captions, labels = (prompts, prompts) if prompts else opened.examples()

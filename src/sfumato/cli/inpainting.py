@@ -1,7 +1,7 @@
 """`sfumato bench inpainting`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,6 +9,9 @@ from sfumato.base.progress import Progress
 from sfumato.cli.evaluate import data_of
 from sfumato.cli.options import Data, Device, ModelPath, SamplingOptions, Seed
 from sfumato.cli.show import log, log_wrapped, new_table, open_model, print_table, unused
+
+if TYPE_CHECKING:
+    from sfumato.bench.inpainting import Inpainted
 
 
 def inpainting(
@@ -28,7 +31,7 @@ def inpainting(
 ) -> None:
     """Class accuracy of test images whose lower half is hidden and painted by their caption."""
     opened = open_model(model, device, **sampling.changes())
-    from sfumato.bench.inpainting import BAR, measure_inpainting, save_inpainting
+    from sfumato.bench.inpainting import measure_inpainting, save_inpainting
 
     found, picture = measure_inpainting(
         opened,
@@ -39,6 +42,17 @@ def inpainting(
         log=log,
         on_images=Progress().of("images"),
     )
+    print_inpainting(found, count)
+    if out is not None:
+        path = unused(out)
+        save_inpainting(found, picture, path)
+        log(f"Record  {path}\nPicture {path.with_suffix('.png')}")
+
+
+def print_inpainting(found: "Inpainted", count: int) -> None:
+    """The accuracies, and whether the bar is reached."""
+    from sfumato.bench.inpainting import BAR
+
     table = new_table(["images", "class accuracy"])
     table.add_row("lower half painted", str(found.accuracy))
     table.add_row("sampled whole", str(found.unmasked))
@@ -50,7 +64,3 @@ def inpainting(
         f"{found.changed}. Bar: {100 * BAR:.0f} % and none, {verdict}."
     )
     log_wrapped(f"Classifier: {found.classifier}.")
-    if out is not None:
-        path = unused(out)
-        save_inpainting(found, picture, path)
-        log(f"Record  {path}\nPicture {path.with_suffix('.png')}")

@@ -1,6 +1,5 @@
 """`sfumato nfe`."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +10,7 @@ from sfumato.cli.evaluate import data_of
 from sfumato.cli.options import (
     SAMPLER_HELP,
     Data,
+    Evaluations,
     Form,
     Guidance,
     ModelPath,
@@ -18,6 +18,7 @@ from sfumato.cli.options import (
     stoppable,
 )
 from sfumato.cli.show import (
+    beside,
     log,
     log_where_from,
     log_wrapped,
@@ -37,12 +38,6 @@ def _models(paths: list[str] | None) -> list[str]:
     return [checked_model(path) for path in paths or []]
 
 
-def _counts(text: str) -> str:
-    if not all(part.strip().isdecimal() and int(part) > 0 for part in text.split(",")):
-        raise typer.BadParameter("give numbers of network evaluations, such as 1,2,4,8,20")
-    return text
-
-
 def nfe(
     model: ModelPath,
     students: Annotated[
@@ -50,9 +45,7 @@ def nfe(
         typer.Argument(callback=_models, help="Students of `sfumato distil`.", show_default=False),
     ] = None,
     *,
-    evaluations: Annotated[
-        str, typer.Option("--nfe", callback=_counts, help="Network evaluations an image.")
-    ] = "1,2,4,6,8,10,20,50",
+    evaluations: Evaluations = "1,2,4,6,8,10,20,50",
     samplers: Annotated[
         list[str] | None,
         typer.Option(
@@ -69,34 +62,30 @@ def nfe(
     Samplers and students draw the same seeds and captions. Interrupted and started again, it
     resumes.
     """
-    from sfumato.studies.nfe_curve import NfeConfig, measure_nfe
+    from sfumato.studies.nfe_curve import NfeConfig, measure_nfe, usual_samplers
 
-    given = {"nfe": tuple(int(part) for part in evaluations.split(","))}
-    if samplers:
-        given["samplers"] = tuple(samplers)
-    config = study.config(NfeConfig, **given)
     teacher = open_model(model, study.device, guidance=guidance, form=form)
+    chosen = samplers or usual_samplers(teacher)
+    config = study.config(NfeConfig, nfe=evaluations, samplers=tuple(chosen))
     others = [open_model(path, study.device) for path in students or []]
-    name = model.replace("bundled:", "").rstrip("/").rsplit("/", 1)[-1]
     with stoppable():
         card = measure_nfe(
             teacher,
             others,
             config,
-            base=study.out or (Path("runs") / f"{name}-nfe"),
+            base=study.out or beside(model, "nfe"),
             data=data_of(teacher, data),
             log=log,
             on_images=Progress(),
         )
-    log_where_from(card.from_cache, card.date)
     print_nfe(card)
-    log(f"\nCurve   {card.folder}")
 
 
 def print_nfe(card: "NfeCard") -> None:
     from sfumato.studies.charts import format_estimate, format_value, real_rows
     from sfumato.studies.nfe_curve import lines_of
 
+    log_where_from(card.from_cache, card.date)
     table = new_table(["sampler", "NFE", "steps", *SHOWN.values()], left=(0,), padding=(0, 2, 0, 0))
     for name, points in lines_of(card).items():
         for point in points:
@@ -110,3 +99,4 @@ def print_nfe(card: "NfeCard") -> None:
         f"{card.config.count:,} images of each setting, the same seeds and captions, "
         f"{card.guidance} at w = {card.guidance_scale:g}; in brackets 95 % intervals."
     )
+    log(f"\nCurve   {card.folder}")

@@ -23,6 +23,7 @@ from sfumato.cli.checks import (
     checked_model,
     checked_sampler,
     checked_source,
+    parsed_counts,
     parsed_scales,
 )
 
@@ -147,6 +148,16 @@ Scales = Annotated[
     ),
 ]
 """A tuple of floats, or None where it is not given."""
+Evaluations = Annotated[
+    Any,
+    typer.Option(
+        "--nfe",
+        metavar="N,N,...",
+        callback=parsed_counts,
+        help="Network evaluations an image, with commas.",
+    ),
+]
+"""A tuple of integers."""
 SAMPLER_HELP = (
     "DDPM, DDIM, PNDM, DPMSolver++, DPMSolver++SDE, UniPC, Euler, EulerAncestral, Heun, LMS or LCM."
 )

@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sfumato.base.errors import InputError
+from sfumato.cli.checks import parsed_counts
 from sfumato.cli.options import Device, Preset, Settings
 from sfumato.cli.show import log, log_wrapped, new_table, print_table, unused
 from sfumato.config.schema import DiffusionExperiment, load_experiment
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from sfumato.bench.profile import Profile
 
 _PAPER_PRESETS = ("wikiart", "wikiart-150m")
-_CPU_SIZES, _GPU_SIZES = "1,2,4,8", "2,4,8,16"
+_CPU_SIZES, _GPU_SIZES = (1, 2, 4, 8), (2, 4, 8, 16)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,12 +160,26 @@ def _write_profile(found: "Profile", out: Path, **conditions: object) -> None:
 # Batch sizes --------------------------------------------------------------------------------------
 
 
+def _sizes(text: str | None) -> tuple[int, ...] | None:
+    sizes = parsed_counts(text)
+    if sizes is not None and len(set(sizes)) < 3:
+        raise InputError(
+            f"--sizes {text} are not three batch sizes.", hint="Give three or more, such as 1,2,4."
+        )
+    return sizes
+
+
 @dataclass(frozen=True, kw_only=True)
 class SizeOptions:
     """Which sizes are tried, and against which memory."""
 
     sizes: Annotated[
-        str | None, typer.Option(help="Batch sizes the model is fitted to, with commas.")
+        Any,
+        typer.Option(
+            metavar="N,N,...",
+            callback=_sizes,
+            help="Batch sizes the model is fitted to, with commas.",
+        ),
     ] = None
     memory: Annotated[
         float | None,
@@ -195,7 +210,7 @@ def batch_size(
     given = chosen.sizes or (_GPU_SIZES if where.type == "cuda" else _CPU_SIZES)
     found = find_batch_sizes(
         experiment,
-        _numbers(given),
+        given,
         device=where,
         limit_bytes=None if chosen.memory is None else round(1e9 * chosen.memory),
         margin_bytes=round(1e9 * chosen.margin),
@@ -208,15 +223,6 @@ def batch_size(
         path = unused(out)
         save_batch_sizes(found, path, settings=list(settings or []), device=str(where))
         log(f"Record  {path}")
-
-
-def _numbers(text: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) for part in parts) or len(set(parts)) < 3:
-        raise InputError(
-            f"--sizes {text} are not three batch sizes.", hint="Give three or more, such as 1,2,4."
-        )
-    return [int(part) for part in parts]
 
 
 def print_batch_sizes(found: "BatchSizes", device: str) -> None:

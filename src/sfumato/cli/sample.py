@@ -153,6 +153,7 @@ def sample(
     lines = _lines(prompts or [], prompts_file)
     _warn_of_lost_quotes(prompts or [])
     total = sum(count if line.count is None else line.count for _, line in lines)
+    total = total if way.interpolate is None else way.interpolate
     refuse_many(total, yes=yes)
     with collection_paused(freeze=True):  # imports take longer than to sample one image
         from sfumato.generation.collection import groups_of, sample_groups

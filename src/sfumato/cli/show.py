@@ -98,6 +98,12 @@ def warn_of_sampling(model: "Model", scales: Sequence[float] = ()) -> None:
     warn(lint_sampling(plan))
 
 
+def beside(model: str, what: str) -> Path:
+    """Where results of a kind on a model lie unless --out says otherwise: runs/MODEL-WHAT."""
+    name = model.replace("bundled:", "").rstrip("/").rsplit("/", 1)[-1]
+    return Path("runs") / f"{name}-{what}"
+
+
 def unused(path: Path) -> Path:
     """`path`, or the same with a number where it exists: nothing is overwritten."""
     candidate, number = path, 2

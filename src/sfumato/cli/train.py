@@ -98,14 +98,20 @@ def train(
 
 
 def train_experiment(
-    experiment: Experiment, out: Path, how: HowOptions, changed: Sequence[str] = ()
+    experiment: Experiment,
+    out: Path,
+    how: HowOptions,
+    changed: Sequence[str] = (),
+    *,
+    given: Path | None = None,
 ) -> None:
-    """Train, and say how it ended. `changed`: as in `_looked`."""
+    """Train, and say how it ended. `changed`: as in `_looked`; `given`: the --out of a command that
+    trains several runs."""
     from sfumato.methods.registry import method_of, run_experiment
     from sfumato.training.hooks import TimeLimitHook
     from sfumato.training.progress import TrainingProgress, print_start
 
-    resumes = f"The same command with --out {out} resumes from here."
+    resumes = f"The same command with --out {given or out} resumes from here."
     hooks: list[Hook] = [TrainingProgress()]
     if how.time_limit is not None:
         hooks.append(TimeLimitHook(seconds=60 * how.time_limit))

@@ -80,13 +80,8 @@ def caption_images(
     field that the data set, or an image of it, has nothing for.
     """
     used = [fields(template) for template in templates]
-    for template in templates:
-        if required_fields(template) & CLASS_FIELDS and not class_names:
-            raise ConfigError(
-                f"data.caption: {template!r} asks for a class, but the data set has no classes.",
-                hint="Use {caption} where the images have captions of their own, or a text "
-                "without fields.",
-            )
+    if not class_names:
+        _refuse_class_fields(templates)
     if class_names and not any(names - CLASS_FIELDS for names in used):
         rows = labels[:, None] + len(class_names) * torch.arange(len(templates))
         return rows, captions_from_templates(templates, class_names)
@@ -102,14 +97,22 @@ def caption_images(
         values = {name: column[image] for name, column in columns.items()}
         if class_names:
             values |= _of_class(class_names[label], numbers[label])
-        captions = [
-            rendered(template, {**values, OWN: text})
-            for template in templates
-            for text in (texts or "").split("\n")
-        ]
+        each = [{**values, OWN: text} for text in (texts or "").split("\n")]
+        captions = [rendered(template, one) for template in templates for one in each]
         mine = [known.setdefault(caption, len(known)) for caption in captions]
         rows[image] = mine if len(mine) == width else np.resize(mine, width)
     return torch.from_numpy(rows), list(known)
+
+
+def _refuse_class_fields(templates: Sequence[str]) -> None:
+    """`ConfigError` for a template that needs a class."""
+    for template in templates:
+        if required_fields(template) & CLASS_FIELDS:
+            raise ConfigError(
+                f"data.caption: {template!r} asks for a class, but the data set has no classes.",
+                hint="Use {caption} where the images have captions of their own, or a text "
+                "without fields.",
+            )
 
 
 def _refuse_missing(templates: Sequence[str], columns: Mapping[str, Sequence[str]]) -> None:

@@ -200,8 +200,7 @@ def decode_rows(
     images = np.empty((count, target.channels, target.resolution, target.resolution), np.uint8)
     labels, captions, columns, damage = [], [], [], []
     headers: list[Header] = []
-    chunks = decode_chunks(rows, target=target, classes=classes, needs_caption=needs_caption)
-    for chunk in chunks:
+    for chunk in decode_chunks(rows, target=target, classes=classes, needs_caption=needs_caption):
         for row, result in chunk:
             if isinstance(result, str):
                 damage.append(Damage(row.file, row.number, result))

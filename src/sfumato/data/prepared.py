@@ -122,12 +122,7 @@ def read_prepared(folder: Path, fields: Sequence[str] = ()) -> RawImages | None:
 
     Raises `InputError` where it was not finished, `DamagedDataError` where its files are not whole.
     """
-    if not (folder / MANIFEST).exists():
-        if (folder / BEGUN).exists():
-            raise InputError(
-                f"{folder} is not finished: `sfumato prepare` was stopped.",
-                hint="Give the same command again; it goes on where it stopped.",
-            )
+    if not _is_prepared(folder):
         return None
     manifest = read_manifest(folder)
     table = _read_rows(folder, manifest)
@@ -159,6 +154,17 @@ def read_prepared(folder: Path, fields: Sequence[str] = ()) -> RawImages | None:
         columns=manifest.settings.columns,
         prepared=manifest.settings,
     )
+
+
+def _is_prepared(folder: Path) -> bool:
+    """`InputError` for what was begun and not finished."""
+    there = (folder / MANIFEST).exists()
+    if not there and (folder / BEGUN).exists():
+        raise InputError(
+            f"{folder} is not finished: `sfumato prepare` was stopped.",
+            hint="Give the same command again; it goes on where it stopped.",
+        )
+    return there
 
 
 @dataclass(frozen=True, kw_only=True)

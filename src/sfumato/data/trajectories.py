@@ -32,6 +32,21 @@ def student_times(process: Process, nfe: int) -> Tensor:
     return build_solver(process, sampling).times
 
 
+def places_of(process: Process, nfe: int, *, levels: int) -> list[int]:
+    """Which of the `levels` of a trajectory are those of a student of `nfe` steps. `InputError`
+    where one of them is not passed."""
+    passed = student_times(process, levels).tolist()
+    wanted = student_times(process, nfe).tolist()
+    if missed := set(wanted) - set(passed):
+        raise InputError(
+            f"Trajectories of {levels} levels do not pass {len(missed)} of the {nfe} levels of a "
+            "student.",
+            hint=f"In a row of students of {process.process} the levels of each are among those of "
+            "the first: give --nfe one number, or others.",
+        )
+    return [passed.index(time) for time in wanted]
+
+
 @dataclass(frozen=True)
 class Trajectories:
     """A finished folder: `about` is its index, `captions` the distinct captions."""

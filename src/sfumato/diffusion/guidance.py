@@ -237,6 +237,8 @@ GUIDANCE_FORMS: dict[str, type[ClassifierFreeGuidance]] = {
     "autoguidance": AutoGuidance,
     "folded": FoldedGuidance,
 }
+FREE_FORMS = [name for name, form in GUIDANCE_FORMS.items() if not form.folded]
+"""Those that a model can be sampled with whatever it was trained for."""
 
 
 def form_parameters(form: str) -> dict[str, float]:
@@ -296,7 +298,7 @@ def parse_form(text: str) -> GuidanceForm:
     form, _, rest = text.partition(":")
     form = form.strip()
     if form not in GUIDANCE_FORMS:
-        near = nearest(form, list(GUIDANCE_FORMS))
+        near = nearest(form, FREE_FORMS)
         raise ValueError(f"no form of guidance is named '{form}'. {near}")
     parameters = form_parameters(form)
     for part in filter(None, rest.split(",")):
@@ -324,9 +326,7 @@ def parse_guidance(text: str) -> GuidanceForm:
         return parse_form(text)
     except ValueError as error:
         sentence = str(error)
-        forms = "; ".join(
-            str(parse_form(name)) for name, form in GUIDANCE_FORMS.items() if not form.folded
-        )
+        forms = "; ".join(str(parse_form(form)) for form in FREE_FORMS)
         raise InputError(
             f"Guidance '{text}': {sentence}" + ("" if sentence.endswith(("?", ".")) else "."),
             hint=f"Forms and their parameters: {forms}.",

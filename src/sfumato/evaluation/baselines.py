@@ -1,6 +1,7 @@
 """What real images score: real sets against the reference, and slightly changed real images."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Literal
 
@@ -97,6 +98,18 @@ def _random_rows(rows: Tensor, count: int, pair: int) -> Tensor:
     return rows[order[:count]]
 
 
+def _read(path: Path) -> Baseline | None:
+    """What is in the cache; None, and nothing there any more, where it is damaged or of another
+    version."""
+    if not path.exists():
+        return None
+    try:
+        return Baseline.model_validate(read_json(path))
+    except (DamagedDataError, ValueError):
+        path.unlink()
+        return None
+
+
 def real_baseline(
     reference: Reference, key: str, *, count: int, pairs: int, balanced: bool
 ) -> Baseline | None:
@@ -118,11 +131,8 @@ def real_baseline(
     digest = digest_of([*request, [metric.name for metric in measured]])
     path = real.file(reference.extractors[key], f"baseline-{digest}.json")
     assert path is not None
-    if path.exists():
-        try:
-            return Baseline.model_validate(read_json(path))
-        except (DamagedDataError, ValueError):
-            path.unlink()  # damaged, or of another version: it is made again
+    if (known := _read(path)) is not None:
+        return known
     found = _measured(reference, key, sets, measured)
     baseline = Baseline(
         count=len(sets.sets[0]),

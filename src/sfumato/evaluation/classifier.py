@@ -103,6 +103,12 @@ def load_classifier(
         return _open(folder / RESULT, data, device)
     if (folder / FILE_NAME).is_file():
         return _open(folder, data, device)
+    _refuse_unfinished(folder, spec)
+    return _of_transformers(spec, reference, device)
+
+
+def _refuse_unfinished(folder: Path, spec: str) -> None:
+    """`InputError` for a run that has no classifier yet, and for a folder that is not there."""
     if (folder / "experiment.yaml").is_file():
         raise InputError(
             f"{folder} holds no finished classifier.",
@@ -114,7 +120,6 @@ def load_classifier(
             f"There is no classifier in {folder}: it does not exist.",
             hint="`sfumato train classifier DATASET --out FOLDER` makes one.",
         )
-    return _of_transformers(spec, reference, device)
 
 
 def _trained_once(data: DataConfig, log: Callable[[str], None]) -> Path:

@@ -92,32 +92,26 @@ def write_classifier(run: Run, data: DataConfig, folder: Path) -> None:
     objective = run.objective
     assert isinstance(objective, ClassifierObjective)
     weights = {"last": objective.classifier, "average": objective.average.module}
-    chosen, tuning = "last", None
-    if data.tuning_share:
-        records = load_records(data, "tuning")
-        found = {name: _calibrated(network, records) for name, network in weights.items()}
-        chosen = min(found, key=lambda name: found[name]["negative_log_likelihood"])
-        tuning = {"images": records.description, "weights": found}
+    chosen, tuning = _chosen(weights, data)
     reference = load_records(data, "reference")
     predicted = logits_of(weights[chosen], reference.images[:]).argmax(1)
-    confusion = confusion_matrix(reference.labels, predicted, classes=len(reference.class_names))
-    accuracy = class_accuracy(confusion).overall
+    names = list(reference.class_names)
+    confusion = confusion_matrix(reference.labels, predicted, classes=len(names))
     with whole_folder(folder) as temporary:
-        file = temporary / WEIGHTS
-        save_state(weights[chosen].state_dict(), file)
+        save_state(weights[chosen].state_dict(), file := temporary / WEIGHTS)
         about = {
             "format": FORMAT,
             "network": objective.classifier.config.model_dump(mode="json"),
             "weights": chosen,
             "temperature": tuning["weights"][chosen]["temperature"] if tuning else 1.0,
             "tuning": tuning,
-            "class_names": list(reference.class_names),
+            "class_names": names,
             "data": image_settings(data),
             "trained_on": load_records(data, "classifier").description,
             "images_seen": run.images_seen,
             "seed": run.seed,
             "test_images": reference.description,
-            "test_accuracy": asdict(accuracy),
+            "test_accuracy": asdict(class_accuracy(confusion).overall),
             "confusion": confusion.tolist(),
             "sha256": sha256_of_file(file),
             "environment": environment(),
@@ -125,6 +119,17 @@ def write_classifier(run: Run, data: DataConfig, folder: Path) -> None:
             "date": now()[:10],
         }
         write_json(temporary / FILE_NAME, about)
+
+
+def _chosen(weights: dict[str, Classifier], data: DataConfig) -> tuple[str, dict[str, Any] | None]:
+    """The weights with the smallest negative log-likelihood on the tuning split, and what was found
+    there; the last ones, and None, without such a split."""
+    if not data.tuning_share:
+        return "last", None
+    records = load_records(data, "tuning")
+    found = {name: _calibrated(network, records) for name, network in weights.items()}
+    chosen = min(found, key=lambda name: found[name]["negative_log_likelihood"])
+    return chosen, {"images": records.description, "weights": found}
 
 
 def _calibrated(classifier: Classifier, records: Records) -> dict[str, float]:

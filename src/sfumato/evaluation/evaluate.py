@@ -223,11 +223,10 @@ def with_overrides(
 
     Real images of another source than the model names are logged: nothing else would show it.
     """
-    run = model.folder
     sections: dict[str, Any] = {
         "data": data or model.data or DataConfig(),
         "sampling": model.sampling,
-        "evaluation": EvaluationConfig() if run is None else experiment_of_run(run).evaluation,
+        "evaluation": _evaluation_of(model),
     }
     settings = override(sections, overrides) if overrides else sections
     changed_data: DataConfig = settings["data"]
@@ -247,6 +246,15 @@ def with_overrides(
     if sampling.guidance != model.sampling.guidance:  # autoguidance loads its weaker network
         changed = changed.with_(form=sampling.guidance)
     return changed, changed_data, settings["evaluation"]
+
+
+def _evaluation_of(model: Model) -> EvaluationConfig:
+    """The section of its run, else the default at scales that it can be sampled at."""
+    if model.folder is not None:
+        return experiment_of_run(model.folder).evaluation
+    config = EvaluationConfig()
+    scales = model.sampling.scales_among(config.guidance_scales)
+    return config.model_copy(update={"guidance_scales": scales})
 
 
 def _images_task(

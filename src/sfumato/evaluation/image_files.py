@@ -67,10 +67,6 @@ def read_folder(folder: Path, data: DataConfig | None) -> ImageSet:
     shape, target, resized = _common_shape(files, data)
     notes = [note for note in (*there.notes, found.note, resized) if note]
     prompts = _captions_in(files)
-    digest = hashlib.sha256(repr(target).encode() if target else b"")
-    for path in files:
-        digest.update(os.fsencode(path.relative_to(folder)))
-        digest.update(f"\0{sha256_of_file(path)}\n".encode())
     labels = None
     if data is not None:
         records = load_records(sized(data, shape, str(folder)), "reference")
@@ -85,12 +81,21 @@ def read_folder(folder: Path, data: DataConfig | None) -> ImageSet:
                     [_read_image(path, target) for path in files[part.start : part.stop]]
                 )
             },
-            settings={"files": digest.hexdigest()},
+            settings={"files": _digest_of(files, folder, target)},
             labels=labels,
             notes=notes,
             prompts=prompts,
         )
     )
+
+
+def _digest_of(files: Sequence[Path], folder: Path, target: Target | None) -> str:
+    """The sha256 of the names and contents of files, and of what is made of them."""
+    digest = hashlib.sha256(repr(target).encode() if target else b"")
+    for path in files:
+        digest.update(os.fsencode(path.relative_to(folder)))
+        digest.update(f"\0{sha256_of_file(path)}\n".encode())
+    return digest.hexdigest()
 
 
 def read_npz(file: Path, data: DataConfig | None) -> ImageSet:
@@ -99,16 +104,7 @@ def read_npz(file: Path, data: DataConfig | None) -> ImageSet:
 
     `InputError` for other arrays, `DamagedDataError` for a file that cannot be read.
     """
-    import zipfile
-
-    try:
-        with np.load(file, allow_pickle=False) as content:
-            arrays = {name: content[name] for name in content.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise DamagedDataError(
-            f"{file} cannot be read as .npz: it is not a complete archive of plain arrays.",
-            hint="numpy.savez writes them; arrays of Python objects are not taken.",
-        ) from error
+    arrays = _arrays_in(file)
     pictures = next((a for a in arrays.values() if a.ndim in (3, 4)), None)
     if pictures is None or pictures.dtype != np.uint8 or pictures.shape[3:] not in ((), (1,), (3,)):
         found = ", ".join(f"{name} {a.dtype} {a.shape}" for name, a in arrays.items()) or "nothing"
@@ -137,6 +133,19 @@ def read_npz(file: Path, data: DataConfig | None) -> ImageSet:
         _check_labels(labels, records, file)
         notes = _why_no_labels(labels, records, f"no array of {len(pictures)} integers")
     return _enough(replace(images, notes=notes))
+
+
+def _arrays_in(file: Path) -> dict[str, np.ndarray]:
+    import zipfile
+
+    try:
+        with np.load(file, allow_pickle=False) as content:
+            return {name: content[name] for name in content.files}
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise DamagedDataError(
+            f"{file} cannot be read as .npz: it is not a complete archive of plain arrays.",
+            hint="numpy.savez writes them; arrays of Python objects are not taken.",
+        ) from error
 
 
 def _enough(images: ImageSet) -> ImageSet:

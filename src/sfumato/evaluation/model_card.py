@@ -11,8 +11,8 @@ def model_card(
 ) -> str:
     """The README of a bundle: what it makes, how it was trained, what was measured, its limits."""
     provenance, training = index["model"]["provenance"], index["training"]
-    data, sampling = provenance["data"], index["model"]["sampling"]
-    caption, _ = next(iter(provenance["examples"].items()))
+    data = provenance["data"]
+    caption = next(iter(provenance["examples"]))
     lines = [
         f"# {name}: {data['resolution']}x{data['resolution']} images from captions",
         "",
@@ -31,9 +31,7 @@ def model_card(
         "",
         "## Sampling",
         "",
-        f"By default: {sampling['sampler']}, {sampling['steps']} steps "
-        f"({sampling['timestep_spacing']}), guidance {sampling['guidance']}, "
-        f"w = {sampling['guidance_scale']:g}.",
+        _sampling_line(index["model"]["sampling"]),
         "",
         "## What it is not",
         "",
@@ -44,7 +42,15 @@ def model_card(
         *_captions("Trained on", data["caption"]),
         *_captions("Held out, never trained on", data["held_out"]),
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, ""])
+
+
+def _sampling_line(sampling: dict[str, Any]) -> str:
+    return (
+        f"By default: {sampling['sampler']}, {sampling['steps']} steps "
+        f"({sampling['timestep_spacing']}), guidance {sampling['guidance']}, "
+        f"w = {sampling['guidance_scale']:g}."
+    )
 
 
 def _training_lines(index: dict[str, Any]) -> list[str]:
@@ -103,6 +109,11 @@ def _quality_lines(evaluations: Sequence[dict[str, Any]]) -> list[str]:
     for one in evaluations:
         kind = "Held-out" if one["held_out"] else "Trained"
         lines.append(f"- {kind} captions: {'; '.join(f'`{text}`' for text in one['captions'])}.")
+    return [*lines, *_conditions(evaluations)]
+
+
+def _conditions(evaluations: Sequence[dict[str, Any]]) -> dict[str, None]:
+    """What evaluations share, each line once."""
     described: dict[str, None] = {}
     for one in evaluations:
         classifier, real = one["classifier"], one["real_accuracy"]
@@ -116,7 +127,7 @@ def _quality_lines(evaluations: Sequence[dict[str, Any]]) -> list[str]:
                 "of these real images."
             ] = None
         described[f"- Measured by sfumato {one['sfumato']}, {one['date'][:10]}."] = None
-    return [*lines, *described]
+    return described
 
 
 def _accuracy(found: dict[str, Any] | None) -> tuple[str, str]:

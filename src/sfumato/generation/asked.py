@@ -2,14 +2,20 @@
 
 import operator
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from sfumato.base.errors import InputError
+from sfumato.diffusion.guidance import parse_guidance
 from sfumato.diffusion.process import Process
-from sfumato.diffusion.solvers.registry import SAMPLERS, sampler_of
+from sfumato.diffusion.solvers.registry import SAMPLERS, Sampling, sampler_of
 from sfumato.text.encoder import NULL
+
+_SAMPLE_TEACHER = (
+    "Leave that out, or sample the teacher. Another student: `sfumato distil TEACHER --nfe N`."
+)
 
 
 def negative_prompts(given: str | Sequence[str | None] | None, count: int) -> list[str]:
@@ -24,6 +30,42 @@ def negative_prompts(given: str | Sequence[str | None] | None, count: int) -> li
             hint="Give one for each prompt, or one for all.",
         )
     return [NULL if one is None else one for one in several]
+
+
+def check_negative(sampling: Sampling, negative: str | Sequence[str | None] | None) -> None:
+    """`InputError` for negative prompts that would not be followed: those of a student."""
+    several = [negative] if negative is None or isinstance(negative, str) else negative
+    if sampling.form.folded and any(several):
+        raise InputError(
+            "A distilled model takes no negative prompt: its guidance is in its weights.",
+            hint=_SAMPLE_TEACHER,
+        )
+
+
+def check_weak(sampling: Sampling, weak_network: torch.nn.Module | None) -> None:
+    """`InputError` where guidance leads away from a weaker network and there is none."""
+    if sampling.form.needs_weak_network and weak_network is None:
+        raise InputError(
+            "This model has no weaker network, which autoguidance needs.",
+            hint="Load the run that it came from, or export that with autoguidance set.",
+        )
+
+
+def changed_sampling(sampling: Sampling, changes: dict[str, Any]) -> Sampling:
+    """`sampling` with `changes`; `InputError` for values out of range, and where one of two forms
+    of guidance is in the weights of a student."""
+    folded, form = sampling.form.folded, changes.get("guidance", sampling.guidance)
+    if form != sampling.guidance and (folded or parse_guidance(form).folded):
+        raise InputError(
+            f"Guidance '{form}' is not available: the guidance of this model "
+            + ("is in its weights." if folded else "is not in its weights."),
+            hint=_SAMPLE_TEACHER if folded else "Leave --guidance-form out.",
+        )
+    try:
+        return replace(sampling, **changes)
+    except ValueError as error:
+        hint = "guidance_scale: 1 is no guidance, 2 to 5 is usual. steps: 1 or more."
+        raise InputError(f"{error}.", hint=_SAMPLE_TEACHER if folded else hint) from error
 
 
 def paired(prompts: str | Sequence[str], seeds: Any) -> tuple[list[str], list[int]]:

@@ -4,7 +4,6 @@ This module is part of every export: what needs the rest of sfumato is imported 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
@@ -24,6 +23,7 @@ from sfumato.diffusion.sampling import (
     EqualRows,
     OnStep,
     Sampled,
+    Solver,
     initial_noise,
     nfe_of,
     sample,
@@ -31,22 +31,23 @@ from sfumato.diffusion.sampling import (
 from sfumato.diffusion.solvers.build import build_solver
 from sfumato.diffusion.solvers.registry import Sampling, TimestepSpacing, sampler_name, sampler_of
 from sfumato.diffusion.solvers.schedulers import changed_settings
-from sfumato.generation.asked import ends_of, generators_from_seeds, negative_prompts, paired
-from sfumato.generation.rows import CPU_ROWS, network_in_rows
+from sfumato.generation.asked import (
+    changed_sampling,
+    check_negative,
+    check_weak,
+    ends_of,
+    generators_from_seeds,
+    negative_prompts,
+    paired,
+)
+from sfumato.generation.rows import Calls, networks_in_rows
 from sfumato.generation.samples import Samples
 from sfumato.generation.start import Start, begin, start_of
 from sfumato.models.codec import Codec
-from sfumato.models.text_projection import text_projected_once
-from sfumato.models.time_rows import time_in_rows
 from sfumato.text.encoder import NULL, TextEncoder
 
 if TYPE_CHECKING:
     from sfumato.config.sections import DataConfig
-
-
-_SAMPLE_TEACHER = (
-    "Leave that out, or sample the teacher. Another student: `sfumato distil TEACHER --nfe N`."
-)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -109,22 +110,7 @@ class Model:
         changes = {name: value for name, value in changes.items() if value is not None}
         if not changes:
             return self
-        folded = self.sampling.form.folded
-        if (
-            "guidance" in changes
-            and changes["guidance"] != self.sampling.guidance
-            and (folded or parse_guidance(changes["guidance"]).folded)
-        ):
-            raise InputError(
-                f"Guidance '{form}' is not available: the guidance of this model "
-                + ("is in its weights." if folded else "is not in its weights."),
-                hint=_SAMPLE_TEACHER if folded else "Leave --guidance-form out.",
-            )
-        try:
-            sampling = replace(self.sampling, **changes)
-        except ValueError as error:
-            hint = "guidance_scale: 1 is no guidance, 2 to 5 is usual. steps: 1 or more."
-            raise InputError(f"{error}.", hint=_SAMPLE_TEACHER if folded else hint) from error
+        sampling = changed_sampling(self.sampling, changes)
         scheduler = self.scheduler if sampler is None and timestep_spacing is None else None
         model = replace(self, sampling=sampling, scheduler=scheduler)
         if form is None or not sampling.form.needs_weak_network:
@@ -146,11 +132,8 @@ class Model:
 
     def nfe(self, strength: float = 1.0) -> int:
         """Network evaluations an image, from a start image of that strength."""
-        solver = build_solver(
-            self.process, self.sampling, scheduler=self.scheduler, strength=strength
-        )
         guidance = self.sampling.form.build(scale=self.sampling.guidance_scale)
-        return nfe_of(solver.times, self.process, guidance)
+        return nfe_of(self._solver((), strength=strength).times, self.process, guidance)
 
     def sample(
         self,
@@ -191,7 +174,7 @@ class Model:
         prompts, seeds = paired(prompts, seeds)
         count = len(prompts)
         negative = negative_prompts(negative_prompt, count)
-        model.check_negative(negative)
+        check_negative(model.sampling, negative)
         start = model.start(init_image, mask, strength, count=count)
         # Settings out of range are refused before anything is said of the prompts.
         model.nfe(1.0 if start is None else start.strength)
@@ -235,6 +218,7 @@ class Model:
         of 0 to 1, more than two ends, and two seeds where the sampler draws noise at every step.
         """
         model = self.with_(**changes)
+        check_negative(model.sampling, [negative_prompt])
         ends = ends_of(prompts, seeds, at, model.sampling.sampler, model.process)
         (first, seed), (last, last_seed) = ends
         model.nfe()
@@ -245,11 +229,8 @@ class Model:
         def denoise(rows: slice) -> Sampled:
             generators = generators_from_seeds([seed] * len(at[rows]))
             initial_noise(model.shape, generators)  # drawn by a sampler only where seeds are one
-            return model.denoise(
-                {branch: lerp(both, at[rows]) for branch, both in tokens.items()},
-                generators,
-                noise=slerp(noise, at[rows]),
-            )
+            between = {branch: lerp(both, at[rows]) for branch, both in tokens.items()}
+            return model.denoise(between, generators, noise=slerp(noise, at[rows]))
 
         asked = [
             {"prompt": first, "seed": seed, "to_prompt": last, "to_seed": last_seed, "at": f}
@@ -289,14 +270,6 @@ class Model:
         fit = self.provenance.get("data", {}).get("fit", "crop")
         return start_of(init_image, mask, strength, count=count, shape=self.shape, fit=fit)
 
-    def check_negative(self, negative: Sequence[str]) -> None:
-        """`InputError` for negative prompts that would not be followed: those of a student."""
-        if self.sampling.form.folded and any(one != NULL for one in negative):
-            raise InputError(
-                "A distilled model takes no negative prompt: its guidance is in its weights.",
-                hint=_SAMPLE_TEACHER,
-            )
-
     def denoise(
         self,
         tokens: Mapping[Branch, Tensor],
@@ -313,46 +286,31 @@ class Model:
         `tokens`: of each branch, as `tokens` gives them; `noise`: (B, C, H, W) standard normal,
         else drawn from the generators; `start`: of this batch; `alone`: as in `sample`.
         """
-        sampling, codec, weak = self.sampling, self.codec, self.weak_network
-        guidance = sampling.form.build(scale=sampling.guidance_scale, value_range=codec.x0_range)
-        if guidance.away_from == "weak" and weak is None:
-            raise InputError(
-                "This model has no weaker network, which autoguidance needs.",
-                hint="Load the run that it came from, or export that with autoguidance set.",
-            )
-        solver = build_solver(
-            self.process,
-            sampling,
-            generators=generators,
-            scheduler=self.scheduler,
-            strength=1.0 if start is None else start.strength,
-        )
+        check_weak(self.sampling, self.weak_network)
+        solver = self._solver(generators, strength=1.0 if start is None else start.strength)
         if noise is None:
             noise = initial_noise(self.shape, generators)
         x_t = noise.to(self.device)
         if start is not None:
-            x_t, solver = begin(start, x_t, solver, self.process, codec)
-        dtype, on_cpu = next(self.network.parameters()).dtype, self.device.type == "cpu"
-        networks = [
-            network_in_rows(one, dtype, scale=sampling.guidance_scale, alone=alone, on_cpu=on_cpu)
-            for one in (self.network, weak)
-            if one is not None
-        ]
+            x_t, solver = begin(start, x_t, solver, self.process, self.codec)
+        modules = [one for one in (self.network, self.weak_network) if one is not None]
+        how = Calls(
+            scale=self.sampling.guidance_scale,
+            alone=alone,
+            on_cpu=self.device.type == "cpu",
+            compiled=self.compiled,
+        )
         # Less work an operation than no_grad; the result is an ordinary tensor again.
-        with torch.inference_mode(), ExitStack() as stack:
-            for module in (self.network, weak):
-                if module is not None and not self.compiled:  # it would be compiled again
-                    stack.enter_context(text_projected_once(module))
-                    stack.enter_context(time_in_rows(module, CPU_ROWS if on_cpu else 0))
+        with torch.inference_mode(), networks_in_rows(modules, how) as networks:
             sampled = sample(
                 networks[0],
                 solver,
                 process=self.process,
                 noise=x_t,
                 tokens=dict(tokens),
-                guidance=guidance,
-                weak_network=None if weak is None else networks[1],
-                x0_range=codec.x0_range if x0_range is None else x0_range,
+                guidance=self.sampling.form.build(scale=how.scale, value_range=self.codec.x0_range),
+                weak_network=None if self.weak_network is None else networks[1],
+                x0_range=self.codec.x0_range if x0_range is None else x0_range,
                 on_step=on_step,
             )
         by_itself = any(isinstance(one, EqualRows) and not one.exact for one in networks)
@@ -360,6 +318,15 @@ class Model:
         if isinstance(solver, KnownPixels):  # after the last clamping, and where a callback stopped
             x0 = solver.put_back(x0, index=len(solver.times))
         return replace(sampled, x0=x0, alone=by_itself)
+
+    def _solver(self, generators: Sequence[torch.Generator], *, strength: float) -> Solver:
+        return build_solver(
+            self.process,
+            self.sampling,
+            generators=generators,
+            scheduler=self.scheduler,
+            strength=strength,
+        )
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -16,9 +16,9 @@ from sfumato.base.errors import InputError
 from sfumato.diffusion.guidance import Branch
 from sfumato.diffusion.process import process_from_dict
 from sfumato.diffusion.sampling import Change, OnStep, Step
-from sfumato.diffusion.solvers.registry import SAMPLERS, Sampling
-from sfumato.diffusion.solvers.schedulers import belongs_to, scheduler_name
-from sfumato.generation.asked import negative_prompts
+from sfumato.diffusion.solvers.registry import Sampling
+from sfumato.diffusion.solvers.schedulers import check_belongs, scheduler_name
+from sfumato.generation.asked import check_negative, negative_prompts
 from sfumato.generation.call import (
     OUTPUT_TYPES,
     check_names,
@@ -165,18 +165,7 @@ class TextToImagePipeline(DiffusionPipeline):
         sampling = Sampling(**self.config["sampling"])
         if self.scheduler is not None:
             name = scheduler_name(self.scheduler)
-            if not belongs_to(self.scheduler, process):
-                known = SAMPLERS[process.process].values()
-                classes = list(filter(None, (sampler.scheduler_class for sampler in known)))
-                own = type(self.scheduler).__name__
-                others = " or ".join(dict.fromkeys(classes)) or "no scheduler: it has its own"
-                raise InputError(
-                    f"The {own} was configured for another noise schedule or prediction type "
-                    "than the network was trained on.",
-                    hint=f"Use {own}.from_config(pipe.scheduler.config)."
-                    if own in classes
-                    else f"For a {process.process} use {others}.",
-                )
+            check_belongs(self.scheduler, process)
             spacing = self.scheduler.config.get("timestep_spacing", sampling.timestep_spacing)
             try:
                 sampling = replace(sampling, sampler=name, timestep_spacing=spacing)
@@ -319,9 +308,11 @@ class TextToImagePipeline(DiffusionPipeline):
             raise InputError("Give prompt or prompt_embeds, one of them.")
         if negative_prompt is not None and negative_prompt_embeds is not None:
             raise InputError("Give negative_prompt or negative_prompt_embeds, not both.")
-        if negative_prompt is not None:
-            given = [negative_prompt] if isinstance(negative_prompt, str) else negative_prompt
-            model.check_negative(negative_prompts(given, len(given)))
+        check_negative(model.sampling, negative_prompt)
+        if negative_prompt_embeds is not None and model.sampling.form.folded:
+            raise InputError(
+                "A distilled model takes no negative_prompt_embeds.", hint="Leave them out."
+            )
         if prompt is not None:
             cond, uncond = self.encode_prompt(prompt, 1, negative_prompt)
         else:
@@ -367,15 +358,19 @@ class TextToImagePipeline(DiffusionPipeline):
                 shown.update({name: returned[name] for name in shown if name in returned})
                 cond, uncond = shown.values()
                 tokens = {"cond": cond, "uncond": uncond, "weak": cond}
+            if scale != self._guidance_scale and model.sampling.form.folded:
+                raise InputError(
+                    "The guidance of a distilled model does not change on the way.",
+                    hint="Give guidance_scale to the call and leave _guidance_scale alone.",
+                )
             guided = model.with_(guidance=self._guidance_scale).sampling
+            changed = guided.form.build(
+                scale=guided.guidance_scale, value_range=model.codec.x0_range
+            )
             return Change(
                 x_t=returned.get("latents"),
                 tokens=tokens,
-                guidance=None
-                if scale == self._guidance_scale
-                else guided.form.build(
-                    scale=guided.guidance_scale, value_range=model.codec.x0_range
-                ),
+                guidance=None if scale == self._guidance_scale else changed,
                 stop=self._interrupt,
             )
 

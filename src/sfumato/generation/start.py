@@ -107,35 +107,39 @@ def start_of(
             f"There is a {'strength' if mask is None else 'mask'} and no image to start from.",
             hint="Give the image too, or leave it out.",
         )
-    pictures = [
-        _picture(one, "start image", shape, fit) for one in _several(init_image, "start image")
-    ]
+    pictures = _pictures(init_image, "start image", shape, fit)
     paint = None
     if mask is not None:
-        masks = [_picture(one, "mask", (1, *shape[1:]), fit) for one in _several(mask, "mask")]
-        number = max(len(pictures), len(masks))
-        pictures, masks = (each * number if len(each) == 1 else each for each in (pictures, masks))
-        _check_sizes(pictures, masks)
-        paint = torch.stack([pixels >= PAINTED_FROM for pixels, _ in masks])
-        _check_mask(paint)
+        pictures, paint = _masked(pictures, mask, shape, fit)
     if len(pictures) not in (1, count):
         raise InputError(
             f"{len(pictures)} start images or masks, and {count} to sample.",
             hint="Give one for each image that is sampled, or one for all.",
         )
-    default = IMAGE_STRENGTH if mask is None else MASK_STRENGTH
-    return Start(
-        images=torch.stack([pixels for pixels, _ in pictures]),
-        strength=default if strength is None else float(strength),
-        paint=paint,
-    )
+    if strength is None:
+        strength = IMAGE_STRENGTH if mask is None else MASK_STRENGTH
+    images = torch.stack([pixels for pixels, _ in pictures])
+    return Start(images=images, strength=float(strength), paint=paint)
 
 
 Picture = tuple[Tensor, tuple[int, int]]
 """uint8 (C, H, W) of the model's size, and the width and height that it had."""
 
 
-def _several(given: Any, what: str) -> list[Any]:
+def _masked(
+    pictures: list[Picture], mask: Any, shape: tuple[int, int, int], fit: str
+) -> tuple[list[Picture], Tensor]:
+    """As many pictures as masks, and which pixels are painted anew: bool (N, 1, H, W)."""
+    masks = _pictures(mask, "mask", (1, *shape[1:]), fit)
+    number = max(len(pictures), len(masks))
+    pictures, masks = (each * number if len(each) == 1 else each for each in (pictures, masks))
+    _check_sizes(pictures, masks)
+    paint = torch.stack([pixels >= PAINTED_FROM for pixels, _ in masks])
+    _check_mask(paint)
+    return pictures, paint
+
+
+def _pictures(given: Any, what: str, shape: tuple[int, int, int], fit: str) -> list[Picture]:
     """One or several, as a list."""
     if isinstance(given, Sequence) and not isinstance(given, str):
         several = list(given)
@@ -143,7 +147,7 @@ def _several(given: Any, what: str) -> list[Any]:
         several = list(given) if getattr(given, "ndim", 0) == 4 else [given]
     if not several:
         raise InputError(f"There is no {what} in an empty list.", hint="Give at least one.")
-    return several
+    return [_picture(one, what, shape, fit) for one in several]
 
 
 def _picture(given: Any, what: str, shape: tuple[int, int, int], fit: str) -> Picture:

@@ -4,7 +4,14 @@ import warnings
 from collections.abc import Sequence
 
 from sfumato.base.errors import OtherSubjectWarning
-from sfumato.data.captions import CLASS_FIELDS, fields, in_words, label_texts
+from sfumato.data.captions import (
+    CLASS_FIELDS,
+    captions_from_templates,
+    fields,
+    in_words,
+    label_texts,
+    required_fields,
+)
 from sfumato.generation.model import Model
 from sfumato.text.encoder import NULL, shortened, words_of
 
@@ -37,20 +44,23 @@ def warn_of_other_subjects(model: Model, prompts: Sequence[str]) -> None:
 
 def trained_classes(model: Model) -> list[str]:
     """The names of the classes that every caption of the model's training names; empty where they
-    are not known or the captions are not made of classes."""
+    are not known or the captions are made of more than classes."""
     data = model.data
-    if data is None or not all(fields(template) & CLASS_FIELDS for template in data.caption):
+    if data is None or not all(_of_classes(template) for template in data.templates):
         return []
     examples = model.provenance.get("examples") or {}
     return list(model.provenance.get("classes") or examples.values())
 
 
+def _of_classes(template: str) -> bool:
+    """Whether a template names the class, and nothing else that an image has."""
+    return bool(required_fields(template) & CLASS_FIELDS) and fields(template) <= CLASS_FIELDS
+
+
 def _example(model: Model, classes: Sequence[str]) -> str:
+    """The first caption of the last class."""
     assert model.data is not None
-    name = classes[-1]
-    return model.data.caption[0].format(
-        label=label_texts(classes)[-1], class_name=name, word=in_words(name), caption=""
-    )
+    return captions_from_templates(model.data.caption[:1], classes)[-1]
 
 
 def _words_for(classes: Sequence[str]) -> set[str]:

@@ -1,7 +1,7 @@
 """Making trajectories of a teacher, whose students learn from them (`data.trajectories`)."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,8 +17,10 @@ from sfumato.data.trajectories import (
     open_trajectories,
     student_times,
 )
+from sfumato.diffusion.process import Process
 from sfumato.diffusion.sampling import Change, Step
 from sfumato.diffusion.solvers.build import build_solver
+from sfumato.diffusion.solvers.registry import Sampling
 from sfumato.generation.model import Model
 
 TEACHER_SAMPLERS = {
@@ -27,6 +29,15 @@ TEACHER_SAMPLERS = {
     "edm": "Euler",
 }
 """One network evaluation a level, and deterministic."""
+
+
+def check_steps(teacher_steps: int, levels: int) -> None:
+    """`InputError` where a teacher of so many steps cannot pass so many levels."""
+    if teacher_steps % levels:
+        raise InputError(
+            f"A teacher of {teacher_steps} steps does not pass {levels} levels.",
+            hint=f"Give --teacher-steps as a multiple of {levels}.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +53,7 @@ class Request:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.teacher_steps % self.levels:
-            raise InputError(
-                f"A teacher of {self.teacher_steps} steps does not pass {self.levels} levels.",
-                hint=f"Give --teacher-steps as a multiple of {self.levels}.",
-            )
+        check_steps(self.teacher_steps, self.levels)
 
 
 def make_trajectories(
@@ -104,9 +111,21 @@ def _as_teacher(model: Model, request: Request) -> Model:
         raise InputError(
             f"In {request.teacher_steps} steps the teacher does not pass the {request.levels} "
             "levels of the student.",
-            hint="Give --teacher-steps as a multiple of the largest --nfe, 16 for 4.",
+            hint=f"Give another --teacher-steps: {process.process} passes them in "
+            f"{_fitting_steps(process, request.levels)}.",
         )
     return teacher
+
+
+def _fitting_steps(process: Process, levels: int) -> str:
+    """Numbers of steps, multiples of `levels`, in which a teacher passes the student's levels."""
+    wanted = set(student_times(process, levels).tolist())
+    teacher = Sampling(sampler=TEACHER_SAMPLERS[process.process])
+    fitting = []
+    for steps in range(levels, 16 * levels + 1, levels):
+        passed = build_solver(process, replace(teacher, steps=steps)).times.tolist()
+        fitting += [f"{steps}"] * (wanted <= set(passed))
+    return " or ".join(fitting[:3]) or "no number of steps"
 
 
 def _scale_of(request: Request, part: int) -> float:

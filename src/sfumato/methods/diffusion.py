@@ -12,7 +12,6 @@ from sfumato.base.errors import ConfigError
 from sfumato.base.files import read_json
 from sfumato.config.finetuning import OriginConfig
 from sfumato.config.schema import DiffusionExperiment
-from sfumato.config.sections import TrainingConfig
 from sfumato.data.loaders import open_training, resolve_loading, training_batches
 from sfumato.data.records import Annotations, trained_on
 from sfumato.data.survey import settle
@@ -40,7 +39,7 @@ from sfumato.training.checkpoint import load_part
 from sfumato.training.distributed import World
 from sfumato.training.hooks import AccuracyHook, SampleHook
 from sfumato.training.lint import lint_experiment
-from sfumato.training.loop import Hook, Run
+from sfumato.training.loop import Batches, Hook, Run
 from sfumato.training.objectives.diffusion import DiffusionObjective
 from sfumato.training.objectives.distillation import TrajectoryBatches
 from sfumato.training.records import ACCURACY
@@ -92,32 +91,13 @@ def _resolved_origin(experiment: DiffusionExperiment, origin: OriginConfig) -> O
 def _build(
     experiment: DiffusionExperiment, folder: Path, device: torch.device, world: World
 ) -> DiffusionRun:
-    training, data = experiment.training, experiment.data
-    _check_micro_batches(training, world)
+    training = experiment.training
+    _check_ranks(experiment, world)
     encoder = _text_encoder(experiment)
-    records = open_training(data)
+    records = open_training(experiment.data)
     encoder.model.to(device)
-    trajectories = trajectories_of(experiment)
-    captions = records.captions if trajectories is None else trajectories.captions
-    bank = PromptBank(encoder, captions, device=device)
-    encoder.model.to("cpu")
     network = place(_network(experiment, folder, device, world), device)
-    parts = (network, experiment.diffusion, PixelCodec(data.value_range), bank, training)
-    how = {
-        "seed": experiment.seed,
-        "batch_size": training.batch_size,
-        "device": device,
-        "rank": world.rank,
-        "world_size": world.size,
-    }
-    if trajectories is not None:
-        student = experiment.distillation
-        assert student is not None
-        objective = student_objective(parts, student, trajectories, device=device, world=world)
-        batches = TrajectoryBatches(trajectories, bank, held_out=student.held_out, **how)
-    else:
-        objective = DiffusionObjective(*parts, world=world)
-        batches = training_batches(with_bank_rows(records, bank), data, **how)
+    objective, batches = _learning(experiment, network, encoder, records, device, world)
     return DiffusionRun(
         folder=folder,
         objective=objective,
@@ -144,8 +124,42 @@ def _build(
     )
 
 
-def _check_micro_batches(training: TrainingConfig, world: World) -> None:
-    """`ConfigError` for more micro-batches than a rank has images."""
+def _learning(
+    experiment: DiffusionExperiment,
+    network: torch.nn.Module,
+    encoder: TextEncoder,
+    records: Any,
+    device: torch.device,
+    world: World,
+) -> tuple[DiffusionObjective, Batches]:
+    """What is learned, and from which batches: those of `records`, or a teacher's trajectories."""
+    training, data = experiment.training, experiment.data
+    trajectories = trajectories_of(experiment)
+    captions = records.captions if trajectories is None else trajectories.captions
+    bank = PromptBank(encoder, captions, device=device)
+    encoder.model.to("cpu")
+    parts = (network, experiment.diffusion, PixelCodec(data.value_range), bank, training)
+    how = {"seed": experiment.seed, "batch_size": training.batch_size, "device": device}
+    if trajectories is None:
+        share = {"rank": world.rank, "world_size": world.size}
+        batches = training_batches(with_bank_rows(records, bank), data, **how, **share)
+        return DiffusionObjective(*parts, world=world), batches
+    student = experiment.distillation
+    assert student is not None
+    objective = student_objective(parts, student, trajectories, device=device)
+    return objective, TrajectoryBatches(trajectories, bank, held_out=student.held_out, **how)
+
+
+def _check_ranks(experiment: DiffusionExperiment, world: World) -> None:
+    """`ConfigError` for what several processes cannot train, and for more micro-batches than a rank
+    has images."""
+    training = experiment.training
+    if experiment.distillation is not None and world.size > 1:
+        # Rank 0 alone measures when a student's training ends.
+        raise ConfigError(
+            f"A student is trained in one process, not in {world.size}.",
+            hint="Start it without torchrun and without --processes.",
+        )
     if training.micro_batches * world.size > training.batch_size:
         raise ConfigError(
             f"training.micro_batches: {training.batch_size} images cannot be split into "
@@ -225,8 +239,7 @@ def _hooks(
     """Grids of samples (captions by guidance scale) and, where it is asked for, the accuracy."""
     training = experiment.training
     captions, labels = records.examples(MOST_CAPTIONS)
-    own = model.sampling.guidance_scale
-    scales = [own] if model.sampling.form.folded else [1.0, own]
+    scales = model.sampling.scales_among([1.0, model.sampling.guidance_scale])
     hooks: list[Hook] = [
         SampleHook(
             folder / "samples",

@@ -14,13 +14,12 @@ from sfumato.config.schema import DiffusionExperiment
 from sfumato.data.loaders import open_training
 from sfumato.data.loading import SampleOrder, chosen_captions
 from sfumato.data.records import Annotations
-from sfumato.data.trajectories import Trajectories, open_trajectories
+from sfumato.data.trajectories import Trajectories, open_trajectories, places_of
 from sfumato.diffusion.guidance import scale_embedding
 from sfumato.diffusion.solvers.registry import STUDENT_SAMPLERS
 from sfumato.generation.model import Model
 from sfumato.generation.origin import load_from
-from sfumato.generation.trajectories import Request, make_trajectories
-from sfumato.training.distributed import World
+from sfumato.generation.trajectories import Request, check_steps, make_trajectories
 from sfumato.training.features import FeatureDistance
 from sfumato.training.hooks import HeldOutHook
 from sfumato.training.loop import Hook
@@ -52,7 +51,6 @@ def student_objective(
     trajectories: Trajectories,
     *,
     device: torch.device,
-    world: World,
 ) -> DistillationObjective:
     """`parts`: network, process, codec, bank and training, as of any diffusion run."""
     network, process, codec, _, _ = parts
@@ -60,7 +58,6 @@ def student_objective(
     scales = trajectories.scales.to(device)
     return DistillationObjective(
         *parts,
-        world=world,
         levels=Levels.of(process, student.nfe, levels=trajectories.levels, device=device),
         features=FeatureDistance(codec.value_range, device) if weighs else None,
         features_weight=student.features,
@@ -109,6 +106,7 @@ class Plan:
                 f"--nfe {','.join(map(str, several))} is not a row of students.",
                 hint="Give falling numbers that divide the first, such as 4,2,1.",
             )
+        check_steps(self.teacher_steps, most)
 
     @property
     def trajectories(self) -> Path:
@@ -145,7 +143,13 @@ def student_experiment(
         f"evaluation.quick_scales=[{own!r}]",
         f"sampling.guidance=folded:nfe={nfe},low={low!r},high={high!r}",
     ]
-    return load_from(plan.origin(nfe), PRESET, [*given, *settings], plan.run(nfe))
+    experiment = load_from(plan.origin(nfe), PRESET, [*given, *settings], plan.run(nfe))
+    evaluation, sampling = experiment.evaluation, experiment.sampling
+    possible = {
+        name: sampling.scales_among(getattr(evaluation, name))
+        for name in ("guidance_scales", "quick_scales")
+    }
+    return experiment.model_copy(update={"evaluation": evaluation.model_copy(update=possible)})
 
 
 def scales_of(plan: Plan, teacher: Model) -> tuple[float, float]:
@@ -162,6 +166,8 @@ def teachers_trajectories(
     on_part: Callable[[int], None],
 ) -> Trajectories:
     """The trajectories of a plan, with captions drawn as training draws them."""
+    for nfe in plan.nfe:  # before hours of sampling
+        places_of(teacher.process, nfe, levels=plan.nfe[0])
     records = open_training(experiment.data)
     low, high = scales_of(plan, teacher)
     return make_trajectories(

@@ -202,6 +202,22 @@ def experiment_of(training: Records) -> str:
     return "mnist" if training.images.shape[1] == 1 else "cifar10"
 
 
+def _sources(model: Model, seed: int, like: str | None) -> Sources:
+    """What figures are made of. `InputError` as `write_figures`."""
+    if like is not None and like not in EXPERIMENTS:
+        raise InputError(
+            f"--like {like}: the paper has no figures of that name.",
+            hint=f"Choose one of: {', '.join(EXPERIMENTS)}.",
+        )
+    if model.folder is None or model.data is None:
+        raise InputError(
+            "Figures need a run: an exported or bundled model has no record of its training.",
+            hint="Give the folder of the run that it came from, or use `sfumato grid`.",
+        )
+    training = load_records(model.data, "train")
+    return Sources(model=model, folder=model.folder, training=training, seed=seed)
+
+
 def write_figures(
     model: Model,
     folder: Path,
@@ -217,19 +233,8 @@ def write_figures(
     `folder`-2 is taken. `InputError` for a model that is not a run, or an experiment of another
     name.
     """
-    if like is not None and like not in EXPERIMENTS:
-        raise InputError(
-            f"--like {like}: the paper has no figures of that name.",
-            hint=f"Choose one of: {', '.join(EXPERIMENTS)}.",
-        )
-    if model.folder is None or model.data is None:
-        raise InputError(
-            "Figures need a run: an exported or bundled model has no record of its training.",
-            hint="Give the folder of the run that it came from, or use `sfumato grid`.",
-        )
-    training = load_records(model.data, "train")
-    sources = Sources(model=model, folder=model.folder, training=training, seed=seed)
-    shown_as = like or experiment_of(training)
+    sources = _sources(model, seed, like)
+    shown_as = like or experiment_of(sources.training)
     settings = {"like": shown_as, "provenance": dict(model.provenance), "seed": seed}
     settings |= asdict(model.sampling)
     folder = folder_for(folder, settings)

@@ -15,7 +15,7 @@ from torch import Tensor
 from sfumato.base.files import sibling
 from sfumato.base.lock import locked
 from sfumato.config.sections import DataConfig
-from sfumato.diffusion.guidance import GUIDANCE_FORMS, parse_guidance
+from sfumato.diffusion.guidance import FREE_FORMS, parse_guidance
 from sfumato.evaluation.image_set import ImageSet, OnImages
 from sfumato.evaluation.metrics.intervals import Estimate, percentile_interval, resampled
 from sfumato.evaluation.metrics.paired import paired_bootstrap, share_difference
@@ -57,9 +57,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 class FormsConfig(StudyConfig):
     """What is sampled."""
 
-    forms: tuple[str, ...] = tuple(
-        name for name in GUIDANCE_FORMS if name not in ("autoguidance", "folded")
-    )
+    forms: tuple[str, ...] = tuple(name for name in FREE_FORMS if name != "autoguidance")
     """Forms of guidance; plain guidance is always among them."""
     guidance_scales: tuple[float, ...] = (0, 1, 2, 3, 5, 10)
     count: int = 1_000

@@ -11,6 +11,7 @@ from sfumato.base.errors import InputError
 from sfumato.base.files import sibling
 from sfumato.base.lock import locked
 from sfumato.config.sections import DataConfig
+from sfumato.diffusion.solvers.registry import SAMPLERS
 from sfumato.evaluation.image_set import ImageSet, OnImages
 from sfumato.evaluation.metrics.intervals import Estimate
 from sfumato.evaluation.metrics.paired import share_difference
@@ -42,7 +43,7 @@ class NfeConfig(StudyConfig):
 
     nfe: tuple[int, ...] = Field(default=(1, 2, 4, 6, 8, 10, 20, 50), min_length=1)
     """Network evaluations an image; a sampler takes the most steps that need no more."""
-    samplers: tuple[str, ...] = ("DPMSolver++", "DDIM")
+    samplers: tuple[str, ...] = Field(default=("DPMSolver++", "DDIM"), min_length=1)
 
 
 class NfePoint(SetMetrics):
@@ -83,15 +84,28 @@ class Setting:
     model: Model
 
 
+def usual_samplers(model: Model) -> list[str]:
+    """The samplers of a curve of which none are named: those of `NfeConfig` where the model's
+    process has them, else all that it has."""
+    there = SAMPLERS[model.process.process]
+    return [name for name in NfeConfig().samplers if name in there] or list(there)
+
+
 def settings_of(model: Model, students: Sequence[Model], config: NfeConfig) -> list[Setting]:
     """Every point of the curve: each sampler at each number of evaluations that it can take, then
-    the students at theirs. `InputError` for a student of another data set's size."""
+    the students at theirs. `InputError` for a student of another data set's size, and where no
+    sampler can take so few evaluations."""
     found = []
     for sampler in config.samplers:
         for asked in sorted(set(config.nfe)):
             fitting = with_nfe(model.with_(sampler=sampler), asked)
             if fitting is not None:
                 found.append(Setting(sampler=sampler, asked=asked, model=fitting))
+    if not found:
+        raise InputError(
+            f"One step takes more than {max(config.nfe)} network evaluations.",
+            hint="Give larger numbers in --nfe: guidance asks the network twice in a step.",
+        )
     for student in students:
         if not student.sampling.form.folded:
             raise InputError(

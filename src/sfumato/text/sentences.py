@@ -2,6 +2,7 @@
 whatever is asked of it."""
 
 import random
+import re
 from collections.abc import Sequence
 from functools import cache
 
@@ -164,6 +165,8 @@ FILLERS = (
     "story letter word page corner frame wall screen computer model data sample test group"
 )
 """Words that are put anywhere: what they say is not followed, and they change nothing."""
+_WORDS = re.compile(r"(?:\{[^}]*\}|\S)+")
+"""Words of a phrase; the name of a field may hold spaces."""
 _SYLLABLES = "ba ke li mo nu ra se ti vo zu dra fle gri klo plu sta thri wom xen qua ish ert ong"
 
 
@@ -202,7 +205,7 @@ def sentences_around(phrases: tuple[str, ...], each: int) -> tuple[str, ...]:
 
 def _sentence(frame: str, phrase: str, chosen: random.Random) -> str:
     before, after = frame.split("{}")
-    words = [*before.split(), *phrase.split(), *after.split()]
+    words = [*before.split(), *_WORDS.findall(phrase), *after.split()]
     if chosen.random() < 0.3:
         words = [*chosen.choice(OPENINGS).split(), *words]
     if chosen.random() < 0.4:

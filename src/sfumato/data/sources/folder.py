@@ -52,17 +52,15 @@ def read_folder(
     layout = find_layout(folder, images.images)
     splits = _splits(folder, images.images, layout, also_train)
     used = {path for group in splits.parts.values() for path in group}
-    classes = _class_folders(used, layout)
-    strays = len(classes) < len(used)
-    if (tables or texts) and (strays or len(set(classes.values())) == 1):
-        classes = {}  # with captions of their own, folders need not be classes
+    classes = _classes(used, layout, captioned=bool(tables or texts))
     known = [*images.images, *images.left_out]
     listed, columns = read_metadata(folder, tables, known, fields)
     entries = [entry for entry in listed if entry.path not in images.left_out]
     items = _items_by_part(folder, splits, layout, entries, classes)
     names = sorted(set(classes.values()))
-    counts = {name: len(items[name]) for name in splits.parts}
-    left_out = {name: len(items[name]) for name in splits.left_out}
+    counts, left_out = (
+        {name: len(items[name]) for name in of} for of in (splits.parts, splits.left_out)
+    )
     notes = [*found.notes, images.note, note, splits.remark, *split_notes(counts, left_out)]
     return RawImages(
         layout="image folder",
@@ -75,6 +73,14 @@ def read_folder(
         left_out=len(images.left_out) + sum(left_out.values()),
         notes=[note for note in notes if note],
     )
+
+
+def _classes(used: set[Path], layout: Layout, *, captioned: bool) -> dict[Path, str]:
+    """The class of each image, by its folder. With captions of their own, folders need not be
+    classes."""
+    classes = _class_folders(used, layout)
+    strays = len(classes) < len(used)
+    return {} if captioned and (strays or len(set(classes.values())) == 1) else classes
 
 
 # Captions -----------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import gzip
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,15 +27,7 @@ def read_idx(folder: Path, also_train: Sequence[str] = ()) -> RawImages | None:
     files = {path: found for path in visible_files(folder) if (found := _NAME.match(path.name))}
     if not files:
         return None
-    pairs: dict[str, dict[str, Path]] = {}
-    for path, found in files.items():  # where a file is there both packed and unpacked: unpacked
-        pairs.setdefault(f"{path.parent}/{found[1]}", {}).setdefault(found[2], path)
-    groups: dict[str, list[tuple[Path, np.ndarray]]] = {}
-    for pair in pairs.values():
-        images, labels = _read_pair(folder, pair)
-        found = _NAME.match(images.name)
-        name = split_in_name(images.name) or (found[1].strip("-_.") if found else "")
-        groups.setdefault(name, []).append((images, labels))
+    groups = _by_part(folder, files)
     if any(len(group) > 1 for group in groups.values()):
         raise InputError(
             f"{folder} holds several data sets: {', '.join(sorted(p.name for p in files))}.",
@@ -59,6 +51,22 @@ def read_idx(folder: Path, also_train: Sequence[str] = ()) -> RawImages | None:
         left_out=sum(left_out.values()),
         notes=[*remarks, *split_notes(counts, left_out)],
     )
+
+
+def _by_part(
+    folder: Path, files: Mapping[Path, re.Match[str]]
+) -> dict[str, list[tuple[Path, np.ndarray]]]:
+    """The pairs of files, as images and labels, by the part that their name says."""
+    pairs: dict[str, dict[str, Path]] = {}
+    for path, found in files.items():  # where a file is there both packed and unpacked: unpacked
+        pairs.setdefault(f"{path.parent}/{found[1]}", {}).setdefault(found[2], path)
+    groups: dict[str, list[tuple[Path, np.ndarray]]] = {}
+    for pair in pairs.values():
+        images, labels = _read_pair(folder, pair)
+        found = _NAME.match(images.name)
+        name = split_in_name(images.name) or (found[1].strip("-_.") if found else "")
+        groups.setdefault(name, []).append((images, labels))
+    return groups
 
 
 def _classes(labels: np.ndarray) -> Classes:

@@ -47,11 +47,8 @@ def read_parquet(
     Raises `DamagedDataError` for a file that is not whole or a set of shards that is not complete,
     `InputError` where the columns cannot be determined or no part can be trained on.
     """
-    files = [
-        path
-        for path in visible_files(folder)
-        if path.suffix == ".parquet" and path.name not in TABLES
-    ]
+    there = visible_files(folder)
+    files = [path for path in there if path.suffix == ".parquet" and path.name not in TABLES]
     if not files:
         return None
     _refuse_several_data_sets(folder, files)
@@ -64,13 +61,7 @@ def read_parquet(
     first = _open(used[0]).schema_arrow
     found = find_columns(first, columns, used[0], lambda name: _first_texts(used[0], name))
     classes = _classes(first, found.label, used, chosen=columns.label != "auto")
-    notes = [splits.remark] if splits.remark else []
-    notes += found.notes
-    if classes.why_none:
-        notes.append(
-            f"Column '{found.label}' {classes.why_none}: it is not used for classes "
-            f"(--set data.label_column={found.label} uses it)."
-        )
+    notes = [*filter(None, [splits.remark]), *found.notes, *_why_no_classes(found, classes)]
     reader = _Reader(folder=folder, columns=found, classes=classes, first=first)
     parts = {name: reader.part(group) for name, group in splits.parts.items()}
     counts = {name: part.count for name, part in parts.items()}
@@ -257,6 +248,15 @@ def _first_line(error: Exception) -> str:
 
 
 # Which files --------------------------------------------------------------------------------------
+
+
+def _why_no_classes(found: FoundColumns, classes: Classes) -> list[str]:
+    if not classes.why_none:
+        return []
+    return [
+        f"Column '{found.label}' {classes.why_none}: it is not used for classes "
+        f"(--set data.label_column={found.label} uses it)."
+    ]
 
 
 def _refuse_several_data_sets(folder: Path, files: Sequence[Path]) -> None:

@@ -4,15 +4,13 @@ A new sampler is an entry in `SAMPLERS` under the process that it samples.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from sfumato.base.errors import InputError, nearest
 from sfumato.diffusion.guidance import GuidanceForm, parse_form
 from sfumato.diffusion.process import STRICT, Process
-
-if TYPE_CHECKING:
-    pass
 
 TimestepSpacing = Literal["trailing", "leading", "linspace"]
 
@@ -78,6 +76,15 @@ class Sampling:
                 f"the model is distilled: it samples in {int(nfe)} trailing "
                 f"step{'' if nfe == 1 else 's'} of DDIM at {scales}, but {' and '.join(wrong)}"
             )
+
+    def scales_among(self, scales: Sequence[float]) -> tuple[float, ...]:
+        """Those of `scales` that the model can be sampled at, its own where there are none: a
+        distilled student has those of its training."""
+        if not self.form.folded:
+            return tuple(scales)
+        known = dict(self.form.parameters)
+        fitting = [scale for scale in scales if known["low"] <= scale <= known["high"]]
+        return tuple(dict.fromkeys(fitting)) or (self.guidance_scale,)
 
     @property
     def form(self) -> GuidanceForm:
@@ -204,8 +211,14 @@ def sampler_of(name: str, process: Process) -> Sampler:
 
 
 def check_sampling(sampling: Sampling, process: Process) -> None:
-    """`InputError` for a sampler or timestep spacing that `process` does not have."""
+    """`InputError` for a sampler or timestep spacing that `process`, or a student of it, does not
+    have."""
     sampler_of(sampling.sampler, process)
+    if sampling.form.folded and sampling.sampler != (own := STUDENT_SAMPLERS[process.process]):
+        raise InputError(
+            f"The model is distilled: it samples with {own}, not {sampling.sampler}.",
+            hint=f"Use sampler={own}.",
+        )
     if process.process != "variance_preserving" and sampling.timestep_spacing != "trailing":
         raise InputError(
             f"timestep_spacing '{sampling.timestep_spacing}' is not available for "

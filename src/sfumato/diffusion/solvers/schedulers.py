@@ -188,6 +188,23 @@ def belongs_to(scheduler: Any, process: Process) -> bool:
     return len(betas) == levels == len(own) and torch.allclose(betas, own, rtol=1e-5, atol=0)
 
 
+def check_belongs(scheduler: Any, process: Process) -> None:
+    """`InputError` for a scheduler of another process than the network was trained on."""
+    if belongs_to(scheduler, process):
+        return
+    known = SAMPLERS[process.process].values()
+    classes = list(filter(None, (sampler.scheduler_class for sampler in known)))
+    own = type(scheduler).__name__
+    others = " or ".join(dict.fromkeys(classes)) or "no scheduler: it has its own"
+    raise InputError(
+        f"The {own} was configured for another noise schedule or prediction type than the network "
+        "was trained on.",
+        hint=f"Use {own}.from_config(pipe.scheduler.config)."
+        if own in classes
+        else f"For a {process.process} use {others}.",
+    )
+
+
 class SchedulerSolver:
     """A diffusers scheduler as a `Solver` (see `diffusion/sampling.py`) for one batch.
 

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from sfumato.base.device import to_device
 from sfumato.data.loading import Batch, IndexedOrder, SampleOrder
-from sfumato.data.shares import check_shares
-from sfumato.data.trajectories import Trajectories, student_times
+from sfumato.data.trajectories import Trajectories, places_of, student_times
 from sfumato.diffusion.process import Process
 from sfumato.text.prompts import PromptBank
 from sfumato.training.features import FeatureDistance
@@ -23,25 +22,27 @@ from sfumato.training.step import StepContext
 class Levels:
     """The N levels of a student as tensors on its device, and the image at the end.
 
-    `times`: (N,) times of the process; `a`, `s`: (N + 1,) float32, 1 and 0 at the end; `every`: of
-    the states of a trajectory, those at multiples of `every`.
+    `times`: (N,) times of the process; `a`, `s`: (N + 1,) float32, 1 and 0 at the end; `states`:
+    (N + 1,) int64, which states of a trajectory lie at these levels, the image last.
     """
 
     times: Tensor
     a: Tensor
     s: Tensor
-    every: int
+    states: Tensor
 
     @staticmethod
     def of(process: Process, nfe: int, *, levels: int, device: torch.device) -> "Levels":
-        """The levels of a student of `nfe` steps on trajectories of `levels` levels."""
+        """The levels of a student of `nfe` steps on trajectories of `levels` levels. `InputError`
+        where these do not pass them."""
+        states = [*places_of(process, nfe, levels=levels), levels]
         times = student_times(process, nfe)
         a, s = (scale.float() for scale in process.scales(times))
         return Levels(
             times=times.to(device),
             a=torch.cat([a, torch.ones(1)]).to(device),
             s=torch.cat([s, torch.zeros(1)]).to(device),
-            every=levels // nfe,
+            states=torch.tensor(states, device=device),
         )
 
 
@@ -88,9 +89,9 @@ class DistillationObjective(DiffusionObjective):
 
     def at_levels(self, batch: Batch, level: Tensor) -> tuple[Tensor, ...]:
         """The inputs of `loss` where image i is at level `level[i]`."""
-        rows, every = torch.arange(len(level), device=level.device), self.levels.every
+        rows, places = torch.arange(len(level), device=level.device), self.levels.states
         states = batch.images.to(self.dtype)
-        x_t, x_r = states[rows, level * every], states[rows, (level + 1) * every]
+        x_t, x_r = states[rows, places[level]], states[rows, places[level + 1]]
         a, s = self.levels.a, self.levels.s
         target = ideal_x0(x_t, x_r, (a[level], a[level + 1]), (s[level], s[level + 1]))
         return x_t, target, level, batch.prompts, batch.labels
@@ -137,20 +138,16 @@ class TrajectoryBatches:
         seed: int,
         batch_size: int,
         device: torch.device,
-        rank: int = 0,
-        world_size: int = 1,
     ) -> None:
-        check_shares(batch_size, world_size)
         self.trained = len(trajectories) - round(held_out * len(trajectories))
         self.order: IndexedOrder = SampleOrder(self.trained, seed=seed)
         self.batch_size = batch_size
         self._states = trajectories.states
         self._prompts = bank.index(trajectories.captions).cpu()[trajectories.rows]
-        self._mine = slice(rank, None, world_size)
         self._device = device
 
     def at(self, images_seen: int) -> Batch:
-        return self.of(self.order.indices(images_seen, self.batch_size)[self._mine])
+        return self.of(self.order.indices(images_seen, self.batch_size))
 
     def held_out(self) -> list[Batch]:
         """What is not trained on, in batches."""
