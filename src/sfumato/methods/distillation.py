@@ -139,8 +139,6 @@ def student_experiment(
         f"sampling.steps={nfe}",
         "sampling.timestep_spacing=trailing",
         f"sampling.guidance_scale={own!r}",
-        f"evaluation.guidance_scales=[{own!r}]",
-        f"evaluation.quick_scales=[{own!r}]",
         f"sampling.guidance=folded:nfe={nfe},low={low!r},high={high!r}",
     ]
     experiment = load_from(plan.origin(nfe), PRESET, [*given, *settings], plan.run(nfe))
