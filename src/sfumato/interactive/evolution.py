@@ -164,26 +164,13 @@ class Evolution:
         before = self.generations[parent]
         key = f"{before.key}/{','.join(map(str, chosen)) or 'none'}"
         parents = [self.genome(before.images[pick - 1]) for pick in chosen]
-        kept = parents[: size // 2]
         return self._add(
-            [*kept, *self._next(parents, size - len(kept), key)],
+            self.operators.following(parents, self.about["prompts"], size=size, key=key),
             parent=parent,
             picks=chosen,
-            kept=len(kept),
+            kept=min(len(parents), size // 2),
             key=key,
         )
-
-    def _next(self, parents: Sequence[Genome], count: int, key: str) -> list[Genome]:
-        """Children and newcomers; without parents, newcomers."""
-        newcomers = min(self.operators.newcomers, count) if parents else count
-        children = [self.operators.child(parents, i, key) for i in range(count - newcomers)]
-        prompts = self.about["prompts"]
-        return children + [
-            self.operators.founder(
-                derived_seed(key, index, "newcomer"), prompts[index % len(prompts)]
-            )
-            for index in range(newcomers)
-        ]
 
     def _add(self, genomes: Sequence[Genome], **about: Any) -> int:
         """Sample the images that are not there yet, then write the tree and the grid."""
@@ -259,7 +246,7 @@ def _check_start(
     if size < fewest:
         raise InputError(
             f"A generation of {counted(size, 'image')} is too small for "
-            f"{counted(operators.newcomers, 'newcomer')} and {counted(len(start), 'given picture')}.",
+            f"{counted(operators.newcomers, 'newcomer')} and {counted(len(start), 'picture')}.",
             hint=f"Give a size of {fewest} or more.",
         )
     if start and operators.name != "rotation":

@@ -57,6 +57,20 @@ class Operators:
             return Genome.of_seed(seed, caption)
         return Genome(Recipe((("seed", seed),)), ((caption, 1.0),))
 
+    def following(
+        self, parents: Sequence[Genome], prompts: Sequence[str], *, size: int, key: str
+    ) -> list[Genome]:
+        """The next generation: the first parents, up to half of `size`, then children, then
+        newcomers with `prompts` in turn; without parents all are newcomers."""
+        kept = list(parents[: size // 2])
+        newcomers = self.newcomers if parents else size
+        children = [self.child(parents, i, key) for i in range(size - len(kept) - newcomers)]
+        new = [
+            self.founder(derived_seed(key, index, "newcomer"), prompts[index % len(prompts)])
+            for index in range(newcomers)
+        ]
+        return kept + children + new
+
     def child(self, parents: Sequence[Genome], index: int, key: str) -> Genome:
         """Child `index` of a generation, whose randomness is that of `key`."""
         generator = torch.Generator().manual_seed(derived_seed(key, index, "parents"))
