@@ -14,7 +14,8 @@ from sfumato.base.images import to_float
 from sfumato.config.adversarial import CanNetworkConfig
 from sfumato.config.overrides import build
 from sfumato.config.schema import CanExperiment, load_experiment
-from sfumato.methods.can import images_of, load_generator
+from sfumato.generation.can import load_can
+from sfumato.generation.loading import load
 from sfumato.methods.registry import prepare_run, run_experiment
 from sfumato.models.can import build_can
 from sfumato.training.checkpoint import Checkpoints
@@ -280,15 +281,42 @@ def test_stopped_and_started_again_equals_unbroken(variant: str, tmp_path: Path)
         assert same[0] == same[1], file
 
 
-def test_the_result_is_the_average(tmp_path: Path, refused) -> None:
-    run = run_experiment(tiny(), tmp_path / "run", device="cpu")
-    generator = load_generator(tmp_path / "run")
-    z = logits(0, 5, 6, size=1)
-    assert torch.equal(images_of(generator, z), images_of(run.objective.average.module, z))
+@pytest.mark.parametrize("conditional", [False, True])
+def test_the_result_is_the_average(conditional: bool, tmp_path: Path, refused) -> None:
+    experiment = tiny(**{"network.conditional": conditional})
+    run = run_experiment(experiment, tmp_path / "run", device="cpu")
+    model = load_can(tmp_path / "run", device="cpu")
+    seeds = [*range(20)]
+    samples = model.sample(seeds)
+    z = [torch.randn(6, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    wanted = run.objective.average.module(torch.stack(z), torch.tensor(seeds) % 10)
+    torch.testing.assert_close(samples.x0, wanted, atol=1e-6, rtol=0)
+    alone = model.sample(17)
+    assert torch.equal(alone.x0, samples.x0[17:18])  # the same bits as among others
+    assert (alone.settings[0]["prompt"] != "") == conditional
+    model.export(tmp_path / "out")
+    again = load_can(tmp_path / "out", device="cpu")
+    assert again.sample(17).png(0) == samples.png(17)
+    if conditional:
+        other = model.sample(17, labels=[3])
+        assert other.settings[0]["prompt"] == "3"
+        assert not torch.equal(other.x0, alone.x0)
+    with refused(InputError):
+        model.sample(17, labels=[10])
+    with refused(InputError):
+        model.sample([])
+    with refused(InputError):
+        load_can(tmp_path)
     file = tmp_path / "run" / "can" / "generator.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     with refused(DamagedDataError):
-        load_generator(tmp_path / "run")
+        load_can(tmp_path / "run")
+
+
+def test_it_is_no_text_to_image_model(tmp_path: Path, refused) -> None:
+    run_experiment(tiny(), tmp_path / "run", device="cpu")
+    with refused(ConfigError):
+        load(tmp_path / "run", device="cpu")
 
 
 def test_what_is_refused(tmp_path: Path, refused) -> None:
@@ -330,4 +358,4 @@ def test_train_can(sfumato, tmp_path: Path) -> None:
     )
     assert found.code == 0, found.err
     assert "Generator in run/can" in found.out
-    assert load_generator(tmp_path / "run").classes == 10
+    assert load_can(tmp_path / "run").network.classes == 10

@@ -9,24 +9,23 @@ from torch import Tensor
 
 from sfumato import __version__
 from sfumato.base.environment import environment, now
-from sfumato.base.errors import ConfigError, DamagedDataError, InputError
-from sfumato.base.files import read_json, sha256_of_file, whole_folder, write_json
+from sfumato.base.errors import ConfigError, InputError
+from sfumato.base.files import sha256_of_file, whole_folder, write_json
 from sfumato.base.images import grid, png_bytes, to_pil, to_uint8
 from sfumato.base.randomness import generator_for
-from sfumato.config.adversarial import CanNetworkConfig
 from sfumato.config.schema import CanExperiment
 from sfumato.data.loading import DeviceBatches
 from sfumato.data.records import Records, load_records, trained_on
 from sfumato.data.survey import settle
+from sfumato.generation.can import FILE_NAME, RESULT, WEIGHTS
 from sfumato.models.can import Generator, build_can
 from sfumato.training.distributed import World
 from sfumato.training.hooks import SampleHook
 from sfumato.training.loop import Run
 from sfumato.training.objectives.can import CanObjective
 from sfumato.training.run import Method
-from sfumato.training.state import load_state, save_state
+from sfumato.training.state import save_state
 
-RESULT, FILE_NAME, WEIGHTS = "can", "can.json", "generator.safetensors"
 FORMAT = 1
 _COLUMNS = 8
 
@@ -103,17 +102,16 @@ def _sample_grid(generator: Generator, *, seed: int) -> bytes:
     """A PNG of the same z each time; of a conditional network the classes in turn."""
     count = _COLUMNS * 4
     z = torch.randn(count, generator.config.latent, generator=generator_for(seed, "sample grid"))
-    images = images_of(generator, z, torch.arange(count) % generator.classes)
+    images = _images_of(generator, z, torch.arange(count) % generator.classes)
     scale = max(1, 64 // images.shape[-1])
     return png_bytes(to_pil(grid(images, _COLUMNS, scale=scale)))
 
 
 @torch.no_grad()
-def images_of(generator: Generator, z: Tensor, labels: Tensor | None = None) -> Tensor:
-    """uint8 (B, C, H, W) on the CPU of z (B, latent) and, of a conditional one, labels (B,)."""
+def _images_of(generator: Generator, z: Tensor, labels: Tensor) -> Tensor:
+    """uint8 (B, C, H, W) on the CPU of z (B, latent) and labels (B,)."""
     device = next(generator.parameters()).device
-    given = None if labels is None else labels.to(device)
-    return to_uint8(generator.eval()(z.to(device), given), (-1.0, 1.0)).cpu()
+    return to_uint8(generator(z.to(device), labels.to(device)), (-1.0, 1.0)).cpu()
 
 
 def _finish(experiment: CanExperiment, run: CanRun) -> None:
@@ -131,6 +129,7 @@ def _finish(experiment: CanExperiment, run: CanRun) -> None:
             "class_names": list(run.class_names),
             "ambiguity": experiment.training.ambiguity,
             "ambiguity_weight": experiment.training.ambiguity_weight,
+            "experiment": experiment.name,
             "images_seen": run.images_seen,
             "seed": run.seed,
             "sha256": sha256_of_file(temporary / WEIGHTS),
@@ -139,26 +138,6 @@ def _finish(experiment: CanExperiment, run: CanRun) -> None:
             "date": now()[:10],
         }
         write_json(temporary / FILE_NAME, about)
-
-
-def load_generator(folder: Path) -> Generator:
-    """The generator of a finished run; `DamagedDataError` for weights that are not those written.
-
-    `images_of` samples it.
-    """
-    about = read_json(folder / RESULT / FILE_NAME)
-    file = folder / RESULT / WEIGHTS
-    if sha256_of_file(file) != about["sha256"]:
-        raise DamagedDataError(
-            f"{file} is not the file that the training wrote.", hint="Copy the run folder again."
-        )
-    generator = Generator(
-        CanNetworkConfig.model_validate(about["network"]),
-        channels=about["channels"],
-        classes=len(about["class_names"]),
-    )
-    generator.load_state_dict(load_state(file))
-    return generator.eval().requires_grad_(False)
 
 
 def _describe(experiment: CanExperiment, run: CanRun) -> Sequence[str]:
