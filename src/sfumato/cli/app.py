@@ -22,6 +22,7 @@ from sfumato.cli.demo import demo
 from sfumato.cli.distil import distil
 from sfumato.cli.doctor import doctor
 from sfumato.cli.evaluate import evaluate
+from sfumato.cli.evolve import evolve
 from sfumato.cli.export import export
 from sfumato.cli.figures import figures
 from sfumato.cli.findings import findings
@@ -53,6 +54,7 @@ register(
         (demo, "sfumato demo --out runs/demo"),
         (train, "sfumato train small --data my-photos --out runs/mine"),
         (sample, 'sfumato sample runs/demo "A handwritten digit 7" --count 4 --guidance 3'),
+        (evolve, 'sfumato evolve bundled:mnist "A handwritten digit 7" --picks "3 7 12"'),
         (
             grid,
             "sfumato grid runs/demo --scales 3,8 --guidance-form cfg --guidance-form apg",

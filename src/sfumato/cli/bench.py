@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sfumato.cli.bench_data import data, decoding, order
+from sfumato.cli.evolution_bench import evolution
 from sfumato.cli.gpu_day import gpu_day
 from sfumato.cli.inpainting import inpainting
 from sfumato.cli.options import Device, Pairs, Record, Scales, Settings, SolverOptions, register
@@ -93,6 +94,7 @@ register(
         (decoding, "sfumato bench decoding wikiart"),
         (scaling, "sfumato bench scaling cifar10 --ranks 16"),
         (inpainting, "sfumato bench inpainting bundled:mnist --out runs/inpainting.json"),
+        (evolution, "sfumato bench evolution bundled:mnist --steps 10 --out runs/evolution.json"),
         (gpu_day, "sfumato bench gpu-day --mnist mnist --cifar10 cifar10 --out runs/gpu-day"),
     ],
 )

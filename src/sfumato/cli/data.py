@@ -20,6 +20,7 @@ from sfumato.cli.options import (
 )
 from sfumato.cli.show import log, new_table, print_table, unused
 from sfumato.config.schema import (
+    CanExperiment,
     ClassifierExperiment,
     DiffusionExperiment,
     Experiment,
@@ -195,7 +196,9 @@ def rows_progress(what: str) -> Callable[[int, int], None]:
     return Progress(after_seconds=2.0).of(what)
 
 
-def resolve_data(experiment: DiffusionExperiment | ClassifierExperiment) -> Experiment:
+def resolve_data(
+    experiment: DiffusionExperiment | ClassifierExperiment | CanExperiment,
+) -> Experiment:
     """The experiment with every `auto` of its data replaced, and a report of what was found."""
     from sfumato.data.loaders import open_training, resolve_loading
     from sfumato.data.records import load_records
@@ -204,8 +207,9 @@ def resolve_data(experiment: DiffusionExperiment | ClassifierExperiment) -> Expe
     found = survey(experiment.data)
     log(found.sentence())
     data, on_rows = settle(experiment.data, found), rows_progress("images read")
-    if isinstance(experiment, ClassifierExperiment):
-        records: Annotations = load_records(data, "classifier", on_rows=on_rows)
+    if not isinstance(experiment, DiffusionExperiment):
+        split = "classifier" if isinstance(experiment, ClassifierExperiment) else "train"
+        records: Annotations = load_records(data, split, on_rows=on_rows)
         log(f"Training on {len(records):,} of them at {_format_of(data)}.")
     else:
         data = resolve_loading(data)

@@ -26,6 +26,7 @@ from sfumato.cli.options import (
 )
 from sfumato.cli.show import log, unused
 from sfumato.config.schema import (
+    CanExperiment,
     ClassifierExperiment,
     DiffusionExperiment,
     Experiment,
@@ -157,7 +158,7 @@ def _check_sources(experiment: Experiment, out: Path | None) -> None:
         from sfumato.training.folder import check_is_run
 
         check_is_run(out)
-    if isinstance(experiment, DiffusionExperiment | ClassifierExperiment):
+    if isinstance(experiment, DiffusionExperiment | ClassifierExperiment | CanExperiment):
         checked_source(experiment.data.source)
     if isinstance(experiment, DiffusionExperiment):
         from sfumato.text.opening import fetch
@@ -175,7 +176,7 @@ def _looked(
     from sfumato.methods.registry import method_of
     from sfumato.training.lint import warn
 
-    if isinstance(experiment, DiffusionExperiment | ClassifierExperiment):
+    if isinstance(experiment, DiffusionExperiment | ClassifierExperiment | CanExperiment):
         experiment = resolve_data(experiment)
     warn(method_of(experiment).lint(experiment), strict=strict)
     log(f"{experiment.name}: {experiment.about}")

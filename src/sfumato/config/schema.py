@@ -9,6 +9,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from sfumato.base.errors import ConfigError, InputError, nearest
 from sfumato.base.section import Count, NotNegative, Positive, Section, Share, check_rules
+from sfumato.config.adversarial import CanNetworkConfig, CanTrainingConfig
 from sfumato.config.finetuning import DistillationConfig, OriginConfig
 from sfumato.config.overrides import build, read_values
 from sfumato.config.sections import (
@@ -279,11 +280,35 @@ class ClassifierExperiment(Experiment):
         return self.training.total_images(data_set_size), self.training.batch_size
 
 
+class CanExperiment(Experiment):
+    """Everything that training a creative adversarial network depends on."""
+
+    example: ClassVar = "can"
+    changeable_on_resume: ClassVar = {
+        "about": "a description",
+        "data.accept_changes": "permission",
+        "training.log_every_images": "cadence",
+        "training.sample_every_images": "cadence",
+        "training.checkpoint_every_images": "cadence",
+        "training.keep_checkpoints": "output",
+    }
+
+    method: Literal["can"]
+    """What is trained."""
+    data: DataConfig
+    network: CanNetworkConfig
+    training: CanTrainingConfig
+
+    def length(self, data_set_size: int) -> tuple[int, int]:
+        return self.training.images, self.training.batch_size
+
+
 E = TypeVar("E", bound=Experiment)
 SCHEMAS: dict[str, type[Experiment]] = {
     "diffusion": DiffusionExperiment,
     "clip": ClipExperiment,
     "classifier": ClassifierExperiment,
+    "can": CanExperiment,
 }
 """Experiments by their `method`."""
 

@@ -197,7 +197,7 @@ class Model:
             | ({} if start is None else start.settings(row))
             for row in range(count)
         ]
-        return model._samples(asked, denoise, batch_size, on_batch, x0_range)
+        return model.collected(asked, denoise, batch_size, on_batch, x0_range)
 
     def interpolate(
         self,
@@ -237,9 +237,9 @@ class Model:
             | ({} if negative_prompt == NULL else {"negative_prompt": negative_prompt})
             for f in map(float, at)
         ]
-        return model._samples(asked, denoise, batch_size, on_batch)
+        return model.collected(asked, denoise, batch_size, on_batch)
 
-    def _samples(
+    def collected(
         self,
         asked: Sequence[dict[str, Any]],
         denoise: Callable[[slice], Sampled],

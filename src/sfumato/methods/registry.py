@@ -6,13 +6,19 @@ from typing import Any
 
 from sfumato.config.schema import Experiment
 from sfumato.generation.loading import resolve_device
+from sfumato.methods.can import CAN
 from sfumato.methods.classifier import CLASSIFIER
 from sfumato.methods.clip import CLIP
 from sfumato.methods.diffusion import DIFFUSION
 from sfumato.training.loop import Hook, Run
 from sfumato.training.run import Method, prepare, run_to_end
 
-METHODS: dict[str, Method] = {"diffusion": DIFFUSION, "clip": CLIP, "classifier": CLASSIFIER}
+METHODS: dict[str, Method] = {
+    "diffusion": DIFFUSION,
+    "clip": CLIP,
+    "classifier": CLASSIFIER,
+    "can": CAN,
+}
 
 
 def method_of(experiment: Experiment) -> Method:

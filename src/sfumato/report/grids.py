@@ -1,5 +1,6 @@
 """Labelled grids of pictures: samples, images by class, images with their captions."""
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -132,6 +133,29 @@ def caption_grid(records: Records, *, title: str, columns: int = 4, rows: int = 
         for line, text in enumerate(caption):
             pen.text((x, y + side + 6 + line * line_px), text, font=text_font, fill=_INK)
     return png_bytes(canvas)
+
+
+def numbered_grid(
+    images: Tensor, *, labels: Sequence[str], title: str, least_cell_px: int = 96
+) -> "PIL.Image.Image":
+    """uint8 (N, C, H, W) in rows of about equal number and length, a label above each image."""
+    from PIL import Image, ImageDraw
+
+    columns = math.ceil(math.sqrt(len(images)))
+    side = images.shape[-1] * _factor(images.shape[-1], least_cell_px)
+    cell = (side + _GAP_PX, side + _GAP_PX + _LINE_PX)
+    rows = -(-len(images) // columns)
+    width = max(_MARGIN_PX * 2 + columns * cell[0], int(font(13).getlength(title)) + 3 * _MARGIN_PX)
+    canvas = Image.new("RGB", (width, _TITLE_PX + rows * cell[1] + _MARGIN_PX), "white")
+    pen = ImageDraw.Draw(canvas)
+    _write_title(pen, title, width=width)
+    for place, (image, label) in enumerate(zip(images, labels, strict=True)):
+        x = _MARGIN_PX + place % columns * cell[0]
+        y = _TITLE_PX + place // columns * cell[1]
+        pen.text((x, y + _LINE_PX // 2), label, font=font(13), fill=_INK, anchor="lm")
+        tile = to_pil(image).resize((side, side), Image.Resampling.NEAREST)
+        canvas.paste(tile, (x, y + _LINE_PX))
+    return canvas
 
 
 def _sample_of(members: torch.Tensor, count: int) -> torch.Tensor:

@@ -1,0 +1,84 @@
+"""`sfumato bench evolution`."""
+
+from dataclasses import dataclass
+from statistics import mean
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sfumato.base.progress import Progress
+from sfumato.cli.evolve import OperatorOptions
+from sfumato.cli.options import Device, ModelPath, Record, SamplingOptions, Seed
+from sfumato.cli.show import log, log_wrapped, new_table, open_model, print_table, unused
+
+if TYPE_CHECKING:
+    from sfumato.bench.evolution import Study
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserOptions:
+    """Who is simulated."""
+
+    attributes: Annotated[
+        str, typer.Option(help="What they want, with commas: slant, stroke, brightness.")
+    ] = "slant,stroke,brightness"
+    targets: Annotated[int, typer.Option(help="Users, each with a target of its own.")] = 40
+    generations: Annotated[int, typer.Option(min=1, help="Generations after the first.")] = 8
+    picks: Annotated[int, typer.Option(min=1, help="Images that a user picks.")] = 3
+    noise: Annotated[
+        float, typer.Option(min=0, help="Deviation of what they see; 1 is an attribute's spread.")
+    ] = 0.25
+    population: Annotated[
+        int, typer.Option(help="Images that give targets and spreads of the attributes.")
+    ] = 128
+
+    def study(self, *, size: int, seed: int) -> "Study":
+        from sfumato.bench.evolution import Study
+
+        return Study(
+            attributes=tuple(one.strip() for one in self.attributes.split(",")),
+            targets=self.targets,
+            generations=self.generations,
+            size=size,
+            picks=self.picks,
+            noise=self.noise,
+            population=self.population,
+            seed=seed,
+        )
+
+
+def evolution(
+    model: ModelPath,
+    prompt: Annotated[str, typer.Argument(help="In quotes.")] = "A handwritten digit 7",
+    *,
+    users: UserOptions,
+    operators: OperatorOptions,
+    sampling: SamplingOptions,
+    seed: Seed = 0,
+    out: Record = None,
+    device: Device = "auto",
+) -> None:
+    """Simulated users evolve images towards a target; random search with as many pictures."""
+    study, chosen = users.study(size=operators.size, seed=seed), operators.chosen()
+    opened = open_model(model, device, **sampling.changes())
+    from sfumato.bench.evolution import measure_evolution, save_evolution
+
+    found = measure_evolution(opened, prompt, study, chosen, on_user=Progress().of("users"))
+    table = new_table(["", "distance to the target"])
+    for name, values in (
+        ("first page", found.start),
+        ("random search", found.search),
+        (f"evolution ({chosen.name})", found.evolution),
+    ):
+        table.add_row(name, f"{mean(values):.3f}")
+    print_table(table)
+    log_wrapped(
+        f"{study.targets} users, {min(found.pictures)} to {max(found.pictures)} pictures each, "
+        f"either way. Nearer by evolution: {found.difference}, interval over users, where 1 is the "
+        f"spread of an attribute over images of '{prompt}'; for {found.nearer} of the users. "
+        f"Deviation of the noise at the end {found.deviation:.3f}."
+    )
+    if out is not None:
+        path = unused(out)
+        save_evolution(found, path)
+        log(f"Record  {path}")

@@ -1,0 +1,162 @@
+"""`sfumato evolve`."""
+
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sfumato.base.errors import InputError, LintWarning
+from sfumato.base.lock import locked
+from sfumato.cli.checks import checked_folder, checked_prompts
+from sfumato.cli.options import LoadingOptions, ModelPath, SamplingOptions, Seed
+from sfumato.cli.show import log, open_model
+
+if TYPE_CHECKING:
+    from sfumato.generation.model import Model
+    from sfumato.interactive.evolution import Evolution
+    from sfumato.interactive.operators import Operators
+
+HISTORY = "evolution.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperatorOptions:
+    """How children are made; of a history that is gone on with, they are its own."""
+
+    operators: Annotated[
+        str, typer.Option(help="rotation, or deepie, whose noise grows in every generation.")
+    ] = "rotation"
+    angle: Annotated[float, typer.Option(help="Mutation of rotation, in degrees.")] = 30.0
+    scale: Annotated[float, typer.Option(help="Mutation of deepie: deviation of its noise.")] = 0.5
+    newcomers: Annotated[int, typer.Option(min=0, help="New images in every generation.")] = 2
+    size: Annotated[int, typer.Option(min=4, max=100, help="Images of a generation.")] = 16
+
+    def chosen(self) -> "Operators":
+        from sfumato.interactive.operators import Operators
+
+        return Operators(
+            name=self.operators, angle=self.angle, scale=self.scale, newcomers=self.newcomers
+        )
+
+
+def evolve(
+    model: ModelPath,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(
+            callback=checked_prompts,
+            help="One or more, each in quotes, to begin; none to go on.",
+            show_default=False,
+        ),
+    ] = None,
+    *,
+    out: Annotated[
+        Path, typer.Option(callback=checked_folder, help="Folder of the history; goes on there.")
+    ] = Path("evolution"),
+    picks: Annotated[
+        list[str] | None,
+        typer.Option(
+            help='Pick without being asked: "3 7 12", or none for all new ones. May be repeated, '
+            "once a generation."
+        ),
+    ] = None,
+    generation: Annotated[
+        int | None, typer.Option(min=0, help="Go on from this one; else from the newest.")
+    ] = None,
+    start: Annotated[
+        list[Path] | None,
+        typer.Option(help="PNG of sfumato to begin with, for its noise. May be repeated."),
+    ] = None,
+    seed: Seed = 0,
+    operators: OperatorOptions,
+    sampling: SamplingOptions,
+    loading: LoadingOptions,
+) -> None:
+    """Pick images by number; their noise has children, generation by generation."""
+    there = (out / HISTORY).is_file()
+    if not there and not prompts:
+        raise InputError(
+            f"There is no prompt, and no history in {out}.",
+            hint="Give a prompt in quotes to begin.",
+        )
+    if there and (prompts or start):
+        raise InputError(
+            f"{out} has a history already, with prompts of its own.",
+            hint="Leave the prompts and --start out to go on, or give another --out.",
+        )
+    settings = operators.chosen()
+    if not there and settings.name == "deepie":
+        warnings.warn(
+            "The operators 'deepie' add noise to noise: it leaves the N(0, I) that the model was "
+            "trained on a little more in every generation. Its deviation is shown; 1 is right.",
+            LintWarning,
+            stacklevel=2,
+        )
+    opened = open_model(model, loading, **sampling.changes())
+    from sfumato.interactive.evolution import Evolution
+
+    with locked(out):
+        if there:
+            history = Evolution.resume(opened, out)
+        else:
+            history = _begin(opened, prompts or [], out, operators.size, settings, seed, start)
+        number = len(history.generations) - 1 if generation is None else generation
+        if picks is None and sys.stdin.isatty():
+            _ask(history, number)
+            return
+        for chosen in [_picked(history, text) for text in picks or ()]:
+            number = history.advance(chosen, generation=number)
+        _show(history, number)
+        log(f'Go on with: sfumato evolve {model} --out {out} --generation {number} --picks "3 7"')
+
+
+def _begin(
+    model: "Model",
+    prompts: list[str],
+    out: Path,
+    size: int,
+    operators: "Operators",
+    seed: int,
+    start: list[Path] | None,
+) -> "Evolution":
+    from sfumato.cli.show import warn_of_sampling
+    from sfumato.generation.subjects import warn_of_other_subjects
+    from sfumato.interactive.evolution import Evolution
+
+    warn_of_sampling(model)
+    warn_of_other_subjects(model, prompts)
+    return Evolution.begin(
+        model, prompts, out, seed=seed, size=size, operators=operators, start=start or ()
+    )
+
+
+def _picked(history: "Evolution", text: str) -> tuple[int, ...]:
+    from sfumato.interactive.evolution import parse_picks
+
+    return parse_picks(text, history.about["size"])
+
+
+def _show(history: "Evolution", number: int) -> None:
+    log(f"{history.title(number)}\n{history.grid_path(number)}")
+
+
+def _ask(history: "Evolution", number: int) -> None:
+    """Ask for picks until there are none; what cannot be understood is asked again."""
+    _show(history, number)
+    while True:
+        try:
+            text = input("Picks, such as 3 7 12 (none: all new; Enter: end): ")
+        except (EOFError, KeyboardInterrupt):
+            log("")
+            return
+        if not text.strip():
+            return
+        try:
+            number = history.advance(_picked(history, text), generation=number)
+        except InputError as error:
+            log(f"{error.what} {error.hint}")
+            continue
+        _show(history, number)

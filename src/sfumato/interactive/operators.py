@@ -1,0 +1,102 @@
+"""How genomes of a generation become those of the next."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from sfumato.base.errors import InputError, nearest
+from sfumato.base.randomness import derived_seed
+from sfumato.generation.genome import Genome, Recipe, Weights
+
+OPERATORS = ("rotation", "deepie")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operators:
+    """`rotation`: crossover adds weights over seeds and brings the sum to length 1, mutation turns
+    it by `angle` degrees towards a new seed, so noise stays N(0, I).
+
+    `deepie`: uniform crossover and additive Gaussian mutation of `scale` of DeepIE (Bontrager et
+    al. 2018), whose noise grows. Half of the children have two parents, where two were picked;
+    every child is mutated. `newcomers`: new ones in every generation.
+    """
+
+    name: str = "rotation"
+    angle: float = 30.0
+    scale: float = 0.5
+    newcomers: int = 2
+
+    def __post_init__(self) -> None:
+        if self.name not in OPERATORS:
+            raise InputError(
+                f"There are no operators '{self.name}'.", hint=nearest(self.name, OPERATORS)
+            )
+        if not 0 < self.angle <= 90:
+            raise InputError(
+                f"An angle of {self.angle:g} degrees is out of range.",
+                hint="Give more than 0, where children are their parents, to 90, where they are "
+                "all new.",
+            )
+        if not 0 < self.scale <= 10:
+            raise InputError(
+                f"A scale of {self.scale:g} is out of range.", hint="Give more than 0, up to 10."
+            )
+        if self.newcomers < 0:
+            raise InputError(
+                f"{self.newcomers} newcomers are not possible.", hint="Give 0 or more."
+            )
+
+    def plain(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def founder(self, seed: int, caption: str) -> Genome:
+        """A genome of one seed: the image of `Model.sample(caption, seed)`."""
+        if self.name == "rotation":
+            return Genome.of_seed(seed, caption)
+        return Genome(Recipe((("seed", seed),)), ((caption, 1.0),))
+
+    def following(
+        self, parents: Sequence[Genome], prompts: Sequence[str], *, size: int, key: str
+    ) -> list[Genome]:
+        """The next generation: the first parents, up to half of `size`, then children, then
+        newcomers with `prompts` in turn; without parents all are newcomers."""
+        kept = list(parents[: size // 2])
+        newcomers = self.newcomers if parents else size
+        children = [self.child(parents, i, key) for i in range(size - len(kept) - newcomers)]
+        new = [
+            self.founder(derived_seed(key, index, "newcomer"), prompts[index % len(prompts)])
+            for index in range(newcomers)
+        ]
+        return kept + children + new
+
+    def child(self, parents: Sequence[Genome], index: int, key: str) -> Genome:
+        """Child `index` of a generation, whose randomness is that of `key`."""
+        generator = torch.Generator().manual_seed(derived_seed(key, index, "parents"))
+        first = parents[index % len(parents)]
+        others = [one for one in parents if one is not first]
+        if others and (index // len(parents)) % 2 == 0:
+            other = others[int(torch.randint(len(others), (1,), generator=generator))]
+            first = self._crossed(first, other, derived_seed(key, index, "crossover"))
+        return self._mutated(first, derived_seed(key, index, "mutation"))
+
+    def _crossed(self, one: Genome, other: Genome, key: int) -> Genome:
+        if isinstance(one.first, Weights) and isinstance(other.first, Weights):
+            noise: Weights | Recipe = one.first.crossed(other.first)
+        else:
+            noise = _recipe(one).crossed(_recipe(other), key)
+        shares = {caption: weight / 2 for caption, weight in one.captions}
+        for caption, weight in other.captions:
+            shares[caption] = shares.get(caption, 0.0) + weight / 2
+        return Genome(noise, tuple(sorted(shares.items())))
+
+    def _mutated(self, one: Genome, key: int) -> Genome:
+        if isinstance(one.first, Weights):
+            return Genome(one.first.rotated(key, self.angle), one.captions)
+        return Genome(one.first.added(key, self.scale), one.captions)
+
+
+def _recipe(genome: Genome) -> Recipe:
+    assert isinstance(genome.first, Recipe)  # a history has one kind of genomes
+    return genome.first

@@ -1,0 +1,157 @@
+"""Training a creative adversarial network, and its samples."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sfumato import __version__
+from sfumato.base.environment import environment, now
+from sfumato.base.errors import ConfigError, InputError
+from sfumato.base.files import sha256_of_file, whole_folder, write_json
+from sfumato.base.images import grid, png_bytes, to_pil, to_uint8
+from sfumato.base.randomness import generator_for
+from sfumato.config.schema import CanExperiment
+from sfumato.data.loading import DeviceBatches
+from sfumato.data.records import Records, load_records, trained_on
+from sfumato.data.survey import settle
+from sfumato.generation.can import FILE_NAME, RESULT, WEIGHTS
+from sfumato.models.can import Generator, build_can
+from sfumato.training.distributed import World
+from sfumato.training.hooks import SampleHook
+from sfumato.training.loop import Run
+from sfumato.training.objectives.can import CanObjective
+from sfumato.training.run import Method
+from sfumato.training.state import save_state
+
+FORMAT = 1
+_COLUMNS = 8
+
+
+@dataclass(kw_only=True)
+class CanRun(Run):
+    """A run, and the classes of its images."""
+
+    class_names: Sequence[str]
+
+
+def _resolve(experiment: CanExperiment) -> CanExperiment:
+    return experiment.model_copy(update={"data": settle(experiment.data)})
+
+
+def _build(experiment: CanExperiment, folder: Path, device: torch.device, world: World) -> CanRun:
+    """`ConfigError` for images of another size than the network's and for a stream, `InputError`
+    for a data set without two classes."""
+    data, training = experiment.data, experiment.training
+    size = experiment.network.resolution
+    if data.resolution != size:
+        raise ConfigError(
+            f"network.generator_channels makes images of {size} pixels; data.resolution is "
+            f"{data.resolution}.",
+            hint=f"Set data.resolution={size}, or give another number of levels to "
+            "network.generator_channels and network.discriminator_channels: n make 4 * 2^n pixels.",
+        )
+    if data.loading == "stream":
+        raise ConfigError(
+            f"data.loading=stream is not possible with {experiment.name}.",
+            hint="Leave it out; `sfumato prepare` writes large sets so that they stay in their "
+            "file.",
+        )
+    records = load_records(data, "train")
+    _check_classes(records, experiment)
+    generator, discriminator = build_can(
+        experiment.network,
+        channels=records.images.shape[1],
+        classes=len(records.class_names),
+        seed=experiment.seed,
+    )
+    objective = CanObjective(generator.to(device), discriminator.to(device), training)
+    average = objective.average.module
+    sample = SampleHook(
+        folder / "samples",
+        every_images=training.sample_every_images,
+        sample=lambda: _sample_grid(average, seed=experiment.seed),
+    )
+    return CanRun(
+        folder=folder,
+        objective=objective,
+        batches=DeviceBatches(
+            records, seed=experiment.seed, batch_size=training.batch_size, device=device
+        ),
+        seed=experiment.seed,
+        total_images=training.images,
+        device=device,
+        provenance={"experiment": experiment.name},
+        hooks=(sample,),
+        class_names=records.class_names,
+    )
+
+
+def _check_classes(records: Records, experiment: CanExperiment) -> None:
+    if len(records.class_names) < 2:
+        raise InputError(
+            f"{experiment.data.source} has no classes, so there are no styles to be undecided of.",
+            hint="Put the images into a folder for each style, or name a column of labels with "
+            "data.label_column.",
+        )
+
+
+def _sample_grid(generator: Generator, *, seed: int) -> bytes:
+    """A PNG of the same z each time; of a conditional network the classes in turn."""
+    count = _COLUMNS * 4
+    z = torch.randn(count, generator.config.latent, generator=generator_for(seed, "sample grid"))
+    images = _images_of(generator, z, torch.arange(count) % generator.classes)
+    scale = max(1, 64 // images.shape[-1])
+    return png_bytes(to_pil(grid(images, _COLUMNS, scale=scale)))
+
+
+@torch.no_grad()
+def _images_of(generator: Generator, z: Tensor, labels: Tensor) -> Tensor:
+    """uint8 (B, C, H, W) on the CPU of z (B, latent) and labels (B,)."""
+    device = next(generator.parameters()).device
+    return to_uint8(generator(z.to(device), labels.to(device)), (-1.0, 1.0)).cpu()
+
+
+def _finish(experiment: CanExperiment, run: CanRun) -> None:
+    """Write the averaged generator."""
+    if (run.folder / RESULT / FILE_NAME).exists():
+        return
+    assert isinstance(run.objective, CanObjective)
+    generator = run.objective.average.module
+    with whole_folder(run.folder / RESULT) as temporary:
+        save_state(generator.state_dict(), temporary / WEIGHTS)
+        about = {
+            "format": FORMAT,
+            "network": generator.config.model_dump(mode="json"),
+            "channels": generator.channels,
+            "class_names": list(run.class_names),
+            "ambiguity": experiment.training.ambiguity,
+            "ambiguity_weight": experiment.training.ambiguity_weight,
+            "experiment": experiment.name,
+            "images_seen": run.images_seen,
+            "seed": run.seed,
+            "sha256": sha256_of_file(temporary / WEIGHTS),
+            "environment": environment(),
+            "sfumato": __version__,
+            "date": now()[:10],
+        }
+        write_json(temporary / FILE_NAME, about)
+
+
+def _describe(experiment: CanExperiment, run: CanRun) -> Sequence[str]:
+    return (
+        f"Generator in {run.folder / RESULT}; its samples over training are in "
+        f"{run.folder / 'samples'}.",
+    )
+
+
+CAN = Method(
+    schema=CanExperiment,
+    resolve=_resolve,
+    images=lambda experiment: trained_on(experiment.data, "train"),
+    build=_build,
+    finish=_finish,
+    describe=_describe,
+)

@@ -1,0 +1,98 @@
+"""Simulated users: attributes in closed form, and evolution beside random search."""
+
+import json
+from math import atan, degrees
+from pathlib import Path
+
+import pytest
+import torch
+
+from sfumato.base.errors import InputError
+from sfumato.bench.attributes import ATTRIBUTES, attributes_of, brightness, slant, stroke_width
+from sfumato.bench.evolution import Study, User, measure_evolution
+from sfumato.interactive.operators import Operators
+
+
+def drawn(value: int = 255, *, width: int = 2, length: int = 12, shear: int = 0) -> torch.Tensor:
+    """uint8 (1, 1, 32, 32): an upright bar, or one of steps of `shear` pixels a row."""
+    image = torch.zeros(1, 1, 32, 32, dtype=torch.uint8)
+    for row in range(length):
+        left = 14 + shear * (length // 2 - row)
+        image[0, 0, 8 + row, left : left + width] = value
+    return image
+
+
+@pytest.mark.parametrize("shear", [-1, 0, 1])
+def test_slant_of_a_line(shear: int) -> None:
+    assert float(slant(drawn(shear=shear))) == pytest.approx(degrees(atan(shear)))
+
+
+@pytest.mark.parametrize(("width", "length"), [(1, 10), (2, 12), (4, 16)])
+@pytest.mark.parametrize("value", [90, 255])
+def test_stroke_width_of_a_bar(width: int, length: int, value: int) -> None:
+    bar = drawn(value, width=width, length=length)
+    assert float(stroke_width(bar)) == pytest.approx(width * length / (width + length))
+    assert float(stroke_width(255 - bar)) == pytest.approx(width * length / (width + length))
+
+
+@pytest.mark.parametrize("value", [51, 204])
+def test_brightness_of_a_bar(value: int) -> None:
+    assert float(brightness(drawn(value))) == pytest.approx(value / 255)
+
+
+def test_an_empty_image_has_no_attributes() -> None:
+    empty = torch.full((2, 3, 16, 16), 7, dtype=torch.uint8)
+    assert attributes_of(empty, tuple(ATTRIBUTES)).abs().max() < 1e-9
+
+
+def test_a_user_without_noise_takes_the_nearest() -> None:
+    study = Study(attributes=("brightness",), noise=0)
+    user = User(torch.tensor([0.8]), torch.tensor([0.1]), study, 0)
+    images = torch.cat([drawn(value) for value in (51, 204, 255)])
+    distances = user.distances(images)
+    torch.testing.assert_close(distances, torch.tensor([6.0, 0.0, 2.0]).double(), atol=1e-6, rtol=0)
+    assert user.last_choice([distances[:1], distances[1:]]) == pytest.approx(0, abs=1e-6)
+    noisy = User(torch.tensor([0.8]), torch.tensor([0.1]), Study(noise=0.5), 3)
+    spread = noisy.seen(torch.zeros(20_000, dtype=torch.float64), 0).std()
+    assert float(spread) == pytest.approx(0.5, abs=0.01)
+
+
+def test_both_ways_have_the_same_start_and_pictures(small_model) -> None:
+    """And the same numbers each time."""
+    study = Study(targets=20, population=20, generations=1, size=6, picks=1, noise=0)
+    model, prompt = small_model.with_(steps=1), "A handwritten digit 7"
+    found = measure_evolution(model, prompt, study, Operators())
+    assert found.pictures == (11,) * 20
+    for best, start in zip((*found.evolution, *found.search), found.start * 2, strict=True):
+        assert best <= start
+    difference = sum(found.search) / 20 - sum(found.evolution) / 20
+    assert found.difference.value == pytest.approx(difference)
+    assert found.deviation == pytest.approx(1, abs=0.1)
+    assert measure_evolution(model, prompt, study, Operators()) == found
+
+
+def test_what_is_refused(small_model, refused) -> None:
+    for wrong in (
+        {"attributes": ("weight",)},
+        {"attributes": ()},
+        {"targets": 19},
+        {"population": 30},
+        {"picks": 9},
+    ):
+        with refused(InputError):
+            Study(**wrong)
+    with refused(InputError):
+        measure_evolution(small_model.with_(sampler="DDPM"), "a 7", Study(), Operators())
+
+
+def test_bench_evolution(sfumato, small_run: Path, tmp_path: Path) -> None:
+    short = ("--targets", "20", "--population", "20", "--generations", "1", "--picks", "1")
+    found = sfumato(
+        "bench", "evolution", str(small_run), *short, "--size", "6", "--steps", "1",
+        "--device", "cpu", "--out", "record.json", cwd=tmp_path,
+    )  # fmt: skip
+    assert found.code == 0, found.err
+    assert "20 users, 11 to 11 pictures each" in found.out.replace("\n", " ")
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert len(record["evolution"]) == len(record["search"]) == 20
+    assert record["settings"]["operators"]["name"] == "rotation"

@@ -1,0 +1,361 @@
+"""A creative adversarial network: losses in closed form, networks, an exact resume."""
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sfumato.base.errors import ConfigError, DamagedDataError, InputError
+from sfumato.base.images import to_float
+from sfumato.config.adversarial import CanNetworkConfig
+from sfumato.config.overrides import build
+from sfumato.config.schema import CanExperiment, load_experiment
+from sfumato.generation.can import load_can
+from sfumato.generation.loading import load
+from sfumato.methods.registry import prepare_run, run_experiment
+from sfumato.models.can import build_can
+from sfumato.training.checkpoint import Checkpoints
+from sfumato.training.loop import train
+from sfumato.training.objectives.can import (
+    ambiguity,
+    diff_augment,
+    discriminator_loss,
+    generator_loss,
+)
+
+SETTINGS = {
+    "name": "tiny",
+    "method": "can",
+    "data": {"source": "digits", "resolution": 8, "channels": 1, "caption": "{label}"},
+    "network": {
+        "latent": 6,
+        "generator_channels": [8],
+        "discriminator_channels": [8],
+        "style_hidden": [8],
+    },
+    "training": {
+        "batch_size": 16,
+        "images": 96,
+        "optimizer": {"lr": 1e-3, "betas": [0.5, 0.999], "weight_decay": 0},
+        "discriminator_optimizer": {"lr": 1e-3, "betas": [0.5, 0.999], "weight_decay": 0},
+        "averaging": {"halflife_images": 50},
+        "log_every_images": 16,
+        "sample_every_images": 48,
+        "checkpoint_every_images": 48,
+    },
+}
+VARIANTS = {
+    "stable": {
+        "loss": "hinge",
+        "r1": 1.0,
+        "diff_augment": ["brightness", "translation", "cutout"],
+        "network.conditional": True,
+        "mirrored": True,
+    },
+    "paper": {
+        "ambiguity": "binary",
+        "network.upsampling": "transposed",
+        "network.spectral_norm": False,
+    },
+}
+
+
+def tiny(**changes) -> CanExperiment:
+    values = json.loads(json.dumps(SETTINGS))
+    for name, value in changes.items():
+        section, _, key = name.rpartition(".")
+        values[section or "training"][key] = value
+    return build(CanExperiment, values, source="test")
+
+
+def logits(seed: int, *shape: int, size: float = 2.0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * size
+
+
+# Losses -------------------------------------------------------------------------------------------
+
+
+def test_losses_in_closed_form() -> None:
+    real, fake = logits(0, 50), logits(1, 50)
+    r, f = real.double().numpy(), fake.double().numpy()
+    wanted = {
+        "non_saturating": (
+            -np.log(1 / (1 + np.exp(-r))).mean() - np.log(1 - 1 / (1 + np.exp(-f))).mean(),
+            -np.log(1 / (1 + np.exp(-f))).mean(),
+        ),
+        "hinge": (np.maximum(0, 1 - r).mean() + np.maximum(0, 1 + f).mean(), -f.mean()),
+    }
+    for kind, (judged, made) in wanted.items():
+        assert float(discriminator_loss(real, fake, kind)) == pytest.approx(judged, abs=1e-6)
+        assert float(generator_loss(fake, kind)) == pytest.approx(made, abs=1e-6)
+
+
+@pytest.mark.parametrize("classes", [2, 5, 25])
+def test_ambiguity_in_closed_form(classes: int) -> None:
+    """As it is printed, with p = softmax, in numpy."""
+    given = logits(2, 40, classes)
+    exp = np.exp(given.double().numpy())
+    p = exp / exp.sum(1, keepdims=True)
+    uniform = -np.log(p).mean()
+    binary = -(np.log(p) / classes + (1 - 1 / classes) * np.log(1 - p)).sum(1).mean()
+    assert float(ambiguity(given, "uniform")) == pytest.approx(uniform, abs=1e-6)
+    assert float(ambiguity(given.double(), "binary")) == pytest.approx(binary, abs=1e-9)
+    assert float(ambiguity(given, "binary")) == pytest.approx(binary, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "binary"])
+def test_ambiguity_is_least_where_all_are_equal(kind: str) -> None:
+    classes = 10
+    equal = torch.zeros(3, classes, dtype=torch.float64, requires_grad=True)
+    share = 1 / classes
+    entropy = -share * np.log(share) - (1 - share) * np.log(1 - share)
+    least = {"uniform": np.log(classes), "binary": classes * entropy}[kind]
+    found = ambiguity(equal, kind)
+    assert float(found.detach()) == pytest.approx(least, abs=1e-12)
+    (slope,) = torch.autograd.grad(found, equal)
+    assert float(slope.abs().max()) < 1e-12
+    assert float(ambiguity(logits(3, 3, classes).double(), kind)) > least
+
+
+@pytest.mark.parametrize("gap", [20.0, 200.0])
+def test_gradients_at_a_peaked_head(gap: float) -> None:
+    """One style is certain and log(1 - p) has overflown: the slopes in closed form."""
+    classes = 5
+    peaked = torch.zeros(1, classes)
+    peaked[0, 2] = gap
+    wanted = peaked.double().softmax(1) - 1 / classes
+    for kind in ("uniform", "binary"):
+        given = peaked.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(ambiguity(given, kind), given)
+        assert bool(slope.isfinite().all())
+        if kind == "uniform":
+            torch.testing.assert_close(slope.double(), wanted, atol=1e-6, rtol=0)
+            continue
+        # d/dm of -(q logsigmoid(m) + (1 - q) logsigmoid(-m)) is sigmoid(m) - q; dm/dlogits: 1 at
+        # its own, minus the softmax of the others elsewhere.
+        p, expected = peaked.double().softmax(1)[0].numpy(), np.zeros(classes)
+        for k in range(classes):
+            others = np.exp(peaked[0].double().numpy() - gap * (k != 2))
+            others[k] = 0
+            moved = -others / others.sum()
+            moved[k] = 1
+            expected += (p[k] - 1 / classes) * moved
+        np.testing.assert_allclose(slope[0].double().numpy(), expected, atol=1e-5)
+    naive = (1 - peaked.softmax(1)).log()
+    assert bool(naive.isinf().any())
+
+
+# Networks -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("levels", [3, 4, 5])
+@pytest.mark.parametrize("upsampling", ["resize", "transposed"])
+def test_sizes(levels: int, upsampling: str) -> None:
+    config = CanNetworkConfig(
+        latent=4,
+        generator_channels=(4,) * levels,
+        discriminator_channels=(4,) * levels,
+        style_hidden=(6,),
+        upsampling=upsampling,
+        conditional=levels == 4,
+    )
+    before = torch.random.get_rng_state()
+    generator, discriminator = build_can(config, channels=3, classes=7, seed=0)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    labels = torch.tensor([1, 6])
+    images = generator(torch.randn(2, 4), labels)
+    assert images.shape == (2, 3, config.resolution, config.resolution)
+    assert config.resolution == 2 ** (levels + 2)
+    real, styles = discriminator(images, labels)
+    assert (real.shape, styles.shape) == ((2,), (2, 7))
+
+
+def test_diff_augment() -> None:
+    """Translation moves, cutout takes a square out, and gradients pass."""
+    images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)) + 0.1
+    moved = diff_augment(images, ("translation",), torch.Generator().manual_seed(1))
+    for image, one in zip(images, moved, strict=True):
+        shifts = [
+            F.pad(image, (2, 2, 2, 2))[:, y : y + 16, x : x + 16]
+            for y in range(5)
+            for x in range(5)
+        ]
+        assert any(torch.equal(one, shifted) for shifted in shifts)
+    cut = diff_augment(images, ("cutout",), torch.Generator().manual_seed(1))
+    assert bool(((cut == images) | (cut == 0)).all())
+    assert 0 < float((cut == 0).double().mean()) <= 0.25
+    given = images.clone().requires_grad_()
+    changed = diff_augment(
+        given, ("brightness", "translation", "cutout"), torch.Generator().manual_seed(1)
+    )
+    (slope,) = torch.autograd.grad(changed.sum(), given)
+    assert float(slope.abs().sum()) > 0
+
+
+# Training -----------------------------------------------------------------------------------------
+
+
+def test_a_step_in_a_second_implementation(tmp_path: Path) -> None:
+    """The discriminator's loss with R1 by a loop over images; styles of real images alone."""
+    run = prepare_run(tiny(r1=2.0, loss="hinge"), tmp_path / "run", device="cpu")
+    objective, context = run.objective, run.context()
+    generator = copy.deepcopy(objective.generator)
+    discriminator = copy.deepcopy(objective.discriminator)
+    batch = run.batches.at(0)
+    metrics = objective.step(batch, context)
+    z = torch.randn(16, 6, generator=context.generator("latents of the discriminator"))
+    real = to_float(batch.images, (-1.0, 1.0)).requires_grad_()
+    logit, styles = discriminator(real)
+    fake, _ = discriminator(generator(z))
+    penalty = 0.0
+    for place in range(16):
+        (slope,) = torch.autograd.grad(logit[place], real, retain_graph=True)
+        penalty += float(slope[place].square().sum()) / 16
+    style = F.cross_entropy(styles, batch.labels)
+    wanted = F.relu(1 - logit).mean() + F.relu(1 + fake).mean() + style + 2.0 / 2 * penalty
+    assert float(metrics["discriminator_loss"]) == pytest.approx(float(wanted.detach()), rel=1e-5)
+    assert float(metrics["style_loss"]) == pytest.approx(float(style.detach()), rel=1e-6)
+
+
+def test_each_step_changes_its_own_network(tmp_path: Path) -> None:
+    run = prepare_run(tiny(), tmp_path / "run", device="cpu")
+    objective = run.objective
+    before = [
+        copy.deepcopy(one.state_dict()) for one in (objective.generator, objective.discriminator)
+    ]
+    objective._generator_step(run.context())
+    assert _changed(before[1], objective.discriminator, weights_only=True) == 0
+    assert _changed(before[0], objective.generator, weights_only=True) > 0
+    middle = copy.deepcopy(objective.generator.state_dict())
+    objective._discriminator_step(run.batches.at(0), run.context())
+    assert _changed(middle, objective.generator, weights_only=True) == 0
+    assert _changed(before[1], objective.discriminator, weights_only=True) > 0
+
+
+def _changed(before: dict, network: torch.nn.Module, *, weights_only: bool) -> int:
+    names = [name for name, _ in network.named_parameters()] if weights_only else list(before)
+    now = network.state_dict()
+    return sum(not torch.equal(before[name], now[name]) for name in names)
+
+
+class StopAt:
+    """Asks the run to stop after so many images."""
+
+    needs_weights = False
+
+    def __init__(self, images: int) -> None:
+        self.images = images
+
+    def after_step(self, run, metrics) -> None:
+        run.stop_requested = run.images_seen >= self.images
+
+    def at_end(self, run) -> None: ...
+    def state(self) -> dict:
+        return {}
+
+    def load_state(self, state: dict) -> None: ...
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_stopped_and_started_again_equals_unbroken(variant: str, tmp_path: Path) -> None:
+    experiment = tiny(**VARIANTS[variant])
+    whole = run_experiment(experiment, tmp_path / "whole", device="cpu")
+    broken = prepare_run(experiment, tmp_path / "broken", device="cpu", hooks=[StopAt(32)])
+    train(broken)
+    assert broken.images_seen == 32
+    again = run_experiment(experiment, tmp_path / "broken", device="cpu")
+    assert whole.finished
+    assert again.finished
+    for name in whole.objective.parts():
+        files = [
+            Checkpoints(tmp_path / folder / "checkpoints").latest().verify(name).read_bytes()
+            for folder in ("whole", "broken")
+        ]
+        assert files[0] == files[1], name
+    for file in ("metrics.jsonl", "can/generator.safetensors", "samples/images-000000096.png"):
+        same = [(tmp_path / folder / file).read_bytes() for folder in ("whole", "broken")]
+        assert same[0] == same[1], file
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_the_result_is_the_average(conditional: bool, tmp_path: Path, refused) -> None:
+    experiment = tiny(**{"network.conditional": conditional})
+    run = run_experiment(experiment, tmp_path / "run", device="cpu")
+    model = load_can(tmp_path / "run", device="cpu")
+    seeds = [*range(20)]
+    samples = model.sample(seeds)
+    z = [torch.randn(6, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    wanted = run.objective.average.module(torch.stack(z), torch.tensor(seeds) % 10)
+    torch.testing.assert_close(samples.x0, wanted, atol=1e-6, rtol=0)
+    alone = model.sample(17)
+    assert torch.equal(alone.x0, samples.x0[17:18])  # the same bits as among others
+    assert (alone.settings[0]["prompt"] != "") == conditional
+    model.export(tmp_path / "out")
+    again = load_can(tmp_path / "out", device="cpu")
+    assert again.sample(17).png(0) == samples.png(17)
+    if conditional:
+        other = model.sample(17, labels=[3])
+        assert other.settings[0]["prompt"] == "3"
+        assert not torch.equal(other.x0, alone.x0)
+    with refused(InputError):
+        model.sample(17, labels=[10])
+    with refused(InputError):
+        model.sample([])
+    with refused(InputError):
+        load_can(tmp_path)
+    file = tmp_path / "run" / "can" / "generator.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with refused(DamagedDataError):
+        load_can(tmp_path / "run")
+
+
+def test_it_is_no_text_to_image_model(tmp_path: Path, refused) -> None:
+    run_experiment(tiny(), tmp_path / "run", device="cpu")
+    with refused(ConfigError):
+        load(tmp_path / "run", device="cpu")
+
+
+def test_what_is_refused(tmp_path: Path, refused) -> None:
+    with refused(ConfigError):
+        tiny(**{"network.generator_channels": [8, 8]})
+    with refused(ConfigError):
+        prepare_run(tiny(**{"data.resolution": 16}), tmp_path / "size", device="cpu")
+    with refused(ConfigError):
+        prepare_run(tiny(**{"data.loading": "stream"}), tmp_path / "stream", device="cpu")
+    from PIL import Image
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(20):
+        Image.new("L", (8, 8), number * 10).save(folder / f"{number}.png")
+    none = tiny(**{"data.source": str(folder), "data.caption": "a picture"})
+    with refused(InputError):
+        prepare_run(none, tmp_path / "classes", device="cpu")
+    assert not (tmp_path / "size").exists()
+
+
+@pytest.mark.parametrize("preset", ["can", "can-paper"])
+def test_presets(preset: str) -> None:
+    experiment = load_experiment(preset, schema=CanExperiment)
+    assert experiment.data.resolution == experiment.network.resolution
+
+
+def test_train_can(sfumato, tmp_path: Path) -> None:
+    small = {
+        "data.resolution": 8,
+        "network.generator_channels": "[8]",
+        "network.discriminator_channels": "[8]",
+        "training.batch_size": 16,
+        "training.images": 32,
+    }
+    options = [part for name, value in small.items() for part in ("--set", f"{name}={value}")]
+    found = sfumato(
+        "train", "can", "digits", *options, "--device", "cpu", "--out", "run", cwd=tmp_path
+    )
+    assert found.code == 0, found.err
+    assert "Generator in run/can" in found.out
+    assert load_can(tmp_path / "run").network.classes == 10
