@@ -236,7 +236,7 @@ class TextToImagePipeline(DiffusionPipeline):
             prompt_embeds, negative_prompt_embeds: (B, L, D) instead of the prompts, as
                 `encode_prompt` gives them.
             output_type: `pil`, `pt` (float (N, C, H, W) in [0, 1]), `np` (the same as an array,
-                (N, H, W, C)), `uint8` (N, C, H, W) or `latent` (float in the codec's range).
+                (N, H, W, C)), `uint8` (N, C, H, W) or `latent` (x0 as the network has it).
             callback_on_step_end: called with (pipeline, index, timestep, tensors) after every
                 network evaluation; sampling goes on with the tensors that it returns and with
                 `pipeline._guidance_scale`, and ends where it sets `pipeline._interrupt`.
@@ -250,7 +250,8 @@ class TextToImagePipeline(DiffusionPipeline):
             strength: the share of the steps that are done from `image`, in (0, 1]; 0.8 unless
                 given, 1 with a mask: then they start from noise alone.
 
-        x0 is clamped to the codec's range at every step, whatever the scheduler says.
+        x0 is clamped to the codec's range at every step, whatever the scheduler says; latents have
+        no range.
 
         Returns:
             `ImagePipelineOutput(images)`, or a tuple with the images.

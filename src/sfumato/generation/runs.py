@@ -15,7 +15,7 @@ from sfumato.diffusion.solvers.registry import Sampling
 from sfumato.generation.model import Model
 from sfumato.generation.origin import TUNED
 from sfumato.generation.origin_weights import origin_state
-from sfumato.models.codec import PixelCodec
+from sfumato.models.codec import Codec, PixelCodec, codec_from_dict
 from sfumato.models.lora import merge_adapter
 from sfumato.models.unet import build_unet
 from sfumato.text.encoder import TextEncoder
@@ -56,6 +56,7 @@ def load_run(folder: Path, device: torch.device, images: int | None, average: st
         network.to(device),
         encoder,
         experiment,
+        codec=recorded_codec(checkpoint, experiment),
         sampling=None if tuned is None else tuned.sampling,
         provenance={
             "experiment": experiment.name,
@@ -86,6 +87,7 @@ def model_of(
     encoder: TextEncoder,
     experiment: DiffusionExperiment,
     *,
+    codec: Codec,
     sampling: Sampling | None = None,
     provenance: dict[str, Any] | None = None,
 ) -> Model:
@@ -93,11 +95,18 @@ def model_of(
     return Model(
         network=network,
         process=experiment.diffusion,
-        codec=PixelCodec(experiment.data.value_range),
+        codec=codec,
         text_encoder=encoder,
         sampling=experiment.sampling if sampling is None else sampling,
         provenance={"data": experiment.data.model_dump(mode="json"), **(provenance or {})},
     )
+
+
+def recorded_codec(checkpoint: Checkpoint, experiment: DiffusionExperiment) -> Codec:
+    """The codec that a run is trained with."""
+    if experiment.codec.kind == "pixel":
+        return PixelCodec(experiment.data.value_range)
+    return codec_from_dict(checkpoint.state["codec"])
 
 
 def with_weak_network(model: Model) -> Model:
@@ -192,12 +201,8 @@ def averaged_unet(
             hint=f"It holds {', '.join(averages_in(checkpoint))}; "
             "training.averaging.also_halflives_images keeps more.",
         )
-    network = build_unet(
-        experiment.model,
-        resolution=experiment.data.resolution,
-        channels=experiment.data.channels,
-        seed=experiment.seed,
-    )
+    channels, side = experiment.network_shape
+    network = build_unet(experiment.model, resolution=side, channels=channels, seed=experiment.seed)
     file, lora = checkpoint.verify(part), experiment.training.lora
     if lora is None:
         load_part(network, load_state(file), file=file)

@@ -28,11 +28,12 @@ from sfumato.generation.origin_weights import (
     weights_sha256,
 )
 from sfumato.generation.runs import model_of, origin_provenance
+from sfumato.methods.codecs import open_codec
 from sfumato.methods.distillation import student_hooks, student_objective, trajectories_of
-from sfumato.models.codec import PixelCodec
 from sfumato.models.lora import add_adapter
+from sfumato.models.sizes import parameter_count
 from sfumato.models.speed import place
-from sfumato.models.unet import build_unet, parameter_count
+from sfumato.models.unet import build_unet
 from sfumato.text.encoder import TextEncoder
 from sfumato.text.opening import check_is_there, load_text_encoder
 from sfumato.text.prompts import PromptBank
@@ -59,10 +60,8 @@ class DiffusionRun(Run):
 
 
 def network_line(experiment: DiffusionExperiment) -> str:
-    """The network in a line: parameters, heads of attention; `experiment.data` has no auto."""
-    data = experiment.data
-    assert data.channels != "auto"
-    count = parameter_count(experiment.model, channels=data.channels)
+    """The network in a line: parameters, heads of attention."""
+    count = parameter_count(experiment)
     return f"U-Net of {count:,} parameters; attention: {experiment.model.heads_text}"
 
 
@@ -102,7 +101,8 @@ def _build(
     bank = PromptBank(encoder, captions, device=device)
     encoder.model.to("cpu")
     network = place(_network(experiment, folder, device, world), device)
-    parts = (network, experiment.diffusion, PixelCodec(data.value_range), bank, training)
+    codec = open_codec(experiment, folder, records, device=device, world=world)
+    parts = (network, experiment.diffusion, codec, bank, training)
     how = {
         "seed": experiment.seed,
         "batch_size": training.batch_size,
@@ -133,7 +133,7 @@ def _build(
             "text_encoder": encoder.identity,
             **origin_provenance(experiment),
         },
-        notes={"classes": list(records.class_names)},
+        notes={"classes": list(records.class_names), "codec": codec.to_dict()},
         hooks=()
         if not (world.is_main or world.shards)
         else [
@@ -163,10 +163,8 @@ def _network(
     experiment: DiffusionExperiment, folder: Path, device: torch.device, world: World
 ) -> torch.nn.Module:
     """The network as it begins: with random weights or those of its origin, and its adapter."""
-    data, lora = experiment.data, experiment.training.lora
-    network = build_unet(
-        experiment.model, resolution=data.resolution, channels=data.channels, seed=experiment.seed
-    )
+    lora, (channels, side) = experiment.training.lora, experiment.network_shape
+    network = build_unet(experiment.model, resolution=side, channels=channels, seed=experiment.seed)
     if experiment.origin is not None:
         # Rank 0 alone needs the model; the others get its weights.
         state, file = origin_state(experiment, folder) if world.is_main else ({}, folder)
@@ -216,7 +214,9 @@ def averaged_model(
     sampling = experiment.sampling
     if sampling.form.needs_weak_network:
         sampling = replace(sampling, guidance="cfg")
-    return model_of(objective.average.module, encoder, experiment, sampling=sampling)
+    return model_of(
+        objective.average.module, encoder, experiment, codec=objective.codec, sampling=sampling
+    )
 
 
 def _hooks(

@@ -1,25 +1,42 @@
 """What the network sees of an image, and back: pixels are uint8 [0, 255] at every boundary."""
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from sfumato.base.errors import InputError
 from sfumato.base.images import ValueRange, to_float, to_uint8
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Shape = tuple[int, int, int]
+"""(C, H, W)."""
 
 
 class Codec(Protocol):
     """Images (B, C, H, W) to what the network is trained on, and back."""
 
     @property
-    def x0_range(self) -> ValueRange:
+    def factor(self) -> int:
+        """Pixels of an image's side for each place that the network sees; 1: it sees pixels."""
+        ...
+
+    @property
+    def x0_range(self) -> ValueRange | None:
         """The range that x0 is clamped to at every sampling step, about whose centre guidance
-        acts."""
+        acts; None for latents, which have none: nothing is clamped, and their centre is 0."""
+        ...
+
+    def image_shape(self, shape: Shape) -> Shape:
+        """(C, H, W) of the images whose x0 has `shape`."""
         ...
 
     def encode(self, images: "Tensor") -> "Tensor":
         """uint8 [0, 255] to float32."""
+        ...
+
+    def unit(self, x0: "Tensor") -> "Tensor":
+        """float to float32 images, 0 black and 1 white; not clamped."""
         ...
 
     def decode(self, x0: "Tensor") -> "Tensor":
@@ -35,12 +52,21 @@ class PixelCodec:
 
     value_range: ValueRange = (-1.0, 1.0)
 
+    factor: ClassVar[int] = 1
+
     @property
     def x0_range(self) -> ValueRange:
         return self.value_range
 
+    def image_shape(self, shape: Shape) -> Shape:
+        return shape
+
     def encode(self, images: "Tensor") -> "Tensor":
         return to_float(images, self.value_range)
+
+    def unit(self, x0: "Tensor") -> "Tensor":
+        low, high = self.value_range
+        return (x0 - low) / (high - low)
 
     def decode(self, x0: "Tensor") -> "Tensor":
         return to_uint8(x0, self.value_range)
@@ -49,8 +75,95 @@ class PixelCodec:
         return {"codec": "pixels", **asdict(self)}
 
 
-def codec_from_dict(values: dict[str, Any]) -> PixelCodec:
+Numbers = tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class LinearCodec:
+    """Principal components of patches: `factor` x `factor` pixels become c numbers.
+
+    With p a patch in [0, 1], flattened as (C, row, column), d = C factor^2 numbers, the latent k is
+    basis_k . (p - mean) / deviation_k. `basis`: c orthonormal rows of d; `mean`: d; `deviation`: c.
+    Over the images it was fitted to, a latent has mean 0 and deviation 1.
+
+    Encoding and decoding are done in float64, so that a picture does not depend on its batch.
+    """
+
+    factor: int
+    image_channels: int
+    basis: tuple[Numbers, ...]
+    mean: Numbers
+    deviation: Numbers
+
+    x0_range: ClassVar[None] = None
+
+    def image_shape(self, shape: Shape) -> Shape:
+        _, height, width = shape
+        return self.image_channels, height * self.factor, width * self.factor
+
+    def encode(self, images: "Tensor") -> "Tensor":
+        """`InputError` for images whose sides `factor` does not divide."""
+        basis, mean, deviation = self._tensors(images)
+        patches = patches_of(images, self.factor).double() / 255
+        return ((patches - mean) @ basis.T / deviation).permute(0, 3, 1, 2).float().contiguous()
+
+    def unit(self, x0: "Tensor") -> "Tensor":
+        basis, mean, deviation = self._tensors(x0)
+        patches = (x0.double().permute(0, 2, 3, 1) * deviation) @ basis + mean
+        batch, rows, columns, _ = patches.shape
+        f, channels = self.factor, self.image_channels
+        # (B, h, w, C, f, f) to (B, C, h, f, w, f)
+        pixels = patches.view(batch, rows, columns, channels, f, f).permute(0, 3, 1, 4, 2, 5)
+        return pixels.reshape(batch, channels, rows * f, columns * f).float()
+
+    def decode(self, x0: "Tensor") -> "Tensor":
+        alone = x0.ndim == 3
+        pixels = to_uint8(self.unit(x0[None] if alone else x0), (0.0, 1.0))
+        return pixels[0] if alone else pixels
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"codec": "linear", **asdict(self)}
+
+    def _tensors(self, like: "Tensor") -> "tuple[Tensor, Tensor, Tensor]":
+        """basis (c, d), mean (d,) and deviation (c,) in float64 on the device of `like`."""
+        import torch
+
+        basis, mean, deviation = (
+            torch.tensor(numbers, dtype=torch.float64, device=like.device)
+            for numbers in (self.basis, self.mean, self.deviation)
+        )
+        return basis, mean, deviation
+
+
+def patches_of(images: "Tensor", factor: int) -> "Tensor":
+    """(B, C, H, W) to (B, H / factor, W / factor, C factor^2), each patch as (C, row, column)."""
+    batch, channels, height, width = images.shape
+    check_divides(factor, height, width)
+    rows, columns = height // factor, width // factor
+    parts = images.reshape(batch, channels, rows, factor, columns, factor)
+    return parts.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows, columns, -1)
+
+
+def check_divides(factor: int, height: int, width: int) -> None:
+    """`InputError` for images that cannot be cut into patches."""
+    if height % factor or width % factor:
+        raise InputError(
+            f"Images of {height} x {width} pixels cannot be cut into patches of {factor} x "
+            f"{factor}.",
+            hint=f"Choose a resolution that {factor} divides, or another codec.factor.",
+        )
+
+
+def codec_from_dict(values: dict[str, Any]) -> PixelCodec | LinearCodec:
     """The codec that `to_dict` wrote."""
+    if values["codec"] == "linear":
+        return LinearCodec(
+            factor=values["factor"],
+            image_channels=values["image_channels"],
+            basis=tuple(tuple(row) for row in values["basis"]),
+            mean=tuple(values["mean"]),
+            deviation=tuple(values["deviation"]),
+        )
     assert values["codec"] == "pixels", values
     low, high = values["value_range"]
     return PixelCodec((float(low), float(high)))

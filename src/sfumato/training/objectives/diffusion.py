@@ -97,9 +97,10 @@ class DiffusionObjective:
         """What `loss` takes: x0 and eps (B, C, H, W), t (B,), rows of the bank (B,)."""
         with stage("noise"):
             draws = self.draws.at(context)
-            x0 = self.codec.encode(batch.images).to(self.dtype)
-            if draws.flips is not None:
-                x0 = torch.where(draws.flips[:, None, None, None], x0.flip(3), x0)
+            images = batch.images
+            if draws.flips is not None:  # of pixels: a latent's mirror image is another latent
+                images = torch.where(draws.flips[:, None, None, None], images.flip(3), images)
+            x0 = self.codec.encode(images).to(self.dtype)
         with stage("dropout"):
             prompts = batch.prompts.masked_fill(draws.dropped, PromptBank.NULL_INDEX)
         return x0, draws.eps, draws.t, prompts
