@@ -1,24 +1,31 @@
 """Latent diffusion: codecs, and runs that train on latents."""
 
+import copy
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file
 
-from sfumato.base.errors import ConfigError, InputError
+from sfumato.base.errors import ConfigError, DamagedDataError, InputError
 from sfumato.config.sections import DataConfig
 from sfumato.data.records import load_records
 from sfumato.data.survey import settle
 from sfumato.generation.loading import load
 from sfumato.generation.origin import load_from
 from sfumato.methods.registry import run_experiment
-from sfumato.models.codec import LinearCodec, codec_from_dict
+from sfumato.models.codec import LinearCodec, VaeCodec, codec_from_dict
 from sfumato.models.codec_fitting import fit_linear_codec
-from tests.test_export import PROMPTS, SEEDS, without_sfumato
+from sfumato.models.vae import fit_vae_codec
+from tests.test_export import PROMPTS, SEEDS, run_python, without_sfumato
 from tests.test_training import StopAfter, equal_states, final_state, tiny
 
+CASE = {"sampler": "DDIM", "class": "DDIMScheduler", "scale": 3.0, "form": "cfg"}
+ASKED = {"sampler": "DDIM", "guidance": 3, "form": "cfg", "steps": 5}
 LATENTS = ("codec.kind=linear", "codec.factor=2", "codec.channels=3", "data.resolution=16")
 
 
@@ -201,10 +208,9 @@ def test_dynamic_thresholding_is_for_pixels(latent_run: Path, refused) -> None:
 
 def test_diffusers_alone_samples_the_same_images(latent_run: Path, tmp_path: Path) -> None:
     exported = latent_run / "model"
-    case = {"sampler": "DDIM", "class": "DDIMScheduler", "scale": 3.0, "form": "cfg"}
-    (theirs,) = without_sfumato(exported, [case], tmp_path)
+    (theirs,) = without_sfumato(exported, [CASE], tmp_path)
     model = load(exported, device="cpu")
-    ours = model.sample(PROMPTS, SEEDS, sampler="DDIM", guidance=3, form="cfg", steps=5)
+    ours = model.sample(PROMPTS, SEEDS, **ASKED)
     assert torch.equal(theirs, ours.tensor)
     assert theirs.shape[1:] == (1, 16, 16)
     again = load(latent_run, device="cpu").sample(
@@ -226,3 +232,154 @@ def test_a_run_begins_with_the_codec_of_its_origin(latent_run: Path, tmp_path: P
 def test_sizes_that_do_not_fit_are_refused(refused) -> None:
     with refused(ConfigError):
         tiny("codec.kind=linear", "codec.factor=3", "data.resolution=16")
+
+
+# Variational autoencoders -------------------------------------------------------------------------
+
+
+VAE_LATENTS = ("codec.kind=vae", "codec.factor=2", "codec.channels=4", "data.resolution=16")
+
+
+def stand_in_vae(*, channels: int = 1, convolutions: bool = True) -> AutoencoderKL:
+    """A VAE of factor 2 with random weights, the same ones at every call."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        return AutoencoderKL(
+            in_channels=channels,
+            out_channels=channels,
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            block_out_channels=(8, 8),
+            norm_num_groups=4,
+            latent_channels=4,
+            use_quant_conv=convolutions,
+            use_post_quant_conv=convolutions,
+        ).eval()
+
+
+@pytest.mark.parametrize("convolutions", [True, False])
+def test_the_folded_vae_has_normalised_latents_and_the_same_images(convolutions: bool) -> None:
+    images, vae = pictures(channels=1, side=16), stand_in_vae(convolutions=convolutions)
+    raw = VaeCodec(copy.deepcopy(vae))
+    before, deviation = raw.posterior(images)
+    mean, spread = before.mean((0, 2, 3)), before.std((0, 2, 3), correction=0)
+    codec = fit_vae_codec(vae, images.split(7), samples=False)
+    x0, own_deviation = codec.posterior(images)
+    shape = (1, 4, 1, 1)
+    assert torch.allclose(x0, (before - mean.view(shape)) / spread.view(shape), atol=1e-4)
+    assert torch.allclose(own_deviation, deviation / spread.view(shape), rtol=1e-4)
+    assert torch.allclose(codec.unit(x0), raw.unit(before), atol=1e-5)
+    assert torch.allclose(x0.mean((0, 2, 3)), torch.zeros(4), atol=1e-4)
+    assert torch.allclose(x0.std((0, 2, 3), correction=0), torch.ones(4), atol=1e-4)
+    assert codec.vae.config["scaling_factor"] == 1
+
+
+def test_drawn_latents_have_deviation_one() -> None:
+    images = pictures(200, channels=1, side=16)
+    codec = fit_vae_codec(stand_in_vae(), images.split(50), samples=True)
+    mode, deviation = codec.posterior(images)
+    noise = torch.randn(mode.shape, generator=torch.Generator().manual_seed(0))
+    x0 = codec.encode(images, noise)
+    assert torch.equal(x0, mode + deviation * noise)
+    assert torch.allclose(x0.std((0, 2, 3)), torch.ones(4), atol=0.02)
+    assert (mode.std((0, 2, 3)) < 0.99).all()
+
+
+@pytest.fixture(scope="module", params=["mode", "sample"])
+def vae_run(request, tmp_path_factory) -> Path:
+    """A run on latents of a VAE that is gone afterwards: its folder has a copy."""
+    folder = tmp_path_factory.mktemp("vae")
+    stand_in_vae().save_pretrained(folder / "stand-in")
+    experiment = tiny(
+        *VAE_LATENTS, f"codec.vae={folder}/stand-in", f"codec.posterior={request.param}"
+    )
+    run_experiment(experiment, folder / "run")
+    with pytest.raises(SystemExit):
+        run_experiment(experiment, folder / "broken", hooks=[StopAfter(5)])
+    (folder / "stand-in").rename(folder / "gone")
+    run_experiment(experiment, folder / "broken")
+    return folder / "run"
+
+
+def test_a_run_on_a_vae_resumes_exactly(vae_run: Path) -> None:
+    assert equal_states(final_state(vae_run.parent / "broken"), final_state(vae_run))
+
+
+def test_an_exported_vae_samples_the_same_images_without_sfumato(
+    vae_run: Path, tmp_path: Path
+) -> None:
+    ours = load(vae_run, device="cpu").sample(PROMPTS, SEEDS, **ASKED)
+    assert ours.tensor.shape == (3, 1, 16, 16)
+    assert torch.equal(load(vae_run / "model").sample(PROMPTS, SEEDS, **ASKED).tensor, ours.tensor)
+    (theirs,) = without_sfumato(vae_run / "model", [CASE], tmp_path)
+    assert torch.equal(theirs, ours.tensor)
+
+
+def test_a_run_begins_with_the_vae_of_its_origin(vae_run: Path, tmp_path: Path) -> None:
+    """Of a run and of an export; normalised once, not again."""
+    recorded = load(vae_run, device="cpu").codec.to_dict()
+    for origin in (vae_run, vae_run / "model"):
+        experiment = load_from(str(origin), "digits", ["training.images=16"])
+        folder = tmp_path / origin.name
+        run_experiment(experiment, folder)
+        assert load(folder, device="cpu").codec.to_dict() == recorded
+
+
+def test_a_damaged_vae_is_noticed(vae_run: Path, tmp_path: Path, refused) -> None:
+    shutil.copytree(vae_run, tmp_path / "run")
+    other = stand_in_vae(convolutions=False)
+    other.save_pretrained(tmp_path / "run" / "vae")
+    with refused(DamagedDataError):
+        load(tmp_path / "run", device="cpu")
+
+
+def test_vaes_that_do_not_fit_are_refused(tmp_path: Path, refused) -> None:
+    with refused(ConfigError):
+        tiny(*VAE_LATENTS)
+    with refused(InputError, theirs=r"(?s)(?<=diffusers: ).*?(?=\n|$)"):
+        run_experiment(tiny(*VAE_LATENTS, f"codec.vae={tmp_path}"), tmp_path / "run")
+    stand_in_vae(channels=3).save_pretrained(tmp_path / "colour")
+    wrong = ("codec.factor=4", f"codec.vae={tmp_path}/colour")
+    with refused(ConfigError):
+        run_experiment(tiny(*VAE_LATENTS, *wrong), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+STABLE_DIFFUSION = """
+import sys
+sys.modules["sfumato"] = None
+import json
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from safetensors.torch import save_file
+
+folder, out, wanted = sys.argv[1:]
+prompts, seeds = json.loads(wanted)
+pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+assert type(pipe.scheduler) is DDIMScheduler
+generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+images = pipe(
+    prompts, generator=generators, guidance_scale=3.0, num_inference_steps=5, output_type="np"
+).images
+save_file({"images": torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()}, out)
+"""
+
+
+def test_stable_diffusion_opens_an_export(tmp_path: Path) -> None:
+    """The pipeline of diffusers, which knows nothing of sfumato, draws the same images."""
+    stand_in_vae(channels=3).save_pretrained(tmp_path / "vae")
+    own = (f"codec.vae={tmp_path}/vae", "data.channels=3", "text.max_tokens=77")
+    run_experiment(tiny(*VAE_LATENTS, *own, "training.images=32"), tmp_path / "run")
+    exported, out = tmp_path / "run" / "model", tmp_path / "images.safetensors"
+    run_python(
+        STABLE_DIFFUSION,
+        str(exported),
+        str(out),
+        json.dumps([PROMPTS, SEEDS]),
+        cwd=tmp_path,
+        PYTHONPATH="",
+    )
+    theirs = load_file(out)["images"].mul(255).round()
+    ours = load(exported, device="cpu").sample(PROMPTS, SEEDS, **ASKED).tensor
+    assert ours.float().std() > 5
+    assert (theirs - ours.float()).abs().max() <= 1

@@ -145,6 +145,8 @@ class DiffusionExperiment(Experiment):
     def _codec_problems(self) -> Iterator[str]:
         if self.codec.kind == "pixel":
             return
+        if self.codec.kind == "vae" and not self.codec.vae:
+            yield "codec.vae names the AutoencoderKL: a folder or a Hub name"
         if self.sampling.form.needs_range:
             yield f"sampling.guidance: {self.sampling.form.form} is for pixels, not for latents"
         if self.distillation is not None and self.distillation.features > 0:

@@ -144,13 +144,17 @@ class DataConfig(Section):
 class CodecConfig(Section):
     """What the network sees of an image: its pixels, or latents of fewer numbers."""
 
-    kind: Literal["pixel", "linear"] = "pixel"
-    """`pixel`, or `linear`: the principal components of patches, fitted to the training images when
-    the run begins (docs/latent.md)."""
+    kind: Literal["pixel", "linear", "vae"] = "pixel"
+    """`pixel`; `linear`: the principal components of patches, fitted to the training images when
+    the run begins; `vae`: an AutoencoderKL of diffusers (docs/latent.md)."""
     factor: Count = 4
-    """linear: side of a patch in pixels; it divides data.resolution."""
+    """linear, vae: side in pixels of what becomes one latent; it divides data.resolution."""
     channels: Count = 4
-    """linear: numbers that a patch becomes."""
+    """linear, vae: numbers of a latent."""
+    vae: str = ""
+    """vae: the folder or Hub name of an AutoencoderKL, or a folder with one in `vae`."""
+    posterior: Literal["mode", "sample"] = "mode"
+    """vae: whether training takes the mode of an image's posterior or draws from it."""
 
     def network_shape(self, channels: int, resolution: int) -> tuple[int, int]:
         """Channels and side of what the network sees of images with `channels` and a side of

@@ -13,6 +13,7 @@ from sfumato.config.sections import CodecConfig, DataConfig
 from sfumato.diffusion.process import process_from_dict
 from sfumato.diffusion.solvers.registry import Sampling
 from sfumato.generation.bundle_names import INDEX, check_model, is_bundle, model_folder
+from sfumato.models.codec import vae_factor
 from sfumato.models.unet import unet_config_of
 
 TUNED = "tuned.json"
@@ -124,7 +125,7 @@ def _held(values: Mapping[str, Any]) -> Sections:
     }
 
 
-def _images_of_export(codec: Mapping[str, Any], unet: Mapping[str, Any]) -> Sections:
+def _images_of_export(codec: Mapping[str, Any], unet: Mapping[str, Any], folder: Path) -> Sections:
     """The sections of an exported codec and of the images that it takes."""
     channels, side = unet["in_channels"], unet["sample_size"]
     section = CodecConfig()
@@ -132,6 +133,16 @@ def _images_of_export(codec: Mapping[str, Any], unet: Mapping[str, Any]) -> Sect
     if codec["codec"] == "linear":
         section = CodecConfig(kind="linear", factor=codec["factor"], channels=channels)
         data = {"resolution": side * codec["factor"], "channels": codec["image_channels"]}
+    elif codec["codec"] == "vae":
+        vae = read_json(folder / "vae" / "config.json")
+        section = CodecConfig(
+            kind="vae",
+            factor=vae_factor(vae),
+            channels=channels,
+            vae=str(folder),
+            posterior="sample" if codec["samples"] else "mode",
+        )
+        data = {"resolution": side * section.factor, "channels": vae["out_channels"]}
     value_range = list(codec.get("value_range", DataConfig().value_range))
     return {
         "codec": section.model_dump(mode="json"),
@@ -152,6 +163,6 @@ def _of_export(folder: Path, index: Path) -> Sections:
             "encoder": values["provenance"]["text_encoder"].rpartition(" sha256:")[0],
             "max_tokens": values["max_tokens"],
         },
-        **_images_of_export(values["codec"], unet),
+        **_images_of_export(values["codec"], unet, folder),
         "sampling": dict(values["sampling"]),
     }

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -41,6 +41,7 @@ class TextToImagePipeline(DiffusionPipeline):
         scheduler: the diffusers scheduler of the sampler; None for a rectified flow.
         max_tokens: prompts are padded or cut to this many tokens; None for what the tokenizer says.
         weak_unet: the weaker network of autoguidance, an earlier checkpoint of the same run.
+        vae: of a model of latents whose codec is one.
         provenance: which run, checkpoint and data the weights come from.
 
     A pipeline that only encodes prompts needs text encoder and tokenizer, one that gets embeddings
@@ -48,14 +49,14 @@ class TextToImagePipeline(DiffusionPipeline):
     """
 
     # Names and types of diffusers.
-    _optional_components = ["scheduler", "weak_unet"]  # noqa: RUF012
+    _optional_components = ["scheduler", "weak_unet", "vae"]  # noqa: RUF012
     _callback_tensor_inputs = [  # noqa: RUF012
         "latents",
         "x0",
         "prompt_embeds",
         "negative_prompt_embeds",
     ]
-    model_cpu_offload_seq = "text_encoder->unet"
+    model_cpu_offload_seq = "text_encoder->unet->vae"
     _exclude_from_cpu_offload = ["weak_unet"]  # noqa: RUF012, used at every step beside the U-Net
 
     def __init__(
@@ -70,6 +71,7 @@ class TextToImagePipeline(DiffusionPipeline):
         sampling: dict[str, Any] | None = None,
         max_tokens: int | None = None,
         weak_unet: UNet2DConditionModel | None = None,
+        vae: AutoencoderKL | None = None,
         provenance: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -79,6 +81,7 @@ class TextToImagePipeline(DiffusionPipeline):
             text_encoder=text_encoder,
             tokenizer=tokenizer,
             weak_unet=weak_unet,
+            vae=vae,
         )
         self.register_to_config(
             process=process,
@@ -187,7 +190,7 @@ class TextToImagePipeline(DiffusionPipeline):
         return Model(
             network=self.unet,
             process=process,
-            codec=codec_from_dict(self.config["codec"]),
+            codec=codec_from_dict(self.config["codec"], self.vae),
             text_encoder=self._text_encoder(),
             sampling=sampling,
             provenance=self.config["provenance"],

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sfumato import __version__
-from sfumato.base.errors import ConfigError, InputError
+from sfumato.base.errors import ConfigError, DamagedDataError, InputError
 from sfumato.base.files import read_json
 from sfumato.base.section import Section, validate
 from sfumato.config.schema import DiffusionExperiment, load_experiment
@@ -18,6 +18,7 @@ from sfumato.generation.origin_weights import origin_state
 from sfumato.models.codec import Codec, PixelCodec, codec_from_dict
 from sfumato.models.lora import merge_adapter
 from sfumato.models.unet import build_unet
+from sfumato.models.vae import VAE, open_vae
 from sfumato.text.encoder import TextEncoder
 from sfumato.text.opening import load_text_encoder
 from sfumato.training.checkpoint import Checkpoint, Checkpoints, load_part
@@ -51,12 +52,15 @@ def load_run(folder: Path, device: torch.device, images: int | None, average: st
             f"'{encoder.identity}' was loaded.",
             hint="Give the encoder it was trained with (text.encoder in experiment.yaml).",
         )
-    encoder.model.to(device)
+    codec = recorded_codec(checkpoint, experiment)
+    for module in (encoder.model, getattr(codec, VAE, None)):
+        if module is not None:
+            module.to(device)
     model = model_of(
         network.to(device),
         encoder,
         experiment,
-        codec=recorded_codec(checkpoint, experiment),
+        codec=codec,
         sampling=None if tuned is None else tuned.sampling,
         provenance={
             "experiment": experiment.name,
@@ -106,7 +110,17 @@ def recorded_codec(checkpoint: Checkpoint, experiment: DiffusionExperiment) -> C
     """The codec that a run is trained with."""
     if experiment.codec.kind == "pixel":
         return PixelCodec(experiment.data.value_range)
-    return codec_from_dict(checkpoint.state["codec"])
+    values = checkpoint.state["codec"]
+    if experiment.codec.kind == "linear":
+        return codec_from_dict(values)
+    folder = checkpoint.path.parents[1] / VAE
+    codec = codec_from_dict(values, open_vae(str(folder)))
+    if codec.to_dict() != values:
+        raise DamagedDataError(
+            f"{folder} is damaged: its weights are not those that the run was trained with.",
+            hint="Restore it from a backup.",
+        )
+    return codec
 
 
 def with_weak_network(model: Model) -> Model:

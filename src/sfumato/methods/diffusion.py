@@ -28,7 +28,7 @@ from sfumato.generation.origin_weights import (
     weights_sha256,
 )
 from sfumato.generation.runs import model_of, origin_provenance
-from sfumato.methods.codecs import open_codec
+from sfumato.methods.codecs import keep_codec, open_codec
 from sfumato.methods.distillation import student_hooks, student_objective, trajectories_of
 from sfumato.models.lora import add_adapter
 from sfumato.models.sizes import parameter_count
@@ -261,6 +261,12 @@ def _accuracy_hook(
     return AccuracyHook(folder / ACCURACY, every_images=every_images, measure=measure)
 
 
+def _begin(experiment: DiffusionExperiment, run: DiffusionRun) -> None:
+    """What the run needs beside its checkpoints: weights that it began with, its VAE."""
+    keep_origin(experiment, run.folder)
+    keep_codec(run.objective.codec, run.folder)
+
+
 def _finish(experiment: DiffusionExperiment, run: DiffusionRun) -> None:
     """Export the averaged network as a diffusers folder."""
     if exported_images(run.folder) != run.images_seen:
@@ -286,7 +292,7 @@ DIFFUSION = Method(
     resolve=_resolve,
     images=lambda experiment: trained_on(experiment.data),
     build=_build,
-    begin=keep_origin,
+    begin=_begin,
     finish=_finish,
     describe=_describe,
     lint=lint_experiment,

@@ -1,10 +1,12 @@
 """What the network sees of an image, and back: pixels are uint8 [0, 255] at every boundary."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from sfumato.base.errors import InputError
 from sfumato.base.images import ValueRange, to_float, to_uint8
+from sfumato.base.weights import weights_digest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,8 +33,14 @@ class Codec(Protocol):
         """(C, H, W) of the images whose x0 has `shape`."""
         ...
 
-    def encode(self, images: "Tensor") -> "Tensor":
-        """uint8 [0, 255] to float32."""
+    @property
+    def samples(self) -> bool:
+        """Whether training draws latents, with `noise`."""
+        ...
+
+    def encode(self, images: "Tensor", noise: "Tensor | None" = None) -> "Tensor":
+        """uint8 [0, 255] to float32; `noise`: standard normal of the result's shape, for a codec
+        that `samples`."""
         ...
 
     def unit(self, x0: "Tensor") -> "Tensor":
@@ -53,6 +61,7 @@ class PixelCodec:
     value_range: ValueRange = (-1.0, 1.0)
 
     factor: ClassVar[int] = 1
+    samples: ClassVar[bool] = False
 
     @property
     def x0_range(self) -> ValueRange:
@@ -61,7 +70,7 @@ class PixelCodec:
     def image_shape(self, shape: Shape) -> Shape:
         return shape
 
-    def encode(self, images: "Tensor") -> "Tensor":
+    def encode(self, images: "Tensor", noise: "Tensor | None" = None) -> "Tensor":
         return to_float(images, self.value_range)
 
     def unit(self, x0: "Tensor") -> "Tensor":
@@ -95,13 +104,14 @@ class LinearCodec:
     mean: Numbers
     deviation: Numbers
 
+    samples: ClassVar[bool] = False
     x0_range: ClassVar[None] = None
 
     def image_shape(self, shape: Shape) -> Shape:
         _, height, width = shape
         return self.image_channels, height * self.factor, width * self.factor
 
-    def encode(self, images: "Tensor") -> "Tensor":
+    def encode(self, images: "Tensor", noise: "Tensor | None" = None) -> "Tensor":
         """`InputError` for images whose sides `factor` does not divide."""
         basis, mean, deviation = self._tensors(images)
         patches = patches_of(images, self.factor).double() / 255
@@ -154,8 +164,82 @@ def check_divides(factor: int, height: int, width: int) -> None:
         )
 
 
-def codec_from_dict(values: dict[str, Any]) -> PixelCodec | LinearCodec:
-    """The codec that `to_dict` wrote."""
+@dataclass(frozen=True, eq=False)
+class VaeCodec:
+    """Latents of an `AutoencoderKL` of diffusers, each channel of mean 0 and deviation 1.
+
+    `vae`: frozen, with the normalisation in its weights (`fit_vae_codec`); `samples`: training
+    draws from the posterior instead of taking its mode, as everything else does.
+    """
+
+    vae: Any
+    samples: bool = False
+
+    x0_range: ClassVar[None] = None
+
+    @property
+    def factor(self) -> int:
+        return vae_factor(self.vae.config)
+
+    def image_shape(self, shape: Shape) -> Shape:
+        _, height, width = shape
+        return self.vae.config["out_channels"], height * self.factor, width * self.factor
+
+    def encode(self, images: "Tensor", noise: "Tensor | None" = None) -> "Tensor":
+        """`InputError` for images whose sides `factor` does not divide."""
+        check_divides(self.factor, *images.shape[-2:])
+        mode, deviation = self.posterior(images)
+        return mode if noise is None else mode + deviation * noise.to(mode)
+
+    def posterior(self, images: "Tensor") -> "tuple[Tensor, Tensor]":
+        """Mode and deviation, float32, of uint8 images."""
+        import torch
+
+        with torch.no_grad():
+            found = [
+                self.vae.encode(to_float(part, (-1.0, 1.0)).to(self.vae.dtype)).latent_dist
+                for part in self._parts(images)
+            ]
+        mode = torch.cat([one.mean for one in found]).float().to(images.device)
+        deviation = torch.cat([one.std for one in found]).float().to(images.device)
+        return mode, deviation
+
+    def unit(self, x0: "Tensor") -> "Tensor":
+        import torch
+
+        with torch.no_grad():
+            parts = [self.vae.decode(part.to(self.vae.dtype)).sample for part in self._parts(x0)]
+        return (torch.cat(parts).float() + 1) / 2
+
+    def decode(self, x0: "Tensor") -> "Tensor":
+        alone = x0.ndim == 3
+        pixels = to_uint8(self.unit(x0[None] if alone else x0), (0.0, 1.0))
+        return pixels[0] if alone else pixels
+
+    def to_dict(self) -> dict[str, Any]:
+        sha256 = weights_digest(self.vae).hexdigest()
+        return {"codec": "vae", "samples": self.samples, "sha256": sha256}
+
+    def _parts(self, batch: "Tensor") -> "list[Tensor]":
+        """Where the VAE runs, which a hook of accelerate says before its weights are there. On a
+        CPU one by one: the last bits depend on the size of a call."""
+        hook = getattr(self.vae, "_hf_hook", None)
+        batch = batch.to(getattr(hook, "execution_device", None) or self.vae.device)
+        return list(batch.split(1 if batch.device.type == "cpu" else 16))
+
+
+def vae_factor(config: Mapping[str, Any]) -> int:
+    """Pixels of a side for each latent of an `AutoencoderKL` with this `config`."""
+    return 2 ** (len(config["block_out_channels"]) - 1)
+
+
+def codec_from_dict(
+    values: Mapping[str, Any], vae: Any = None
+) -> PixelCodec | LinearCodec | VaeCodec:
+    """The codec that `to_dict` wrote; `vae`: that of a `VaeCodec`."""
+    if values["codec"] == "vae":
+        assert vae is not None
+        return VaeCodec(vae.eval().requires_grad_(False), samples=values["samples"])
     if values["codec"] == "linear":
         return LinearCodec(
             factor=values["factor"],
