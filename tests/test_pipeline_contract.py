@@ -440,7 +440,7 @@ def test_attention_in_slices_gives_the_same_image(pipe) -> None:
 
 def test_hooks_of_cpu_offload_say_where_the_network_runs(pipe, monkeypatch) -> None:
     """accelerate keeps weights on the CPU and moves them for a call."""
-    assert pipe.model_cpu_offload_seq == "text_encoder->unet"
+    assert pipe.model_cpu_offload_seq == "text_encoder->unet->vae"
     freed = []
     monkeypatch.setattr(pipe, "maybe_free_model_hooks", lambda: freed.append(True))
     images_of(pipe)

@@ -47,6 +47,7 @@ def network_cost(experiment: DiffusionExperiment) -> NetworkCost:
     data, averaging = experiment.data, experiment.training.averaging
     resolution = LARGEST_AUTO_PX if data.resolution == "auto" else data.resolution
     channels = 3 if data.channels == "auto" else data.channels
+    channels, resolution = experiment.codec.network_shape(channels, resolution)
     with FakeTensorMode():
         unet = build_unet(experiment.model, resolution=resolution, channels=channels, seed=0)
         if experiment.training.gradient_checkpointing:

@@ -167,13 +167,12 @@ def _training(
     experiment: DiffusionExperiment, batch: int
 ) -> tuple[DistributedDataParallel, Callable[[], None]]:
     """A bare step of the U-Net on noise, and the wrapped network."""
-    data, config = experiment.data, experiment.model
-    assert data.channels != "auto"
-    unet: nn.Module = build_unet(config, resolution=data.resolution, channels=data.channels, seed=0)
+    config, (channels, side) = experiment.model, experiment.network_shape
+    unet: nn.Module = build_unet(config, resolution=side, channels=channels, seed=0)
     network = DistributedDataParallel(unet.train())
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-4, fused=True)
     generator = torch.Generator().manual_seed(0)
-    shape = (batch, data.channels, data.resolution, data.resolution)
+    shape = (batch, channels, side, side)
     images = torch.randn(shape, generator=generator)
     tokens = torch.randn(
         (batch, experiment.text.max_tokens, config.cross_attention_dim), generator=generator

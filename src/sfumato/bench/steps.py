@@ -18,7 +18,6 @@ from sfumato import __version__
 from sfumato.base.environment import environment
 from sfumato.base.errors import InputError
 from sfumato.base.files import write_json
-from sfumato.base.images import to_float
 from sfumato.config.schema import DiffusionExperiment
 from sfumato.data.records import load_records
 from sfumato.data.survey import settle
@@ -30,6 +29,7 @@ from sfumato.generation.model import Model, generators_from_seeds
 from sfumato.generation.runs import model_of
 from sfumato.methods.diffusion import with_bank_rows
 from sfumato.methods.registry import prepare_run
+from sfumato.models.codec import PixelCodec
 from sfumato.models.unet import build_unet
 from sfumato.text.encoder import NULL
 from sfumato.text.opening import load_text_encoder
@@ -187,7 +187,7 @@ def plain_training(experiment: DiffusionExperiment, run: Run) -> Callable[[], Te
     batch, device = training.batch_size, run.device
     bank = run.objective.bank
     records = with_bank_rows(load_records(experiment.data, "train"), bank)
-    images = to_float(records.images[:], experiment.data.value_range).to(device)
+    images = run.objective.codec.encode(records.images[:]).to(device)
     prompts = records.prompts[:, 0].to(device)
     tokens = bank.tokens(torch.arange(len(bank), device=device))
     unet = copy.deepcopy(run.objective.network)
@@ -296,7 +296,7 @@ def _example_data(
         max_length=encoder.max_tokens,
         return_tensors="pt",
     ).input_ids
-    images = to_float(records.images[:], experiment.data.value_range)
+    images = pixel_codec(experiment).encode(records.images[:])
     return images.to(device), ids.to(device), encoder.model.to(device).requires_grad_(False)
 
 
@@ -306,13 +306,22 @@ def _example_data(
 def untrained_model(experiment: DiffusionExperiment, *, device: str) -> Model:
     """A model whose network was never trained: as fast as a trained one."""
     experiment = experiment.model_copy(update={"data": settle(experiment.data)})
-    data, where = experiment.data, resolve_device(device)
-    network = build_unet(
-        experiment.model, resolution=data.resolution, channels=data.channels, seed=experiment.seed
-    )
+    codec, where = pixel_codec(experiment), resolve_device(device)
+    channels, side = experiment.network_shape
+    network = build_unet(experiment.model, resolution=side, channels=channels, seed=experiment.seed)
     encoder = load_text_encoder(experiment.text)
     encoder.model.to(where)
-    return model_of(network.to(where), encoder, experiment)
+    return model_of(network.to(where), encoder, experiment, codec=codec)
+
+
+def pixel_codec(experiment: DiffusionExperiment) -> PixelCodec:
+    """`InputError` for an experiment in latents, whose codec would first be fitted."""
+    if experiment.codec.kind != "pixel":
+        raise InputError(
+            f"This measures models of pixels; codec.kind is {experiment.codec.kind}.",
+            hint="Leave codec.kind out.",
+        )
+    return PixelCodec(experiment.data.value_range)
 
 
 def compare_sampling(

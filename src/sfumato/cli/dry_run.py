@@ -26,10 +26,7 @@ def dry_run(experiment: Experiment, device: str, price: float) -> None:
     from sfumato.methods.diffusion import network_line
 
     log(f"{experiment.name}: {experiment.about}")
-    data = experiment.data
-    if data.channels == "auto":
-        data = data.model_copy(update={"channels": 3})
-    log(network_line(experiment.model_copy(update={"data": data})))
+    log(network_line(experiment))
     log("Measuring a step on noise ...")
     found = estimate_run(experiment, device=resolve_device(device))
     print_estimate(found, experiment, price)

@@ -15,6 +15,7 @@ from sfumato.config.overrides import build, read_values
 from sfumato.config.sections import (
     AveragingConfig,
     ClassifierConfig,
+    CodecConfig,
     DataConfig,
     EvaluationConfig,
     Fit,
@@ -100,6 +101,7 @@ class DiffusionExperiment(Experiment):
     distillation: DistillationConfig | None = None
     """Of a student: what it learns from; null for a model that learns from images."""
     data: DataConfig
+    codec: CodecConfig = CodecConfig()
     text: TextConfig = TextConfig()
     model: UNetConfig
     diffusion: DiffusionSection = VariancePreserving()
@@ -109,7 +111,12 @@ class DiffusionExperiment(Experiment):
 
     @model_validator(mode="after")
     def _fits(self) -> "DiffusionExperiment":
-        problems = (self._sampling_problems, self._adapter_problems, self._student_problems)
+        problems = (
+            self._sampling_problems,
+            self._adapter_problems,
+            self._student_problems,
+            self._codec_problems,
+        )
         check_rules([problem for found in problems for problem in found()])
         return self
 
@@ -135,6 +142,35 @@ class DiffusionExperiment(Experiment):
             yield "sampling.guidance is folded for a student of `sfumato distil`, and only for that"
         if student is not None and student.nfe != self.sampling.steps:
             yield "sampling.steps is distillation.nfe"
+
+    def _codec_problems(self) -> Iterator[str]:
+        if self.codec.kind == "pixel":
+            return
+        if self.codec.kind == "vae" and not self.codec.vae:
+            yield "codec.vae names the AutoencoderKL: a folder or a Hub name"
+        if self.sampling.form.needs_range:
+            yield f"sampling.guidance: {self.sampling.form.form} is for pixels, not for latents"
+        if self.distillation is not None and self.distillation.features > 0:
+            yield "distillation.features compares pixels: set it to 0 for latents"
+        if self.data.resolution != "auto":
+            try:
+                self.codec.network_shape(3, self.data.resolution)
+            except ValueError as error:
+                yield str(error)
+
+    @property
+    def network_shape(self) -> tuple[int, int]:
+        """Channels and side of what the network sees; `data` has no auto. `ConfigError` where the
+        codec's factor does not divide the resolution."""
+        data = self.data
+        assert data.channels != "auto"
+        assert data.resolution != "auto"
+        try:
+            return self.codec.network_shape(data.channels, data.resolution)
+        except ValueError as error:
+            raise ConfigError(
+                f"{error}.", hint="Choose data.resolution=N that codec.factor divides."
+            ) from error
 
     def length(self, data_set_size: int) -> tuple[int, int]:
         return self.training.total_images(data_set_size), self.training.batch_size

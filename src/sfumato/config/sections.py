@@ -55,7 +55,8 @@ class DataConfig(Section):
     held_out: tuple[str, ...] = ()
     """Caption templates that are never trained on, for `sfumato evaluate --held-out`."""
     value_range: ValueRange = (-1.0, 1.0)
-    """Range of pixel values inside the network; sampled images are clamped to it."""
+    """Range of pixel values inside the network, to which sampled images are clamped; without effect
+    on latents."""
     split_seed: int = 0
     """Seed of the split into train, classifier and test, where a source has none of its own."""
     test_share: Share = 0.1
@@ -138,6 +139,34 @@ class DataConfig(Section):
         if value == "auto" or (type(value) is int and 0 <= value <= 256):
             return value
         raise ValueError("workers are auto, or between 0 and 256")
+
+
+class CodecConfig(Section):
+    """What the network sees of an image: its pixels, or latents of fewer numbers."""
+
+    kind: Literal["pixel", "linear", "vae"] = "pixel"
+    """`pixel`; `linear`: the principal components of patches, fitted to the training images when
+    the run begins; `vae`: an AutoencoderKL of diffusers (docs/latent.md)."""
+    factor: Count = 4
+    """linear, vae: side in pixels of what becomes one latent; it divides data.resolution."""
+    channels: Count = 4
+    """linear, vae: numbers of a latent."""
+    vae: str = ""
+    """vae: the folder or Hub name of an AutoencoderKL, or a folder with one in `vae`."""
+    posterior: Literal["mode", "sample"] = "mode"
+    """vae: whether training takes the mode of an image's posterior or draws from it."""
+
+    def network_shape(self, channels: int, resolution: int) -> tuple[int, int]:
+        """Channels and side of what the network sees of images with `channels` and a side of
+        `resolution`. `ValueError` where `factor` does not divide it."""
+        if self.kind == "pixel":
+            return channels, resolution
+        if resolution % self.factor:
+            raise ValueError(
+                f"codec.factor: patches of {self.factor} x {self.factor} pixels do not fill images "
+                f"of {resolution} x {resolution}"
+            )
+        return self.channels, resolution // self.factor
 
 
 class UNetConfig(Section):

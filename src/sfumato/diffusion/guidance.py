@@ -58,6 +58,8 @@ class ClassifierFreeGuidance:
     """The branch that guidance leads away from."""
     folded: ClassVar[bool] = False
     """Whether it is in the weights of the network: no other form can take its place."""
+    needs_range: ClassVar[bool] = False
+    """Whether it is for values with a range, pixels, and not for latents."""
 
     def branches(self, sigma: float) -> tuple[Branch, ...]:
         if self.scale == 0:
@@ -132,6 +134,8 @@ class DynamicThresholding(ClassifierFreeGuidance):
     """
 
     percentile: float = 0.995
+
+    needs_range: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 < self.percentile <= 1:
@@ -260,14 +264,29 @@ class GuidanceForm:
     parameters: tuple[tuple[str, float], ...]
 
     def build(
-        self, *, scale: float, value_range: ValueRange = (-1.0, 1.0)
+        self, *, scale: float, value_range: ValueRange | None = (-1.0, 1.0)
     ) -> ClassifierFreeGuidance:
-        """The guidance at `scale`; `ValueError` for a parameter out of range."""
+        """The guidance at `scale`. `value_range`: of x0; None for latents, whose centre is 0.
+
+        `ValueError` for a parameter out of range, `InputError` for a form that latents do not have.
+        """
+        if value_range is None:
+            if self.needs_range:
+                raise InputError(
+                    f"{self.form} clips x0 to the range of pixels, and this model samples latents, "
+                    "which have no range.",
+                    hint="Use another form of guidance, such as rescaled.",
+                )
+            value_range = (-1.0, 1.0)
         return GUIDANCE_FORMS[self.form](scale, value_range, **dict(self.parameters))
 
     @property
     def needs_weak_network(self) -> bool:
         return GUIDANCE_FORMS[self.form].away_from == "weak"
+
+    @property
+    def needs_range(self) -> bool:
+        return GUIDANCE_FORMS[self.form].needs_range
 
     @property
     def folded(self) -> bool:

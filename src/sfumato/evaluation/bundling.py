@@ -172,6 +172,11 @@ def _check(experiment: DiffusionExperiment, model: Model, run: Path) -> None:
             "none, and samples with the one that comes with sfumato.",
             hint="`sfumato export` writes a folder with its own.",
         )
+    if experiment.codec.kind == "vae":
+        raise InputError(
+            f"{run} samples latents of a VAE, which a bundle does not hold.",
+            hint="`sfumato export` writes a folder with it.",
+        )
     if model.sampling.form.needs_weak_network:
         raise InputError(
             f"{run} samples with autoguidance, which needs a second network; a bundle holds one.",

@@ -9,7 +9,7 @@ from sfumato.data.records import load_records
 from sfumato.evaluation.card import FILE_NAME, Card
 from sfumato.evaluation.store import file_name
 from sfumato.evaluation.tables import card_tables, notes_of
-from sfumato.models.unet import parameter_count
+from sfumato.models.sizes import parameter_count
 from sfumato.report.page import data_url, loss_curve, rendered
 from sfumato.training.checkpoint import Checkpoints
 from sfumato.training.records import read_records
@@ -23,14 +23,13 @@ def write_report(folder: Path, *, experiment: DiffusionExperiment, card: Card, g
     records = read_records(folder / "metrics.jsonl")
     timing = read_records(folder / "timing.jsonl")
     checkpoint = Checkpoints(folder / "checkpoints").latest()
-    assert experiment.data.channels != "auto"
     text = rendered(
         "page.html",
         experiment=experiment,
         card=card,
         tables=card_tables(card),
         notes=notes_of(card),
-        parameters=parameter_count(experiment.model, channels=experiment.data.channels),
+        parameters=parameter_count(experiment),
         example_caption=load_records(experiment.data, "test").examples()[0][-1],
         grid=data_url(grid.read_bytes()),
         samples=[

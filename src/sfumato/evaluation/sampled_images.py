@@ -31,9 +31,10 @@ class _Sampling:
     def settings(self) -> dict[str, Any]:
         """Everything that an image depends on beside its prompt and seed."""
         model = self.model
+        x0_range = self.x0_range or model.codec.x0_range
         return {
             **model.settings(),
-            "x0_range": list(self.x0_range or model.codec.x0_range),
+            "x0_range": None if x0_range is None else list(x0_range),
             "model": dict(model.provenance),
             "device": model.device.type,
             "environment": environment(),

@@ -16,17 +16,10 @@ from sfumato.generation.model import Model
 from sfumato.generation.start import Start
 from sfumato.models.codec import Codec
 
-
-def _unit(x0: Tensor, codec: Codec) -> Tensor:
-    """x0 to [0, 1]."""
-    low, high = codec.x0_range
-    return (x0 - low) / (high - low)
-
-
 OUTPUT_TYPES: dict[str, Callable[[Tensor, Codec], Any]] = {
     "pil": lambda x0, codec: [to_pil(image) for image in codec.decode(x0)],
-    "pt": _unit,
-    "np": lambda x0, codec: _unit(x0, codec).permute(0, 2, 3, 1).cpu().numpy(),
+    "pt": lambda x0, codec: codec.unit(x0),
+    "np": lambda x0, codec: codec.unit(x0).permute(0, 2, 3, 1).cpu().numpy(),
     "uint8": lambda x0, codec: codec.decode(x0),
     "latent": lambda x0, codec: x0,
 }
@@ -54,17 +47,18 @@ def noise_of(
     latents: Tensor | None,
 ) -> Tensor:
     """(N, C, H, W) standard normal: `latents`, or drawn as diffusers' `randn_tensor` draws it."""
-    channels, *own = model.shape
+    channels, (_, *own), side = model.shape[0], model.image_shape, model.codec.factor
     height, width = (
         known if wanted is None else wanted for wanted, known in zip(size, own, strict=True)
     )
-    factor = 2 ** (len(model.network.config["block_out_channels"]) - 1)
+    factor = side * 2 ** (len(model.network.config["block_out_channels"]) - 1)
     for wanted, known in zip((height, width), own, strict=True):
         if wanted < 1 or (wanted % factor and wanted != known):
             raise InputError(
                 f"Images of {height} x {width} pixels are not possible.",
                 hint=f"Give the {own[0]} x {own[1]} of training, or multiples of {factor}.",
             )
+    height, width = height // side, width // side
     shape = (len(generators), channels, height, width)
     if latents is None:
         if shared:
@@ -91,7 +85,7 @@ def start_in_call(
         if isinstance(given, str | Path):
             raise InputError(f"{name} is a path.", hint="Give PIL.Image.open(path).")
     start = model.start(image, mask_image, strength, count=count)
-    own = model.shape[1:]
+    own = model.image_shape[1:]
     if start is not None and any(one not in (None, of) for one, of in zip(size, own, strict=True)):
         raise InputError(
             f"height and width are {size[0]} and {size[1]}, with an image to start from.",

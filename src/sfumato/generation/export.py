@@ -120,6 +120,7 @@ def pipeline_of(model: Model) -> TextToImagePipeline:
         sampling=asdict(model.sampling),
         max_tokens=model.text_encoder.max_tokens,
         weak_unet=model.weak_network,
+        vae=getattr(model.codec, "vae", None),
         provenance=dict(model.provenance),
     )
 

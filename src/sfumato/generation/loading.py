@@ -68,7 +68,8 @@ def _opened(
             model = TextToImagePipeline.from_pretrained(path, low_cpu_mem_usage=False).model
         except (OSError, ValueError) as error:
             raise InputError(f"{path} is not a complete pipeline: {error}") from error
-    for module in (model.network, model.weak_network, model.text_encoder.model):
+    vae = getattr(model.codec, "vae", None)
+    for module in (model.network, model.weak_network, model.text_encoder.model, vae):
         if module is not None:
             module.to(where)
     return model

@@ -266,9 +266,20 @@ class Model:
     def start(
         self, init_image: Any, mask: Any = None, strength: float | None = None, *, count: int = 1
     ) -> Start | None:
-        """What `count` images start from, brought to the size of this model; see `start_of`."""
+        """What `count` images start from, brought to the size of this model; see `start_of`.
+
+        `InputError` for a mask where the network sees latents: a pixel cannot be kept there.
+        """
+        if mask is not None and self.codec.factor > 1:
+            side = self.codec.factor
+            raise InputError(
+                f"This model paints latents, each of {side} x {side} pixels, so a mask cannot keep "
+                "single pixels.",
+                hint="Leave the mask out: the strength says how much of the image is kept. A mask "
+                "needs a model of pixels.",
+            )
         fit = self.provenance.get("data", {}).get("fit", "crop")
-        return start_of(init_image, mask, strength, count=count, shape=self.shape, fit=fit)
+        return start_of(init_image, mask, strength, count=count, shape=self.image_shape, fit=fit)
 
     def denoise(
         self,
@@ -281,7 +292,7 @@ class Model:
         on_step: OnStep | None = None,
         alone: bool = False,
     ) -> Sampled:
-        """One batch from CPU generators, one an image: float images in the codec's range.
+        """One batch from CPU generators, one an image: x0 as the codec has it.
 
         `tokens`: of each branch, as `tokens` gives them; `noise`: (B, C, H, W) standard normal,
         else drawn from the generators; `start`: of this batch; `alone`: as in `sample`.
@@ -330,9 +341,14 @@ class Model:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the images that the network was trained on."""
+        """(C, H, W) of what the network was trained on: pixels, or latents."""
         config: Any = self.network.config
         return config["in_channels"], config["sample_size"], config["sample_size"]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images that the network was trained on."""
+        return self.codec.image_shape(self.shape)
 
     def settings(self, **more: Any) -> dict[str, Any]:
         """What an image of this model depends on beside its prompt and seed."""

@@ -9,9 +9,11 @@ from sfumato.base.errors import ConfigError, DamagedDataError
 from sfumato.base.files import read_json
 from sfumato.config.overrides import build, flattened, parse_yaml, read_text, read_values
 from sfumato.config.schema import DiffusionExperiment, load_experiment
+from sfumato.config.sections import CodecConfig, DataConfig
 from sfumato.diffusion.process import process_from_dict
 from sfumato.diffusion.solvers.registry import Sampling
 from sfumato.generation.bundle_names import INDEX, check_model, is_bundle, model_folder
+from sfumato.models.codec import vae_factor
 from sfumato.models.unet import unet_config_of
 
 TUNED = "tuned.json"
@@ -23,6 +25,7 @@ HELD = {
     "model": None,
     "diffusion": None,
     "text": None,
+    "codec": None,
     "data": ("resolution", "channels", "value_range"),
 }
 """Sections, and settings of them, that a run has in common with its origin."""
@@ -122,6 +125,31 @@ def _held(values: Mapping[str, Any]) -> Sections:
     }
 
 
+def _images_of_export(codec: Mapping[str, Any], unet: Mapping[str, Any], folder: Path) -> Sections:
+    """The sections of an exported codec and of the images that it takes."""
+    channels, side = unet["in_channels"], unet["sample_size"]
+    section = CodecConfig()
+    data = {"resolution": side, "channels": channels}
+    if codec["codec"] == "linear":
+        section = CodecConfig(kind="linear", factor=codec["factor"], channels=channels)
+        data = {"resolution": side * codec["factor"], "channels": codec["image_channels"]}
+    elif codec["codec"] == "vae":
+        vae = read_json(folder / "vae" / "config.json")
+        section = CodecConfig(
+            kind="vae",
+            factor=vae_factor(vae),
+            channels=channels,
+            vae=str(folder),
+            posterior="sample" if codec["samples"] else "mode",
+        )
+        data = {"resolution": side * section.factor, "channels": vae["out_channels"]}
+    value_range = list(codec.get("value_range", DataConfig().value_range))
+    return {
+        "codec": section.model_dump(mode="json"),
+        "data": {**data, "value_range": value_range},
+    }
+
+
 def _of_export(folder: Path, index: Path) -> Sections:
     """Of a bundle or of a folder that diffusers reads."""
     values = read_json(index)
@@ -135,10 +163,6 @@ def _of_export(folder: Path, index: Path) -> Sections:
             "encoder": values["provenance"]["text_encoder"].rpartition(" sha256:")[0],
             "max_tokens": values["max_tokens"],
         },
-        "data": {
-            "resolution": unet["sample_size"],
-            "channels": unet["in_channels"],
-            "value_range": list(values["codec"]["value_range"]),
-        },
+        **_images_of_export(values["codec"], unet, folder),
         "sampling": dict(values["sampling"]),
     }

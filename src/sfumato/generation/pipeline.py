@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -41,6 +41,7 @@ class TextToImagePipeline(DiffusionPipeline):
         scheduler: the diffusers scheduler of the sampler; None for a rectified flow.
         max_tokens: prompts are padded or cut to this many tokens; None for what the tokenizer says.
         weak_unet: the weaker network of autoguidance, an earlier checkpoint of the same run.
+        vae: of a model of latents whose codec is one.
         provenance: which run, checkpoint and data the weights come from.
 
     A pipeline that only encodes prompts needs text encoder and tokenizer, one that gets embeddings
@@ -48,14 +49,14 @@ class TextToImagePipeline(DiffusionPipeline):
     """
 
     # Names and types of diffusers.
-    _optional_components = ["scheduler", "weak_unet"]  # noqa: RUF012
+    _optional_components = ["scheduler", "weak_unet", "vae"]  # noqa: RUF012
     _callback_tensor_inputs = [  # noqa: RUF012
         "latents",
         "x0",
         "prompt_embeds",
         "negative_prompt_embeds",
     ]
-    model_cpu_offload_seq = "text_encoder->unet"
+    model_cpu_offload_seq = "text_encoder->unet->vae"
     _exclude_from_cpu_offload = ["weak_unet"]  # noqa: RUF012, used at every step beside the U-Net
 
     def __init__(
@@ -70,6 +71,7 @@ class TextToImagePipeline(DiffusionPipeline):
         sampling: dict[str, Any] | None = None,
         max_tokens: int | None = None,
         weak_unet: UNet2DConditionModel | None = None,
+        vae: AutoencoderKL | None = None,
         provenance: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -79,6 +81,7 @@ class TextToImagePipeline(DiffusionPipeline):
             text_encoder=text_encoder,
             tokenizer=tokenizer,
             weak_unet=weak_unet,
+            vae=vae,
         )
         self.register_to_config(
             process=process,
@@ -176,7 +179,7 @@ class TextToImagePipeline(DiffusionPipeline):
         return Model(
             network=self.unet,
             process=process,
-            codec=codec_from_dict(self.config["codec"]),
+            codec=codec_from_dict(self.config["codec"], self.vae),
             text_encoder=self._text_encoder(),
             sampling=sampling,
             provenance=self.config["provenance"],
@@ -225,7 +228,7 @@ class TextToImagePipeline(DiffusionPipeline):
             prompt_embeds, negative_prompt_embeds: (B, L, D) instead of the prompts, as
                 `encode_prompt` gives them.
             output_type: `pil`, `pt` (float (N, C, H, W) in [0, 1]), `np` (the same as an array,
-                (N, H, W, C)), `uint8` (N, C, H, W) or `latent` (float in the codec's range).
+                (N, H, W, C)), `uint8` (N, C, H, W) or `latent` (x0 as the network has it).
             callback_on_step_end: called with (pipeline, index, timestep, tensors) after every
                 network evaluation; sampling goes on with the tensors that it returns and with
                 `pipeline._guidance_scale`, and ends where it sets `pipeline._interrupt`.
@@ -239,7 +242,8 @@ class TextToImagePipeline(DiffusionPipeline):
             strength: the share of the steps that are done from `image`, in (0, 1]; 0.8 unless
                 given, 1 with a mask: then they start from noise alone.
 
-        x0 is clamped to the codec's range at every step, whatever the scheduler says.
+        x0 is clamped to the codec's range at every step, whatever the scheduler says; latents have
+        no range.
 
         Returns:
             `ImagePipelineOutput(images)`, or a tuple with the images.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sfumato import __version__
-from sfumato.base.errors import ConfigError, InputError
+from sfumato.base.errors import ConfigError, DamagedDataError, InputError
 from sfumato.base.files import read_json
 from sfumato.base.section import Section, validate
 from sfumato.config.schema import DiffusionExperiment, load_experiment
@@ -15,9 +15,10 @@ from sfumato.diffusion.solvers.registry import Sampling
 from sfumato.generation.model import Model
 from sfumato.generation.origin import TUNED
 from sfumato.generation.origin_weights import origin_state
-from sfumato.models.codec import PixelCodec
+from sfumato.models.codec import Codec, PixelCodec, codec_from_dict
 from sfumato.models.lora import merge_adapter
 from sfumato.models.unet import build_unet
+from sfumato.models.vae import VAE, open_vae
 from sfumato.text.encoder import TextEncoder
 from sfumato.text.opening import load_text_encoder
 from sfumato.training.checkpoint import Checkpoint, Checkpoints, load_part
@@ -51,11 +52,15 @@ def load_run(folder: Path, device: torch.device, images: int | None, average: st
             f"'{encoder.identity}' was loaded.",
             hint="Give the encoder it was trained with (text.encoder in experiment.yaml).",
         )
-    encoder.model.to(device)
+    codec = recorded_codec(checkpoint, experiment)
+    for module in (encoder.model, getattr(codec, VAE, None)):
+        if module is not None:
+            module.to(device)
     model = model_of(
         network.to(device),
         encoder,
         experiment,
+        codec=codec,
         sampling=None if tuned is None else tuned.sampling,
         provenance={
             "experiment": experiment.name,
@@ -86,6 +91,7 @@ def model_of(
     encoder: TextEncoder,
     experiment: DiffusionExperiment,
     *,
+    codec: Codec,
     sampling: Sampling | None = None,
     provenance: dict[str, Any] | None = None,
 ) -> Model:
@@ -93,11 +99,28 @@ def model_of(
     return Model(
         network=network,
         process=experiment.diffusion,
-        codec=PixelCodec(experiment.data.value_range),
+        codec=codec,
         text_encoder=encoder,
         sampling=experiment.sampling if sampling is None else sampling,
         provenance={"data": experiment.data.model_dump(mode="json"), **(provenance or {})},
     )
+
+
+def recorded_codec(checkpoint: Checkpoint, experiment: DiffusionExperiment) -> Codec:
+    """The codec that a run is trained with."""
+    if experiment.codec.kind == "pixel":
+        return PixelCodec(experiment.data.value_range)
+    values = checkpoint.state["codec"]
+    if experiment.codec.kind == "linear":
+        return codec_from_dict(values)
+    folder = checkpoint.path.parents[1] / VAE
+    codec = codec_from_dict(values, open_vae(str(folder)))
+    if codec.to_dict() != values:
+        raise DamagedDataError(
+            f"{folder} is damaged: its weights are not those that the run was trained with.",
+            hint="Restore it from a backup.",
+        )
+    return codec
 
 
 def with_weak_network(model: Model) -> Model:
@@ -193,12 +216,8 @@ def averaged_unet(
             hint=f"It holds {', '.join(averages_in(checkpoint))}; "
             "training.averaging.also_halflives_images keeps more.",
         )
-    network = build_unet(
-        experiment.model,
-        resolution=experiment.data.resolution,
-        channels=experiment.data.channels,
-        seed=experiment.seed,
-    )
+    channels, side = experiment.network_shape
+    network = build_unet(experiment.model, resolution=side, channels=channels, seed=experiment.seed)
     file, lora = checkpoint.verify(part), experiment.training.lora
     if lora is None:
         load_part(network, load_state(file), file=file)

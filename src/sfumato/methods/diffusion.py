@@ -27,11 +27,13 @@ from sfumato.generation.origin_weights import (
     weights_sha256,
 )
 from sfumato.generation.runs import model_of, origin_provenance
+from sfumato.methods.codecs import keep_codec, open_codec
 from sfumato.methods.distillation import student_hooks, student_objective, trajectories_of
-from sfumato.models.codec import PixelCodec
+from sfumato.models.codec import Codec
 from sfumato.models.lora import add_adapter
+from sfumato.models.sizes import parameter_count
 from sfumato.models.speed import place
-from sfumato.models.unet import build_unet, parameter_count
+from sfumato.models.unet import build_unet
 from sfumato.text.encoder import TextEncoder
 from sfumato.text.opening import check_is_there, load_text_encoder
 from sfumato.text.prompts import PromptBank
@@ -58,10 +60,8 @@ class DiffusionRun(Run):
 
 
 def network_line(experiment: DiffusionExperiment) -> str:
-    """The network in a line: parameters, heads of attention; `experiment.data` has no auto."""
-    data = experiment.data
-    assert data.channels != "auto"
-    count = parameter_count(experiment.model, channels=data.channels)
+    """The network in a line: parameters, heads of attention."""
+    count = parameter_count(experiment)
     return f"U-Net of {count:,} parameters; attention: {experiment.model.heads_text}"
 
 
@@ -97,7 +97,8 @@ def _build(
     records = open_training(experiment.data)
     encoder.model.to(device)
     network = place(_network(experiment, folder, device, world), device)
-    objective, batches = _learning(experiment, network, encoder, records, device, world)
+    codec = open_codec(experiment, folder, records, device=device, world=world)
+    objective, batches = _learning(experiment, network, codec, encoder, records, device, world)
     return DiffusionRun(
         folder=folder,
         objective=objective,
@@ -113,7 +114,7 @@ def _build(
             "text_encoder": encoder.identity,
             **origin_provenance(experiment),
         },
-        notes={"classes": list(records.class_names)},
+        notes={"classes": list(records.class_names), "codec": codec.to_dict()},
         hooks=()
         if not (world.is_main or world.shards)
         else [
@@ -127,6 +128,7 @@ def _build(
 def _learning(
     experiment: DiffusionExperiment,
     network: torch.nn.Module,
+    codec: Codec,
     encoder: TextEncoder,
     records: Any,
     device: torch.device,
@@ -138,7 +140,7 @@ def _learning(
     captions = records.captions if trajectories is None else trajectories.captions
     bank = PromptBank(encoder, captions, device=device)
     encoder.model.to("cpu")
-    parts = (network, experiment.diffusion, PixelCodec(data.value_range), bank, training)
+    parts = (network, experiment.diffusion, codec, bank, training)
     how = {"seed": experiment.seed, "batch_size": training.batch_size, "device": device}
     if trajectories is None:
         share = {"rank": world.rank, "world_size": world.size}
@@ -177,10 +179,8 @@ def _network(
     experiment: DiffusionExperiment, folder: Path, device: torch.device, world: World
 ) -> torch.nn.Module:
     """The network as it begins: with random weights or those of its origin, and its adapter."""
-    data, lora = experiment.data, experiment.training.lora
-    network = build_unet(
-        experiment.model, resolution=data.resolution, channels=data.channels, seed=experiment.seed
-    )
+    lora, (channels, side) = experiment.training.lora, experiment.network_shape
+    network = build_unet(experiment.model, resolution=side, channels=channels, seed=experiment.seed)
     if experiment.origin is not None:
         # Rank 0 alone needs the model; the others get its weights.
         state, file = origin_state(experiment, folder) if world.is_main else ({}, folder)
@@ -230,7 +230,9 @@ def averaged_model(
     sampling = experiment.sampling
     if sampling.form.needs_weak_network:
         sampling = replace(sampling, guidance="cfg")
-    return model_of(objective.average.module, encoder, experiment, sampling=sampling)
+    return model_of(
+        objective.average.module, encoder, experiment, codec=objective.codec, sampling=sampling
+    )
 
 
 def _hooks(
@@ -274,6 +276,12 @@ def _accuracy_hook(
     return AccuracyHook(folder / ACCURACY, every_images=every_images, measure=measure)
 
 
+def _begin(experiment: DiffusionExperiment, run: DiffusionRun) -> None:
+    """What the run needs beside its checkpoints: weights that it began with, its VAE."""
+    keep_origin(experiment, run.folder)
+    keep_codec(run.objective.codec, run.folder)
+
+
 def _finish(experiment: DiffusionExperiment, run: DiffusionRun) -> None:
     """Export the averaged network as a diffusers folder."""
     if exported_images(run.folder) != run.images_seen:
@@ -299,7 +307,7 @@ DIFFUSION = Method(
     resolve=_resolve,
     images=lambda experiment: trained_on(experiment.data),
     build=_build,
-    begin=keep_origin,
+    begin=_begin,
     finish=_finish,
     describe=_describe,
     lint=lint_experiment,

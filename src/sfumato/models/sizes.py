@@ -20,6 +20,8 @@ def parameter_count(experiment: Experiment) -> int:
 @parameter_count.register
 def _(experiment: DiffusionExperiment) -> int:
     channels = experiment.data.channels
+    if experiment.codec.kind != "pixel":
+        channels = experiment.codec.channels
     return unet.parameter_count(experiment.model, channels=3 if channels == "auto" else channels)
 
 

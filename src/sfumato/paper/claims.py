@@ -47,7 +47,8 @@ class PaperEvidence(Evidence):
 
     `digits`: the classes 4 and 5, or none; `also_differ`: what the two models differ in beside
     dropout; `epochs`: of the older checkpoint and of the newest one; `losses`: the records of
-    metrics.jsonl, `total_images` the run's length; `value_range`: of the pixels inside the network.
+    metrics.jsonl, `total_images` the run's length; `value_range`: of the pixels inside the network,
+    None for latents.
     """
 
     digits: Sequence[int]
@@ -55,7 +56,7 @@ class PaperEvidence(Evidence):
     epochs: tuple[float, float] | None
     losses: Sequence[Mapping[str, Any]]
     total_images: int
-    value_range: ValueRange
+    value_range: ValueRange | None
 
     def rise(self, variant: str, measure: str) -> Tensor:
         """(N,): how much more an image has at w = 5 than the same one at w = 1."""
@@ -65,12 +66,17 @@ class PaperEvidence(Evidence):
         """Why there is no such variant; empty where there is."""
         if (variant, GUIDED) in self.scores:
             return ""
-        low, high = self.value_range
+        clipping = "This run's values are latents, which the paper does not clip."
+        if self.value_range is not None:
+            low, high = self.value_range
+            clipping = (
+                f"This run's values lie in [{low:g}, {high:g}], which clipping to [-1, 1] does not "
+                "change."
+            )
         return {
             "with": "No run with caption dropout was given.",
             "early": "The run keeps no older checkpoint.",
-            "stretched": f"This run's values lie in [{low:g}, {high:g}], which clipping to [-1, 1] "
-            "does not change.",
+            "stretched": clipping,
         }[variant]
 
 

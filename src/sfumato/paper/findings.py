@@ -259,7 +259,7 @@ def _variants(runs: _Runs, study: Study, config: FindingsConfig, store: Path) ->
     scales, clipped = config.guidance_scales, config.clipped_scales
     without, early, with_dropout = runs.without, runs.early, runs.with_dropout
     add("without", "no dropout", without, scales)
-    if tuple(without.codec.x0_range) != CLIPPED:  # else the paper's clipping changes nothing
+    if without.codec.x0_range not in (None, CLIPPED):  # else the paper's clipping changes nothing
         title = "no dropout, x0 in [-1, 1]"
         add("clipped", title, without, clipped, x0_range=CLIPPED)
         stretched = {"x0_range": CLIPPED, "tensor": "stretched"}

@@ -42,7 +42,7 @@ class Method:
     describe: Callable[[Any, Any], Sequence[str]]
     resolve: Callable[[Any], Any] = lambda experiment: experiment
     images: Callable[[Any], np.ndarray | None] = lambda experiment: None
-    begin: Callable[[Any, Path], None] = lambda experiment, folder: None
+    begin: Callable[[Any, Run], None] = lambda experiment, run: None
     lint: Callable[[Any], list[str]] = lambda experiment: []
     distributed: bool = False
     """Whether it can be trained in several processes."""
@@ -73,7 +73,7 @@ def prepare(
     run.world = world
     if world.is_main:
         claim_folder(experiment, folder)
-        method.begin(experiment, folder)
+        method.begin(experiment, run)
     run.keep_checkpoints = experiment.training.keep_checkpoints
     run.hooks = _all_hooks(experiment, run, hooks)
     run.resume()

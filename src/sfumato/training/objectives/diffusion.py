@@ -97,9 +97,10 @@ class DiffusionObjective:
         """What `loss` takes: x0 and eps (B, C, H, W), t (B,), rows of the bank (B,)."""
         with stage("noise"):
             draws = self.draws.at(context)
-            x0 = self.codec.encode(batch.images).to(self.dtype)
-            if draws.flips is not None:
-                x0 = torch.where(draws.flips[:, None, None, None], x0.flip(3), x0)
+            images = batch.images
+            if draws.flips is not None:  # of pixels: a latent's mirror image is another latent
+                images = torch.where(draws.flips[:, None, None, None], images.flip(3), images)
+            x0 = self.codec.encode(images, draws.posterior).to(self.dtype)
         with stage("dropout"):
             prompts = batch.prompts.masked_fill(draws.dropped, PromptBank.NULL_INDEX)
         return x0, draws.eps, draws.t, prompts
@@ -113,6 +114,7 @@ class DiffusionObjective:
             process=self.process,
             caption_dropout=self.config.caption_dropout,
             mirrored=self.config.mirrored,
+            posterior=self.codec.samples,
         )
 
     def loss(self, *inputs: Tensor, network: torch.nn.Module | None = None) -> Tensor:
@@ -156,12 +158,14 @@ class DiffusionObjective:
 @dataclass(frozen=True, kw_only=True)
 class Draws:
     """One rank's random numbers of a step: `eps` (B, C, H, W); `t` (B,); `dropped` (B,) bool;
-    `flips` (B,) bool, which images are mirrored, None for none."""
+    `flips` (B,) bool, which images are mirrored, None for none; `posterior` (B, C, H, W) for a
+    codec that samples, else None."""
 
     eps: Tensor
     t: Tensor
     dropped: Tensor
     flips: Tensor | None
+    posterior: Tensor | None = None
 
 
 def draw_step(
@@ -171,18 +175,22 @@ def draw_step(
     process: Process,
     caption_dropout: float,
     mirrored: bool = False,
+    posterior: bool = False,
 ) -> Draws:
     """Noise, timesteps, dropped captions and flips of this rank's rows, drawn for the global batch.
 
     `image_shape`: (C, H, W). A function of (seed, images seen, purpose) alone, so the same on any
     number of ranks.
     """
-    count = context.batch_size
+    count, shape = context.batch_size, (context.batch_size, *image_shape)
     return Draws(
-        eps=context.local(torch.randn((count, *image_shape), generator=context.generator("noise"))),
+        eps=context.local(torch.randn(shape, generator=context.generator("noise"))),
         t=context.local(process.draw_t(count, context.generator("timesteps"))),
         dropped=context.local(
             dropped_captions(caption_dropout, count, context.generator("dropout"))
         ),
         flips=random_flips(context) if mirrored else None,
+        posterior=context.local(torch.randn(shape, generator=context.generator("posterior")))
+        if posterior
+        else None,
     )

@@ -1,0 +1,99 @@
+"""Variational autoencoders of diffusers as codecs."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sfumato.base.errors import InputError
+from sfumato.base.hub import quiet_loading
+from sfumato.models.codec import VaeCodec
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+VAE = "vae"
+"""In a run folder and in an exported one: the VAE of the codec."""
+
+
+def open_vae(name: str) -> "AutoencoderKL":
+    """The `AutoencoderKL` of a folder, of the `vae` in a folder (a pipeline, a run), or of a Hub
+    name; safetensors alone. `InputError` for what is none."""
+    from diffusers import AutoencoderKL
+
+    folder = Path(name).expanduser()
+    where = folder / VAE if (folder / VAE).is_dir() else folder
+    try:
+        with quiet_loading():
+            vae = AutoencoderKL.from_pretrained(
+                where if where.is_dir() else name, use_safetensors=True, low_cpu_mem_usage=False
+            )
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{name} is no AutoencoderKL of diffusers: {error}",
+            hint="Give its folder (config.json and safetensors), a pipeline with a vae, or a name "
+            "of the Hub.",
+        ) from error
+    return vae.float().eval().requires_grad_(False)
+
+
+def fit_vae_codec(vae: "AutoencoderKL", images: Iterable[Tensor], *, samples: bool) -> VaeCodec:
+    """The codec of `vae` with latents normalised over batches of uint8 (B, C, H, W): each channel
+    has mean 0 and deviation 1, that of the posterior's noise included where training `samples`.
+
+    The normalisation goes into the weights of `vae`, which is changed.
+    """
+    raw = VaeCodec(vae, samples=samples)
+    count, total, squares = 0, torch.zeros(()), torch.zeros(())
+    for batch in images:
+        mode, deviation = (part.double() for part in raw.posterior(batch))
+        count += mode[:, 0].numel()
+        total = total + mode.sum((0, 2, 3))
+        squares = squares + mode.square().sum((0, 2, 3))
+        if samples:
+            squares = squares + deviation.square().sum((0, 2, 3))
+    mean = total / count
+    fold_normalisation(vae, mean, (squares / count - mean.square()).sqrt())
+    return raw
+
+
+@torch.no_grad()
+def fold_normalisation(vae: "AutoencoderKL", mean: Tensor, deviation: Tensor) -> None:
+    """Change `vae` so that its latents are (z - mean) / deviation of what they were, and that it
+    decodes these to the same images. `mean`, `deviation`: (C,).
+
+    Both are affine for each channel, as the 1x1 convolutions beside the latents are; a VAE without
+    them gets some. Its scaling factor becomes 1, so that other programs take the latents as ours.
+    """
+    channels = len(mean)
+    if vae.quant_conv is None:
+        vae.quant_conv = _identity(2 * channels)
+    if vae.post_quant_conv is None:
+        vae.post_quant_conv = _identity(channels)
+    mean, deviation = mean.double(), deviation.double()
+    before, after = vae.quant_conv, vae.post_quant_conv
+    weight, bias = before.weight.double(), before.bias.double()
+    weight[:channels] /= deviation[:, None, None, None]
+    bias[:channels] = (bias[:channels] - mean) / deviation
+    bias[channels:] -= 2 * deviation.log()  # of the posterior: log variance
+    before.weight.copy_(weight), before.bias.copy_(bias)
+    weight = after.weight.double()
+    after.bias.copy_(after.bias.double() + weight[:, :, 0, 0] @ mean)
+    after.weight.copy_(weight * deviation[None, :, None, None])
+    vae.register_to_config(
+        scaling_factor=1.0,
+        shift_factor=None,
+        latents_mean=None,
+        latents_std=None,
+        use_quant_conv=True,
+        use_post_quant_conv=True,
+    )
+
+
+def _identity(channels: int) -> torch.nn.Conv2d:
+    convolution = torch.nn.Conv2d(channels, channels, 1).requires_grad_(False)
+    torch.nn.init.dirac_(convolution.weight)
+    torch.nn.init.zeros_(convolution.bias)
+    return convolution
