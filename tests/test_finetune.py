@@ -106,7 +106,7 @@ def test_every_kind_of_model_gives_the_same_sections(small_run: Path, tmp_path: 
 def test_the_bundled_model(tmp_path: Path) -> None:
     experiment = load_from("bundled:mnist", "small", ["data.source=digits"])
     assert (experiment.data.resolution, experiment.data.channels) == (28, 1)
-    assert experiment.text.max_tokens == 8
+    assert experiment.text.max_tokens == 24
     model = load("bundled:mnist", device="cpu")
     network = build_unet(experiment.model, resolution=28, channels=1, seed=0)
     assert {k: v.shape for k, v in network.state_dict().items()} == {

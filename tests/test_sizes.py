@@ -5,11 +5,13 @@ import torch
 
 from sfumato.config.overrides import preset_names
 from sfumato.config.schema import (
+    CanExperiment,
     ClassifierExperiment,
     ClipExperiment,
     DiffusionExperiment,
     load_experiment,
 )
+from sfumato.models.can import build_can
 from sfumato.models.classifier import build_classifier
 from sfumato.models.sizes import parameter_count
 from sfumato.models.unet import build_unet
@@ -41,6 +43,9 @@ def count_of(experiment) -> int:
                 tokenizer = train_tokenizer((), vocab_size=0)
                 missing = (vocabulary - len(tokenizer)) * towers.text_width
                 return parameters(build_towers(towers, tokenizer, seed=0)) + missing
+            case CanExperiment(network=network):
+                both = build_can(network, channels=3, classes=10, seed=0)
+                return sum(map(parameters, both))
     raise AssertionError(experiment)
 
 
@@ -59,6 +64,8 @@ def test_the_count_of_unusual_networks(overrides: list[str]) -> None:
 def test_the_count_of_unusual_classifiers_and_towers() -> None:
     for name, overrides in {
         "classifier": ["network.width=24", "network.blocks=[2,1,3]"],
+        "can": ["network.conditional=true", "network.style_hidden=[]"],
+        "can-paper": ["network.upsampling=transposed", "network.spectral_norm=false"],
         "clip": ["towers.text_layers=3", "towers.image_widths=[8,16,16,40]", "vocabulary=900"],
     }.items():
         experiment = load_experiment(name, overrides)

@@ -1,8 +1,10 @@
 """Trainable parameters of what an experiment trains, by arithmetic: imports no torch."""
 
 from functools import singledispatch
+from itertools import pairwise
 
 from sfumato.config.schema import (
+    CanExperiment,
     ClassifierExperiment,
     ClipExperiment,
     DiffusionExperiment,
@@ -49,6 +51,21 @@ def _(experiment: ClipExperiment) -> int:
     for channels, out_channels in zip(towers.image_widths, rest, strict=False):
         image += _block(channels, out_channels) + channels * out_channels
     return text + image + rest[-1] * towers.embedding + 1  # and the logit scale
+
+
+@parameter_count.register
+def _(experiment: CanExperiment, channels: int = 3, classes: int = 10) -> int:
+    network = experiment.network
+    conditional, size = network.conditional, 9 if network.upsampling == "resize" else 16
+    widths, narrows = network.generator_channels, network.discriminator_channels
+    count = network.latent * (2 if conditional else 1) * widths[0] * 16
+    count += classes * network.latent * conditional + sum(2 * width for width in widths)
+    count += sum(size * a * b for a, b in pairwise((*widths, channels))) + channels
+    count += sum((16 * a + 1) * b for a, b in pairwise((channels, *narrows)))
+    count += 0 if network.spectral_norm else sum(2 * width for width in narrows[1:])
+    features = narrows[-1] * 16
+    count += features + 1 + classes * features * conditional
+    return count + sum((a + 1) * b for a, b in pairwise((features, *network.style_hidden, classes)))
 
 
 def _block(channels: int, out_channels: int) -> int:
