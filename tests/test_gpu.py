@@ -120,7 +120,9 @@ def test_a_clip_step_as_on_the_cpu(device) -> None:
         labels=torch.zeros(0),
         class_names=[],
         captions=captions,
+        own_captions=[],
         mirrored=torch.tensor([True, False, True, False]),
+        apart=torch.tensor([0, 0, 1, 1])[:, None] == torch.tensor([0, 0, 1, 1]),
         description="",
     )
     config = TowersConfig(text_width=32, text_layers=1, text_heads=2, text_mlp=64, positions=8)
