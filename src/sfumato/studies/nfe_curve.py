@@ -47,8 +47,8 @@ class NfeConfig(StudyConfig):
 
 
 class NfePoint(SetMetrics):
-    """One setting. `against_most`: class accuracy minus that of the model's own sampler at the
-    most evaluations, paired by seed and caption."""
+    """One setting. `against_most`: class accuracy minus that of the sampler with the most
+    evaluations, paired by seed and caption."""
 
     sampler: str
     steps: int
@@ -62,13 +62,15 @@ class NfeCard(StudyCard):
     """Every point, and everything that they depend on; `model` is the teacher."""
 
     NAME: ClassVar[str] = "nfe"
-    FORMAT: ClassVar[int] = 1
+    FORMAT: ClassVar[int] = 2
 
     points: list[NfePoint]
     guidance: str
     guidance_scale: float
     shown: list[str]
     config: NfeConfig
+    most: int
+    """Which point the others are compared with."""
 
     @property
     def how(self) -> str:
@@ -123,7 +125,7 @@ def settings_of(model: Model, students: Sequence[Model], config: NfeConfig) -> l
 
 def with_nfe(model: Model, nfe: int) -> Model | None:
     """The model with the most steps that need at most `nfe` evaluations an image; None where one
-    step needs more, or where fewer evaluations give as many steps."""
+    step needs more, or where they need so few that they do not stand for `nfe`."""
     best = None
     for steps in range(1, nfe + 1):
         try:
@@ -195,6 +197,7 @@ def _write(
         guidance=model.sampling.guidance,
         guidance_scale=model.sampling.guidance_scale,
         shown=names,
+        most=most,
         folder=folder,
         **study.card_fields(model, **study.baselines()),
     )
@@ -219,7 +222,7 @@ def chart(card: NfeCard) -> bytes:
     lines = [
         Line(
             label="distilled students" if name == STUDENT else name,
-            points={point.asked: point.metrics for point in points},
+            points={point.nfe: point.metrics for point in points},
             colour="#c0392b" if name == STUDENT else COLOURS[place % len(COLOURS)],
             marker="D" if name == STUDENT else "o",
         )
@@ -254,8 +257,7 @@ def markdown(card: NfeCard) -> str:
     header = ["sampler", "NFE", "steps", *map(title_of, PANELS), "accuracy, paired difference"]
     sampled = (
         f"{card.config.count:,} images of each setting, seeds from {card.config.first_seed}; "
-        "differences to "
-        f"{card.config.samplers[0]} at the most evaluations"
+        f"differences to {card.points[card.most].sampler} at {card.points[card.most].nfe} NFE"
     )
     table = markdown_table(header, rows + real_rows(card, PANELS, before=2, after=1), left=1)
     return study_text(card, sampled, table)

@@ -205,6 +205,10 @@ def check_belongs(scheduler: Any, process: Process) -> None:
     )
 
 
+LEAST_ALPHA_BAR = 2**-24
+"""Noisier levels are stepped from as this one."""
+
+
 class SchedulerSolver:
     """A diffusers scheduler as a `Solver` (see `diffusion/sampling.py`) for one batch.
 
@@ -241,7 +245,7 @@ class SchedulerSolver:
             scheduler.config, **{k: v for k, v in wanted.items() if k in scheduler.config}
         )
         # At zero terminal SNR sigma is infinite: the floor that diffusers takes, too.
-        alpha_bar = alpha_bar.clamp_min(2**-24)
+        alpha_bar = alpha_bar.clamp_min(LEAST_ALPHA_BAR)
         # Not by way of `trained_betas`: in float32 these lose the noisiest levels.
         self.scheduler.alphas_cumprod = alpha_bar.flip(0)
         self.scheduler.set_timesteps(steps)

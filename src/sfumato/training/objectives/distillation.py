@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from sfumato.base.device import to_device
+from sfumato.base.errors import InputError
 from sfumato.data.loading import Batch, IndexedOrder, SampleOrder
 from sfumato.data.trajectories import Trajectories, places_of, student_times
-from sfumato.diffusion.process import Process
+from sfumato.diffusion.process import Process, VariancePreserving
+from sfumato.diffusion.solvers.schedulers import LEAST_ALPHA_BAR
 from sfumato.text.prompts import PromptBank
 from sfumato.training.features import FeatureDistance
 from sfumato.training.objectives.diffusion import DiffusionObjective
@@ -37,7 +39,11 @@ class Levels:
         where these do not pass them."""
         states = [*places_of(process, nfe, levels=levels), levels]
         times = student_times(process, nfe)
-        a, s = (scale.float() for scale in process.scales(times))
+        a, s = process.scales(times)
+        if isinstance(process, VariancePreserving):  # as the sampler of the student steps
+            a = a.clamp_min(LEAST_ALPHA_BAR**0.5)
+            s = (1 - a.square()).sqrt()
+        a, s = a.float(), s.float()
         return Levels(
             times=times.to(device),
             a=torch.cat([a, torch.ones(1)]).to(device),
@@ -140,6 +146,12 @@ class TrajectoryBatches:
         device: torch.device,
     ) -> None:
         self.trained = len(trajectories) - round(held_out * len(trajectories))
+        if self.trained < 1:
+            raise InputError(
+                f"distillation.held_out={held_out:g} leaves none of {len(trajectories)} "
+                "trajectories to train on.",
+                hint="Set a smaller share, such as 0.1.",
+            )
         self.order: IndexedOrder = SampleOrder(self.trained, seed=seed)
         self.batch_size = batch_size
         self._states = trajectories.states
