@@ -37,7 +37,10 @@ def test_every_kept_checkpoint_is_measured_with_the_same_seeds(
     assert [point.images_seen for point in card.points] == kept
     assert len({point.weights_sha256 for point in card.points}) == len(kept)
     assert {point.nfe for point in card.points} == {4}
-    for name in ("curve.png", "examples.png"):
+    assert [set(point.losses) for point in card.points] == [{"train", "test"}] * len(kept)
+    for point in card.points:
+        assert [len(found) for found in point.losses.values()] == [len(card.levels)] * 2
+    for name in ("curve.png", "examples.png", "losses.png"):
         with Image.open(out / name) as picture:
             assert min(picture.size) > 100
     assert f"| {kept[0]:,} |" in (out / "curve.md").read_text()

@@ -85,6 +85,7 @@ def make_trajectories(
             hint="Choose another --out, or give the settings that they were made with.",
         )
     make_folder(folder)
+    model.text_encoder.check([captions[own] for own in rows])  # one warning for all parts
     for start in range(0, request.count, PART_SIZE):
         name = f"part-{start // PART_SIZE:05d}.safetensors"
         if name not in found["parts"] or not (folder / name).is_file():

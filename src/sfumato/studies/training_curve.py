@@ -1,10 +1,12 @@
-"""What a run's kept checkpoints sample: quality over the images that training has seen."""
+"""What a run's kept checkpoints sample, and their losses on images that were trained on and on
+images that were not: quality over the images that training has seen."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from pydantic import Field
 from torch import Tensor
 
 from sfumato.base.errors import DamagedDataError, InputError
@@ -12,13 +14,18 @@ from sfumato.base.files import sibling
 from sfumato.base.lock import locked
 from sfumato.base.words import counted
 from sfumato.config.sections import DataConfig
+from sfumato.data.records import load_records
+from sfumato.data.survey import resolve
 from sfumato.evaluation.image_set import ImageSet, OnImages
+from sfumato.evaluation.level_losses import chosen, level_losses, levels_of
+from sfumato.evaluation.metrics.intervals import Estimate
 from sfumato.evaluation.metrics.registry import title_of
 from sfumato.evaluation.sampled_images import complete
 from sfumato.generation.model import Model
 from sfumato.report.grids import labelled_grid
 from sfumato.report.page import markdown_table
 from sfumato.studies.charts import Line, format_estimate, real_rows, scale_panels, study_text
+from sfumato.studies.loss_chart import loss_panels
 from sfumato.studies.study import (
     ACCURACY,
     DIVERSITY,
@@ -38,25 +45,32 @@ PANELS = (ACCURACY, FRECHET, DIVERSITY, "saturated")
 class CurveConfig(StudyConfig):
     """What each checkpoint samples."""
 
+    loss_images: int = Field(default=512, ge=2)
+    """Images of the training and of the test part on which losses are measured."""
+
 
 class CurvePoint(SetMetrics):
     """One checkpoint."""
 
     images_seen: int
     weights_sha256: str
+    losses: dict[str, list[Estimate]]
+    """Of `train` and `test` images: at each level of the card's `levels`."""
 
 
 class CurveCard(StudyCard):
     """Every point, and everything that they depend on; `model` is that of the last."""
 
     NAME: ClassVar[str] = "curve"
-    FORMAT: ClassVar[int] = 3
+    FORMAT: ClassVar[int] = 4
 
     points: list[CurvePoint]
     guidance: str
     guidance_scale: float
     shown: list[str]
     """What the first images are of: names of classes."""
+    levels: list[float]
+    """Noise levels of the losses, sigma = s / a; empty where none were measured."""
     config: CurveConfig
 
 
@@ -102,10 +116,36 @@ def measure_curve(
     if card is not None:
         return card
     with locked(folder):
-        return _write(study, kept, folder)
+        losses = _losses(study, [one.model for one in kept], config.loss_images, log)
+        return _write(study, kept, losses, folder)
 
 
-def _write(study: Study, kept: Sequence[_Checkpoint], folder: Path) -> CurveCard:
+def _losses(
+    study: Study, models: Sequence[Model], count: int, log: Callable[[str], None]
+) -> list[dict[str, list[Estimate]]]:
+    """Of each model, by the part of the data."""
+    if models[-1].sampling.form.folded:
+        log("Left out: losses, since a distilled student was trained for another one.")
+        return [{} for _ in models]
+    data = resolve(study.reference.data)
+    parts = {"test": study.reference.records}
+    if data.loading == "stream":
+        log("Left out: losses on training images, which are streamed.")
+    else:
+        parts["train"] = load_records(data, "train")
+    log("Measuring losses ...")
+    return [
+        {name: level_losses(model, part, chosen(part, count)) for name, part in parts.items()}
+        for model in models
+    ]
+
+
+def _write(
+    study: Study,
+    kept: Sequence[_Checkpoint],
+    losses: Sequence[Mapping[str, list[Estimate]]],
+    folder: Path,
+) -> CurveCard:
     names = list(study.reference.records.class_names[:SHOWN])
     last = kept[-1].model
     card = CurveCard(
@@ -115,17 +155,24 @@ def _write(study: Study, kept: Sequence[_Checkpoint], folder: Path) -> CurveCard
                 study.score(one.images).metrics,
                 images_seen=one.model.provenance["images_seen"],
                 weights_sha256=one.model.provenance["weights_sha256"],
+                losses=own,
             )
-            for one in kept
+            for one, own in zip(kept, losses, strict=True)
         ],
         guidance=last.sampling.guidance,
         guidance_scale=last.sampling.guidance_scale,
         shown=names,
+        levels=last.process.noise_level(levels_of(last.process)).tolist() if losses[-1] else [],
         folder=folder,
         **study.card_fields(last, **study.baselines()),
     )
     examples = [one.images.images(range(len(names))) for one in kept]
-    card.write(markdown(card), {"curve": chart(card), "examples": _examples(card, examples)})
+    pictures = {"curve": chart(card), "examples": _examples(card, examples)}
+    if card.levels:
+        pictures["losses"] = loss_panels(
+            card.levels, {point.images_seen: point.losses for point in card.points}
+        )
+    card.write(markdown(card), pictures)
     return card
 
 
@@ -203,4 +250,20 @@ def markdown(card: CurveCard) -> str:
         f"{card.guidance} at w = {card.guidance_scale:g}"
     )
     table = markdown_table(header, rows + real_rows(card, PANELS), left=0)
-    return study_text(card, sampled, table)
+    return study_text(card, sampled, table, _losses_text(card))
+
+
+def _losses_text(card: CurveCard) -> str:
+    """Losses of each checkpoint on training and test images, a column for each noise level."""
+    if not card.levels:
+        return ""
+    rows = [
+        [f"{point.images_seen:,}", name, *(f"{one}" for one in point.losses[name])]
+        for point in card.points
+        for name in point.losses
+    ]
+    header = ["images seen", "images", *(f"sigma = {level:.3g}" for level in card.levels)]
+    return (
+        f"Losses on up to {card.config.loss_images:,} images of each part, the same images and "
+        "noise for every checkpoint:\n\n" + markdown_table(header, rows, left=0)
+    )
