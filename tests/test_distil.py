@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sfumato.base.errors import ConfigError, DamagedDataError, InputError
-from sfumato.base.files import sha256_of_file
+from sfumato.base.files import read_json, sha256_of_file
 from sfumato.config.schema import load_experiment
 from sfumato.data.trajectories import (
     INDEX,
@@ -23,6 +23,7 @@ from sfumato.diffusion.process import Preconditioned, RectifiedFlow, VariancePre
 from sfumato.diffusion.sampling import initial_noise
 from sfumato.diffusion.solvers.build import build_solver
 from sfumato.diffusion.solvers.registry import STUDENT_SAMPLERS, Sampling
+from sfumato.evaluation.bundling import write_bundle
 from sfumato.generation.loading import load
 from sfumato.generation.runs import experiment_of_run
 from sfumato.generation.trajectories import Request, make_trajectories
@@ -337,6 +338,23 @@ def test_an_exported_student_draws_the_same(plan, tmp_path: Path, refused) -> No
 
 
 # The guidance scale as an input ------------------------------------------------------------------
+
+
+def test_a_bundled_student_says_how_it_was_distilled_and_names_no_folder(
+    plan, tmp_path: Path
+) -> None:
+    write_bundle(plan.run(1), tmp_path / "student")
+    index = read_json(tmp_path / "student" / "bundle.json")
+    assert index["training"]["command"].startswith(
+        f"sfumato distil {Path(plan.teacher).name} --data digits --nfe 4,1 --count {plan.count} "
+    )
+    for file in (tmp_path / "student").rglob("*.*"):
+        content = file.read_bytes()
+        assert str(plan.folder).encode() not in content, file
+        assert str(plan.teacher).encode() not in content, file
+    bundled = load(tmp_path / "student", device="cpu")
+    assert bundled.sampling == load(plan.run(1), device="cpu").sampling
+    assert bundled.nfe() == 1
 
 
 def test_the_embedding_of_w_is_that_of_latent_consistency_models() -> None:

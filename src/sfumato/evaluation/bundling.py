@@ -22,6 +22,7 @@ from sfumato.config.sections import DataConfig
 from sfumato.data.opening import BUNDLED, source_name
 from sfumato.data.records import load_records
 from sfumato.data.sources.hub import is_hub_name
+from sfumato.data.trajectories import open_trajectories
 from sfumato.evaluation.card import Card, read_card
 from sfumato.evaluation.model_card import model_card
 from sfumato.generation.bundle_names import INDEX, is_bundle
@@ -83,6 +84,8 @@ def write_bundle(
             "data": public.model_dump(mode="json"),
             "examples": dict(zip(captions, labels, strict=True)),
         }
+        if "origin" in provenance:
+            provenance["origin"] = Path(provenance["origin"]).name
         index = {
             "format": FORMAT,
             "model": model_values(replace(model, provenance=provenance)),
@@ -100,12 +103,11 @@ def _training_of(
     checkpoints = Checkpoints(model.folder / "checkpoints")
     checkpoint = Checkpoint(checkpoints.path(model.provenance["images_seen"]))
     trained_on = load_records(experiment.data, "train").description
+    published = _published(experiment, public)
+    student = experiment.distillation is not None
     return {
-        "command": training_command(experiment.model_copy(update={"data": public})),
-        "experiment": {
-            **experiment.model_dump(mode="json"),
-            "data": public.model_dump(mode="json"),
-        },
+        "command": _distilling(experiment, public) if student else training_command(published),
+        "experiment": published.model_dump(mode="json"),
         "data": public.source + trained_on.removeprefix(source_name(experiment.data)),
         "note": note,
         "parameters": sum(p.numel() for p in model.network.parameters()),
@@ -145,6 +147,40 @@ def public_source(source: str, given: str | None) -> str:
             hint="Say where others find the data: --source OWNER/NAME.",
         )
     return public
+
+
+def _published(experiment: DiffusionExperiment, data: DataConfig) -> DiffusionExperiment:
+    """The experiment with the public name of its data, and of other models and files that it names
+    the last part of their path."""
+    update: dict[str, Any] = {"data": data}
+    if (origin := experiment.origin) is not None:
+        update["origin"] = origin.model_copy(update={"model": Path(origin.model).name})
+    if (student := experiment.distillation) is not None:
+        names = {name: Path(getattr(student, name)).name for name in ("teacher", "trajectories")}
+        update["distillation"] = student.model_copy(update=names)
+    return experiment.model_copy(update=update)
+
+
+def _distilling(experiment: DiffusionExperiment, data: DataConfig) -> str:
+    """The command that distils a student, with those before it as far as their runs are there."""
+    student = experiment.distillation
+    assert student is not None
+    row, before = [student.nfe], experiment.origin
+    while before is not None and (Path(before.model) / "experiment.yaml").is_file():
+        earlier = experiment_of_run(Path(before.model))
+        if earlier.distillation is None:
+            break
+        row, before = [earlier.distillation.nfe, *row], earlier.origin
+    preset = load_experiment("student", schema=DiffusionExperiment)
+    kept = ("training.", "distillation.features", "distillation.held_out", "distillation.patience")
+    words = ["sfumato", "distil", Path(student.teacher).name, "--data", data.source]
+    words += ["--nfe", ",".join(map(str, row))]
+    trajectories = open_trajectories(Path(student.trajectories))
+    words += ["--count", str(len(trajectories))]
+    for name, (_, after) in differences(preset, experiment).items():
+        if name.startswith(kept):
+            words += ["--set", f"{name}={json.dumps(after)}"]
+    return shlex.join(words)
 
 
 def training_command(experiment: DiffusionExperiment) -> str:
