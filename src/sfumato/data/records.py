@@ -63,11 +63,18 @@ class Annotations:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def present(self) -> list[int]:
+        """The classes that these images have: `class_names` may list others, as those of a part of
+        WikiArt do. Empty without classes."""
+        return self.labels.unique().tolist() if self.class_names else []
+
     def examples(self, most: int = 16) -> tuple[list[str], list[str]]:
-        """Captions to draw for a look at the model, and a short label of each: one a class, or,
-        without classes, up to eight of the captions."""
+        """Captions to draw for a look at the model, and a short label of each: one for each class
+        that images have, or, without classes, up to eight of the captions."""
         if self.class_names:
-            return list(self.class_captions[:most]), list(self.class_names[:most])
+            shown = self.present[:most]
+            return [self.class_captions[i] for i in shown], [self.class_names[i] for i in shown]
         count = min(8, most, len(self.captions))
         chosen = [self.captions[place * len(self.captions) // count] for place in range(count)]
         return chosen, chosen

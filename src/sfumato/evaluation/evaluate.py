@@ -419,7 +419,7 @@ def _card(task: _Task, reference: Reference, rows: list[Row]) -> Card:
 def _warnings(card: Card, reference: Reference) -> list[str]:
     count = card.rows[0].count
     warnings = [f"blind: {why}" for why in dict.fromkeys(card.blind.values())]
-    chance = 1 / max(1, len(reference.records.class_names))
+    chance = 1 / max(1, len(reference.records.present))
     accuracy = None if reference.classifier is None else reference.classifier.test_accuracy
     if accuracy is not None and accuracy.interval[0] <= chance:
         warnings.append(

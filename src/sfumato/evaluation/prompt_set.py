@@ -36,20 +36,23 @@ class PromptSet:
         templates: Sequence[str] = (),
         seed: int = 0,
     ) -> "PromptSet":
-        """Classes in turn (or "random") with the caption each was trained with first, or those of
-        `templates`. A data set without classes gives captions of its images, chosen at random."""
+        """The classes that `records` have, in turn (or "random"), with the caption each was trained
+        with first, or those of `templates`. A data set without classes gives captions of its
+        images, chosen at random."""
         generator = generator_for("what is asked for", seed)
         if not records.class_names:
             chosen = torch.randint(len(records), (count,), generator=generator)
             rows = records.prompts[chosen, 0].tolist()
             return cls(prompts=[records.captions[int(row)] for row in rows])
-        classes = len(records.class_names)
+        present = torch.tensor(records.present)
+        classes = len(present)
         balanced = labels == "balanced"
-        asked = (
+        places = (
             torch.arange(count) % classes
             if balanced
             else torch.randint(classes, (count,), generator=generator)
         )
+        asked = present[places]
         return cls(
             prompts=class_prompts(records, asked, templates),
             labels=asked,
@@ -72,9 +75,9 @@ def class_prompts(records: Records, labels: Tensor, templates: Sequence[str]) ->
     """A caption for each of `labels` (N,): the class's own, or of each template in turn."""
     if not templates:
         return [records.class_captions[int(label)] for label in labels]
-    classes = len(records.class_names)
+    classes, turn = len(records.class_names), len(records.present)
     captions = captions_from_templates(templates, records.class_names)
     return [
-        captions[index // classes % len(templates) * classes + label]
+        captions[index // turn % len(templates) * classes + label]
         for index, label in enumerate(labels.tolist())
     ]

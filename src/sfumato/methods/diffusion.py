@@ -263,7 +263,8 @@ def _accuracy_hook(
     evaluation, every_images = experiment.evaluation, experiment.training.accuracy_every_images
     assert every_images is not None
     classifier = load_classifier(experiment.data, evaluation.classifier)
-    classes = torch.arange(evaluation.quick_count) % len(records.class_names)
+    present = torch.tensor(records.present)
+    classes = present[torch.arange(evaluation.quick_count) % len(present)]
     prompts = [records.class_captions[label] for label in classes.tolist()]
 
     def measure() -> dict[str, Any]:

@@ -194,13 +194,13 @@ def _findings(
         for one in variants
         for scale, images in one.sets.items()
     }
-    evidence = _evidence(study, runs, scores)
+    evidence, records = _evidence(study, runs, scores), study.reference.records
     return Findings(
         claims=paper_claims(evidence),
         variants=[_variant_metrics(one, evidence) for one in variants],
         real_count=len(study.real_images),
         seeds=(config.first_seed, config.first_seed + config.count - 1),
-        captions=list(study.reference.records.class_captions),
+        captions=[records.class_captions[label] for label in records.present],
         also_differ=list(evidence.also_differ),
         notes=_notes(study.real, study.reference.data),
         folder=folder,
@@ -309,7 +309,7 @@ def _notes(real: Scores, data: DataConfig) -> list[str]:
 
 def _shown(variants: Sequence[_Variant], study: Study) -> dict[str, Tensor]:
     """One image of each class at w = 1 and 5 of each variant, and real ones: (classes, C, H, W)."""
-    classes = len(study.reference.records.class_names)
+    classes = len(study.reference.records.present)
     rows = {
         f"{one.title}, w = {scale:g}": one.sets[scale].images(range(classes))
         for one in variants

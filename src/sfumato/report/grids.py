@@ -90,10 +90,11 @@ def _text_chunks(
 
 
 def class_grid(records: Records, *, title: str, columns: int = 10) -> bytes:
-    """A PNG with a row of images for each class, its name before them."""
-    names = list(records.class_names)[:_MOST_ROWS]
+    """A PNG with a row of images for each class that has any, its name before them."""
+    present = records.present[:_MOST_ROWS]
+    names = [records.class_names[label] for label in present]
     rows = []
-    for label in range(len(names)):
+    for label in present:
         members = (records.labels == label).nonzero().flatten()
         rows.append([records.images[int(i)] for i in _sample_of(members, columns)])
     return labelled_grid(

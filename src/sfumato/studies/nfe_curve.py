@@ -179,7 +179,7 @@ def _write(
         key=lambda place: (sampled[place][0].asked, -place),
     )
     right = [one.values[ACCURACY].bool() for one in scores]
-    names = list(study.reference.records.class_names[:SHOWN])
+    names = study.reference.records.examples(SHOWN)[1]
     assert isinstance(study.config, NfeConfig)
     card = NfeCard(
         points=[

@@ -156,7 +156,7 @@ class Study:
                 hint="Give a run, or name the images with --data SOURCE.",
             )
         records = load_records(data, "reference")
-        _check_enough(config.count, classes=len(records.class_names))
+        _check_enough(config.count, classes=len(records.present))
         evaluation = EvaluationConfig(classifier=config.classifier, extractors=("classifier",))
         reference = Reference.load(
             data, evaluation, device=model.device, log=log, on_images=_once(log)

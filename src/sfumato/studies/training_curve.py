@@ -146,7 +146,7 @@ def _write(
     losses: Sequence[Mapping[str, list[Estimate]]],
     folder: Path,
 ) -> CurveCard:
-    names = list(study.reference.records.class_names[:SHOWN])
+    names = study.reference.records.examples(SHOWN)[1]
     last = kept[-1].model
     card = CurveCard(
         points=[
