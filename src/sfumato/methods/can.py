@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sfumato.base.errors import ConfigError, InputError
@@ -13,6 +14,7 @@ from sfumato.config.schema import CanExperiment
 from sfumato.data.loading import DeviceBatches
 from sfumato.data.records import Records, load_records, trained_on
 from sfumato.data.survey import settle
+from sfumato.evaluation.metrics.manifold import precision_recall
 from sfumato.generation.bundle_names import CAN_FILE
 from sfumato.generation.can import RESULT
 from sfumato.generation.loading import load
@@ -24,6 +26,8 @@ from sfumato.training.objectives.can import CanObjective
 from sfumato.training.run import Method
 
 _COLUMNS = 8
+WATCHED, _FEWEST_WATCHED, _WATCHED_PX = 256, 5, 16
+"""Images of a look for collapse, the fewest real ones, and the pixels that all are brought to."""
 
 
 def _resolve(experiment: CanExperiment) -> CanExperiment:
@@ -58,6 +62,8 @@ def _build(experiment: CanExperiment, folder: Path, device: torch.device, world:
     )
     objective = CanObjective(generator.to(device), discriminator.to(device), training)
     average = objective.average.module
+    spread = torch.linspace(0, len(records) - 1, WATCHED).long().unique()
+    real = records.images[spread]
     sample = SampleHook(
         folder / "samples",
         every_images=training.sample_every_images,
@@ -78,7 +84,34 @@ def _build(experiment: CanExperiment, folder: Path, device: torch.device, world:
             "captions": list(records.class_captions),
         },
         hooks=(sample,),
+        watch=None
+        if len(real) < _FEWEST_WATCHED
+        else lambda: collapse(_watched_images(average, experiment.seed), real),
+        watch_every_images=training.sample_every_images,
     )
+
+
+def _watched_images(generator: Generator, seed: int) -> Tensor:
+    """uint8 (WATCHED, C, H, W) of the same z each time; of a conditional network all classes."""
+    z = torch.randn(WATCHED, generator.config.latent, generator=generator_for(seed, "watched"))
+    return _images_of(generator, z, torch.arange(WATCHED) % generator.classes)
+
+
+def collapse(images: Tensor, real: Tensor) -> dict[str, float]:
+    """What falls when a generator repeats itself, of uint8 (N, C, H, W) beside real ones, by their
+    pixels at `_WATCHED_PX`: `pairwise_distance`, the mean distance of two images over that of two
+    real ones, and `recall`, the share of real images among generated ones (Kynkaanniemi et al.
+    2019)."""
+    rows, real_rows = _small(images), _small(real)
+    apart, real_apart = (float(torch.pdist(one).mean()) for one in (rows, real_rows))
+    recall = precision_recall(rows, real_rows).recall.value
+    return {"pairwise_distance": apart / max(real_apart, 1e-12), "recall": recall}
+
+
+def _small(images: Tensor) -> Tensor:
+    """float64 (N, D): each image at `_WATCHED_PX` pixels or less."""
+    side = min(_WATCHED_PX, images.shape[-1])
+    return F.adaptive_avg_pool2d(images.double() / 255, side).flatten(1)
 
 
 def _check_classes(records: Records, experiment: CanExperiment) -> None:
