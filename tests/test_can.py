@@ -26,6 +26,7 @@ from sfumato.training.objectives.can import (
     discriminator_loss,
     generator_loss,
 )
+from sfumato.training.records import read_records
 
 SETTINGS = {
     "name": "tiny",
@@ -276,6 +277,10 @@ def test_stopped_and_started_again_equals_unbroken(variant: str, tmp_path: Path)
             for folder in ("whole", "broken")
         ]
         assert files[0] == files[1], name
+    lines = read_records(tmp_path / "whole" / "metrics.jsonl")
+    watched = [line for line in lines if "recall" in line]
+    assert [line["images"] for line in watched] == [48, 96]  # at the grids of samples
+    assert all(line["pairwise_distance"] > 0 and 0 <= line["recall"] <= 1 for line in watched)
     for file in ("metrics.jsonl", "can/generator.safetensors", "samples/images-000000096.png"):
         same = [(tmp_path / folder / file).read_bytes() for folder in ("whole", "broken")]
         assert same[0] == same[1], file

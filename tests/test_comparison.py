@@ -112,13 +112,10 @@ def test_verdicts() -> None:
 
 def test_unequal_training_decides_nothing() -> None:
     """A side may win with less time, and lose with more."""
-    assert [fair(HELD, times) for times in (0.5, 1.2, 2, None)] == [
-        HELD,
-        HELD,
-        UNDECIDED,
-        UNDECIDED,
-    ]
-    assert [fair(NOT_HELD, times) for times in (0.5, 0.9, 2)] == [UNDECIDED, NOT_HELD, NOT_HELD]
+    wanted = {0.5: HELD, 1.2: HELD, 2: UNDECIDED, None: UNDECIDED}
+    assert {times: fair(HELD, times) for times in wanted} == wanted
+    wanted = {0.5: UNDECIDED, 0.9: NOT_HELD, 2: NOT_HELD, None: UNDECIDED}
+    assert {times: fair(NOT_HELD, times) for times in wanted} == wanted
     good = {"frechet": 5.0, "right": 0.95, "recall": 800}
     bad = {"frechet": 50.0, "right": 0.6, "recall": 300}
     longer = measured("a", **good, core_seconds=300.0)
@@ -162,8 +159,12 @@ def test_comparison(runs: Path, small_run: Path, config, tmp_path: Path, refused
         assert 0 <= one.metrics["style_ambiguity"].value <= 1
         assert one.metrics["novelty.classifier"].value > 0
     labels = [one.label for one in found.models]
-    assert list(found.groups) == ["tiny"]  # both CANs are of one experiment
-    assert len(found.claims) == 1
+    assert labels[1:] == ["tiny, classes", "tiny"]
+    assert found.groups == {}
+    paired, alone = found.claims
+    assert paired.claim.endswith("w = 2 substantially outperforms tiny, classes")
+    assert paired.verdict == alone.verdict == UNDECIDED  # times of training are not recorded
+    assert "No diffusion model at w = 0" in alone.sentence
     page = (tmp_path / "page" / "comparison.md").read_text("utf-8")
     assert all(label in page for label in labels)
     assert "real test images" in page

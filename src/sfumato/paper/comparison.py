@@ -61,7 +61,9 @@ class ModelMetrics(SetMetrics):
     """One model: its size, its training, its images."""
 
     label: str
-    """Experiment and guidance scale: runs of one label differ in their seeds."""
+    """Experiment, and guidance scale or classes: runs of one label differ in their seeds."""
+    conditional: bool
+    """Whether it draws what it is asked for: a CAN with classes, diffusion but for w = 0."""
     kind: str
     """diffusion, latent diffusion or CAN."""
     seed: int
@@ -222,6 +224,7 @@ def _metrics(study: Study, subject: _Subject, scores: Scores) -> ModelMetrics:
         scores.metrics,
         label=_label(model),
         kind=_kind(model),
+        conditional=_conditional(model),
         seed=model.provenance.get("seed", 0),
         parameters=sum(one.numel() for one in model.network.parameters()),
         images_seen=seen,
@@ -234,9 +237,17 @@ def _metrics(study: Study, subject: _Subject, scores: Scores) -> ModelMetrics:
 
 
 def _label(model: Model) -> str:
-    """`can`, `mnist, w = 2`."""
+    """`can`, `can, classes`, `mnist, w = 2`."""
     name = model.provenance.get("experiment", "model")
-    return name if isinstance(model, CanModel) else f"{name}, {model.title}"
+    if isinstance(model, CanModel):
+        return f"{name}, classes" if model.conditional else name
+    return f"{name}, {model.title}"
+
+
+def _conditional(model: Model) -> bool:
+    if isinstance(model, CanModel):
+        return model.conditional
+    return model.sampling.guidance_scale != 0
 
 
 def _kind(model: Model) -> str:
@@ -271,12 +282,20 @@ def _groups(models: Sequence[ModelMetrics]) -> dict[str, dict[str, Spread]]:
 
 
 def _claims(measured: Sequence[Measured], models: Sequence[ModelMetrics]) -> list[Claim]:
-    """One for each pair of a label of diffusion and one of a CAN."""
-    sides: dict[bool, dict[str, list[Measured]]] = {True: {}, False: {}}
+    """One for each pair of a label of diffusion and one of a CAN that are both conditional, or both
+    not; a CAN without such a partner is named."""
+    sides: dict[tuple[bool, bool], dict[str, list[Measured]]] = {}
     for one, model in sorted(zip(measured, models, strict=True), key=lambda both: both[0].seed):
-        sides[model.kind == "CAN"].setdefault(one.label, []).append(one)
-    return [
-        claim_of(diffusions, cans)
-        for diffusions in sides[False].values()
-        for cans in sides[True].values()
-    ]
+        own = sides.setdefault((model.kind == "CAN", model.conditional), {})
+        own.setdefault(one.label, []).append(one)
+    found = []
+    for conditional in (True, False):
+        partners = sides.get((False, conditional), {})
+        for label, cans in sides.get((True, conditional), {}).items():
+            found += [claim_of(diffusions, cans) for diffusions in partners.values()]
+            if not partners:
+                scale = "w = 1 or more" if conditional else "w = 0"
+                why = f"No diffusion model at {scale} was given, as PATH@{int(conditional)} does."
+                claim = f"Diffusion substantially outperforms {label}"
+                found.append(Claim.undecided(label, claim, why))
+    return found
