@@ -230,7 +230,8 @@ def _metrics(study: Study, subject: _Subject, scores: Scores) -> ModelMetrics:
         images_seen=seen,
         core_seconds=seconds,
         device=device,
-        seconds_an_image=(images.seconds or 0) / images.count,
+        seconds_an_image=sum(float(images.part(one)["seconds"]) for one in images.parts)
+        / images.count,
         settings=dict(images.settings),
         curve=[*points, last],
     )
