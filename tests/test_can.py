@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 
 from sfumato.base.errors import ConfigError, DamagedDataError, InputError
-from sfumato.base.images import to_float
+from sfumato.base.images import to_float, to_uint8
 from sfumato.config.adversarial import CanNetworkConfig
 from sfumato.config.overrides import build
 from sfumato.config.schema import CanExperiment, load_experiment
-from sfumato.generation.can import load_can
+from sfumato.generation.can import ClassReader
 from sfumato.generation.loading import load
 from sfumato.methods.registry import prepare_run, run_experiment
 from sfumato.models.can import build_can
@@ -26,6 +26,7 @@ from sfumato.training.objectives.can import (
     discriminator_loss,
     generator_loss,
 )
+from sfumato.training.records import read_records
 
 SETTINGS = {
     "name": "tiny",
@@ -276,6 +277,10 @@ def test_stopped_and_started_again_equals_unbroken(variant: str, tmp_path: Path)
             for folder in ("whole", "broken")
         ]
         assert files[0] == files[1], name
+    lines = read_records(tmp_path / "whole" / "metrics.jsonl")
+    watched = [line for line in lines if "recall" in line]
+    assert [line["images"] for line in watched] == [48, 96]  # at the grids of samples
+    assert all(line["pairwise_distance"] > 0 and 0 <= line["recall"] <= 1 for line in watched)
     for file in ("metrics.jsonl", "can/generator.safetensors", "samples/images-000000096.png"):
         same = [(tmp_path / folder / file).read_bytes() for folder in ("whole", "broken")]
         assert same[0] == same[1], file
@@ -285,38 +290,101 @@ def test_stopped_and_started_again_equals_unbroken(variant: str, tmp_path: Path)
 def test_the_result_is_the_average(conditional: bool, tmp_path: Path, refused) -> None:
     experiment = tiny(**{"network.conditional": conditional})
     run = run_experiment(experiment, tmp_path / "run", device="cpu")
-    model = load_can(tmp_path / "run", device="cpu")
+    model = load(tmp_path / "run", device="cpu")
     seeds = [*range(20)]
-    samples = model.sample(seeds)
+    samples = model.sample(seeds=seeds)
     z = [torch.randn(6, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     wanted = run.objective.average.module(torch.stack(z), torch.tensor(seeds) % 10)
     torch.testing.assert_close(samples.x0, wanted, atol=1e-6, rtol=0)
-    alone = model.sample(17)
+    assert samples.nfe == 1
+    assert torch.equal(samples.tensor, to_uint8(samples.x0, (-1.0, 1.0)))
+    alone = model.sample(seeds=17)
     assert torch.equal(alone.x0, samples.x0[17:18])  # the same bits as among others
-    assert (alone.settings[0]["prompt"] != "") == conditional
-    model.export(tmp_path / "out")
-    again = load_can(tmp_path / "out", device="cpu")
-    assert again.sample(17).png(0) == samples.png(17)
-    if conditional:
-        other = model.sample(17, labels=[3])
-        assert other.settings[0]["prompt"] == "3"
-        assert not torch.equal(other.x0, alone.x0)
+    assert alone.settings[0]["prompt"] == ("7" if conditional else "")
+    again = load(tmp_path / "run" / "can", device="cpu")  # exported at the end
+    assert again.sample(seeds=17).png(0) == samples.png(17)
+    again.export(tmp_path / "out")
+    for name in ("can.json", "generator.safetensors"):
+        files = [tmp_path / place / name for place in ("run/can", "out")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+    earlier = load(tmp_path / "run", device="cpu", checkpoint=48)
+    assert earlier.provenance["images_seen"] == 48
+    assert not torch.equal(earlier.sample(seeds=17).x0, alone.x0)
     with refused(InputError):
-        model.sample(17, labels=[10])
-    with refused(InputError):
-        model.sample([])
-    with refused(InputError):
-        load_can(tmp_path)
-    file = tmp_path / "run" / "can" / "generator.safetensors"
+        model.sample(seeds=[])
+    file = tmp_path / "out" / "generator.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     with refused(DamagedDataError):
-        load_can(tmp_path / "run")
+        load(tmp_path / "out")
 
 
-def test_it_is_no_text_to_image_model(tmp_path: Path, refused) -> None:
+def test_a_prompt_names_the_class(tmp_path: Path, refused) -> None:
+    run = run_experiment(tiny(**{"network.conditional": True}), tmp_path / "run", device="cpu")
+    model = load(tmp_path / "run", device="cpu")
+    z = torch.randn(1, 6, generator=torch.Generator().manual_seed(5))
+    wanted = run.objective.average.module(z, torch.tensor([3]))
+    for prompt in ("3", "A handwritten digit 3", "the digit three, in ink"):
+        found = model.sample(prompt, 5)
+        torch.testing.assert_close(found.x0, wanted, atol=1e-6, rtol=0)
+        assert found.settings[0]["prompt"] == prompt
+    both = model.sample(["3", "4"], [5, 5])
+    assert not torch.equal(both.x0[0], both.x0[1])
+    for prompt in ("a horse", "3 and 4", "", "33"):
+        with refused(InputError):
+            model.sample(prompt, 5)
+    for given in (
+        {"guidance": 3.0},
+        {"steps": 10},
+        {"sampler": "DDIM"},
+        {"form": "apg:eta=0"},
+        {"negative_prompt": "4"},
+        {"init_image": "x.png"},
+    ):
+        with refused(InputError):
+            model.sample("3", 5, **given)
+    with refused(InputError):
+        model.with_(guidance=2)
+    with refused(InputError):
+        model.interpolate("3", [0, 1], [0.5])
+    with refused(InputError):
+        load(tmp_path / "run", device="cpu", compile=True)
+    with refused(InputError):
+        load(tmp_path / "run", device="cpu", checkpoint=7)
+
+
+def test_without_classes_there_is_no_prompt(tmp_path: Path, refused) -> None:
     run_experiment(tiny(), tmp_path / "run", device="cpu")
-    with refused(ConfigError):
-        load(tmp_path / "run", device="cpu")
+    model = load(tmp_path / "run", device="cpu")
+    assert torch.equal(model.sample("", 4).x0, model.sample(seeds=4).x0)
+    with refused(InputError):
+        model.sample("3", 4)
+
+
+def test_names_of_classes() -> None:
+    names = ["Expressionism", "Abstract_Expressionism", "claude-monet", "7"]
+    reader = ClassReader(names, [f"A work of {name}" for name in names])
+    asked = {
+        "A work of Abstract_Expressionism": 1,
+        "abstract expressionism, large": 1,
+        "Early EXPRESSIONISM": 0,
+        "by Claude Monet": 2,
+        "seven": 3,
+        "A work of 7": 3,
+    }
+    assert {prompt: reader.label(prompt) for prompt in asked} == asked
+    for prompt in ("Expressionism and Abstract Expressionism", "abstract", "77"):
+        with pytest.raises(InputError):
+            reader.label(prompt)
+
+
+def test_half_precision(tmp_path: Path) -> None:
+    run_experiment(tiny(), tmp_path / "run", device="cpu")
+    whole, half = (
+        load(tmp_path / "run", device="cpu", dtype=kind) for kind in ("float32", "bfloat16")
+    )
+    samples = half.sample(seeds=range(4))
+    assert samples.settings[0]["dtype"] == "bfloat16"
+    assert float((samples.x0 - whole.sample(seeds=range(4)).x0).abs().max()) < 0.05
 
 
 def test_what_is_refused(tmp_path: Path, refused) -> None:
@@ -358,4 +426,4 @@ def test_train_can(sfumato, tmp_path: Path) -> None:
     )
     assert found.code == 0, found.err
     assert "Generator in run/can" in found.out
-    assert load_can(tmp_path / "run").network.classes == 10
+    assert load(tmp_path / "run").network.classes == 10

@@ -357,3 +357,12 @@ def test_asked_in_a_terminal(sfumato, small_run: Path, tmp_path: Path, monkeypat
     assert "'17' is not the number of an image." in found.out
     assert "Generation 1 from 0 by 1, 3" in found.out
     assert next(answers) == "never"
+
+
+@pytest.mark.parametrize("given", [{"sampler": "DDPM"}, {"negative_prompt": "A photo"}])
+def test_pictures_that_need_more_than_a_genome(given, small_model, tmp_path, refused) -> None:
+    """Noise of every step and a negative prompt are not in a genome."""
+    path = tmp_path / "picture.png"
+    path.write_bytes(small_model.with_(steps=2, guidance=2).sample(PROMPT, 1, **given).png(0))
+    with refused(InputError):
+        genome_in_png(path)

@@ -3,6 +3,7 @@
 import multiprocessing
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
@@ -38,7 +39,8 @@ def go_on(folder: Path) -> None:
 class Processes:
     """Starts runs in milliseconds: each is forked from a process that has imported everything."""
 
-    def __init__(self) -> None:
+    def __init__(self, target: Callable[[Path], None] = go_on) -> None:
+        self.target = target
         self.context: ForkServerContext = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(list(PRELOADED))
 
@@ -49,7 +51,7 @@ class Processes:
         nothing.join()
 
     def start(self, folder: Path) -> ForkServerProcess:
-        process = self.context.Process(target=go_on, args=(folder,))
+        process = self.context.Process(target=self.target, args=(folder,))
         process.start()
         return process
 
@@ -69,8 +71,11 @@ def processes() -> Processes:
 
 @pytest.fixture(scope="module")
 def unbroken(processes: Processes, tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
+    return unbroken_run(processes, tmp_path_factory.mktemp("unbroken") / "run")
+
+
+def unbroken_run(processes: Processes, folder: Path) -> Unbroken:
     processes.warm_up()
-    folder = tmp_path_factory.mktemp("unbroken") / "run"
     started = time.monotonic()
     process = processes.start(folder)
     process.join()
@@ -132,3 +137,23 @@ def test_killed_at_100_random_moments(processes, unbroken, tmp_path) -> None:
     kills = kill_at_random(100, processes, unbroken, tmp_path)
     assert kills.finished_runs >= 5
     assert kills.in_writes >= 5
+
+
+def go_on_can(folder: Path) -> None:
+    """`go_on` of a CAN, with everything that its steps draw."""
+    from tests.test_can import VARIANTS, tiny
+
+    torch.set_num_threads(1)
+    run_experiment(tiny(**VARIANTS["stable"]), folder, device="cpu")
+
+
+def test_a_can_killed_at_5_random_moments(tmp_path) -> None:
+    """Both networks, both optimizers, and what is watched: byte for byte."""
+    processes = Processes(go_on_can)
+    unbroken = unbroken_run(processes, tmp_path / "unbroken")
+    parts = ("generator", "discriminator", "average", "optimizer", "discriminator_optimizer")
+    names = {f"checkpoints/images-000000096/{part}.safetensors" for part in parts}
+    written = {*names, "metrics.jsonl", "can/can.json", "can/generator.safetensors"}
+    assert written <= {*unbroken.files}
+    kills = kill_at_random(5, processes, unbroken, tmp_path)
+    assert kills.finished_runs >= 1

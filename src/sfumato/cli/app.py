@@ -31,6 +31,7 @@ from sfumato.cli.guidance import guidance
 from sfumato.cli.inspect import inspect
 from sfumato.cli.nfe import nfe
 from sfumato.cli.options import register
+from sfumato.cli.paper import paper_app
 from sfumato.cli.presets import presets_app
 from sfumato.cli.runs import runs
 from sfumato.cli.sample import sample
@@ -81,6 +82,7 @@ register(
 app.add_typer(presets_app, name="presets")
 app.add_typer(bench_app, name="bench")
 app.add_typer(data_app, name="data")
+app.add_typer(paper_app, name="paper")
 
 
 @app.callback(invoke_without_command=True)

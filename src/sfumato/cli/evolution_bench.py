@@ -60,7 +60,7 @@ def evolution(
 ) -> None:
     """Simulated users evolve images towards a target; random search with as many pictures."""
     study, chosen = users.study(size=operators.size, seed=seed), operators.chosen()
-    opened = open_model(model, device, **sampling.changes())
+    opened = open_model(model, device, can=True, **sampling.changes())
     from sfumato.bench.evolution import measure_evolution, save_evolution
 
     found = measure_evolution(opened, prompt, study, chosen, on_user=Progress().of("users"))

@@ -13,6 +13,7 @@ from sfumato.base.lock import locked
 from sfumato.cli.checks import checked_folder, checked_prompts
 from sfumato.cli.options import LoadingOptions, ModelPath, SamplingOptions, Seed
 from sfumato.cli.show import log, open_model
+from sfumato.generation.bundle_names import is_can
 
 if TYPE_CHECKING:
     from sfumato.generation.model import Model
@@ -77,7 +78,7 @@ def evolve(
 ) -> None:
     """Pick images by number; their noise has children, generation by generation."""
     there = (out / HISTORY).is_file()
-    if not there and not prompts:
+    if not there and not prompts and not is_can(model):
         raise InputError(
             f"There is no prompt, and no history in {out}.",
             hint="Give a prompt in quotes to begin.",
@@ -95,14 +96,15 @@ def evolve(
             LintWarning,
             stacklevel=2,
         )
-    opened = open_model(model, loading, **sampling.changes())
+    opened = open_model(model, loading, can=True, **sampling.changes())
     from sfumato.interactive.evolution import Evolution
 
     with locked(out):
         if there:
             history = Evolution.resume(opened, out)
         else:
-            history = _begin(opened, prompts or [], out, operators.size, settings, seed, start)
+            captions = prompts or opened.examples()[0]
+            history = _begin(opened, captions, out, operators.size, settings, seed, start)
         number = len(history.generations) - 1 if generation is None else generation
         if picks is None and sys.stdin.isatty():
             _ask(history, number)

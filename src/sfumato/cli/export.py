@@ -19,9 +19,19 @@ def export(
     out: Annotated[Path, typer.Option(callback=checked_folder, help="A new or empty folder.")],
     sampling: SamplingOptions,
 ) -> None:
-    """Write a diffusers folder that samples with or without sfumato; no pickle."""
+    """Write a diffusers folder that samples with or without sfumato; no pickle.
+
+    Of a CAN it is a folder for sfumato.load.
+    """
+    from sfumato.generation.bundle_names import is_can
+
     check_empty(out)
-    open_model(model, "cpu", **sampling.changes()).export(out)
+    open_model(model, "cpu", can=True, **sampling.changes()).export(out)
+    if is_can(out):
+        log(
+            f'Written to {out}.\n\n  import sfumato\n  sfumato.load("{out}").sample(seeds=range(4))'
+        )
+        return
     log(
         f"Written to {out}.\n\n"
         "With sfumato:\n"

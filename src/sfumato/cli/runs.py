@@ -66,4 +66,5 @@ def _accuracy(one: "RunSummary") -> str:
     if best is None:
         return "-"
     value, low, high = (f"{100 * share:.1f}" for share in (best.value, best.low, best.high))
-    return f"{value} ({low}-{high})\nw = {best.guidance_scale:g}"
+    scale = "" if best.guidance_scale is None else f"\nw = {best.guidance_scale:g}"
+    return f"{value} ({low}-{high}){scale}"

@@ -30,6 +30,7 @@ from sfumato.cli.options import (
     stoppable,
 )
 from sfumato.cli.show import log, open_model, unused, warn_of_sampling
+from sfumato.generation.bundle_names import is_can
 
 if TYPE_CHECKING:
     from sfumato.generation.collection import Group
@@ -142,7 +143,10 @@ def sample(
     loading: LoadingOptions,
     yes: Yes = False,
 ) -> None:
-    """Sample images from prompts. Each PNG carries its settings; see `sfumato inspect`."""
+    """Sample images from prompts. Each PNG carries its settings; see `sfumato inspect`.
+
+    Of a CAN the prompt names the class; without one it draws every class.
+    """
     start.check()
     way.check(
         prompts or [],
@@ -150,15 +154,17 @@ def sample(
         count=count > 1,
         init_image=start.init_image is not None,
     )
-    lines = _lines(prompts or [], prompts_file)
     _warn_of_lost_quotes(prompts or [])
+    if not prompts and prompts_file is None and is_can(model):
+        prompts = open_model(model, loading, can=True).examples()[0]
+    lines = _lines(prompts or [], prompts_file)
     total = sum(count if line.count is None else line.count for _, line in lines)
     total = total if way.interpolate is None else way.interpolate
     refuse_many(total, yes=yes)
     with collection_paused(freeze=True):  # imports take longer than to sample one image
         from sfumato.generation.collection import groups_of, sample_groups
 
-        opened = open_model(model, loading, **sampling.changes())
+        opened = open_model(model, loading, can=True, **sampling.changes())
     if way.interpolate is not None:
         seeds = (seed, seed + 1 if way.last_seed is None else way.last_seed)
         _interpolate(opened, prompts or [], seeds, way.interpolate, negative_prompt, out)
@@ -307,7 +313,9 @@ def _print(path: Path) -> None:
 
 
 def file_name(settings: dict[str, Any]) -> str:
-    """`a-handwritten-digit-7-w3-apg-seed0.png`; plain guidance is not named."""
+    """`a-handwritten-digit-7-w3-apg-seed0.png`; plain guidance is not named, nor that of a CAN."""
+    if "guidance" not in settings:  # a CAN's
+        return f"{_words(settings['prompt'] or settings['experiment'])}-seed{settings['seed']}.png"
     form = settings["guidance"].partition(":")[0]
     guidance = f"w{settings['guidance_scale']:g}" + ("" if form == "cfg" else f"-{form}")
     strength = f"-strength{settings['strength']:g}" if "strength" in settings else ""

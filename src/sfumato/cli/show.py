@@ -80,9 +80,21 @@ def waiting(text: str) -> Iterator[None]:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
-def open_model(path: str | Path, loading: "str | LoadingOptions", **changes: Any) -> "Model":
+def open_model(
+    path: str | Path, loading: "str | LoadingOptions", *, can: bool = False, **changes: Any
+) -> "Model":
     """The model at `path` with `changes` of its sampling settings, where they are not None.
-    `loading`: a device, or options of `load`."""
+
+    `loading`: a device, or options of `load`; `can`: whether it may be a CAN, which has no such
+    settings. `InputError` where it may not.
+    """
+    from sfumato.generation.bundle_names import is_can
+
+    if is_can(path) and not can:
+        raise InputError(
+            f"{path} is a CAN, which this command does not take: it is about diffusion.",
+            hint="A CAN goes with sample, evaluate, compare, evolve, export and paper comparison.",
+        )
     with waiting(f"Opening {path} ..."):
         from sfumato.generation.loading import load
 
@@ -94,6 +106,8 @@ def warn_of_sampling(model: "Model", scales: Sequence[float] = ()) -> None:
     """Warn of what the sampling rules find; without `scales` at the model's own."""
     from sfumato.training.lint import SamplingPlan, lint_sampling, warn
 
+    if model.process is None:  # a CAN has no rules
+        return
     plan = SamplingPlan.of_model(model, scales or (model.sampling.guidance_scale,))
     warn(lint_sampling(plan))
 

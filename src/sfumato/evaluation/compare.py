@@ -23,6 +23,7 @@ from sfumato.generation.bundle_names import (
     model_folder,
     path_and_scale,
 )
+from sfumato.generation.can import CAN_TITLE, CanModel
 from sfumato.generation.loading import load
 from sfumato.generation.model import Model
 
@@ -186,7 +187,7 @@ def compare(
 
 def _side(subject: Evaluated | Card, scale: float | None, options: dict[str, Any]) -> Side:
     """Evaluated, or read from its card."""
-    name = ""
+    name, own = "", None
     if isinstance(subject, str | Path):
         subject, own = path_and_scale(str(subject))
         scale = own if own is not None else scale
@@ -196,18 +197,23 @@ def _side(subject: Evaluated | Card, scale: float | None, options: dict[str, Any
     if isinstance(subject, Card):
         return Side.of(subject, _row_title(subject, scale), name=name or subject.subject.name)
     if isinstance(subject, Model) or (isinstance(subject, str) and is_model(subject)):
-        if scale is None:
-            model = load(subject, device="cpu") if isinstance(subject, str) else subject
+        model = load(subject, device="cpu") if isinstance(subject, str) else subject
+        if isinstance(
+            model, CanModel
+        ):  # the scale of both is not for it, one of its own is refused
+            scale = own
+        elif scale is None:
             scale = model.sampling.guidance_scale
-        options = {**options, "guidance_scales": (scale,)}
-        options["log"](f"{name or 'model'}, w = {scale:g}:")
+        if scale is not None:
+            options = {**options, "guidance_scales": (scale,)}
+        options["log"](f"{name or 'model'}, {model.title if scale is None else f'w = {scale:g}'}:")
     card = evaluate(subject, **options)
     return Side.of(card, card.rows[0].title, name=name or card.subject.name)
 
 
 def _row_title(card: Card, scale: float | None) -> str:
     titles = [row.title for row in card.rows]
-    if scale is not None:
+    if scale is not None and titles != [CAN_TITLE]:
         return f"w = {scale:g}"
     if len(titles) > 1:
         raise InputError(
@@ -303,7 +309,8 @@ def check_alike(first: Side, second: Side) -> None:
     same("number of real images", a.reference.count, b.reference.count)
     same("classifier", *(card.classifier and card.classifier.identity for card in (a, b)))
     same("seeds", first.row.settings.get("seeds"), second.row.settings.get("seeds"))
-    same("captions", a.subject.captions, b.subject.captions)
+    if a.subject.captions and b.subject.captions:  # a CAN reads the class alone
+        same("captions", a.subject.captions, b.subject.captions)
     labels = [side.values.get("labels") for side in (first, second)]
     if labels[0] is not None and labels[1] is not None and not torch.equal(labels[0], labels[1]):
         unlike.append("classes of the prompts: in another order")

@@ -35,9 +35,11 @@ from sfumato.evaluation.sampled_images import complete, sampled_set
 from sfumato.evaluation.sight import blind_metrics, without_blind
 from sfumato.evaluation.store import digest_of, file_name, write_tensors
 from sfumato.generation.bundle_names import beside, is_model
+from sfumato.generation.can import CanModel
 from sfumato.generation.loading import load, resolve_device
 from sfumato.generation.model import Model
 from sfumato.generation.runs import experiment_of_run
+from sfumato.text.encoder import NULL
 from sfumato.training.distributed import World, open_world
 
 CUSTOMARY_COUNT = 5_000
@@ -176,8 +178,10 @@ def _model_task(
         )
     what = "evaluation-held-out" if config.held_out else "evaluation"
     name = Path(path).resolve().name if path is not None else model.provenance["experiment"]
-    prompts = prompts_of(data, config)
+    prompts = prompts_of(data, config, model)
     has_classes = prompts.labels is not None
+    # A CAN sees the class alone, in whatever words.
+    captions = prompts.templates or (data.caption[:1] if has_classes else ())
     return _Task(
         sets=sampled_sets(model, prompts, config),
         data=data,
@@ -186,7 +190,7 @@ def _model_task(
             kind="run" if model.folder is not None else "pipeline",
             name=name,
             provenance=dict(model.provenance),
-            captions=list(prompts.templates or (data.caption[:1] if has_classes else ())),
+            captions=[] if isinstance(model, CanModel) else list(captions),
             labels=config.labels if has_classes else "random",
         ),
         base=Path(f"{name}-{what}") if path is None else beside(path, what),
@@ -194,8 +198,10 @@ def _model_task(
     )
 
 
-def prompts_of(data: DataConfig, config: EvaluationConfig) -> PromptSet:
-    """What an evaluation asks a model for."""
+def prompts_of(data: DataConfig, config: EvaluationConfig, model: Model | None = None) -> PromptSet:
+    """What an evaluation asks a model for; of a CAN without classes as many images."""
+    if isinstance(model, CanModel) and not model.conditional:
+        return PromptSet(prompts=[NULL] * config.count)
     return PromptSet.of(
         load_records(data, "reference"),
         config.count,
@@ -206,8 +212,10 @@ def prompts_of(data: DataConfig, config: EvaluationConfig) -> PromptSet:
 
 
 def sampled_sets(model: Model, prompts: PromptSet, config: EvaluationConfig) -> list[ImageSet]:
-    """One set for each guidance scale, of the same prompts and seeds."""
+    """One set for each guidance scale, of the same prompts and seeds; one of a CAN."""
     seeds = range(config.first_seed, config.first_seed + len(prompts))
+    if isinstance(model, CanModel):
+        return [sampled_set(model, prompts, seeds)]
     return [sampled_set(model, prompts, seeds, guidance=scale) for scale in config.guidance_scales]
 
 
@@ -222,7 +230,10 @@ def with_overrides(
     given, and the evaluation section of its run with such changes.
 
     Real images of another source than the model names are logged: nothing else would show it.
+    `InputError` for settings of sampling and guidance scales of a CAN, which has none.
     """
+    if isinstance(model, CanModel):
+        _refuse_sampling(overrides)
     sections: dict[str, Any] = {
         "data": data or model.data or DataConfig(),
         "sampling": model.sampling,
@@ -248,8 +259,21 @@ def with_overrides(
     return changed, changed_data, settings["evaluation"]
 
 
+def _refuse_sampling(overrides: Sequence[str]) -> None:
+    """`InputError` for what a CAN does not have."""
+    for one in overrides:
+        if one.startswith(("sampling.", "evaluation.guidance_scales=")):
+            raise InputError(
+                f"{one}: a CAN has no guidance scale and no sampler; its generator is evaluated "
+                "once.",
+                hint="Leave that out.",
+            )
+
+
 def _evaluation_of(model: Model) -> EvaluationConfig:
     """The section of its run, else the default at scales that it can be sampled at."""
+    if isinstance(model, CanModel):
+        return EvaluationConfig()
     if model.folder is not None:
         return experiment_of_run(model.folder).evaluation
     config = EvaluationConfig()

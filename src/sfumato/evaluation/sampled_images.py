@@ -81,7 +81,7 @@ def sampled_set(
         raise ValueError(f"{len(seeds)} seeds for {len(asked)} prompts")
     own = model.with_(guidance=guidance, form=form)
     sampling = _Sampling(model=own, prompts=asked.prompts, seeds=seeds, x0_range=x0_range)
-    settings, title = sampling.settings(), f"w = {own.sampling.guidance_scale:g}"
+    settings, title = sampling.settings(), own.title
     images = ImageSet(
         title=title,
         name=f"{file_name(title)}-{digest_of({**settings, 'stretched': x0_range is not None})}",
@@ -89,7 +89,7 @@ def sampled_set(
         make=sampling.make,
         settings={**settings, "seeds": [seeds[0], seeds[-1]]},
         labels=asked.labels,
-        prompts=asked.prompts,
+        prompts=asked.prompts if any(asked.prompts) else None,  # no image agrees with nothing
         balanced=asked.balanced,
         nfe=own.nfe(),
         tensor=tensor,

@@ -149,9 +149,11 @@ def _legend(card: "Card") -> str:
     how = ""
     if "seeds" in first.settings:
         seeds = first.settings["seeds"]
-        how = (
-            f", seeds {seeds[0]}-{seeds[1]}, {first.settings['sampler']}, "
-            f"{first.settings['steps']} steps, guidance {first.settings['guidance']}"
+        how = f", seeds {seeds[0]}-{seeds[1]}"
+    if "sampler" in first.settings:
+        how += (
+            f", {first.settings['sampler']}, {first.settings['steps']} steps, guidance "
+            f"{first.settings['guidance']}"
         )
     captions = f"; captions: {' | '.join(card.subject.captions)}" if card.subject.captions else ""
     names = {key.partition(".")[0] for row in card.rows for key in row.metrics}

@@ -9,6 +9,8 @@ INDEX, HASHES = "bundle.json", "sha256.json"
 """The files by which a folder is known to be a bundle: one of them, for the other may be lost."""
 
 
+CAN_FILE, EXPERIMENT = "can.json", "experiment.yaml"
+"""By which an exported CAN is known, and a run."""
 PACKAGE = Path(__file__).parent / "bundled"
 
 
@@ -47,8 +49,16 @@ def model_folder(model: str | Path) -> Path:
 
 def is_model(model: str | Path) -> bool:
     """Whether `model` is a run, a pipeline folder or a bundle, or names one (`bundled:NAME`)."""
-    files = (Path(model) / "experiment.yaml", Path(model) / "model_index.json")
-    return any(file.is_file() for file in files) or is_bundle(model)
+    files = (EXPERIMENT, "model_index.json", CAN_FILE)
+    return any((Path(model) / file).is_file() for file in files) or is_bundle(model)
+
+
+def is_can(model: str | Path) -> bool:
+    """Whether `model` is a run or an export of a CAN, by a look at its files."""
+    if (Path(model) / CAN_FILE).is_file():
+        return True
+    file = Path(model) / EXPERIMENT
+    return file.is_file() and "\nmethod: can\n" in file.read_text("utf-8", errors="replace")
 
 
 def check_model(model: str | Path) -> None:

@@ -14,9 +14,8 @@ from torch import Tensor
 from sfumato.base.errors import InputError
 from sfumato.base.images import settings_in_png
 from sfumato.base.randomness import generator_for
-from sfumato.diffusion.process import Process
 from sfumato.diffusion.sampling import Sampled, initial_noise
-from sfumato.diffusion.solvers.registry import SAMPLERS, sampler_of
+from sfumato.diffusion.solvers.registry import SAMPLERS
 from sfumato.generation.asked import generators_from_seeds
 from sfumato.generation.model import Model
 from sfumato.generation.samples import Samples
@@ -195,6 +194,10 @@ class Genome:
         return {"prompt": caption, "seed": seed, "genome": str(self)}
 
 
+_BESIDE_NOISE = ("init_image_sha256", "to_prompt", "strength", "negative_prompt")
+"""Settings of a picture that a genome does not have."""
+
+
 def parse_genome(text: str) -> Genome:
     """What `str` of a genome wrote; `InputError` for other text."""
     try:
@@ -216,26 +219,33 @@ def genome_in_png(path: Path) -> Genome:
     """The genome of a PNG that sfumato sampled; without one, that of its prompt and seed.
 
     `InputError` for other files, and for pictures that need more than a genome: those that began
-    with a picture, or whose sampler drew noise.
+    with a picture or had a negative prompt, and those whose sampler drew noise.
     """
     known = settings_in_png(path)
     if "genome" in known:
         return parse_genome(known["genome"])
-    others = [name for name in ("init_image_sha256", "to_prompt", "strength") if name in known]
-    if "prompt" not in known or not known.get("seed", "").isdecimal() or others:
+    others = [name for name in _BESIDE_NOISE if name in known]
+    noisy = any(
+        name == known.get("sampler") and one.draws_noise
+        for own in SAMPLERS.values()
+        for name, one in own.items()
+    )
+    if "prompt" not in known or not known.get("seed", "").isdecimal() or others or noisy:
         raise InputError(
             f"{path} has no genome.",
-            hint="Give a PNG of `sfumato evolve`, or of `sfumato sample` from noise.",
+            hint="Give a PNG of `sfumato evolve`, or of `sfumato sample` from noise and a prompt "
+            "alone, by a sampler that draws no noise.",
         )
     return Genome.of_seed(int(known["seed"]), known["prompt"])
 
 
-def check_deterministic(sampler: str, process: Process) -> None:
+def check_deterministic(model: Model) -> None:
     """`InputError` for a sampler that draws noise: a genome has the first noise alone."""
-    if sampler_of(sampler, process).draws_noise:
-        quiet = [name for name, one in SAMPLERS[process.process].items() if not one.draws_noise]
+    if model.draws_noise:
+        own = SAMPLERS[model.process.process]
+        quiet = [name for name, one in own.items() if not one.draws_noise]
         raise InputError(
-            f"{sampler} draws noise at every step, which a genome does not have.",
+            f"{model.sampling.sampler} draws noise at every step, which a genome does not have.",
             hint=f"Use --sampler {', '.join(quiet[:-1])} or {quiet[-1]}.",
         )
 
@@ -253,7 +263,7 @@ def sample_genomes(
     """
     if not genomes:
         raise InputError("There is no genome.", hint="Give at least one.")
-    check_deterministic(model.sampling.sampler, model.process)
+    check_deterministic(model)
     captions = list(dict.fromkeys(_captions_of(genomes)))
     model.text_encoder.check(captions)
     encoded = model.tokens(captions)

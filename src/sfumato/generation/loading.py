@@ -7,7 +7,7 @@ import torch
 
 from sfumato.base.device import dtype_name
 from sfumato.base.errors import InputError
-from sfumato.generation.bundle_names import check_model, is_bundle, model_folder
+from sfumato.generation.bundle_names import EXPERIMENT, check_model, is_bundle, is_can, model_folder
 from sfumato.generation.bundles import open_bundle
 from sfumato.generation.model import Model
 from sfumato.models.speed import compile_blocks
@@ -23,7 +23,7 @@ def load(
     compile: bool = False,
 ) -> Model:
     """Open a run folder, an exported folder, a bundle, or a model that comes with sfumato
-    (`bundled:NAME`).
+    (`bundled:NAME`). Of a CAN it is a `CanModel`.
 
     `checkpoint`: of a run, the one after so many images instead of the newest; `average`: one of
     its averages. `dtype`: what the network computes in, float32, float16 or bfloat16; noise and
@@ -50,7 +50,11 @@ def _opened(
 ) -> Model:
     check_model(path)
     path = model_folder(path)
-    if (path / "experiment.yaml").is_file():
+    if (path / EXPERIMENT).is_file():
+        if is_can(path):
+            from sfumato.generation.can import can_of_run
+
+            return can_of_run(path, where, checkpoint, average)
         from sfumato.generation.runs import load_run
 
         return load_run(path, where, checkpoint, average)
@@ -59,6 +63,10 @@ def _opened(
             f"{path} is not a run, so it has one set of weights and no checkpoints.",
             hint="Give the folder of the run that it came from.",
         )
+    if is_can(path):
+        from sfumato.generation.can import can_of_export
+
+        return can_of_export(path, where)
     if is_bundle(path):
         model = open_bundle(path)
     else:

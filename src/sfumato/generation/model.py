@@ -130,6 +130,16 @@ class Model:
         guidance = f"autoguidance:images={weak['images_seen']}"
         return replace(self, sampling=replace(self.sampling, guidance=guidance))
 
+    @property
+    def title(self) -> str:
+        """What tells a set of its images from others of the same model."""
+        return f"w = {self.sampling.guidance_scale:g}"
+
+    @property
+    def draws_noise(self) -> bool:
+        """Whether its sampler draws noise at every step, so that the first is not all."""
+        return sampler_of(self.sampling.sampler, self.process).draws_noise
+
     def nfe(self, strength: float = 1.0) -> int:
         """Network evaluations an image, from a start image of that strength."""
         guidance = self.sampling.form.build(scale=self.sampling.guidance_scale)

@@ -188,8 +188,7 @@ def experiment_of_run(folder: Path) -> DiffusionExperiment:
         raise ConfigError(
             f"{folder} is a run of another method, {type(experiment).__name__}, and has no model "
             "that makes images from captions.",
-            hint="Give a run of `sfumato train` with a diffusion preset. A CAN is opened by "
-            "`sfumato.generation.can.load_can`.",
+            hint="Give a run of `sfumato train` with a diffusion preset.",
         )
     return experiment
 

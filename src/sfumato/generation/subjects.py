@@ -12,6 +12,7 @@ from sfumato.data.captions import (
     label_texts,
     required_fields,
 )
+from sfumato.generation.can import CanModel
 from sfumato.generation.model import Model
 from sfumato.text.encoder import NULL, shortened, words_of
 
@@ -46,6 +47,8 @@ def trained_classes(model: Model) -> list[str]:
     """The names of the classes that every caption of the model's training names; empty where they
     are not known or the captions are made of more than classes."""
     data = model.data
+    if isinstance(model, CanModel):  # it refuses such prompts
+        return []
     if data is None or not all(_of_classes(template) for template in data.templates):
         return []
     examples = model.provenance.get("examples") or {}

@@ -125,7 +125,7 @@ class Evolution:
                 f"{folder / HISTORY} is not what sfumato wrote.",
                 hint="The genomes are in the PNGs too: begin again with --start.",
             ) from error
-        check_deterministic(model.sampling.sampler, model.process)
+        check_deterministic(model)
         for name, value in _settings(model).items():
             if settings.get(name) != value:
                 raise InputError(
@@ -241,7 +241,7 @@ def _check_start(
 ) -> None:
     if not prompts:
         raise InputError("There is no prompt.", hint="Give at least one, in quotes.")
-    check_deterministic(model.sampling.sampler, model.process)
+    check_deterministic(model)
     fewest = max(2 + 2 * operators.newcomers, len(start))
     if size < fewest:
         raise InputError(

@@ -1,47 +1,40 @@
 """Training a creative adversarial network, and its samples."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from sfumato import __version__
-from sfumato.base.environment import environment, now
 from sfumato.base.errors import ConfigError, InputError
-from sfumato.base.files import sha256_of_file, whole_folder, write_json
 from sfumato.base.images import grid, png_bytes, to_pil, to_uint8
 from sfumato.base.randomness import generator_for
 from sfumato.config.schema import CanExperiment
 from sfumato.data.loading import DeviceBatches
 from sfumato.data.records import Records, load_records, trained_on
 from sfumato.data.survey import settle
-from sfumato.generation.can import FILE_NAME, RESULT, WEIGHTS
+from sfumato.evaluation.metrics.manifold import precision_recall
+from sfumato.generation.bundle_names import CAN_FILE
+from sfumato.generation.can import RESULT
+from sfumato.generation.loading import load
 from sfumato.models.can import Generator, build_can
 from sfumato.training.distributed import World
 from sfumato.training.hooks import SampleHook
 from sfumato.training.loop import Run
 from sfumato.training.objectives.can import CanObjective
 from sfumato.training.run import Method
-from sfumato.training.state import save_state
 
-FORMAT = 1
 _COLUMNS = 8
-
-
-@dataclass(kw_only=True)
-class CanRun(Run):
-    """A run, and the classes of its images."""
-
-    class_names: Sequence[str]
+WATCHED, _FEWEST_WATCHED, _WATCHED_PX = 256, 5, 16
+"""Images of a look for collapse, the fewest real ones, and the pixels that all are brought to."""
 
 
 def _resolve(experiment: CanExperiment) -> CanExperiment:
     return experiment.model_copy(update={"data": settle(experiment.data)})
 
 
-def _build(experiment: CanExperiment, folder: Path, device: torch.device, world: World) -> CanRun:
+def _build(experiment: CanExperiment, folder: Path, device: torch.device, world: World) -> Run:
     """`ConfigError` for images of another size than the network's and for a stream, `InputError`
     for a data set without two classes."""
     data, training = experiment.data, experiment.training
@@ -69,12 +62,14 @@ def _build(experiment: CanExperiment, folder: Path, device: torch.device, world:
     )
     objective = CanObjective(generator.to(device), discriminator.to(device), training)
     average = objective.average.module
+    spread = torch.linspace(0, len(records) - 1, WATCHED).long().unique()
+    real = records.images[spread]
     sample = SampleHook(
         folder / "samples",
         every_images=training.sample_every_images,
         sample=lambda: _sample_grid(average, seed=experiment.seed),
     )
-    return CanRun(
+    return Run(
         folder=folder,
         objective=objective,
         batches=DeviceBatches(
@@ -84,9 +79,39 @@ def _build(experiment: CanExperiment, folder: Path, device: torch.device, world:
         total_images=training.images,
         device=device,
         provenance={"experiment": experiment.name},
+        notes={
+            "classes": list(records.class_names),
+            "captions": list(records.class_captions),
+        },
         hooks=(sample,),
-        class_names=records.class_names,
+        watch=None
+        if len(real) < _FEWEST_WATCHED
+        else lambda: collapse(_watched_images(average, experiment.seed), real),
+        watch_every_images=training.sample_every_images,
     )
+
+
+def _watched_images(generator: Generator, seed: int) -> Tensor:
+    """uint8 (WATCHED, C, H, W) of the same z each time; of a conditional network all classes."""
+    z = torch.randn(WATCHED, generator.config.latent, generator=generator_for(seed, "watched"))
+    return _images_of(generator, z, torch.arange(WATCHED) % generator.classes)
+
+
+def collapse(images: Tensor, real: Tensor) -> dict[str, float]:
+    """What falls when a generator repeats itself, of uint8 (N, C, H, W) beside real ones, by their
+    pixels at `_WATCHED_PX`: `pairwise_distance`, the mean distance of two images over that of two
+    real ones, and `recall`, the share of real images among generated ones (Kynkaanniemi et al.
+    2019)."""
+    rows, real_rows = _small(images), _small(real)
+    apart, real_apart = (float(torch.pdist(one).mean()) for one in (rows, real_rows))
+    recall = precision_recall(rows, real_rows).recall.value
+    return {"pairwise_distance": apart / max(real_apart, 1e-12), "recall": recall}
+
+
+def _small(images: Tensor) -> Tensor:
+    """float64 (N, D): each image at `_WATCHED_PX` pixels or less."""
+    side = min(_WATCHED_PX, images.shape[-1])
+    return F.adaptive_avg_pool2d(images.double() / 255, side).flatten(1)
 
 
 def _check_classes(records: Records, experiment: CanExperiment) -> None:
@@ -114,36 +139,17 @@ def _images_of(generator: Generator, z: Tensor, labels: Tensor) -> Tensor:
     return to_uint8(generator(z.to(device), labels.to(device)), (-1.0, 1.0)).cpu()
 
 
-def _finish(experiment: CanExperiment, run: CanRun) -> None:
-    """Write the averaged generator."""
-    if (run.folder / RESULT / FILE_NAME).exists():
-        return
-    assert isinstance(run.objective, CanObjective)
-    generator = run.objective.average.module
-    with whole_folder(run.folder / RESULT) as temporary:
-        save_state(generator.state_dict(), temporary / WEIGHTS)
-        about = {
-            "format": FORMAT,
-            "network": generator.config.model_dump(mode="json"),
-            "channels": generator.channels,
-            "class_names": list(run.class_names),
-            "ambiguity": experiment.training.ambiguity,
-            "ambiguity_weight": experiment.training.ambiguity_weight,
-            "experiment": experiment.name,
-            "images_seen": run.images_seen,
-            "seed": run.seed,
-            "sha256": sha256_of_file(temporary / WEIGHTS),
-            "environment": environment(),
-            "sfumato": __version__,
-            "date": now()[:10],
-        }
-        write_json(temporary / FILE_NAME, about)
+def _finish(experiment: CanExperiment, run: Run) -> None:
+    """Export the averaged generator."""
+    if not (run.folder / RESULT / CAN_FILE).exists():
+        load(run.folder, device="cpu").export(run.folder / RESULT)
 
 
-def _describe(experiment: CanExperiment, run: CanRun) -> Sequence[str]:
+def _describe(experiment: CanExperiment, run: Run) -> Sequence[str]:
     return (
         f"Generator in {run.folder / RESULT}; its samples over training are in "
         f"{run.folder / 'samples'}.",
+        f"  sfumato sample {run.folder} --count 16",
     )
 
 

@@ -40,8 +40,11 @@ class Generator(nn.Module):
         return [nn.Upsample(scale_factor=2), nn.Conv2d(width, out, 3, 1, 1, bias=last)]
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        if self.embed is not None:
-            z = torch.cat([z, self.embed(labels)], dim=1)
+        return self.drawn(z, z[:, :0] if self.embed is None else self.embed(labels))
+
+    def drawn(self, z: Tensor, classes: Tensor) -> Tensor:
+        """Images of z (B, latent) and embedded classes (B, latent), or (B, 0) without classes."""
+        z = torch.cat([z, classes], dim=1)
         return self.body(self.start(z).unflatten(1, (-1, COARSEST_PX, COARSEST_PX)))
 
 

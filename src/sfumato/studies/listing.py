@@ -25,14 +25,14 @@ _UNREADABLE = (SfumatoError, OSError, ValueError, KeyError, TypeError, Attribute
 
 @dataclass(frozen=True, kw_only=True)
 class BestFigure:
-    """A class accuracy of `count` images at w = `guidance_scale`, with its 95 % interval; `source`:
-    the file in the run folder that has it."""
+    """A class accuracy of `count` images at w = `guidance_scale`, None of a CAN, with its 95 %
+    interval; `source`: the file in the run folder that has it."""
 
     value: float
     low: float
     high: float
     count: int
-    guidance_scale: float
+    guidance_scale: float | None
     source: str
 
 
@@ -189,19 +189,19 @@ def _tuned(file: Path, name: str) -> Iterator[BestFigure]:
 
 def _card(file: Path, name: str) -> Iterator[BestFigure]:
     for row in read_json(file)["rows"]:
-        if "class_accuracy" in row["metrics"] and "guidance_scale" in row["settings"]:
+        if "class_accuracy" in row["metrics"] and "seeds" in row["settings"]:  # it was sampled
             found = row["metrics"]["class_accuracy"]
-            yield _of_estimate(found, row["settings"]["guidance_scale"], name)
+            yield _of_estimate(found, row["settings"].get("guidance_scale"), name)
 
 
-def _of_estimate(found: dict[str, Any], scale: float, name: str) -> BestFigure:
+def _of_estimate(found: dict[str, Any], scale: float | None, name: str) -> BestFigure:
     """A class accuracy that was written with its interval."""
     return BestFigure(
         value=float(found["value"]),
         low=float(found["low"]),
         high=float(found["high"]),
         count=int(found["count"]),
-        guidance_scale=float(scale),
+        guidance_scale=None if scale is None else float(scale),
         source=name,
     )
 

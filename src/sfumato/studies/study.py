@@ -24,6 +24,7 @@ from sfumato.evaluation.metrics.registry import all_metrics
 from sfumato.evaluation.prompt_set import PromptSet
 from sfumato.evaluation.reference import Reference, Scores
 from sfumato.evaluation.sampled_images import sampled_set
+from sfumato.generation.can import CanModel
 from sfumato.generation.loading import load
 from sfumato.generation.model import Model
 
@@ -233,6 +234,8 @@ def at_checkpoint(model: Model, images_seen: int) -> Model:
     assert model.folder is not None
     average = model.provenance.get("average")
     own = load(model.folder, device=str(model.device), checkpoint=images_seen, average=average)
+    if isinstance(model, CanModel):
+        return own
     sampling = model.sampling
     return own.with_(
         guidance=sampling.guidance_scale,

@@ -42,6 +42,7 @@ class LogHook(BaseHook):
         self._sums: dict[str, float] = {}
         self._steps = 0
         self._unread: list[Mapping[str, float]] = []
+        self._watched_at = 0
 
     def after_step(self, run: Run, metrics: Mapping[str, float]) -> None:
         self._unread.append(metrics)
@@ -49,8 +50,18 @@ class LogHook(BaseHook):
             run.check()  # a line holds finite numbers
             self._read()
             means = {name: total / self._steps for name, total in self._sums.items()}
-            append_record(self.path, {"images": run.images_seen, "step": run.step, **means})
+            clock = {"images": run.images_seen, "step": run.step}
+            append_record(self.path, {**clock, **means, **self._watched(run)})
             self._sums, self._steps = {}, 0
+
+    def _watched(self, run: Run) -> Mapping[str, float]:
+        """What the run watches, where that is due since it was last looked at."""
+        every = run.watch_every_images
+        due = run.images_seen // every > self._watched_at // every or run.finished
+        if run.watch is None or not due:
+            return {}
+        self._watched_at = run.images_seen
+        return run.watch()
 
     def _read(self) -> None:
         """Add up what has not been read, which waits for the newest step."""
@@ -63,10 +74,11 @@ class LogHook(BaseHook):
 
     def state(self) -> dict[str, Any]:
         self._read()
-        return {"sums": self._sums, "steps": self._steps}
+        return {"sums": self._sums, "steps": self._steps, "watched_at": self._watched_at}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self._sums, self._steps = dict(state.get("sums", {})), state.get("steps", 0)
+        self._watched_at = state.get("watched_at", 0)
 
 
 class SampleHook(BaseHook):

@@ -4,7 +4,7 @@ The clock counts images. One step takes one global batch; what a step does belon
 objective, everything beside it to the hooks.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -79,6 +79,9 @@ class Run:
     images_seen: int = 0
     step: int = 0
     stop_requested: bool = False
+    watch: Callable[[], Mapping[str, float]] | None = None
+    """What is measured every `watch_every_images`, into the next line of metrics.jsonl."""
+    watch_every_images: int = 1
     ended_early: bool = False
     """Whether a hook found that more training makes it no better."""
     checked: StepMetrics | None = None

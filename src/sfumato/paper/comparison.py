@@ -1,0 +1,302 @@
+"""Diffusion against creative adversarial networks, which the paper claims and shows no number of.
+
+Every model samples with the same seeds and classes and is scored once, against the same images and
+by one classifier that is neither's.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, ClassVar
+
+from sfumato.base.errors import InputError
+from sfumato.base.files import sibling
+from sfumato.base.lock import locked
+from sfumato.base.section import Section
+from sfumato.config.sections import DataConfig
+from sfumato.evaluation.card import Spread
+from sfumato.evaluation.image_set import ImageSet, OnImages
+from sfumato.evaluation.metrics.intervals import Estimate
+from sfumato.evaluation.prompt_set import PromptSet
+from sfumato.evaluation.reference import Scores
+from sfumato.evaluation.sampled_images import complete
+from sfumato.generation.can import CanModel
+from sfumato.generation.model import Model
+from sfumato.paper.comparison_claims import Measured, claim_of
+from sfumato.paper.training_time import core_seconds
+from sfumato.studies.study import (
+    ACCURACY,
+    SetMetrics,
+    Study,
+    StudyCard,
+    StudyConfig,
+    at_checkpoint,
+)
+from sfumato.studies.verdicts import RULE, Claim
+from sfumato.text.encoder import NULL
+from sfumato.training.checkpoint import Checkpoints
+
+NAMES = (
+    "frechet",
+    "precision",
+    "recall",
+    "density",
+    "coverage",
+    "class_accuracy",
+    "diversity",
+    "style_ambiguity",
+    "novelty",
+)
+"""What is measured."""
+
+
+class ComparisonConfig(StudyConfig):
+    """What each model samples; `curves`: at every kept checkpoint, too."""
+
+    curves: bool = True
+
+
+class ModelMetrics(SetMetrics):
+    """One model: its size, its training, its images."""
+
+    label: str
+    """Experiment, and guidance scale or classes: runs of one label differ in their seeds."""
+    conditional: bool
+    """Whether it draws what it is asked for: a CAN with classes, diffusion but for w = 0."""
+    kind: str
+    """diffusion, latent diffusion or CAN."""
+    seed: int
+    parameters: int
+    """Of the network that samples."""
+    images_seen: int
+    core_seconds: float | None
+    """Of training, up to the checkpoint; of a GPU where `device` names one."""
+    device: str
+    seconds_an_image: float
+    settings: dict[str, Any]
+    curve: list["CurvePoint"]
+
+
+class CurvePoint(Section):
+    """One checkpoint."""
+
+    images_seen: int
+    core_seconds: float | None
+    metrics: dict[str, Estimate]
+
+
+class Comparison(StudyCard):
+    """Every model, the mean and spread of each label over its seeds, every claim.
+
+    It lies in its folder as comparison.json beside comparison.md and comparison.png.
+    """
+
+    NAME: ClassVar[str] = "comparison"
+    FORMAT: ClassVar[int] = 1
+
+    models: list[ModelMetrics]
+    groups: dict[str, dict[str, Spread]]
+    """By label, of those with two seeds or more; by metric."""
+    claims: list[Claim]
+    rule: str = RULE
+    config: ComparisonConfig
+
+    @property
+    def how(self) -> str:
+        return f"seeds from {self.config.first_seed}, the same for all"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Subject:
+    """A model with its images; `earlier`: the same at older checkpoints."""
+
+    model: Model
+    images: ImageSet
+    earlier: Sequence[tuple[Model, ImageSet]]
+
+
+def measure_comparison(
+    models: Sequence[Model],
+    config: ComparisonConfig,
+    *,
+    base: Path,
+    data: DataConfig | None = None,
+    log: Callable[[str], None] = lambda text: None,
+    on_images: OnImages = lambda what, done, total: None,
+) -> Comparison:
+    """Sample with every model, score every set once, decide every claim, write page and card.
+
+    `models`: at the guidance scales that they are set to; `data`: the real images, else those of
+    the first. The card lies in `base`, or in `base`-2, ... where that holds another; images lie in
+    `base`-images and are not sampled again. `InputError` for less than two models, the same one
+    twice, models of other images, and data without classes.
+    """
+    _check(models)
+    study = Study.of(models[0], config, data=data, log=log)
+    store = sibling(base, "images")
+    subjects = [_subject(model, study, config, store) for model in models]
+    sets = [one for own in subjects for one in (own.images, *(s for _, s in own.earlier))]
+    request = {"images": [one.key for one in sets], **study.request()}
+    folder, known = Comparison.at(base, request, log)
+    if known is not None:
+        return known
+    from sfumato.paper.comparison_page import write_comparison
+
+    with locked(folder):
+        complete(sets, on_images, what="network evaluations")
+        found = _comparison(study, config, subjects, folder)
+        classes = range(min(10, config.count))
+        write_comparison(found, [one.images.images(classes) for one in subjects])
+    return found
+
+
+def _check(models: Sequence[Model]) -> None:
+    if len(models) < 2:
+        raise InputError(
+            "One model is no comparison.", hint="Give two or more runs, such as one CAN."
+        )
+    marks = [(model.provenance.get("weights_sha256"), model.title) for model in models]
+    if len(set(marks)) < len(marks):
+        raise InputError("The same model is there twice.", hint="Give each once: runs/a@1 runs/b.")
+    shapes = {model.image_shape for model in models}
+    if len(shapes) > 1:
+        sizes = ", ".join(sorted("x".join(map(str, shape)) for shape in shapes))
+        raise InputError(
+            f"The models make images of different shapes: {sizes}.",
+            hint="Train all on the same data at the same resolution.",
+        )
+
+
+def _subject(model: Model, study: Study, config: ComparisonConfig, store: Path) -> _Subject:
+    prompts = study.prompts
+    if isinstance(model, CanModel) and not model.conditional:
+        prompts = PromptSet(prompts=[NULL] * len(prompts))
+    seen, earlier = model.provenance.get("images_seen"), []
+    if config.curves and model.folder is not None:
+        counts = Checkpoints(model.folder / "checkpoints").counts()
+        earlier = [at_checkpoint(model, count) for count in counts if count < seen]
+    return _Subject(
+        model=model,
+        images=study.sampled(model, store, prompts),
+        earlier=[(one, study.sampled(one, store, prompts)) for one in earlier],
+    )
+
+
+def _comparison(
+    study: Study, config: ComparisonConfig, subjects: Sequence[_Subject], folder: Path
+) -> Comparison:
+    scores = [study.reference.score(one.images, NAMES) for one in subjects]
+    models = [_metrics(study, *both) for both in zip(subjects, scores, strict=True)]
+    measured = [_measured(*both) for both in zip(models, scores, strict=True)]
+    real = study.reference.score(study.real_images, ("diversity", "style_ambiguity")).metrics
+    assert study.reference.classifier is not None  # the data have classes
+    of_none = {"sampler": "", "timestep_spacing": "", "steps": 0}
+    return Comparison(
+        models=models,
+        groups=_groups(models),
+        claims=_claims(measured, models),
+        folder=folder,
+        **study.card_fields(
+            subjects[0].model,
+            **study.baselines(),
+            real={ACCURACY: study.reference.classifier.test_accuracy, **real},
+            **of_none,
+        ),
+    )
+
+
+def _metrics(study: Study, subject: _Subject, scores: Scores) -> ModelMetrics:
+    model, images = subject.model, subject.images
+    seen, folder = model.provenance.get("images_seen", 0), model.folder
+    seconds, device = core_seconds(folder, seen)
+    points = [
+        CurvePoint(
+            images_seen=one.provenance["images_seen"],
+            core_seconds=core_seconds(folder, one.provenance["images_seen"])[0],
+            metrics=study.reference.score(own, NAMES).metrics,
+        )
+        for one, own in subject.earlier
+    ]
+    last = CurvePoint(images_seen=seen, core_seconds=seconds, metrics=scores.metrics)
+    return ModelMetrics.of(
+        images,
+        scores.metrics,
+        label=_label(model),
+        kind=_kind(model),
+        conditional=_conditional(model),
+        seed=model.provenance.get("seed", 0),
+        parameters=sum(one.numel() for one in model.network.parameters()),
+        images_seen=seen,
+        core_seconds=seconds,
+        device=device,
+        seconds_an_image=sum(float(images.part(one)["seconds"]) for one in images.parts)
+        / images.count,
+        settings=dict(images.settings),
+        curve=[*points, last],
+    )
+
+
+def _label(model: Model) -> str:
+    """`can`, `can, classes`, `mnist, w = 2`."""
+    name = model.provenance.get("experiment", "model")
+    if isinstance(model, CanModel):
+        return f"{name}, classes" if model.conditional else name
+    return f"{name}, {model.title}"
+
+
+def _conditional(model: Model) -> bool:
+    if isinstance(model, CanModel):
+        return model.conditional
+    return model.sampling.guidance_scale != 0
+
+
+def _kind(model: Model) -> str:
+    if isinstance(model, CanModel):
+        return "CAN"
+    return "latent diffusion" if model.codec.factor > 1 else "diffusion"
+
+
+def _measured(model: ModelMetrics, scores: Scores) -> Measured:
+    return Measured(
+        label=model.label,
+        seed=model.seed,
+        core_seconds=model.core_seconds,
+        device=model.device,
+        parameters=model.parameters,
+        metrics=model.metrics,
+        values=scores.values,
+    )
+
+
+def _groups(models: Sequence[ModelMetrics]) -> dict[str, dict[str, Spread]]:
+    found = {}
+    for label in dict.fromkeys(one.label for one in models):
+        own = [one for one in models if one.label == label]
+        if len(own) > 1:
+            found[label] = {
+                key: Spread(mean=mean(values), std=stdev(values))
+                for key in own[0].metrics
+                if len(values := [one.metrics[key].value for one in own if key in one.metrics]) > 1
+            }
+    return found
+
+
+def _claims(measured: Sequence[Measured], models: Sequence[ModelMetrics]) -> list[Claim]:
+    """One for each pair of a label of diffusion and one of a CAN that are both conditional, or both
+    not; a CAN without such a partner is named."""
+    sides: dict[tuple[bool, bool], dict[str, list[Measured]]] = {}
+    for one, model in sorted(zip(measured, models, strict=True), key=lambda both: both[0].seed):
+        own = sides.setdefault((model.kind == "CAN", model.conditional), {})
+        own.setdefault(one.label, []).append(one)
+    found = []
+    for conditional in (True, False):
+        partners = sides.get((False, conditional), {})
+        for label, cans in sides.get((True, conditional), {}).items():
+            found += [claim_of(diffusions, cans) for diffusions in partners.values()]
+            if not partners:
+                scale = "w = 1 or more" if conditional else "w = 0"
+                why = f"No diffusion model at {scale} was given, as PATH@{int(conditional)} does."
+                claim = f"Diffusion substantially outperforms {label}"
+                found.append(Claim.undecided(label, claim, why))
+    return found

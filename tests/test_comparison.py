@@ -1,0 +1,192 @@
+"""Diffusion against CANs: closed forms of what is measured, the rule of verdicts, the command."""
+
+from collections.abc import Callable
+from math import log
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sfumato.base.errors import InputError
+from sfumato.evaluation.metrics.features import ImageFeatures
+from sfumato.evaluation.metrics.intervals import Estimate, wilson
+from sfumato.evaluation.metrics.novelty import NOVELTY, style_ambiguity
+from sfumato.generation.loading import load
+from sfumato.methods.can import collapse
+from sfumato.paper.comparison import Comparison, ComparisonConfig, measure_comparison
+from sfumato.paper.comparison_claims import Measured, claim_of, fair, times_of
+from sfumato.paper.training_time import seconds_of
+from sfumato.studies.study import ACCURACY, FRECHET
+from sfumato.studies.verdicts import HELD, NOT_HELD, UNDECIDED
+from tests.conftest import CommandResult
+from tests.test_can_model import runs  # noqa: F401 (a fixture)
+
+# What is measured ---------------------------------------------------------------------------------
+
+
+def test_style_ambiguity_in_closed_form() -> None:
+    """log 2 / log K of two equal styles, 1 of all, 0 of one; others by numpy."""
+    p = torch.tensor([[0.5, 0.5, 0, 0], [0.25] * 4, [1, 0, 0, 0], [0.7, 0.1, 0.1, 0.1]])
+    found = style_ambiguity((p.double() + 1e-300).log())
+    entropy = -(0.7 * log(0.7) + 0.3 * log(0.1)) / log(4)
+    np.testing.assert_allclose(found, [0.5, 1, 0, entropy], atol=1e-12)
+    assert bool(style_ambiguity(torch.tensor([[0.0, 1e4]])).isfinite().all())
+    with pytest.raises(ValueError, match="one style"):
+        style_ambiguity(torch.zeros(3, 1))
+
+
+def test_novelty_in_closed_form() -> None:
+    """Training images at 0; test images 1 from it, generated ones 1 and 3: the mean is 2."""
+    training = ImageFeatures(all_rows=torch.zeros(2, 2))
+    test = ImageFeatures(
+        all_rows=torch.tensor([[1.0, 0.0]]).repeat(20, 1), find_training=lambda: training
+    )
+    generated = ImageFeatures(all_rows=torch.tensor([[0.0, 1.0], [3.0, 0.0]]))
+    assert NOVELTY.compute is not None
+    found = NOVELTY.compute(generated, test)
+    assert found is not None
+    assert found.estimate.value == pytest.approx(2)
+    assert found.values is not None
+    assert found.values.tolist() == pytest.approx([1, 3])
+
+
+def test_collapse() -> None:
+    """Real images are as far apart as themselves; one image repeated is nowhere."""
+    real = torch.randint(0, 256, (40, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+    real = real.to(torch.uint8)
+    assert collapse(real, real) == {"pairwise_distance": 1.0, "recall": 1.0}
+    half = real[:20].repeat(2, 1, 1, 1)
+    apart = (
+        torch.pdist(half.double().flatten(1)).mean() / torch.pdist(real.double().flatten(1)).mean()
+    )
+    assert collapse(half, real)["pairwise_distance"] == pytest.approx(float(apart))
+    assert collapse(real[:1].repeat(40, 1, 1, 1), real)["pairwise_distance"] == 0
+
+
+def test_seconds_of_training() -> None:
+    """Two starts, of 10 and 20 images a second, and images that no record covers."""
+    records = [
+        {"images": 100, "seconds": 9.0, "images_per_second": 10.0},
+        {"images": 200, "seconds": 19.0, "images_per_second": 10.0},
+        {"images": 300, "seconds": 4.5, "images_per_second": 20.0},
+        {"images": 400, "seconds": 9.5, "images_per_second": 20.0},
+    ]
+    assert seconds_of(records, 400) == pytest.approx((19 + 9.5) * 400 / (190 + 190))
+    assert seconds_of(records, 200) == pytest.approx(20)
+    assert seconds_of(records, 100) == pytest.approx(10)
+    assert seconds_of([], 100) is None
+
+
+# Verdicts -----------------------------------------------------------------------------------------
+
+
+def measured(label: str, *, frechet: float, right: float, recall: int, **more) -> Measured:
+    """1,000 images: a Frechet distance that hardly varies, a share that is right, a recall."""
+    spread = 0.01 * torch.randn(1000, generator=torch.Generator().manual_seed(0)).double()
+    values = {FRECHET: frechet + spread, ACCURACY: torch.arange(1000) < 1000 * right}
+    metrics = {
+        FRECHET: Estimate(value=frechet, low=frechet, high=frechet, count=1000),
+        ACCURACY: wilson(int(1000 * right), 1000),
+        "recall.classifier": wilson(recall, 1000),
+    }
+    given = {"seed": 0, "core_seconds": 100.0, "device": "core", "parameters": 10, **more}
+    return Measured(label=label, metrics=metrics, values=values, **given)
+
+
+def test_verdicts() -> None:
+    good = {"frechet": 5.0, "right": 0.95, "recall": 800}
+    bad = {"frechet": 50.0, "right": 0.6, "recall": 300}
+    held = claim_of([measured("a", **good)], [measured("b", **bad)])
+    assert (held.verdict, len(held.effects)) == (HELD, 3)
+    assert held.effects[0].value == pytest.approx(45)
+    assert held.effects[1].value == pytest.approx(0.5)
+    assert "better by" not in held.sentence
+    turned = claim_of([measured("a", **bad)], [measured("b", **good)])
+    assert turned.verdict == NOT_HELD
+    assert "better by: Frechet (classifier), recall (classifier), class accuracy" in turned.sentence
+    mixed = claim_of([measured("a", **good)], [measured("b", **{**bad, "recall": 900})])
+    assert mixed.verdict == NOT_HELD  # it needs all of them
+    assert mixed.sentence.endswith("The CAN is better by: recall (classifier).")
+
+
+def test_unequal_training_decides_nothing() -> None:
+    """A side may win with less time, and lose with more."""
+    wanted = {0.5: HELD, 1.2: HELD, 2: UNDECIDED, None: UNDECIDED}
+    assert {times: fair(HELD, times) for times in wanted} == wanted
+    wanted = {0.5: UNDECIDED, 0.9: NOT_HELD, 2: NOT_HELD, None: UNDECIDED}
+    assert {times: fair(NOT_HELD, times) for times in wanted} == wanted
+    good = {"frechet": 5.0, "right": 0.95, "recall": 800}
+    bad = {"frechet": 50.0, "right": 0.6, "recall": 300}
+    longer = measured("a", **good, core_seconds=300.0)
+    assert times_of(longer, measured("b", **bad)) == 3
+    claim = claim_of([longer], [measured("b", **bad)])
+    assert claim.verdict == UNDECIDED
+    assert "3 times as long" in claim.sentence
+    other = measured("a", **good, device="a GPU")
+    assert times_of(other, measured("b", **bad)) is None
+
+
+def test_seeds_that_disagree() -> None:
+    good = {"frechet": 5.0, "right": 0.95, "recall": 800}
+    bad = {"frechet": 50.0, "right": 0.6, "recall": 300}
+    both = [measured("a", **good), measured("a", **bad, seed=1)]
+    agreed = claim_of([measured("a", **good)] * 2, [measured("b", **bad)] * 2)
+    assert agreed.verdict == HELD
+    split = claim_of(both, [measured("b", **bad), measured("b", **good, seed=1)])
+    assert split.verdict == UNDECIDED
+    assert f"Of 2 pairs of seeds: {HELD}, {NOT_HELD}." in split.sentence
+
+
+# The study ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def config() -> ComparisonConfig:
+    return ComparisonConfig(count=40, classifier="untrained", baseline_pairs=2)
+
+
+def test_comparison(runs: Path, small_run: Path, config, tmp_path: Path, refused) -> None:  # noqa: F811
+    paths = (runs / "classes", runs / "plain")
+    models = [load(small_run, device="cpu").with_(guidance=2, steps=2)]
+    models += [load(path, device="cpu") for path in paths]
+    found = measure_comparison(models, config, base=tmp_path / "page")
+    assert [one.kind for one in found.models] == ["diffusion", "CAN", "CAN"]
+    assert [one.nfe for one in found.models] == [4, 1, 1]
+    assert [len(one.curve) for one in found.models][1:] == [2, 2]  # checkpoints at 48 and 96
+    assert ACCURACY not in found.models[2].metrics
+    for one in found.models:
+        assert 0 <= one.metrics["style_ambiguity"].value <= 1
+        assert one.metrics["novelty.classifier"].value > 0
+    labels = [one.label for one in found.models]
+    assert labels[1:] == ["tiny, classes", "tiny"]
+    assert found.groups == {}
+    paired, alone = found.claims
+    assert paired.claim.endswith("w = 2 substantially outperforms tiny, classes")
+    assert paired.verdict == alone.verdict == UNDECIDED  # times of training are not recorded
+    assert "No diffusion model at w = 0" in alone.sentence
+    page = (tmp_path / "page" / "comparison.md").read_text("utf-8")
+    assert all(label in page for label in labels)
+    assert "real test images" in page
+    assert measure_comparison(models, config, base=tmp_path / "page").from_cache
+    with refused(InputError):
+        measure_comparison(models[:1], config, base=tmp_path / "one")
+    with refused(InputError):
+        measure_comparison([models[0], models[0]], config, base=tmp_path / "twice")
+
+
+def test_command(
+    sfumato: Callable[..., CommandResult],
+    runs: Path,  # noqa: F811
+    small_run: Path,
+    tmp_path: Path,
+) -> None:
+    options = ["--count", "30", "--classifier", "untrained", "--device", "cpu", "--no-curves"]
+    given = (f"{small_run}@1", str(runs / "classes"))
+    found = sfumato("paper", "comparison", *given, *options, "--out", "page", cwd=tmp_path)
+    assert found.code == 0, found.err
+    assert UNDECIDED.upper() in found.out  # training times are not recorded
+    card = Comparison.read(tmp_path / "page")
+    assert [len(one.curve) for one in card.models] == [1, 1]
+    wrong = sfumato("paper", "comparison", str(runs / "classes"), "nowhere", cwd=tmp_path)
+    assert wrong.code == 2
