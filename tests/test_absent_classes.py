@@ -8,6 +8,7 @@ import torch
 from sfumato.config.sections import DataConfig
 from sfumato.data.records import Records, load_records
 from sfumato.evaluation.prompt_set import PromptSet, class_prompts
+from sfumato.methods.can import _of_present_classes
 
 DIGITS = DataConfig(
     source="digits", resolution=8, channels=1, caption="A handwritten digit {label}"
@@ -48,6 +49,15 @@ def test_templates_follow_each_other_by_rounds_of_those_that_are_there(records: 
     assert prompts == [f"digit {n}" for n in records.present] + [
         f"the number {n}" for n in records.present
     ]
+
+
+def test_nor_styles_of_a_can(records: Records) -> None:
+    found = _of_present_classes(records)
+    assert list(found.class_names) == [str(label) for label in records.present]
+    assert found.present == list(range(len(records.present)))
+    names = [found.class_names[label] for label in found.labels.tolist()]
+    assert names == [str(label) for label in records.labels.tolist()]
+    assert found.class_captions[0] == "A handwritten digit 1"
 
 
 def test_where_all_are_there_nothing_changes() -> None:

@@ -1,6 +1,7 @@
 """Training a creative adversarial network, and its samples."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -52,7 +53,7 @@ def _build(experiment: CanExperiment, folder: Path, device: torch.device, world:
             hint="Leave it out; `sfumato prepare` writes large sets so that they stay in their "
             "file.",
         )
-    records = load_records(data, "train")
+    records = _of_present_classes(load_records(data, "train"))
     _check_classes(records, experiment)
     generator, discriminator = build_can(
         experiment.network,
@@ -112,6 +113,20 @@ def _small(images: Tensor) -> Tensor:
     """float64 (N, D): each image at `_WATCHED_PX` pixels or less."""
     side = min(_WATCHED_PX, images.shape[-1])
     return F.adaptive_avg_pool2d(images.double() / 255, side).flatten(1)
+
+
+def _of_present_classes(records: Records) -> Records:
+    """Without the classes that no image has: a style that the discriminator never sees is none to
+    be undecided between, nor one to draw."""
+    present = records.present
+    if len(present) == len(records.class_names):
+        return records
+    return replace(
+        records,
+        labels=torch.searchsorted(torch.tensor(present), records.labels),
+        class_names=[records.class_names[label] for label in present],
+        class_captions=[records.class_captions[label] for label in present],
+    )
 
 
 def _check_classes(records: Records, experiment: CanExperiment) -> None:
