@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from sfumato.base.section import Count, NotNegative, Section
-from sfumato.config.sections import AveragingConfig, OptimizerConfig
+from sfumato.config.sections import AverageConfig, OptimizerConfig
 
 Ambiguity = Literal["uniform", "binary"]
 AdversarialLoss = Literal["non_saturating", "hinge"]
@@ -69,7 +69,7 @@ class CanTrainingConfig(Section):
     """Of the generator."""
     discriminator_optimizer: OptimizerConfig
     """Of the discriminator."""
-    averaging: AveragingConfig = AveragingConfig(halflife_images=20_000)
+    averaging: AverageConfig = AverageConfig(halflife_images=20_000)
     """Of the generator, whose average is sampled."""
     log_every_images: Count = 1_000
     """Images between two lines of metrics.jsonl."""

@@ -13,7 +13,7 @@ from sfumato.config.adversarial import CanNetworkConfig, CanTrainingConfig
 from sfumato.config.finetuning import DistillationConfig, OriginConfig
 from sfumato.config.overrides import build, read_values
 from sfumato.config.sections import (
-    AveragingConfig,
+    AverageConfig,
     ClassifierConfig,
     CodecConfig,
     DataConfig,
@@ -281,7 +281,7 @@ class ClassifierTrainingConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig(
         lr=4e-3, weight_decay=0.05, warmup_images=1_000, decay="cosine"
     )
-    averaging: AveragingConfig = AveragingConfig(halflife_images=5_000)
+    averaging: AverageConfig = AverageConfig(halflife_images=5_000)
     log_every_images: Count = 1_000
     """Images between two lines of metrics.jsonl."""
     checkpoint_every_images: Count = 50_000

@@ -233,13 +233,19 @@ class UNetConfig(Section):
         return ", ".join(f"{each} ({', '.join(where)})" for each, where in places.items() if where)
 
 
-class AveragingConfig(Section):
+class AverageConfig(Section):
     """Exponential moving average of the weights, timed in images, whatever the batch size."""
 
     halflife_images: NotNegative = 500_000
     """Images after which a weight's share in the average has halved; 0: no averaging."""
     rampup_ratio: NotNegative = 0.05
     """Early in a run the half-life is at most this share of the images seen (EDM, Karras 2022)."""
+
+
+class AveragingConfig(AverageConfig):
+    """Exponential moving averages of the weights, timed in images, whatever the batch size: the one
+    that is sampled, and others beside it."""
+
     also_halflives_images: tuple[Positive, ...] = ()
     """Further half-lives: an average of each is kept too, and `sfumato tune` can choose one after
     training (post-hoc averaging, Karras et al. 2024)."""

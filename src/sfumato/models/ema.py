@@ -7,12 +7,12 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from sfumato.config.sections import AveragingConfig
+from sfumato.config.sections import AverageConfig, AveragingConfig
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def averaging_decay(config: AveragingConfig, *, images_seen: int, batch_size: int) -> float:
+def averaging_decay(config: AverageConfig, *, images_seen: int, batch_size: int) -> float:
     """The average's share in the update after `images_seen` images, the batch counted in."""
     halflife = min(config.halflife_images, images_seen * config.rampup_ratio)
     return 0.5 ** (batch_size / max(halflife, 1e-8))
@@ -21,7 +21,7 @@ def averaging_decay(config: AveragingConfig, *, images_seen: int, batch_size: in
 class AveragedModel(Generic[Module]):
     """average <- decay average + (1 - decay) weights, after every optimizer step of `model`."""
 
-    def __init__(self, model: Module, config: AveragingConfig) -> None:
+    def __init__(self, model: Module, config: AverageConfig) -> None:
         self.config = config
         self.model = model
         self.module: Module = copy.deepcopy(model).eval().requires_grad_(False)
