@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from sfumato.base.images import grid, resize, to_float, to_uint8
 from sfumato.config.sections import DataConfig
 from sfumato.data.captions import captions_from_templates
 from sfumato.data.loading import DeviceBatches, SampleOrder
+from sfumato.data.opening import same_source
 from sfumato.data.records import load_records
 from sfumato.evaluation.prompt_set import class_prompts
 
@@ -118,3 +121,14 @@ def test_ranks_share_the_global_batch(world_size: int) -> None:
     for rank, part in enumerate(parts):
         assert torch.equal(part.images, whole.images[rank::world_size])
         assert torch.equal(part.labels, whole.labels[rank::world_size])
+
+
+def test_the_same_folder_by_another_path_is_the_same_source(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "images")
+    one = str(tmp_path / "images")
+    assert same_source(one, f"{one}/../images/")
+    assert same_source(one, str(tmp_path / "link"))
+    assert same_source("ylecun/mnist", "ylecun/mnist")
+    assert not same_source(one, str(tmp_path))
+    assert not same_source(one, "ylecun/mnist")

@@ -425,3 +425,12 @@ def test_the_command(sfumato, small_run: Path, tmp_path: Path) -> None:
     assert done.code == 0, done.err
     assert "Student of 2 network evaluations" in done.out
     assert load(out / "nfe-2", device="cpu").nfe() == 2
+
+
+@pytest.mark.parametrize("command", ["guidance", "findings", "nfe", "table1", "distil", "tune"])
+def test_commands_that_vary_the_sampling_take_no_student(plan, sfumato, command: str) -> None:
+    """Before a classifier is trained for it."""
+    done = sfumato(command, str(plan.run(1)))
+    assert done.code == 2
+    assert "is a distilled student, which this command does not take" in done.err
+    assert "Give its teacher." in done.err

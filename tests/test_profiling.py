@@ -390,6 +390,12 @@ def test_lengths_that_are_not_known_and_steps_that_fail(refused, monkeypatch) ->
         )
 
 
+def test_a_dry_run_of_data_that_are_not_there(sfumato) -> None:
+    found = sfumato("train", "wikiart-tiny", "--data", "./nowhere", "--dry-run")
+    assert found.code == 2
+    assert "nowhere does not exist" in found.err
+
+
 def test_a_dry_run_prints_and_writes_nothing(sfumato, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("sfumato.bench.run_estimate.try_size", fixed_trial)
     preset = tmp_path / "tiny.yaml"

@@ -84,9 +84,8 @@ def distil(
         teacher_steps=students.teacher_steps,
         scales=students.scales,
     )
-    teacher = open_model(model, device, guidance=students.guidance, form=students.form)
-    if teacher.sampling.form.folded:
-        raise InputError(f"{model} is a student itself.", hint="Give its teacher.")
+    guidance, form = students.guidance, students.form
+    teacher = open_model(model, device, student=False, guidance=guidance, form=form)
     given = [*_data_settings(data_of(teacher, data)), *(settings or [])]
     again = f"The same command with --out {plan.folder} resumes from here."
     progress = Progress().of("trajectories")

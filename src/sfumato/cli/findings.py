@@ -61,7 +61,7 @@ def findings(
     from sfumato.paper.findings import FindingsConfig, measure_findings
 
     config = study.config(FindingsConfig, guidance_scales=scales)
-    first = open_model(without, study.device, **solver.changes())
+    first = open_model(without, study.device, student=False, **solver.changes())
     second = (
         None if with_dropout is None else open_model(with_dropout, study.device, **solver.changes())
     )

@@ -58,7 +58,7 @@ def guidance(
     from sfumato.studies.guidance_forms import FormsConfig, compare_forms
 
     config = study.config(FormsConfig, forms=forms or None, guidance_scales=scales)
-    model = open_model(run, study.device, **solver.changes())
+    model = open_model(run, study.device, student=False, **solver.changes())
     with stoppable():
         card = compare_forms(
             model,

@@ -64,7 +64,7 @@ def nfe(
     """
     from sfumato.studies.nfe_curve import NfeConfig, measure_nfe, usual_samplers
 
-    teacher = open_model(model, study.device, guidance=guidance, form=form)
+    teacher = open_model(model, study.device, student=False, guidance=guidance, form=form)
     chosen = samplers or usual_samplers(teacher)
     config = study.config(NfeConfig, nfe=evaluations, samplers=tuple(chosen))
     others = [open_model(path, study.device) for path in students or []]

@@ -81,12 +81,18 @@ def waiting(text: str) -> Iterator[None]:
 
 
 def open_model(
-    path: str | Path, loading: "str | LoadingOptions", *, can: bool = False, **changes: Any
+    path: str | Path,
+    loading: "str | LoadingOptions",
+    *,
+    can: bool = False,
+    student: bool = True,
+    **changes: Any,
 ) -> "Model":
     """The model at `path` with `changes` of its sampling settings, where they are not None.
 
     `loading`: a device, or options of `load`; `can`: whether it may be a CAN, which has no such
-    settings. `InputError` where it may not.
+    settings; `student`: whether it may be a distilled student, which samples in one way alone.
+    `InputError` where it may not.
     """
     from sfumato.generation.bundle_names import is_can
 
@@ -99,7 +105,15 @@ def open_model(
         from sfumato.generation.loading import load
 
         given = {"device": loading} if isinstance(loading, str) else loading.given()
-        return load(path, **given).with_(**changes)
+        model = load(path, **given)
+    if not student and model.sampling.form.folded:
+        raise InputError(
+            f"{path} is a distilled student, which this command does not take: it samples in one "
+            "way alone.",
+            hint="Give its teacher. A student goes with sample, evaluate, compare and export, and "
+            "after its teacher with nfe.",
+        )
+    return model.with_(**changes)
 
 
 def warn_of_sampling(model: "Model", scales: Sequence[float] = ()) -> None:

@@ -52,7 +52,7 @@ def table1(
 
     with stoppable():
         found = measure_table1(
-            open_model(model, measure.device),
+            open_model(model, measure.device, student=False),
             overrides=overrides,
             out=out or beside(model, "evaluation"),
             log=log,

@@ -85,6 +85,8 @@ def train(
     source, settings = _one_source(dataset, data), training.overrides(settings or [])
     experiment = _loaded(preset, source, settings, origin=origin, out=out)
     if how.dry_run:
+        if source is not None:
+            checked_source(source)
         dry_run(experiment, how.device, how.price)
         return
     _check_sources(experiment, out)

@@ -88,7 +88,7 @@ def tune(
     from sfumato.studies.tuning import Search
     from sfumato.studies.tuning import tune as find_setting
 
-    model = open_model(run, device)
+    model = open_model(run, device, student=False)
     candidates = _candidates(model, space)
     log(f"{counted(len(candidates), 'candidate')}, {counted(search.budget, 'image')} in all.")
     found = find_setting(

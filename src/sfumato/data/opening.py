@@ -149,6 +149,14 @@ def source_name(config: DataConfig) -> str:
     return folder.resolve().name if config.source and folder.is_dir() else config.source
 
 
+def same_source(one: str, other: str) -> bool:
+    """Whether two sources are the same name or the same folder."""
+    folders = [Path(source).expanduser() for source in (one, other)]
+    return one == other or (
+        all(folder.is_dir() for folder in folders) and folders[0].resolve() == folders[1].resolve()
+    )
+
+
 def source_identity(config: DataConfig) -> str:
     """A name for folders and keys that changes with the data: words of the source and a digest of
     its files' names and sizes."""

@@ -13,6 +13,7 @@ from sfumato.base.files import cache_folder, folder_for
 from sfumato.base.lock import locked
 from sfumato.config.overrides import override
 from sfumato.config.sections import DataConfig, EvaluationConfig
+from sfumato.data.opening import same_source
 from sfumato.data.records import load_records
 from sfumato.evaluation.baselines import FORMAT, perturbation_baselines, real_baseline
 from sfumato.evaluation.card import (
@@ -247,7 +248,7 @@ def with_overrides(
             "This model does not say which data set it was trained on.",
             hint="Evaluate the run folder it came from, or name the images with data.",
         )
-    if model.data is not None and changed_data.source != model.data.source:
+    if model.data is not None and not same_source(changed_data.source, model.data.source):
         log(
             f"Real images of {changed_data.source}; the model was trained on "
             f"{model.data.source}. Metrics hold only if that is the same data set."
