@@ -20,10 +20,10 @@ from sfumato.cli.options import (
 )
 from sfumato.cli.show import log, new_table, print_table, unused
 from sfumato.config.schema import (
-    CanExperiment,
     ClassifierExperiment,
     DiffusionExperiment,
     Experiment,
+    WithImages,
     load_experiment,
 )
 from sfumato.config.sections import DataConfig
@@ -196,9 +196,7 @@ def rows_progress(what: str) -> Callable[[int, int], None]:
     return Progress(after_seconds=2.0).of(what)
 
 
-def resolve_data(
-    experiment: DiffusionExperiment | ClassifierExperiment | CanExperiment,
-) -> Experiment:
+def resolve_data(experiment: WithImages) -> Experiment:
     """The experiment with every `auto` of its data replaced, and a report of what was found."""
     from sfumato.data.loaders import open_training, resolve_loading
     from sfumato.data.records import load_records

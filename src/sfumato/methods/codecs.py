@@ -10,6 +10,7 @@ from torch import Tensor
 from sfumato.base.errors import ConfigError
 from sfumato.base.files import whole_folder
 from sfumato.config.schema import DiffusionExperiment
+from sfumato.config.sections import DataConfig
 from sfumato.data.loaders import training_batches
 from sfumato.data.records import Records
 from sfumato.data.streaming.decoder import StreamedRecords
@@ -66,15 +67,15 @@ def _of_run(
         return _placed(recorded_codec(checkpoint, experiment), device)
     if experiment.origin is not None:
         return _placed(open_origin(experiment.origin.model).codec, device)
-    settings = experiment.codec
+    settings, data = experiment.codec, experiment.data
     if settings.kind == "vae":
         vae = open_vae(settings.vae)
         _check_vae(vae.config, experiment)
-        images = training_images(experiment, records, most=VAE_IMAGES)
+        images = training_images(data, records, seed=experiment.seed, most=VAE_IMAGES)
         vae.to(device)  # pyright: ignore
         return fit_vae_codec(vae, images, samples=settings.posterior == "sample")
     return fit_linear_codec(
-        training_images(experiment, records, most=LINEAR_IMAGES),
+        training_images(data, records, seed=experiment.seed, most=LINEAR_IMAGES),
         factor=settings.factor,
         channels=settings.channels,
     )
@@ -112,13 +113,13 @@ def keep_codec(codec: Codec, folder: Path) -> None:
 
 
 def training_images(
-    experiment: DiffusionExperiment, records: Records | StreamedRecords, *, most: int
+    data: DataConfig, records: Records | StreamedRecords, *, seed: int, most: int
 ) -> Iterator[Tensor]:
     """Batches of uint8 (B, C, H, W), each training image once, at most `most`."""
     batches = training_batches(
         records,
-        experiment.data,
-        seed=experiment.seed,
+        data,
+        seed=seed,
         batch_size=_BATCH,
         device=torch.device("cpu"),
     )

@@ -39,7 +39,7 @@ from sfumato.text.opening import check_is_there, load_text_encoder
 from sfumato.text.prompts import PromptBank
 from sfumato.training.checkpoint import load_part
 from sfumato.training.distributed import World
-from sfumato.training.hooks import AccuracyHook, SampleHook
+from sfumato.training.hooks import MeasureHook, SampleHook
 from sfumato.training.lint import lint_experiment
 from sfumato.training.loop import Batches, Hook, Run
 from sfumato.training.objectives.diffusion import DiffusionObjective
@@ -256,7 +256,7 @@ def _hooks(
 
 def _accuracy_hook(
     experiment: DiffusionExperiment, model: Model, records: Annotations, folder: Path
-) -> AccuracyHook:
+) -> MeasureHook:
     """Class accuracy of samples of every class in turn, by its first caption; image i has seed i.
 
     `InputError` for a data set without classes."""
@@ -273,7 +273,7 @@ def _accuracy_hook(
             correct[f"{scale:g}"] = int((classifier.predict(images) == classes).sum())
         return {"count": len(prompts), "correct": correct}
 
-    return AccuracyHook(folder / ACCURACY, every_images=every_images, measure=measure)
+    return MeasureHook(folder / ACCURACY, every_images=every_images, measure=measure)
 
 
 def _begin(experiment: DiffusionExperiment, run: DiffusionRun) -> None:
