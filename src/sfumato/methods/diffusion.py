@@ -27,7 +27,7 @@ from sfumato.generation.origin_weights import (
     weights_sha256,
 )
 from sfumato.generation.runs import model_of, origin_provenance
-from sfumato.methods.codecs import keep_codec, open_codec
+from sfumato.methods.codecs import keep_codec, open_codec, prepared_records
 from sfumato.methods.distillation import student_hooks, student_objective, trajectories_of
 from sfumato.models.codec import Codec
 from sfumato.models.lora import add_adapter
@@ -98,6 +98,7 @@ def _build(
     encoder.model.to(device)
     network = place(_network(experiment, folder, device, world), device)
     codec = open_codec(experiment, folder, records, device=device, world=world)
+    records = prepared_records(experiment, records, codec)
     objective, batches = _learning(experiment, network, codec, encoder, records, device, world)
     return DiffusionRun(
         folder=folder,

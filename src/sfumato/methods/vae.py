@@ -64,28 +64,15 @@ def _build(experiment: VaeExperiment, folder: Path, device: torch.device, world:
             "file.",
         )
     records = load_records(data, "train")
-    channels, resolution = records.images.shape[1:3]
-    network, seed = experiment.network, experiment.seed
-    most = channels * network.factor**2
-    if network.latent_channels > most:
-        raise ConfigError(
-            f"network.latent_channels={network.latent_channels} are more numbers than {most} "
-            f"pixel values, {network.factor} x {network.factor} x {channels}, that a latent stands "
-            "for.",
-            hint=f"Choose at most {most}.",
-        )
-    vae = build_vae(network, channels=channels, resolution=resolution, seed=seed).to(device)
-    adversarial = training.adversarial_weight > 0
-    judge = build_discriminator(network, channels=channels, seed=seed) if adversarial else None
-    objective = VaeObjective(
-        vae, judge and judge.to(device), _distance(experiment, device), training
-    )
+    objective = _objective(experiment, records, device)
     test = _test(experiment, records, objective, device)
     return VaeRun(
         folder=folder,
         objective=objective,
-        batches=DeviceBatches(records, seed=seed, batch_size=training.batch_size, device=device),
-        seed=seed,
+        batches=DeviceBatches(
+            records, seed=experiment.seed, batch_size=training.batch_size, device=device
+        ),
+        seed=experiment.seed,
         total_images=training.images,
         device=device,
         provenance={"experiment": experiment.name},
@@ -101,6 +88,23 @@ def _build(experiment: VaeExperiment, folder: Path, device: torch.device, world:
         ),
         test=test,
     )
+
+
+def _objective(experiment: VaeExperiment, records: Records, device: torch.device) -> VaeObjective:
+    network, training, seed = experiment.network, experiment.training, experiment.seed
+    channels, resolution = records.images.shape[1:3]
+    values = channels * network.factor**2
+    if network.latent_channels > values:
+        raise ConfigError(
+            f"network.latent_channels is {network.latent_channels}, but {network.factor} x "
+            f"{network.factor} x {channels} pixels have only {values} values.",
+            hint=f"Choose at most {values}.",
+        )
+    vae = build_vae(network, channels=channels, resolution=resolution, seed=seed).to(device)
+    judge = None
+    if training.adversarial_weight > 0:
+        judge = build_discriminator(network, channels=channels, seed=seed).to(device)
+    return VaeObjective(vae, judge, _distance(experiment, device), training)
 
 
 def _distance(experiment: VaeExperiment, device: torch.device) -> FeatureDistance | None:
