@@ -18,7 +18,7 @@ from sfumato.data.records import load_records
 from sfumato.generation.loading import load
 from sfumato.methods.codecs import codec_to_prepare
 from sfumato.methods.registry import prepare_run, run_experiment
-from sfumato.models.codec import VaeCodec
+from sfumato.models.codec import LinearCodec, VaeCodec
 from sfumato.models.vae import fit_vae_codec
 from tests.test_latent import stand_in_vae
 from tests.test_training import StopAfter, equal_states, final_state, tiny
@@ -142,6 +142,8 @@ def test_latents_that_do_not_fit_are_refused(
         run_experiment(tiny(*settings(prepared, f"codec.posterior={posterior}")), tmp_path / "run")
     with refused(ConfigError):  # another number of channels
         run_experiment(tiny(*settings(prepared, "codec.channels=8")), tmp_path / "run")
+    with refused(ConfigError):  # another kind
+        run_experiment(tiny(*settings(prepared, "codec.kind=linear")), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     copied = tmp_path / "copied"
     shutil.copytree(prepared, copied)
@@ -167,16 +169,31 @@ def test_latents_that_are_not_finite_are_refused(pictures: Path, tmp_path: Path,
         fit_vae_codec(vae, images.split(50), samples=False)
 
 
+def test_latents_of_principal_components(pictures: Path, tmp_path: Path, monkeypatch) -> None:
+    """Of a run with codec.kind=linear: another run trains on the same numbers."""
+    folder = tmp_path / "prepared"
+    prepare(DataConfig(source=str(pictures), resolution=16, channels=1), folder)
+    linear = ("codec.kind=linear", "codec.factor=2", "codec.channels=3", "data.resolution=16")
+    settings = (*linear, f"data.source={folder}", "training.images=32")
+    run_experiment(tiny(*settings), tmp_path / "first", device="cpu")
+    data = tiny(*settings).data
+    codec, made_from = codec_to_prepare(str(tmp_path / "first"), data, samples=False)
+    write_latents(folder, codec, made_from=made_from)
+    monkeypatch.setattr(LinearCodec, "encode", None)
+    run_experiment(tiny(*settings), tmp_path / "second", device="cpu")
+    assert load(tmp_path / "second", device="cpu").codec == codec
+
+
 def test_prepare_codec(sfumato, pictures: Path, stand_in: Path, tmp_path: Path, refused) -> None:
     """The command, again, and with a run on pixels."""
     command = ("prepare", str(pictures), "out", "--resolution", "16", "--codec", str(stand_in))
     made = sfumato(*command, cwd=tmp_path)
     assert made.code == 0, made.err
     assert "8x8 latents of 4 numbers" in made.out
-    written = (tmp_path / "out" / "latents" / "latents.npy").stat()
+    written = (tmp_path / "out" / "latents" / "latents.npy").stat().st_mtime_ns
     again = sfumato(*command, cwd=tmp_path)
     assert again.code == 0, again.err
-    assert (tmp_path / "out" / "latents" / "latents.npy").stat() == written
+    assert (tmp_path / "out" / "latents" / "latents.npy").stat().st_mtime_ns == written
     other = sfumato(*command, "--posterior", "sample", cwd=tmp_path)
     assert (other.code, "latents of another codec" in other.err) == (2, True)
     about = json.loads((tmp_path / "out" / "latents" / "latents.json").read_text())

@@ -11,7 +11,7 @@ from sfumato.config.sections import AveragingConfig, FeaturesConfig, OptimizerCo
 class VaeNetworkConfig(Section):
     """An AutoencoderKL of diffusers; the discriminator beside it."""
 
-    block_out_channels: tuple[Count, ...] = Field(default=(32, 64, 64), min_length=1, max_length=6)
+    block_out_channels: tuple[Count, ...] = Field(default=(24, 48, 96), min_length=1, max_length=6)
     """Channels of each level from fine to coarse: n levels make a latent of each 2^(n-1) x 2^(n-1)
     pixels, three of them a factor of 4."""
     layers_per_block: Count = 1

@@ -89,16 +89,21 @@ def _of_run(
 
 
 def _of_latents(experiment: DiffusionExperiment, latents: PreparedLatents) -> Codec:
-    """The codec of prepared latents; `ConfigError` where `codec.vae` is another VAE than made
-    them."""
-    settings, codec = experiment.codec, latents.codec()
-    if isinstance(codec, VaeCodec) and settings.kind == "vae":
+    """The codec of prepared latents; `ConfigError` where the settings ask for another."""
+    settings, manifest = experiment.codec, latents.manifest
+    if settings.kind != manifest.codec["codec"]:
+        raise _other_codec(latents, f"codec.kind={settings.kind} asks for")
+    codec = latents.codec()
+    if isinstance(codec, VaeCodec):
         _check_vae(codec.vae.config, experiment)
         given = weights_digest(open_vae(settings.vae)).hexdigest()
-        if given not in (latents.manifest.made_from, latents.manifest.codec["sha256"]):
+        if given not in (manifest.made_from, manifest.codec["sha256"]):
             raise _other_codec(latents, settings.vae)
         if codec.samples != (settings.posterior == "sample"):
             raise _other_codec(latents, f"codec.posterior={settings.posterior} asks for")
+    elif (codec.factor, manifest.shape[3]) != (settings.factor, settings.channels):
+        asked = f"codec.factor={settings.factor}, codec.channels={settings.channels}"
+        raise _other_codec(latents, f"{asked} ask for")
     return codec
 
 
@@ -127,13 +132,17 @@ def prepared_records(
 
 
 def _other_codec(latents: PreparedLatents, asked: str) -> ConfigError:
-    made = latents.manifest.codec
-    how = f" {made['sha256'][:16]}, codec.posterior={'sample' if made['samples'] else 'mode'}"
+    made, (channels, side) = latents.manifest.codec, latents.manifest.shape[3:5]
+    settings = [f"codec.kind={made['codec']}", f"codec.channels={channels}"]
+    if made["codec"] == "vae":
+        settings += [
+            f"codec.vae={latents.folder}",
+            f"codec.posterior={'sample' if made['samples'] else 'mode'}",
+        ]
     return ConfigError(
-        f"{latents.folder} holds latents of another codec than {asked}: {made['codec']}"
-        f"{how if made['codec'] == 'vae' else ''}.",
-        hint=f"Give codec.vae={latents.folder}, or prepare the images with your codec into a new "
-        "folder.",
+        f"{latents.folder} holds latents of another codec than {asked}.",
+        hint=f"They are {side} x {side}, for {', '.join(settings)}. Or prepare the images with "
+        "your codec into a new folder.",
     )
 
 

@@ -89,8 +89,6 @@ class VaeObjective:
 
     def terms(self, images: Tensor, context: StepContext) -> Terms:
         """The terms of images (B, C, H, W) in [-1, 1], with latents drawn from their posterior."""
-        # Convolutions on a CPU are faster with the channels last.
-        images = images.contiguous(memory_format=torch.channels_last)
         mixed = self.config.precision == "bfloat16"
         with (
             stage("forward"),
