@@ -94,7 +94,7 @@ def _prepare_latents(out: Path, codec: str, *, samples: bool) -> None:
     data = resolve(DataConfig(source=str(out), caption=("an image",)))
     made, made_from = codec_to_prepare(codec, data, samples=samples)
     there = read_latents(out)
-    if there is not None and there.manifest.codec != made.to_dict():
+    if there is not None and not there.manifest.is_of(made):
         raise InputError(
             f"{there.folder} holds latents of another codec.",
             hint="Give a new folder, or remove that one.",

@@ -6,6 +6,7 @@ latents.json   of which codec and images, checksums
 vae/           the VAE of the codec, where it has one
 """
 
+import json
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -38,6 +39,10 @@ class LatentsManifest:
     images: str
     shape: Sequence[int]
     checksums: Sequence[Sequence[int]]
+
+    def is_of(self, codec: Codec) -> bool:
+        """Whether `codec` made the latents."""
+        return json.loads(json.dumps(codec.to_dict())) == self.codec  # JSON has no tuples
 
 
 def write_latents(
@@ -113,7 +118,7 @@ class PreparedLatents:
         """The codec that made them."""
         vae = open_vae(str(self.folder)) if self.manifest.codec["codec"] == "vae" else None
         codec = codec_from_dict(self.manifest.codec, vae)
-        if codec.to_dict() != self.manifest.codec:
+        if not self.manifest.is_of(codec):
             raise _damaged(self.folder / VAE)
         return codec
 

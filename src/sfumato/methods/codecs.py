@@ -124,7 +124,7 @@ def prepared_records(
     latents = latents_of(experiment)
     if latents is None:
         return records
-    if codec.to_dict() != latents.manifest.codec:
+    if not latents.manifest.is_of(codec):
         raise _other_codec(latents, "the codec of this run")
     assert isinstance(records, Records)
     assert isinstance(records.images, MappedImages)
