@@ -30,9 +30,11 @@ from sfumato.generation.trajectories import Request, make_trajectories
 from sfumato.methods.diffusion import _check_ranks, _network
 from sfumato.methods.distillation import Plan, student_experiment, teachers_trajectories
 from sfumato.methods.registry import run_experiment
+from sfumato.text.bundled import BUNDLED_FOLDER
+from sfumato.text.towers import load_towers
 from sfumato.training.checkpoint import Checkpoints
 from sfumato.training.distributed import ALONE, World
-from sfumato.training.features import FeatureDistance
+from sfumato.training.features import FeatureDistance, bundled_stages
 from sfumato.training.hooks import BaseHook
 from sfumato.training.loop import Run
 from sfumato.training.objectives.distillation import Levels, ideal_x0
@@ -113,7 +115,8 @@ def test_a_student_is_trained_in_one_process(plan, sfumato, monkeypatch, refused
 
 
 def test_distance_of_features() -> None:
-    distance = FeatureDistance((-1.0, 1.0), torch.device("cpu"))
+    tower = load_towers(BUNDLED_FOLDER)[0].image
+    distance = FeatureDistance((-1.0, 1.0), tower.stages)
     images = torch.rand(3, 1, 28, 28, generator=torch.Generator().manual_seed(0)) * 2 - 1
     assert torch.equal(distance(images, images), torch.zeros(3))
     changed = (images + 0.3).requires_grad_(True)
@@ -123,11 +126,11 @@ def test_distance_of_features() -> None:
     found.sum().backward()
     assert changed.grad is not None
     assert changed.grad.abs().sum() > 0
-    assert all(weight.grad is None for weight in distance.tower.parameters())
+    assert all(weight.grad is None for weight in tower.parameters())
     colours = (
         images.expand(-1, 3, -1, -1) / 2 + 0.5
     )  # the same picture in [0, 1] and three channels
-    other = FeatureDistance((0.0, 1.0), torch.device("cpu"))
+    other = FeatureDistance((0.0, 1.0), bundled_stages(torch.device("cpu")))
     shifted = (changed.detach() / 2 + 0.5).expand(-1, 3, -1, -1)
     torch.testing.assert_close(other(shifted, colours), found.detach())
 

@@ -9,8 +9,10 @@ from sfumato.config.schema import (
     ClassifierExperiment,
     ClipExperiment,
     DiffusionExperiment,
+    VaeExperiment,
     load_experiment,
 )
+from sfumato.models.autoencoder import build_vae
 from sfumato.models.can import build_can
 from sfumato.models.classifier import build_classifier
 from sfumato.models.sizes import parameter_count
@@ -46,6 +48,8 @@ def count_of(experiment) -> int:
             case CanExperiment(network=network):
                 both = build_can(network, channels=3, classes=10, seed=0)
                 return sum(map(parameters, both))
+            case VaeExperiment(network=network):
+                return parameters(build_vae(network, channels=3, resolution=64, seed=0))
     raise AssertionError(experiment)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from sfumato.base.errors import DamagedDataError, DataWarning, SfumatoError
+from sfumato.base.errors import DamagedDataError, DataWarning, InputError, SfumatoError
 from sfumato.base.progress import Progress, clock
 from sfumato.base.words import counted
 from sfumato.cli.checks import checked_folder, checked_png
@@ -20,10 +20,10 @@ from sfumato.cli.options import (
 )
 from sfumato.cli.show import log, new_table, print_table, unused
 from sfumato.config.schema import (
-    CanExperiment,
     ClassifierExperiment,
     DiffusionExperiment,
     Experiment,
+    WithImages,
     load_experiment,
 )
 from sfumato.config.sections import DataConfig
@@ -52,6 +52,14 @@ def prepare(
         Path, typer.Argument(callback=checked_folder, help="A new folder, or one to resume.")
     ],
     resolution: Annotated[int, typer.Option(min=1, help="Height and width in pixels.")] = 128,
+    codec: Annotated[
+        str | None,
+        typer.Option(metavar="RUN", help="Write latents too: of a run, or of a VAE by its name."),
+    ] = None,
+    posterior: Annotated[
+        Literal["mode", "sample"],
+        typer.Option(help="Whether training will draw latents, with their deviations."),
+    ] = "mode",
     settings: Settings = None,
 ) -> None:
     """Decode and resize a data set once, so that training never waits for it. Killed, the same
@@ -73,6 +81,43 @@ def prepare(
         f"{size / 1e9:.3g} GB ({clock(time.monotonic() - started)})"
     )
     log(f"Train on them: sfumato train PRESET --data {out} --set data.resolution={side}")
+    if codec is not None:
+        _prepare_latents(out, codec, samples=posterior == "sample")
+
+
+def _prepare_latents(out: Path, codec: str, *, samples: bool) -> None:
+    """Latents beside the prepared images, and how to train on them."""
+    from sfumato.data.latents import FOLDER, read_latents, write_latents
+    from sfumato.data.survey import resolve
+    from sfumato.methods.codecs import codec_to_prepare
+
+    data = resolve(DataConfig(source=str(out), caption=("an image",)))
+    made, made_from = codec_to_prepare(codec, data, samples=samples)
+    there = read_latents(out)
+    if there is not None and not there.manifest.is_of(made):
+        raise InputError(
+            f"{there.folder} holds latents of another codec.",
+            hint="Give a new folder, or remove that one.",
+        )
+    if there is None:
+        progress = rows_progress("images encoded")
+        manifest = write_latents(out, made, made_from=made_from, on_rows=progress)
+    else:
+        manifest = there.manifest
+    channels, side = manifest.shape[3:5]
+    settings = {
+        "codec.kind": manifest.codec["codec"],
+        "codec.factor": made.factor,
+        "codec.channels": channels,
+        **({"codec.vae": out / FOLDER} if made_from else {}),
+        **({"codec.posterior": "sample"} if made.samples else {}),
+    }
+    log(
+        f"{out / FOLDER}: {side}x{side} latents of {channels} numbers, of every image and of its "
+        "mirror image"
+    )
+    options = " ".join(f"--set {name}={value}" for name, value in settings.items())
+    log(f"Train on these: sfumato train PRESET --data {out} {options}")
 
 
 def show(
@@ -196,9 +241,7 @@ def rows_progress(what: str) -> Callable[[int, int], None]:
     return Progress(after_seconds=2.0).of(what)
 
 
-def resolve_data(
-    experiment: DiffusionExperiment | ClassifierExperiment | CanExperiment,
-) -> Experiment:
+def resolve_data(experiment: WithImages) -> Experiment:
     """The experiment with every `auto` of its data replaced, and a report of what was found."""
     from sfumato.data.loaders import open_training, resolve_loading
     from sfumato.data.records import load_records

@@ -26,10 +26,9 @@ from sfumato.cli.options import (
 )
 from sfumato.cli.show import log, unused
 from sfumato.config.schema import (
-    CanExperiment,
-    ClassifierExperiment,
     DiffusionExperiment,
     Experiment,
+    WithImages,
     load_experiment,
 )
 
@@ -160,7 +159,7 @@ def _check_sources(experiment: Experiment, out: Path | None) -> None:
         from sfumato.training.folder import check_is_run
 
         check_is_run(out)
-    if isinstance(experiment, DiffusionExperiment | ClassifierExperiment | CanExperiment):
+    if isinstance(experiment, WithImages):
         checked_source(experiment.data.source)
     if isinstance(experiment, DiffusionExperiment):
         from sfumato.text.opening import fetch
@@ -178,7 +177,7 @@ def _looked(
     from sfumato.methods.registry import method_of
     from sfumato.training.lint import warn
 
-    if isinstance(experiment, DiffusionExperiment | ClassifierExperiment | CanExperiment):
+    if isinstance(experiment, WithImages):
         experiment = resolve_data(experiment)
     warn(method_of(experiment).lint(experiment), strict=strict)
     log(f"{experiment.name}: {experiment.about}")

@@ -10,6 +10,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from sfumato.base.errors import ConfigError, InputError, nearest
 from sfumato.base.section import Count, NotNegative, Positive, Section, Share, check_rules
 from sfumato.config.adversarial import CanNetworkConfig, CanTrainingConfig
+from sfumato.config.autoencoding import VaeNetworkConfig, VaeTrainingConfig
 from sfumato.config.finetuning import DistillationConfig, OriginConfig
 from sfumato.config.overrides import build, read_values
 from sfumato.config.sections import (
@@ -339,12 +340,51 @@ class CanExperiment(Experiment):
         return self.training.images, self.training.batch_size
 
 
+class VaeExperiment(Experiment):
+    """Everything that training an autoencoder depends on."""
+
+    example: ClassVar = "vae"
+    changeable_on_resume: ClassVar = {
+        "about": "a description",
+        "data.accept_changes": "permission",
+        "data.workers": "speed",
+        "training.log_every_images": "cadence",
+        "training.sample_every_images": "cadence",
+        "training.measure_every_images": "cadence",
+        "training.checkpoint_every_images": "cadence",
+        "training.keep_checkpoints": "output",
+    }
+
+    method: Literal["vae"]
+    """What is trained."""
+    data: DataConfig
+    network: VaeNetworkConfig = VaeNetworkConfig()
+    training: VaeTrainingConfig
+
+    @model_validator(mode="after")
+    def _fits(self) -> "VaeExperiment":
+        side, factor = self.data.resolution, self.network.factor
+        if side != "auto" and side % factor:
+            levels = len(self.network.block_out_channels)
+            raise ValueError(
+                f"network.block_out_channels: {levels} levels make a latent of {factor} x {factor} "
+                f"pixels, which do not fill images of {side} x {side}"
+            )
+        return self
+
+    def length(self, data_set_size: int) -> tuple[int, int]:
+        return self.training.images, self.training.batch_size
+
+
+WithImages = DiffusionExperiment | ClassifierExperiment | CanExperiment | VaeExperiment
+"""Experiments with a section `data`."""
 E = TypeVar("E", bound=Experiment)
 SCHEMAS: dict[str, type[Experiment]] = {
     "diffusion": DiffusionExperiment,
     "clip": ClipExperiment,
     "classifier": ClassifierExperiment,
     "can": CanExperiment,
+    "vae": VaeExperiment,
 }
 """Experiments by their `method`."""
 

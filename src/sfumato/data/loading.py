@@ -16,7 +16,8 @@ from sfumato.data.shares import check_shares
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """One rank's part of a global batch: `images` (B, C, H, W) uint8, `labels` and `prompts` (B,).
+    """One rank's part of a global batch: `images` (B, C, H, W) uint8, or prepared latents
+    (`data/latents.py`); `labels` and `prompts` (B,).
 
     All lie on the training device.
     """
@@ -157,6 +158,6 @@ def _placed(images: Tensor | MappedImages, device: torch.device) -> Tensor | Map
         if device.type == "cpu":
             return images
         free_bytes = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
-        if 2 * images.shape.numel() > free_bytes:
+        if 2 * images.nbytes > free_bytes:
             return images
     return images.to(device)

@@ -81,13 +81,22 @@ class Manifest:
 
 
 class MappedImages:
-    """Images (N, C, H, W) uint8 that stay in their file: chosen rows become tensors, the rest is
-    never read. The operating system keeps what is used in memory, and lets it go when it must."""
+    """Images (N, C, H, W) uint8, or latents, that stay in their file: chosen rows become tensors,
+    the rest is never read. The operating system keeps what is used in memory, and lets it go when
+    it must."""
 
     def __init__(self, file: Tensor, rows: Tensor) -> None:
         """`file`: (M, C, H, W), mapped; `rows`: (N,) int64 into it."""
         self._file = file
         self._rows = rows
+
+    def beside(self, file: Tensor) -> "MappedImages":
+        """The same rows of another file."""
+        return MappedImages(file, self._rows)
+
+    @property
+    def nbytes(self) -> int:
+        return self.shape.numel() * self._file.element_size()
 
     @property
     def shape(self) -> torch.Size:
@@ -107,7 +116,7 @@ class MappedImages:
 
     def to(self, device: torch.device) -> Tensor:
         """All of them on `device`, a part at a time."""
-        moved = torch.empty(self.shape, dtype=torch.uint8, device=device)
+        moved = torch.empty(self.shape, dtype=self._file.dtype, device=device)
         for part, images in zip(moved.split(_MOVED_ROWS), self.split(_MOVED_ROWS), strict=True):
             part.copy_(images)
         return moved
@@ -253,6 +262,12 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder / MANIFEST} is not what `sfumato prepare` wrote ({why}).",
             hint="Prepare the source again, into a new folder.",
         ) from error
+
+
+def mapped_images(folder: Path) -> Tensor:
+    """uint8 (N, C, R, R): all images of a prepared folder, in their file; raises as
+    `read_prepared`."""
+    return _mapped(folder, read_manifest(folder))
 
 
 def verify(folder: Path, manifest: Manifest) -> None:

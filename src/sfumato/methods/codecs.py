@@ -1,20 +1,25 @@
 """The codec of a run: made of its settings, fitted to its images, or its origin's."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sfumato.base.errors import ConfigError
+from sfumato.base.errors import ConfigError, InputError
 from sfumato.base.files import whole_folder
-from sfumato.config.schema import DiffusionExperiment
+from sfumato.base.weights import weights_digest
+from sfumato.config.schema import DiffusionExperiment, load_experiment
+from sfumato.config.sections import DataConfig
+from sfumato.data.latents import PreparedLatents, read_latents
 from sfumato.data.loaders import training_batches
-from sfumato.data.records import Records
+from sfumato.data.prepared import MappedImages
+from sfumato.data.records import Records, load_records
 from sfumato.data.streaming.decoder import StreamedRecords
 from sfumato.generation.origin_weights import open_origin
-from sfumato.generation.runs import recorded_codec
+from sfumato.generation.runs import chosen_checkpoint, recorded_codec
 from sfumato.models.codec import Codec, PixelCodec, VaeCodec, codec_from_dict, vae_factor
 from sfumato.models.codec_fitting import fit_linear_codec
 from sfumato.models.vae import VAE, fit_vae_codec, open_vae
@@ -66,17 +71,78 @@ def _of_run(
         return _placed(recorded_codec(checkpoint, experiment), device)
     if experiment.origin is not None:
         return _placed(open_origin(experiment.origin.model).codec, device)
-    settings = experiment.codec
+    settings, data = experiment.codec, experiment.data
+    latents = latents_of(experiment)
+    if latents is not None:
+        return _placed(_of_latents(experiment, latents), device)
     if settings.kind == "vae":
         vae = open_vae(settings.vae)
         _check_vae(vae.config, experiment)
-        images = training_images(experiment, records, most=VAE_IMAGES)
+        images = training_images(data, records, seed=experiment.seed, most=VAE_IMAGES)
         vae.to(device)  # pyright: ignore
         return fit_vae_codec(vae, images, samples=settings.posterior == "sample")
     return fit_linear_codec(
-        training_images(experiment, records, most=LINEAR_IMAGES),
+        training_images(data, records, seed=experiment.seed, most=LINEAR_IMAGES),
         factor=settings.factor,
         channels=settings.channels,
+    )
+
+
+def _of_latents(experiment: DiffusionExperiment, latents: PreparedLatents) -> Codec:
+    """The codec of prepared latents; `ConfigError` where the settings ask for another."""
+    settings, manifest = experiment.codec, latents.manifest
+    if settings.kind != manifest.codec["codec"]:
+        raise _other_codec(latents, f"codec.kind={settings.kind} asks for")
+    codec = latents.codec()
+    if isinstance(codec, VaeCodec):
+        _check_vae(codec.vae.config, experiment)
+        given = weights_digest(open_vae(settings.vae)).hexdigest()
+        if given not in (manifest.made_from, manifest.codec["sha256"]):
+            raise _other_codec(latents, settings.vae)
+        if codec.samples != (settings.posterior == "sample"):
+            raise _other_codec(latents, f"codec.posterior={settings.posterior} asks for")
+    elif (codec.factor, manifest.shape[3]) != (settings.factor, settings.channels):
+        asked = f"codec.factor={settings.factor}, codec.channels={settings.channels}"
+        raise _other_codec(latents, f"{asked} ask for")
+    return codec
+
+
+def latents_of(experiment: DiffusionExperiment) -> PreparedLatents | None:
+    """The latents beside the prepared images of an experiment that trains on latents of images;
+    None where it does not, or has none."""
+    if experiment.codec.kind == "pixel" or experiment.distillation is not None:
+        return None
+    folder = Path(experiment.data.source).expanduser()
+    return read_latents(folder) if folder.is_dir() else None
+
+
+def prepared_records(
+    experiment: DiffusionExperiment, records: Records | StreamedRecords, codec: Codec
+) -> Records | StreamedRecords:
+    """`records` with latents in place of images, where they were prepared. `ConfigError` where
+    another codec made them."""
+    latents = latents_of(experiment)
+    if latents is None:
+        return records
+    if not latents.manifest.is_of(codec):
+        raise _other_codec(latents, "the codec of this run")
+    assert isinstance(records, Records)
+    assert isinstance(records.images, MappedImages)
+    return replace(records, images=latents.of(records.images))
+
+
+def _other_codec(latents: PreparedLatents, asked: str) -> ConfigError:
+    made, (channels, side) = latents.manifest.codec, latents.manifest.shape[3:5]
+    settings = [f"codec.kind={made['codec']}", f"codec.channels={channels}"]
+    if made["codec"] == "vae":
+        settings += [
+            f"codec.vae={latents.folder}",
+            f"codec.posterior={'sample' if made['samples'] else 'mode'}",
+        ]
+    return ConfigError(
+        f"{latents.folder} holds latents of another codec than {asked}.",
+        hint=f"They are {side} x {side}, for {', '.join(settings)}. Or prepare the images with "
+        "your codec into a new folder.",
     )
 
 
@@ -103,6 +169,29 @@ def _check_vae(vae: Mapping[str, Any], experiment: DiffusionExperiment) -> None:
         )
 
 
+def codec_to_prepare(name: str, data: DataConfig, *, samples: bool) -> tuple[Codec, str]:
+    """The codec of a run by its folder, or a VAE by its folder or Hub name with its latents
+    normalised over the training images of prepared `data`; and the hash of the VAE as it was.
+
+    `samples`: whether training is to draw from the posterior. `InputError` for a run without a
+    codec of latents.
+    """
+    experiment_file = Path(name).expanduser() / "experiment.yaml"
+    experiment = load_experiment(experiment_file) if experiment_file.is_file() else None
+    if isinstance(experiment, DiffusionExperiment):
+        if experiment.codec.kind == "pixel":
+            raise InputError(
+                f"{name} was trained on pixels and has no codec of latents.",
+                hint="Give a run of `sfumato train vae`, or of training with codec.kind.",
+            )
+        codec = recorded_codec(chosen_checkpoint(Path(name).expanduser(), None), experiment)
+        return codec, codec.to_dict().get("sha256", "")
+    vae = open_vae(name)
+    made_from = weights_digest(vae).hexdigest()
+    images = training_images(data, load_records(data, "train"), seed=0, most=VAE_IMAGES)
+    return fit_vae_codec(vae, images, samples=samples), made_from
+
+
 def keep_codec(codec: Codec, folder: Path) -> None:
     """Write the VAE of a codec into the run's folder, if it is not there."""
     if not isinstance(codec, VaeCodec) or (folder / VAE).is_dir():
@@ -112,13 +201,13 @@ def keep_codec(codec: Codec, folder: Path) -> None:
 
 
 def training_images(
-    experiment: DiffusionExperiment, records: Records | StreamedRecords, *, most: int
+    data: DataConfig, records: Records | StreamedRecords, *, seed: int, most: int
 ) -> Iterator[Tensor]:
     """Batches of uint8 (B, C, H, W), each training image once, at most `most`."""
     batches = training_batches(
         records,
-        experiment.data,
-        seed=experiment.seed,
+        data,
+        seed=seed,
         batch_size=_BATCH,
         device=torch.device("cpu"),
     )

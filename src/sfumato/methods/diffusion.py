@@ -27,7 +27,7 @@ from sfumato.generation.origin_weights import (
     weights_sha256,
 )
 from sfumato.generation.runs import model_of, origin_provenance
-from sfumato.methods.codecs import keep_codec, open_codec
+from sfumato.methods.codecs import keep_codec, open_codec, prepared_records
 from sfumato.methods.distillation import student_hooks, student_objective, trajectories_of
 from sfumato.models.codec import Codec
 from sfumato.models.lora import add_adapter
@@ -39,7 +39,7 @@ from sfumato.text.opening import check_is_there, load_text_encoder
 from sfumato.text.prompts import PromptBank
 from sfumato.training.checkpoint import load_part
 from sfumato.training.distributed import World
-from sfumato.training.hooks import AccuracyHook, SampleHook
+from sfumato.training.hooks import MeasureHook, SampleHook
 from sfumato.training.lint import lint_experiment
 from sfumato.training.loop import Batches, Hook, Run
 from sfumato.training.objectives.diffusion import DiffusionObjective
@@ -98,6 +98,7 @@ def _build(
     encoder.model.to(device)
     network = place(_network(experiment, folder, device, world), device)
     codec = open_codec(experiment, folder, records, device=device, world=world)
+    records = prepared_records(experiment, records, codec)
     objective, batches = _learning(experiment, network, codec, encoder, records, device, world)
     return DiffusionRun(
         folder=folder,
@@ -256,7 +257,7 @@ def _hooks(
 
 def _accuracy_hook(
     experiment: DiffusionExperiment, model: Model, records: Annotations, folder: Path
-) -> AccuracyHook:
+) -> MeasureHook:
     """Class accuracy of samples of every class in turn, by its first caption; image i has seed i.
 
     `InputError` for a data set without classes."""
@@ -274,7 +275,7 @@ def _accuracy_hook(
             correct[f"{scale:g}"] = int((classifier.predict(images) == classes).sum())
         return {"count": len(prompts), "correct": correct}
 
-    return AccuracyHook(folder / ACCURACY, every_images=every_images, measure=measure)
+    return MeasureHook(folder / ACCURACY, every_images=every_images, measure=measure)
 
 
 def _begin(experiment: DiffusionExperiment, run: DiffusionRun) -> None:

@@ -20,7 +20,7 @@ from sfumato.diffusion.solvers.registry import STUDENT_SAMPLERS
 from sfumato.generation.model import Model
 from sfumato.generation.origin import load_from
 from sfumato.generation.trajectories import Request, check_steps, make_trajectories
-from sfumato.training.features import FeatureDistance
+from sfumato.training.features import FeatureDistance, bundled_stages
 from sfumato.training.hooks import HeldOutHook
 from sfumato.training.loop import Hook
 from sfumato.training.objectives.diffusion import DiffusionObjective
@@ -59,7 +59,7 @@ def student_objective(
     return DistillationObjective(
         *parts,
         levels=Levels.of(process, student.nfe, levels=trajectories.levels, device=device),
-        features=FeatureDistance(codec.value_range, device) if weighs else None,
+        features=FeatureDistance(codec.value_range, bundled_stages(device)) if weighs else None,
         features_weight=student.features,
         scales=None if width is None else scale_embedding(scales, width),
     )

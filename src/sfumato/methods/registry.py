@@ -10,6 +10,7 @@ from sfumato.methods.can import CAN
 from sfumato.methods.classifier import CLASSIFIER
 from sfumato.methods.clip import CLIP
 from sfumato.methods.diffusion import DIFFUSION
+from sfumato.methods.vae import VAE
 from sfumato.training.loop import Hook, Run
 from sfumato.training.run import Method, prepare, run_to_end
 
@@ -18,6 +19,7 @@ METHODS: dict[str, Method] = {
     "clip": CLIP,
     "classifier": CLASSIFIER,
     "can": CAN,
+    "vae": VAE,
 }
 
 

@@ -9,6 +9,7 @@ from sfumato.config.schema import (
     ClipExperiment,
     DiffusionExperiment,
     Experiment,
+    VaeExperiment,
 )
 from sfumato.models import unet
 
@@ -66,6 +67,40 @@ def _(experiment: CanExperiment, channels: int = 3, classes: int = 10) -> int:
     features = narrows[-1] * 16
     count += features + 1 + classes * features * conditional
     return count + sum((a + 1) * b for a, b in pairwise((features, *network.style_hidden, classes)))
+
+
+@parameter_count.register
+def _(experiment: VaeExperiment, channels: int = 3) -> int:
+    network = experiment.network
+    widths, layers, latent = (
+        network.block_out_channels,
+        network.layers_per_block,
+        network.latent_channels,
+    )
+    coarsest = widths[-1]
+    middle = 2 * _normed_block(coarsest, coarsest)
+    middle += (4 * (coarsest + 1) + 2) * coarsest * network.mid_attention
+    count = _convolution(channels, widths[0]) + _convolution(coarsest, 2 * latent) + 2 * coarsest
+    count += _convolution(latent, coarsest) + _convolution(widths[0], channels) + 2 * widths[0]
+    for depth, path in ((layers, (widths[0], *widths)), (layers + 1, (coarsest, *widths[::-1]))):
+        for before, width in pairwise(path):
+            count += _normed_block(before, width) + (depth - 1) * _normed_block(width, width)
+        count += middle + sum(_convolution(width, width) for width in path[1:-1])
+    judges = network.discriminator_channels if experiment.training.adversarial_weight else ()
+    count += sum((16 * a + 1) * b for a, b in pairwise((channels, *judges)))
+    return count + (9 * judges[-1] + 1 if judges else 0)
+
+
+def _convolution(channels: int, out_channels: int) -> int:
+    """Of 3x3 pixels, with bias."""
+    return (9 * channels + 1) * out_channels
+
+
+def _normed_block(channels: int, out_channels: int) -> int:
+    """Two group norms and convolutions, and a shortcut where the channels change."""
+    count = _convolution(channels, out_channels) + _convolution(out_channels, out_channels)
+    shortcut = (channels + 1) * out_channels if channels != out_channels else 0
+    return count + 2 * (channels + out_channels) + shortcut
 
 
 def _block(channels: int, out_channels: int) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sfumato.base.errors import InputError
+from sfumato.base.errors import DamagedDataError, InputError
 from sfumato.base.hub import quiet_loading
 from sfumato.models.codec import VaeCodec
 
@@ -43,7 +43,8 @@ def fit_vae_codec(vae: "AutoencoderKL", images: Iterable[Tensor], *, samples: bo
     """The codec of `vae` with latents normalised over batches of uint8 (B, C, H, W): each channel
     has mean 0 and deviation 1, that of the posterior's noise included where training `samples`.
 
-    The normalisation goes into the weights of `vae`, which is changed.
+    The normalisation goes into the weights of `vae`, which is changed. `DamagedDataError` for
+    latents that are not finite or do not vary.
     """
     raw = VaeCodec(vae, samples=samples)
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
@@ -55,7 +56,15 @@ def fit_vae_codec(vae: "AutoencoderKL", images: Iterable[Tensor], *, samples: bo
         if samples:
             squares = squares + deviation.square().sum((0, 2, 3))
     mean = total / count
-    fold_normalisation(vae, mean, (squares / count - mean.square()).sqrt())
+    deviation = (squares / count - mean.square()).sqrt()
+    if not bool((mean.isfinite() & (deviation > 0)).all()):
+        wrong = [place for place, value in enumerate(deviation.tolist()) if not value > 0]
+        raise DamagedDataError(
+            f"The VAE's latents cannot be used: channels {wrong} are NaN, infinite or the same "
+            "everywhere.",
+            hint="Its weights may be damaged: give another codec.vae.",
+        )
+    fold_normalisation(vae, mean, deviation)
     return raw
 
 

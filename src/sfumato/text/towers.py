@@ -71,6 +71,16 @@ class ImageTower(nn.Module):
         images = images.contiguous(memory_format=torch.channels_last)
         return self.project(self.blocks(self.stem(images)).mean((2, 3)))
 
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """Features (B, channels, H, W) of every block, of images of any size."""
+        if images.shape[-2:] != (IMAGE_PX, IMAGE_PX):
+            images = F.interpolate(images, (IMAGE_PX, IMAGE_PX), mode="bilinear", antialias=True)
+        x, found = self.stem(images), []
+        for block in self.blocks:
+            x = block(x)
+            found.append(x)
+        return found
+
 
 class ClipTowers(nn.Module):
     """Text and image tower with their projections and the logarithm of the logit scale."""

@@ -10,7 +10,13 @@ from typing import Any
 
 from sfumato.base.files import write_bytes
 from sfumato.training.loop import STOP, Run
-from sfumato.training.records import ACCURACY, HELD_OUT, append_record, cut_back
+from sfumato.training.records import (
+    ACCURACY,
+    HELD_OUT,
+    RECONSTRUCTION,
+    append_record,
+    cut_back,
+)
 
 SAME_SIGNAL_SECONDS = 0.5
 
@@ -99,8 +105,8 @@ class SampleHook(BaseHook):
                 write_bytes(self.folder / f"images-{run.images_seen:09d}.png", picture)
 
 
-class AccuracyHook(BaseHook):
-    """Class accuracy of the averaged network's samples: records of accuracy.jsonl."""
+class MeasureHook(BaseHook):
+    """What is measured of the averaged network while it trains: records in a file."""
 
     needs_weights = True
 
@@ -198,7 +204,7 @@ class CheckpointHook(BaseHook):
 
 def cut_back_records(run: Run) -> None:
     """After a resume: forget log lines that the run is about to write again."""
-    for name in ("metrics.jsonl", ACCURACY, HELD_OUT, "timing.jsonl"):
+    for name in ("metrics.jsonl", ACCURACY, HELD_OUT, RECONSTRUCTION, "timing.jsonl"):
         cut_back(run.folder / name, images_seen=run.images_seen)
 
 

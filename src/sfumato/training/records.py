@@ -17,6 +17,9 @@ ACCURACY = "accuracy.jsonl"
 HELD_OUT = "held_out.jsonl"
 """Of a student: images seen, and the loss on trajectories that are not trained on."""
 
+RECONSTRUCTION = "reconstruction.jsonl"
+"""Of an autoencoder: images seen, and how well test images come back, beside PCA and bicubic."""
+
 
 def append_record(path: Path, record: Mapping[str, Any]) -> None:
     make_folder(path.parent)

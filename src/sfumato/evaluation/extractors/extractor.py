@@ -71,6 +71,9 @@ class BatchedExtractor:
     """The only height and width taken, for a network without a resize rule."""
     device: Device = "cpu"
     """Where the network is; `of_batch` gets the images there."""
+    stages: Callable[[Tensor], Sequence[Tensor]] | None = None
+    """Images (B, channels, H, W), float in [-1, 1], to features (B, D, ...) of several layers,
+    through which gradients pass: for a perceptual loss."""
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:

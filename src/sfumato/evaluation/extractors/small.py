@@ -72,6 +72,7 @@ def load_small_clip(folder: Path | None = None, *, device: Device = "cpu") -> Sm
         of_batch=lambda images: towers.embed_uint8(images, rows=_ROWS),
         rows=_ROWS,
         device=device,
+        stages=towers.image.stages,
         towers=towers,
         tokenizer=tokenizer,
     )

@@ -24,6 +24,7 @@ from sfumato.evaluation.extractors.extractor import (
     texts_in_batches,
     weights_sha256,
 )
+from sfumato.evaluation.extractors.stages import transformer_stages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -112,6 +113,7 @@ def load_clip(
         of_batch=of_batch,
         rows=_ROWS,
         device=device,
+        stages=transformer_stages(model, size_px, CLIP_MEAN, CLIP_STD),
         location=location,
         may_download=may_download,
     )
@@ -143,6 +145,7 @@ def load_dinov2(
         of_batch=of_batch,
         rows=_ROWS,
         device=device,
+        stages=transformer_stages(model, DINOV2_PX, IMAGENET_MEAN, IMAGENET_STD),
     )
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sfumato.base.stages import stage
 from sfumato.config.sections import TrainingConfig
+from sfumato.data.latents import drawn
 from sfumato.data.loading import Batch
 from sfumato.diffusion.process import Process
 from sfumato.models.codec import Codec
@@ -97,13 +98,18 @@ class DiffusionObjective:
         """What `loss` takes: x0 and eps (B, C, H, W), t (B,), rows of the bank (B,)."""
         with stage("noise"):
             draws = self.draws.at(context)
-            images = batch.images
-            if draws.flips is not None:  # of pixels: a latent's mirror image is another latent
-                images = torch.where(draws.flips[:, None, None, None], images.flip(3), images)
-            x0 = self.codec.encode(images, draws.posterior).to(self.dtype)
+            x0 = self._encoded(batch.images, draws).to(self.dtype)
         with stage("dropout"):
             prompts = batch.prompts.masked_fill(draws.dropped, PromptBank.NULL_INDEX)
         return x0, draws.eps, draws.t, prompts
+
+    def _encoded(self, images: Tensor, draws: "Draws") -> Tensor:
+        """x0 of uint8 images, or of latents that were prepared: these need no codec."""
+        if images.dtype != torch.uint8:
+            return drawn(images, draws.flips, draws.posterior)
+        if draws.flips is not None:  # of pixels: a latent's mirror image is another latent
+            images = torch.where(draws.flips[:, None, None, None], images.flip(3), images)
+        return self.codec.encode(images, draws.posterior)
 
     def _draw(self, context: StepContext) -> "Draws":
         network: Any = self.network.config
