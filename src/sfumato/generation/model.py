@@ -392,7 +392,7 @@ class Model:
         }
 
     def examples(self) -> tuple[list[str], list[str]]:
-        """Captions for a look at the model, and a short label of each.
+        """Captions for a look at the model, and a short label of each: of at most 32 classes.
 
         From the provenance where it names them, else from the data set. `InputError` for a model
         that knows neither.
@@ -404,7 +404,7 @@ class Model:
                 "This model does not say which captions it was trained on.",
                 hint="Give prompts after the model's folder.",
             )
-        return import_module("sfumato.data.records").load_records(self.data, "test").examples()
+        return import_module("sfumato.data.records").load_records(self.data, "test").examples(32)
 
     def export(self, folder: str | Path) -> None:
         """Write a diffusers folder that samples with or without sfumato."""
