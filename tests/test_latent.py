@@ -18,7 +18,7 @@ from sfumato.data.survey import settle
 from sfumato.generation.loading import load
 from sfumato.generation.origin import load_from
 from sfumato.methods.registry import run_experiment
-from sfumato.models.codec import LinearCodec, VaeCodec, codec_from_dict
+from sfumato.models.codec import LinearCodec, VaeCodec, codec_from_dict, codec_from_dict
 from sfumato.models.codec_fitting import fit_linear_codec
 from sfumato.models.vae import fit_vae_codec
 from tests.test_export import PROMPTS, SEEDS, run_python, without_sfumato
@@ -331,6 +331,12 @@ def test_a_damaged_vae_is_noticed(vae_run: Path, tmp_path: Path, refused) -> Non
     other.save_pretrained(tmp_path / "run" / "vae")
     with refused(DamagedDataError):
         load(tmp_path / "run", device="cpu")
+
+
+def test_a_pipeline_without_its_vae_is_refused(refused) -> None:
+    codec = VaeCodec(stand_in_vae()).to_dict()
+    with refused(InputError):
+        codec_from_dict(codec)
 
 
 def test_vaes_that_do_not_fit_are_refused(tmp_path: Path, refused) -> None:
