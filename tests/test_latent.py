@@ -6,17 +6,21 @@ import math
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from sfumato.base.errors import ConfigError, DamagedDataError, InputError
 from sfumato.config.sections import DataConfig
 from sfumato.data.records import load_records
 from sfumato.data.survey import settle
+from sfumato.generation.call import OUTPUT_TYPES
+from sfumato.generation.export import pipeline_of
 from sfumato.generation.loading import load
 from sfumato.generation.origin import load_from
+from sfumato.generation.pipeline import TextToImagePipeline
 from sfumato.methods.registry import run_experiment
 from sfumato.models.codec import LinearCodec, VaeCodec, codec_from_dict
 from sfumato.models.codec_fitting import fit_linear_codec
@@ -315,6 +319,22 @@ def test_an_exported_vae_samples_the_same_images_without_sfumato(
     assert torch.equal(theirs, ours.tensor)
 
 
+@pytest.mark.filterwarnings("ignore:.*steps_offset:FutureWarning")  # it changes the scheduler
+def test_a_pipeline_comes_from_one_of_stable_diffusion(vae_run: Path) -> None:
+    ours = pipeline_of(load(vae_run, device="cpu"))
+    asked = {"seeds": [3], "num_inference_steps": 3, "output_type": "pt"}
+    expected = ours(PROMPTS[0], **asked).images
+    theirs = StableDiffusionPipeline(
+        **{name: ours.components[name] for name in ("unet", "vae", "text_encoder", "tokenizer")},
+        scheduler=ours.scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+    )
+    settings = ("process", "codec", "sampling", "max_tokens", "provenance")
+    again = TextToImagePipeline.from_pipe(theirs, **{name: ours.config[name] for name in settings})
+    assert torch.equal(again(PROMPTS[0], **asked).images, expected)
+
+
 def test_a_run_begins_with_the_vae_of_its_origin(vae_run: Path, tmp_path: Path) -> None:
     """Of a run and of an export; normalised once, not again."""
     recorded = load(vae_run, device="cpu").codec.to_dict()
@@ -331,6 +351,27 @@ def test_a_damaged_vae_is_noticed(vae_run: Path, tmp_path: Path, refused) -> Non
     other.save_pretrained(tmp_path / "run" / "vae")
     with refused(DamagedDataError):
         load(tmp_path / "run", device="cpu")
+
+
+def test_images_of_latents_are_in_range_in_every_kind_of_output() -> None:
+    """A VAE decodes to any number; all kinds say the same picture."""
+    codec = VaeCodec(stand_in_vae(channels=3))
+    latents = 30 * torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert float(codec.unit(latents).max()) > 1
+    pt, array, pil, pixels = (
+        OUTPUT_TYPES[kind](latents, codec) for kind in ("pt", "np", "pil", "uint8")
+    )
+    assert float(pt.min()) == 0
+    assert float(pt.max()) == 1
+    assert torch.equal(torch.from_numpy(array), pt.permute(0, 2, 3, 1))
+    assert torch.equal(torch.from_numpy(np.stack(pil)).permute(0, 3, 1, 2), pixels)
+    assert torch.equal((pt * 255).round().byte(), pixels)
+
+
+def test_a_pipeline_without_its_vae_is_refused(refused) -> None:
+    codec = VaeCodec(stand_in_vae()).to_dict()
+    with refused(InputError):
+        codec_from_dict(codec)
 
 
 def test_vaes_that_do_not_fit_are_refused(tmp_path: Path, refused) -> None:

@@ -11,13 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import accelerate
 import diffusers
 import numpy as np
 import pytest
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
-from sfumato.base.errors import InputError
+from sfumato.base.errors import InputError, PickleWarning
 from sfumato.config.sections import UNetConfig
 from sfumato.diffusion.process import RectifiedFlow
 from sfumato.generation.export import pipeline_of
@@ -385,9 +386,8 @@ def test_a_scheduler_of_a_flow(small_model: Model, refused) -> None:
 # Files, copies and devices ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("safe", [True, False])
-def test_a_saved_pipeline_opens_with_and_without_sfumato(pipe, safe, tmp_path: Path) -> None:
-    pipe.save_pretrained(tmp_path, safe_serialization=safe)
+def test_a_saved_pipeline_opens_with_and_without_sfumato(pipe, tmp_path: Path) -> None:
+    pipe.save_pretrained(tmp_path)
     again = TextToImagePipeline.from_pretrained(tmp_path, low_cpu_mem_usage=False)
     assert torch.equal(images_of(again), images_of(pipe))
     alone = diffusers.DiffusionPipeline.from_pretrained(
@@ -398,6 +398,19 @@ def test_a_saved_pipeline_opens_with_and_without_sfumato(pipe, safe, tmp_path: P
     alone.save_pretrained(tmp_path / "again")  # the file writes itself
     written = [folder / "pipeline.py" for folder in (tmp_path, tmp_path / "again")]
     assert written[0].read_bytes() == written[1].read_bytes()
+
+
+def test_pickles_are_not_written(pipe, warned, tmp_path: Path) -> None:
+    """The same files as without being asked for pickles."""
+    with warned(PickleWarning):
+        pipe.save_pretrained(tmp_path / "asked", safe_serialization=False)
+    pipe.save_pretrained(tmp_path / "plain")
+    asked, plain = (
+        {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*.*")}
+        for folder in (tmp_path / "asked", tmp_path / "plain")
+    )
+    assert asked == plain
+    assert Path("unet/diffusion_pytorch_model.safetensors") in asked
 
 
 def test_an_optional_component_stays_absent(pipe, tmp_path: Path) -> None:
@@ -415,11 +428,19 @@ def test_a_variant_is_saved_and_opened(pipe, tmp_path: Path) -> None:
         TextToImagePipeline.from_pretrained(tmp_path, variant="fp32", low_cpu_mem_usage=False)
 
 
-def test_a_run_folder_opens_as_a_pipeline(pipe, small_run: Path, refused) -> None:
+def test_a_run_folder_opens_as_a_pipeline(pipe, small_run: Path, tmp_path: Path, refused) -> None:
     opened = TextToImagePipeline.from_pretrained(small_run)
     assert torch.equal(images_of(opened), images_of(pipe))
-    half = TextToImagePipeline.from_pretrained(small_run, torch_dtype=torch.bfloat16)
-    assert half.unet.dtype == torch.bfloat16
+    for name in ("dtype", "torch_dtype"):  # as diffusers calls it, now and before
+        half = TextToImagePipeline.from_pretrained(small_run, **{name: torch.bfloat16})
+        assert half.unet.dtype == half.text_encoder.dtype == torch.bfloat16
+    dtypes = {"unet": torch.bfloat16, "default": torch.float16}
+    pipe.save_pretrained(tmp_path)
+    for folder in (small_run, tmp_path):
+        mixed = TextToImagePipeline.from_pretrained(folder, dtype=dtypes)
+        assert (mixed.unet.dtype, mixed.text_encoder.dtype) == (torch.bfloat16, torch.float16)
+    only = TextToImagePipeline.from_pretrained(small_run, dtype={"unet": torch.bfloat16})
+    assert only.text_encoder.dtype == torch.float32
     with refused(InputError):
         TextToImagePipeline.from_pretrained(small_run, variant="fp16")
 
@@ -438,6 +459,53 @@ def test_attention_in_slices_gives_the_same_image(pipe) -> None:
         torch.testing.assert_close(images_of(pipe), whole, rtol=0, atol=1e-3)
 
 
+def offload_each_layer(pipe) -> None:
+    """What `enable_sequential_cpu_offload` does, which takes a device with a number alone."""
+    for part in (pipe.unet, pipe.text_encoder):
+        accelerate.cpu_offload(part, "cpu")
+
+
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda pipe: pipe.enable_model_cpu_offload(device="cpu"),
+        offload_each_layer,
+        lambda pipe: pipe.enable_group_offload("cpu", offload_type="leaf_level"),
+        lambda pipe: pipe.enable_group_offload(
+            "cpu", offload_type="block_level", num_blocks_per_group=1
+        ),
+    ],
+    ids=["model", "sequential", "leaves", "blocks"],
+)
+def test_offloaded_weights_give_the_same_image(pipe, move) -> None:
+    """The CPU stands in for a GPU: the hooks are the same. Twice, as they are set for each call."""
+    whole = images_of(pipe)
+    move(pipe)
+    assert torch.equal(images_of(pipe), whole)
+    assert torch.equal(images_of(pipe), whole)
+
+
+def test_offloaded_layers_leave_no_weights_in_memory(pipe) -> None:
+    offload_each_layer(pipe)
+    images_of(pipe)
+    assert {part.device.type for part in (pipe.unet, pipe.text_encoder)} == {"meta"}
+    assert pipe.model.device.type == "cpu"
+
+
+def test_weights_kept_in_eight_bits_are_computed_with_in_sixteen(pipe) -> None:
+    """As a network in bfloat16 whose weights were rounded to eight bits."""
+    rounded = copy.deepcopy(pipe).to(torch.bfloat16)
+    pipe.to(torch.bfloat16)
+    pipe.unet.enable_layerwise_casting(
+        storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16
+    )
+    weights = pipe.unet.state_dict()
+    assert torch.float8_e4m3fn in {value.dtype for value in weights.values()}
+    rounded.unet.load_state_dict({key: value.bfloat16() for key, value in weights.items()})
+    assert torch.equal(images_of(pipe), images_of(rounded))
+    assert pipe.model.settings()["dtype"] == "bfloat16"
+
+
 def test_hooks_of_cpu_offload_say_where_the_network_runs(pipe, monkeypatch) -> None:
     """accelerate keeps weights on the CPU and moves them for a call."""
     assert pipe.model_cpu_offload_seq == "text_encoder->unet->vae"
@@ -450,22 +518,31 @@ def test_hooks_of_cpu_offload_say_where_the_network_runs(pipe, monkeypatch) -> N
     assert pipe.model.device.type == "meta"
 
 
+@pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")  # of KDPM2
 def test_the_schedulers_that_diffusers_takes_for_each_other(pipe) -> None:
-    """Those of its enumeration that we follow, one made from the other."""
-    pipe.scheduler.register_to_config(skip_prk_steps=True)
-    followed = 0
+    """Those of its enumeration that we follow, one made from the other and from the default."""
+    default = diffusers.DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    default.register_to_config(skip_prk_steps=True)
+    pipe.scheduler = default
+    refused, images = set(), {}
     for one in diffusers.schedulers.KarrasDiffusionSchedulers:
-        scheduler_class = getattr(diffusers, one.name)
-        if "KDPM2" in one.name:
-            continue  # it evaluates between the levels that the network was trained on
-        try:
-            pipe.scheduler = scheduler_class.from_config(pipe.scheduler.config)
-            name = pipe.model.sampling.sampler
-        except (InputError, ImportError, ValueError):
-            pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
-            continue
-        images = images_of(pipe)
-        assert images.shape == (1, 1, 8, 8), name
-        assert bool(images.isfinite().all())
-        followed += 1
-    assert followed == 9
+        for before in (default, pipe.scheduler):
+            try:
+                scheduler = getattr(diffusers, one.name).from_config(before.config)
+                pipe.scheduler = scheduler
+                images[one.name, before] = images_of(pipe)
+            except (InputError, ImportError, ValueError):
+                refused.add(one.name)
+                pipe.scheduler = default
+    assert refused == {
+        "DPMSolverSinglestepScheduler",
+        "KDPM2DiscreteScheduler",  # these two evaluate between the levels of training
+        "KDPM2AncestralDiscreteScheduler",
+        "DEISMultistepScheduler",
+        "DPMSolverSDEScheduler",
+        "EDMEulerScheduler",  # of another process
+    }
+    assert all(one.shape == (1, 1, 8, 8) and one.isfinite().all() for one in images.values())
+    assert {name for name, _ in images} | refused == {
+        one.name for one in diffusers.schedulers.KarrasDiffusionSchedulers
+    }

@@ -77,6 +77,21 @@ def test_a_setting_that_is_taken_draws_clean_images(process, name, setting, valu
     assert float((images - default).abs().mean()) < 0.35
 
 
+@pytest.mark.parametrize("spacing", ["trailing", "linspace"])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_an_offset_of_leading_timesteps_is_nothing_to_others(name, spacing, digits8) -> None:
+    """In diffusers as here. `StableDiffusionPipeline` sets it in every scheduler it is given."""
+    scheduler = scheduler_of(name, timestep_spacing=spacing)
+    if "steps_offset" not in scheduler.config:
+        pytest.skip(f"{name} has no offset")
+    other = type(scheduler).from_config(scheduler.config, steps_offset=1)
+    ideal = IdealDenoiser(digits8, COSINE)
+    assert torch.equal(draw(ideal, other), draw(ideal, scheduler))
+    for one in (scheduler, other):
+        one.set_timesteps(STEPS)
+    assert torch.equal(other.timesteps, scheduler.timesteps)
+
+
 SEEDED = [*((COSINE, name) for name in SCHEDULERS), *((FLOW, name) for name in FLOWS)]
 
 
@@ -134,6 +149,8 @@ REFUSED = [
 def test_every_other_value_is_refused_by_name(process, name, setting, value) -> None:
     scheduler = scheduler_of(name, process)
     scheduler.register_to_config(**{setting: value})  # some classes refuse it themselves
+    if setting == "steps_offset":
+        scheduler.register_to_config(timestep_spacing="leading")  # the others do not have it
     sampling = Sampling(sampler=name, steps=4)
     with pytest.raises(InputError) as caught:
         build_solver(process, sampling, generators=[], scheduler=scheduler)

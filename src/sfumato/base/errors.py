@@ -62,6 +62,10 @@ class SameCaptionsWarning(SfumatoWarning):
     """Captions of different text that the network cannot tell apart."""
 
 
+class PickleWarning(SfumatoWarning):
+    """Pickles were asked for and safetensors written."""
+
+
 class DataWarning(SfumatoWarning):
     """Something of a data set is not used as it may seem to be."""
 

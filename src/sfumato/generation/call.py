@@ -18,8 +18,8 @@ from sfumato.models.codec import Codec
 
 OUTPUT_TYPES: dict[str, Callable[[Tensor, Codec], Any]] = {
     "pil": lambda x0, codec: [to_pil(image) for image in codec.decode(x0)],
-    "pt": lambda x0, codec: codec.unit(x0),
-    "np": lambda x0, codec: codec.unit(x0).permute(0, 2, 3, 1).cpu().numpy(),
+    "pt": lambda x0, codec: codec.unit(x0).clamp(0, 1),  # latents decode to values beside it
+    "np": lambda x0, codec: codec.unit(x0).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy(),
     "uint8": lambda x0, codec: codec.decode(x0),
     "latent": lambda x0, codec: x0,
 }

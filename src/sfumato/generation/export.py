@@ -10,8 +10,12 @@ import re
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from sfumato import __version__
+from sfumato.base.errors import InputError
 from sfumato.base.files import make_folder, whole_folder, write_text
 from sfumato.base.hub import quiet_loading
 from sfumato.diffusion.process import VariancePreserving
@@ -25,6 +29,8 @@ FILE_NAME = "pipeline.py"
 """Where diffusers looks for the code of a pipeline folder."""
 ADAPTER = "adapter"
 """In an exported folder of a run that trained an adapter: the adapter alone, for diffusers."""
+HOW_FILES_ARE_READ = ("low_cpu_mem_usage", "use_safetensors", "local_files_only")
+"""Arguments of diffusers' from_pretrained that say nothing of a bundle or a run."""
 RUNTIME = (
     "base.errors",
     "base.images",
@@ -123,6 +129,29 @@ def pipeline_of(model: Model) -> TextToImagePipeline:
         vae=getattr(model.codec, "vae", None),
         provenance=dict(model.provenance),
     )
+
+
+def open_pipeline(name: str | Path, kind: str, asked: dict[str, Any]) -> TextToImagePipeline:
+    """The pipeline of a bundle or run (its `kind`), with what from_pretrained was `asked` for.
+
+    `dtype`: one, or those of components by name, with `default` for the others.
+    """
+    from sfumato.generation.loading import load
+
+    if unknown := asked.keys() - {"dtype", "torch_dtype", *HOW_FILES_ARE_READ}:
+        raise InputError(
+            f"{name} is a {kind}; from_pretrained takes no {min(unknown)}= for it.",
+            hint=f"Change the pipeline once it is open, or `sfumato export` the {kind} and "
+            "open that folder.",
+        )
+    pipeline = pipeline_of(load(name, device="cpu"))
+    dtype = asked.get("dtype") or asked.get("torch_dtype")
+    if not isinstance(dtype, dict):
+        return pipeline if dtype is None else pipeline.to(dtype)
+    for part, module in pipeline.components.items():
+        if isinstance(module, torch.nn.Module):
+            module.to(dtype.get(part, dtype.get("default", torch.float32)))
+    return pipeline
 
 
 def standalone_source() -> str:

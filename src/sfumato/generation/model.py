@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sfumato.base.errors import InputError
 from sfumato.base.images import ValueRange
+from sfumato.base.weights import compute_dtype, device_of
 from sfumato.diffusion.guidance import CONVENTION, Branch, parse_guidance
 from sfumato.diffusion.interpolation import lerp, slerp
 from sfumato.diffusion.known import KnownPixels
@@ -80,11 +81,8 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the network runs; a hook of accelerate keeps its weights elsewhere until then."""
-        hook = getattr(self.network, "_hf_hook", None)
-        runs_on = getattr(hook, "execution_device", None)
-        own = next(self.network.parameters()).device
-        return own if runs_on is None else torch.device(runs_on)
+        """Where the network runs."""
+        return device_of(self.network)
 
     def with_(
         self,
@@ -371,7 +369,7 @@ class Model:
             sampler = sampler_of(sampling.sampler, self.process)
             if changed := changed_settings(self.scheduler, sampler):
                 more["sampler_settings"] = changed
-        if (dtype := next(self.network.parameters()).dtype) != torch.float32:
+        if (dtype := compute_dtype(self.network)) != torch.float32:
             more["dtype"] = str(dtype).removeprefix("torch.")
         if self.compiled:
             more["compiled"] = True
@@ -419,5 +417,5 @@ class Model:
         """
         against = [NULL] * len(prompts) if negative is None else list(negative)
         both = self.text_encoder.tokens([*prompts, *against])
-        cond, uncond = both.to(self.device, next(self.network.parameters()).dtype).chunk(2)
+        cond, uncond = both.to(self.device, compute_dtype(self.network)).chunk(2)
         return {"cond": cond, "uncond": uncond, "weak": cond}

@@ -1,5 +1,6 @@
 """`TextToImagePipeline`: the diffusers face of a `Model`."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
@@ -12,7 +13,8 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from sfumato.base.errors import InputError
+from sfumato.base.errors import InputError, PickleWarning
+from sfumato.base.weights import compute_dtype
 from sfumato.diffusion.guidance import Branch
 from sfumato.diffusion.process import process_from_dict
 from sfumato.diffusion.sampling import Change, OnStep, Step
@@ -101,32 +103,33 @@ class TextToImagePipeline(DiffusionPipeline):
     ) -> "TextToImagePipeline":
         """As in diffusers; also `bundled:NAME`, a model that comes with sfumato, and a run folder.
 
-        Of a bundle or a run only `torch_dtype` is taken from `kwargs`, and what says how files are
-        read is passed over. Raises `InputError` for an unknown NAME or other arguments,
-        `DamagedDataError` for a file that was altered.
+        Of a bundle or a run only `dtype` (or `torch_dtype`) is taken from `kwargs`, and what says
+        how files are read is passed over. Raises `InputError` for an unknown NAME or other
+        arguments, `DamagedDataError` for a file that was altered.
         """
         path = Path(pretrained_model_name_or_path)
         files = ("bundle.json", "sha256.json", "experiment.yaml")
         found = [file for file in files if (path / file).is_file()]
         if not str(path).startswith("bundled:") and not found:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        dtype = kwargs.pop("torch_dtype", None)
-        if unknown := kwargs.keys() - {"low_cpu_mem_usage", "use_safetensors", "local_files_only"}:
-            what = "run" if found == ["experiment.yaml"] else "bundle"
-            raise InputError(
-                f"{pretrained_model_name_or_path} is a {what}; from_pretrained takes no "
-                f"{min(unknown)}= for it.",
-                hint=f"Change the pipeline once it is open, or `sfumato export` the {what} and "
-                "open that folder.",
-            )
-        model = import_module("sfumato.generation.loading").load(
-            pretrained_model_name_or_path, device="cpu"
-        )
-        pipeline = import_module("sfumato.generation.export").pipeline_of(model)
-        return pipeline if dtype is None else pipeline.to(dtype)
+        kind = "run" if found == ["experiment.yaml"] else "bundle"
+        opening = import_module("sfumato.generation.export").open_pipeline
+        return opening(pretrained_model_name_or_path, kind, kwargs)
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """As in diffusers, with `pipeline.py`, so that the folder opens without sfumato."""
+    def save_pretrained(
+        self, save_directory: str | Path, safe_serialization: bool = True, **kwargs: Any
+    ) -> None:
+        """As in diffusers, with `pipeline.py`, so that the folder opens without sfumato.
+
+        Always safetensors: `safe_serialization=False`, pickles, is a `PickleWarning`.
+        """
+        if not safe_serialization:
+            warnings.warn(
+                "safe_serialization=False asks for pickles, which can run code when they are "
+                "opened. Safetensors are written; diffusers opens them as well.",
+                PickleWarning,
+                stacklevel=2,
+            )
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         if __name__.startswith("sfumato."):
@@ -335,8 +338,8 @@ class TextToImagePipeline(DiffusionPipeline):
                 f"{tuple(uncond.shape)} do not fit the network.",
                 hint=f"Both are (prompts, tokens, {width}), as encode_prompt gives them.",
             )
-        like = next(model.network.parameters())
-        return cond.to(model.device, like.dtype), uncond.to(model.device, like.dtype)
+        dtype = compute_dtype(model.network)
+        return cond.to(model.device, dtype), uncond.to(model.device, dtype)
 
     def _on_step(
         self,

@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from sfumato.base.weights import compute_dtype
 from sfumato.diffusion.guidance import scale_embedding
 from sfumato.diffusion.sampling import EqualRows, Network
 from sfumato.models.text_projection import text_projected_once
@@ -38,7 +39,7 @@ class Calls:
 @contextmanager
 def networks_in_rows(modules: Sequence[torch.nn.Module], how: Calls) -> Iterator[list[Network]]:
     """`modules` as the sampling loop calls them, in the dtype of the first."""
-    dtype = next(modules[0].parameters()).dtype
+    dtype = compute_dtype(modules[0])
     with ExitStack() as stack:
         for module in () if how.compiled else modules:  # it would be compiled again
             stack.enter_context(text_projected_once(module))

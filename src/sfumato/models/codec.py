@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from sfumato.base.errors import InputError
 from sfumato.base.images import ValueRange, to_float, to_uint8
-from sfumato.base.weights import weights_digest
+from sfumato.base.weights import device_of, weights_digest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -221,10 +221,8 @@ class VaeCodec:
         return {"codec": "vae", "samples": self.samples, "sha256": sha256}
 
     def _parts(self, batch: "Tensor") -> "list[Tensor]":
-        """Where the VAE runs, which a hook of accelerate says before its weights are there. On a
-        CPU one by one: the last bits depend on the size of a call."""
-        hook = getattr(self.vae, "_hf_hook", None)
-        batch = batch.to(getattr(hook, "execution_device", None) or self.vae.device)
+        """Where the VAE runs. On a CPU one by one: the last bits depend on the size of a call."""
+        batch = batch.to(device_of(self.vae))
         return list(batch.split(1 if batch.device.type == "cpu" else 16))
 
 
@@ -238,7 +236,11 @@ def codec_from_dict(
 ) -> PixelCodec | LinearCodec | VaeCodec:
     """The codec that `to_dict` wrote; `vae`: that of a `VaeCodec`."""
     if values["codec"] == "vae":
-        assert vae is not None
+        if vae is None:
+            raise InputError(
+                "The network works on the latents of a VAE, and there is none.",
+                hint="Open the pipeline with its VAE; output_type='latent' gives the latents.",
+            )
         return VaeCodec(vae.eval().requires_grad_(False), samples=values["samples"])
     if values["codec"] == "linear":
         return LinearCodec(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sfumato.base.errors import InputError, TruncatedPromptWarning, UnknownWordsWarning
-from sfumato.base.weights import weights_digest
+from sfumato.base.weights import device_of, weights_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -89,7 +89,7 @@ class TextEncoder:
                 truncation=True,
                 max_length=self.max_tokens,
                 return_tensors="pt",
-            ).to(self.model.device)
+            ).to(device_of(self.model))
             tokens.append(self._hidden(batch)[: len(part)].half())
         return torch.cat(tokens)
 
@@ -109,7 +109,7 @@ class TextEncoder:
     def tokens(self, prompts: Sequence[str]) -> Tensor:
         """(B, L, D) float32 on the CPU; a prompt is encoded once and remembered."""
         # Encoding in another dtype or on another device gives other numbers.
-        encoded_as = (self.model.dtype, self.model.device)
+        encoded_as = (self.model.dtype, device_of(self.model))
         if self._encoded_as != encoded_as or len(self._encoded) > MAX_REMEMBERED:
             self._encoded, self._encoded_as = {}, encoded_as
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._encoded]

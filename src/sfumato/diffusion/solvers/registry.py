@@ -125,7 +125,8 @@ SAMPLERS: dict[str, dict[str, Sampler]] = {
         "DDPM": Sampler(
             scheduler_class="DDPMScheduler",
             settings={"clip_sample": False},
-            also={**CLIPS, "variance_type": ("fixed_small_log", "fixed_large")},
+            # None, which is `fixed_small`, comes from the settings of DPM-Solver++.
+            also={**CLIPS, "variance_type": ("fixed_small_log", "fixed_large", None)},
             draws_noise=True,
         ),
         "DDIM": Sampler(

@@ -138,6 +138,8 @@ def check_settings(scheduler: Any, sampler: Sampler) -> None:
         possible = [sampler.settings.get(setting, default), *sampler.also.get(setting, ())]
         if setting == "timestep_spacing":
             possible = list(SPACINGS)
+        if setting == "steps_offset" and scheduler.config["timestep_spacing"] != "leading":
+            continue  # it moves leading timesteps; StableDiffusionPipeline sets it to 1 for all
         value = scheduler.config.get(setting, default)
         if setting in OF_PROCESS or value in possible:
             continue
