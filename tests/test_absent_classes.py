@@ -7,6 +7,8 @@ import torch
 
 from sfumato.config.sections import DataConfig
 from sfumato.data.records import Records, load_records
+from sfumato.evaluation.metrics.features import ImageFeatures
+from sfumato.evaluation.metrics.novelty import STYLE_AMBIGUITY
 from sfumato.evaluation.prompt_set import PromptSet, class_prompts
 from sfumato.methods.can import _of_present_classes
 
@@ -65,3 +67,13 @@ def test_where_all_are_there_nothing_changes() -> None:
     found = PromptSet.of(every, 25)
     assert found.labels is not None
     assert found.labels.tolist() == [n % 10 for n in range(25)]
+
+
+def test_ambiguity_is_between_the_classes_that_are_there() -> None:
+    """Three of five classes have images: the same logit for these is undecided, whatever the
+    others have."""
+    logits = torch.tensor([[2.0, 9.0, 2.0, -3.0, 2.0]])
+    generated = ImageFeatures(logits, head=lambda rows: rows)
+    reference = ImageFeatures(logits, labels=torch.tensor([4, 0, 2, 2]))
+    score = STYLE_AMBIGUITY.compute(generated, reference)
+    assert score.estimate.value == pytest.approx(1, abs=1e-12)

@@ -350,6 +350,7 @@ def test_a_bundled_student_says_how_it_was_distilled_and_names_no_folder(
     index = read_json(tmp_path / "student" / "bundle.json")
     assert index["training"]["command"].startswith(
         f"sfumato distil {Path(plan.teacher).name} --data digits --nfe 4,1 --count {plan.count} "
+        "--teacher-steps 8 --guidance 2 --guidance-form cfg "
     )
     for file in (tmp_path / "student").rglob("*.*"):
         content = file.read_bytes()

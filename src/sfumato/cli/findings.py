@@ -63,7 +63,9 @@ def findings(
     config = study.config(FindingsConfig, guidance_scales=scales)
     first = open_model(without, study.device, student=False, **solver.changes())
     second = (
-        None if with_dropout is None else open_model(with_dropout, study.device, **solver.changes())
+        None
+        if with_dropout is None
+        else open_model(with_dropout, study.device, student=False, **solver.changes())
     )
     with stoppable():
         found = measure_findings(

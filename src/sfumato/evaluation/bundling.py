@@ -175,8 +175,12 @@ def _distilling(experiment: DiffusionExperiment, data: DataConfig) -> str:
     kept = ("training.", "distillation.features", "distillation.held_out", "distillation.patience")
     words = ["sfumato", "distil", Path(student.teacher).name, "--data", data.source]
     words += ["--nfe", ",".join(map(str, row))]
-    trajectories = open_trajectories(Path(student.trajectories))
-    words += ["--count", str(len(trajectories))]
+    made = open_trajectories(Path(student.trajectories)).about
+    request, form = made["request"], made["teacher"]["guidance"]
+    words += ["--count", str(request["count"]), "--teacher-steps", str(request["teacher_steps"])]
+    low, high = f"{request['low']:g}", f"{request['high']:g}"
+    words += ["--guidance", low] if low == high else ["--scales", f"{low},{high}"]
+    words += ["--guidance-form", form]
     for name, (_, after) in differences(preset, experiment).items():
         if name.startswith(kept):
             words += ["--set", f"{name}={json.dumps(after)}"]

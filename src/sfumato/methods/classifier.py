@@ -45,7 +45,7 @@ def _finish(experiment: ClassifierExperiment, run: Run) -> None:
 def _describe(experiment: ClassifierExperiment, run: Run) -> Sequence[str]:
     about = read_json(run.folder / RESULT / FILE_NAME)
     accuracy = about["test_accuracy"]
-    chance = 1 / len(about["class_names"])
+    chance = 1 / sum(any(row) for row in about["confusion"])  # classes that real images have
     tuned = f", temperature {about['temperature']:.2f}" if about["tuning"] else ""
     lines = [
         f"Classifier in {run.folder / RESULT}: {100 * accuracy['value']:.2f} % of "

@@ -22,7 +22,10 @@ def style_ambiguity(logits: Tensor) -> Tensor:
 
 
 def _ambiguity_score(generated: ImageFeatures, reference: ImageFeatures) -> Score:
-    values = style_ambiguity(generated.logits).cpu()
+    logits = generated.logits
+    if reference.labels is not None:  # a class that no image has is none to be undecided between
+        logits = logits[:, reference.labels.unique().to(logits.device)]
+    values = style_ambiguity(logits).cpu()
     return Score(estimate=bootstrap_mean(values), values=values)
 
 
@@ -42,7 +45,7 @@ STYLE_AMBIGUITY = Metric(
     default=False,
     real=True,
     order=300,
-    about="style ambiguity: entropy of the classifier over log K",
+    about="style ambiguity: entropy of the classifier over the log of the number of classes there",
 )
 NOVELTY = Metric(
     name="novelty",
