@@ -73,7 +73,7 @@ def test_ambiguity_is_between_the_classes_that_are_there() -> None:
     """Three of five classes have images: the same logit for these is undecided, whatever the
     others have."""
     logits = torch.tensor([[2.0, 9.0, 2.0, -3.0, 2.0]])
-    generated = ImageFeatures(logits, head=lambda rows: rows)
-    reference = ImageFeatures(logits, labels=torch.tensor([4, 0, 2, 2]))
+    generated = ImageFeatures(all_rows=logits, head=lambda rows: rows)
+    reference = ImageFeatures(all_rows=logits, labels=torch.tensor([4, 0, 2, 2]))
     score = STYLE_AMBIGUITY.compute(generated, reference)
     assert score.estimate.value == pytest.approx(1, abs=1e-12)
