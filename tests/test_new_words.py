@@ -109,7 +109,7 @@ def test_colours_and_shapes_from_sentences(
     data = write_set(tmp_path / "shapes", images, [caption_of(*kind) for kind in kinds])
     sfumato(
         *("train", "small", str(data), "--out", str(tmp_path / "run")),
-        *("--images", "40000", "--batch-size", "32", "--set", "text.encoder=minilm"),
+        *("--images", "24000", "--batch-size", "16", "--set", "text.encoder=minilm"),
         *("--set", "text.max_tokens=12", "--set", "model.cross_attention_dim=384"),
         *("--set", "data.test_share=0"),
     )

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from sfumato.base.words import counted
+
 
 def model_card(
     name: str,
@@ -47,7 +49,7 @@ def model_card(
 
 def _sampling_line(sampling: dict[str, Any]) -> str:
     return (
-        f"By default: {sampling['sampler']}, {sampling['steps']} steps "
+        f"By default: {sampling['sampler']}, {counted(sampling['steps'], 'step')} "
         f"({sampling['timestep_spacing']}), guidance {sampling['guidance']}, "
         f"w = {sampling['guidance_scale']:g}."
     )
@@ -102,7 +104,7 @@ def _quality_lines(evaluations: Sequence[dict[str, Any]]) -> list[str]:
                 f"{row['count']:,}",
                 f"{row['seeds'][0]}-{row['seeds'][1]}",
                 str(row["nfe"]),
-                f"{row['sampler']}, {row['steps']} steps, {row['guidance']}",
+                f"{row['sampler']}, {counted(row['steps'], 'step')}, {row['guidance']}",
             ]
             lines.append(f"| {' | '.join(cells)} |")
     lines.append("")
