@@ -463,9 +463,9 @@ def test_names_are_found_without_torch() -> None:
 # The one that is shipped --------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def mnist() -> Path:
-    return model_folder("bundled:mnist")
+@pytest.fixture(params=["mnist", "mnist-1"])
+def mnist(request: pytest.FixtureRequest) -> Path:
+    return model_folder(f"bundled:{request.param}")
 
 
 def test_mnist_is_small_and_says_where_it_comes_from(mnist: Path) -> None:
@@ -476,7 +476,7 @@ def test_mnist_is_small_and_says_where_it_comes_from(mnist: Path) -> None:
         *read_json(mnist / HASHES)["files"],
         HASHES,
     }
-    provenance = load("bundled:mnist", device="cpu").provenance
+    provenance = load(f"bundled:{mnist.name}", device="cpu").provenance
     assert provenance["data"]["source"] == "ylecun/mnist"
     assert provenance["images_seen"] > 0
 
@@ -485,15 +485,15 @@ def test_mnist_was_measured(mnist: Path) -> None:
     evaluations = read_json(mnist / FIGURES)["evaluations"]
     assert {one["held_out"] for one in evaluations} == {False, True}
     assert "Not measured" not in (mnist / "README.md").read_text("utf-8")
-    assert "sfumato sample bundled:mnist " in (mnist / "README.md").read_text(
+    assert f"sfumato sample bundled:{mnist.name} " in (mnist / "README.md").read_text(
         "utf-8"
     )  # the command works
 
 
 def test_mnist_samples_digits(mnist: Path, sfumato, tmp_path: Path) -> None:
     """Ink on a dark ground; the same picture by the command, alone, and by the class."""
-    assert sfumato("sample", "bundled:mnist", PROMPTS[0], cwd=tmp_path).code == 0
-    pipe = TextToImagePipeline.from_pretrained("bundled:mnist")
+    assert sfumato("sample", f"bundled:{mnist.name}", PROMPTS[0], cwd=tmp_path).code == 0
+    pipe = TextToImagePipeline.from_pretrained(f"bundled:{mnist.name}")
     images = pipe(PROMPTS, seeds=SEEDS, output_type="uint8").images
     assert images.shape == (2, 1, 28, 28)
     for image in images.double():
