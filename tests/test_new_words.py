@@ -184,7 +184,11 @@ def test_a_style_by_lora(
     def measured(path: str | Path, caption: str) -> tuple[float, float]:
         """Shares of images that show their digit, and that have thick strokes."""
         prompts = [caption.format(digit=digit) for digit in asked]
-        made = load(path, device="cpu").sample(prompts, range(7000, 7000 + len(asked))).tensor
+        made = (
+            load(path, device="cpu")
+            .sample(prompts, range(7000, 7000 + len(asked)), guidance=2)
+            .tensor
+        )
         right = classifier.predict(made) == torch.tensor(asked)
         return right.float().mean().item(), (stroke_width(made) >= border).float().mean().item()
 
@@ -195,7 +199,7 @@ def test_a_style_by_lora(
         print(f"\nnew caption: {style:.1%} show their digit, {style_thick:.1%} are thick")
         print(f"real digits made thick: {of_thick:.1%} are read as their digit")
         print(f"old caption: {old:.1%}, {old_thick:.1%}; before {before:.1%}, {thin:.1%}")
-    assert style_thick >= 0.9
+    assert style_thick >= 0.95
     assert style >= of_thick - 0.05
     assert old >= before - 0.02
     assert old_thick <= thin + 0.05
