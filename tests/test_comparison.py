@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from sfumato.base.errors import InputError
-from sfumato.config.schema import CanExperiment, load_experiment
+from sfumato.base.files import write_json
+from sfumato.config.finetuning import OriginConfig
+from sfumato.config.schema import CanExperiment, DiffusionExperiment, load_experiment
 from sfumato.evaluation.metrics.features import ImageFeatures
 from sfumato.evaluation.metrics.intervals import Estimate, wilson
 from sfumato.evaluation.metrics.novelty import NOVELTY, style_ambiguity
@@ -19,9 +21,10 @@ from sfumato.generation.loading import load
 from sfumato.methods.can import collapse
 from sfumato.paper.comparison import Comparison, ComparisonConfig, labels_of, measure_comparison
 from sfumato.paper.comparison_claims import Measured, claim_of, fair, times_of
-from sfumato.paper.training_time import seconds_of
+from sfumato.paper.training_time import core_seconds, seconds_of
 from sfumato.studies.study import ACCURACY, FRECHET
 from sfumato.studies.verdicts import HELD, NOT_HELD, UNDECIDED
+from sfumato.training.records import append_record
 from tests.conftest import CommandResult
 from tests.test_can_model import runs  # noqa: F401 (a fixture)
 
@@ -79,6 +82,32 @@ def test_seconds_of_training() -> None:
     assert seconds_of(records, 200) == pytest.approx(20)
     assert seconds_of(records, 100) == pytest.approx(10)
     assert seconds_of([], 100) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"device": "cpu", "processes": 1}, (30.0, "core")),
+        ({"device": "cpu", "processes": 4}, (120.0, "core")),
+        ({"device": "cuda", "processes": 2}, (20.0, "a GPU")),
+        ({}, (None, "")),
+    ],
+)
+def test_core_seconds(changes: dict, wanted: tuple, small_run: Path, tmp_path: Path) -> None:
+    """10 seconds of 3 threads a process, on a machine that has a GPU."""
+    write_json(
+        tmp_path / "checkpoints" / "images-000000100" / "state.json",
+        {"format": 1, "environment": {"threads": 3, "accelerator": "a GPU"}, **changes},
+    )
+    append_record(
+        tmp_path / "timing.jsonl", {"images": 100, "seconds": 10.0, "images_per_second": 10.0}
+    )
+    experiment = load_experiment(small_run / "experiment.yaml", schema=DiffusionExperiment)
+    (tmp_path / "experiment.yaml").write_text(experiment.to_yaml())
+    assert core_seconds(tmp_path, 100) == wanted
+    later = experiment.model_copy(update={"origin": OriginConfig(model="runs/first")})
+    (tmp_path / "experiment.yaml").write_text(later.to_yaml())
+    assert core_seconds(tmp_path, 100) == (None, "")
 
 
 # Verdicts -----------------------------------------------------------------------------------------
