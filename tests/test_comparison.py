@@ -254,6 +254,23 @@ def test_runs_of_other_settings_are_not_pooled(
     assert labels_of([models[0], exported]) == ["tiny", f"tiny, weights {sha256[:8]}"]
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"split_seed": 1},
+        {"test_share": 0.2},
+        {"also_train": ["extra"]},
+        {"source": "elsewhere"},
+    ],
+)
+def test_models_of_other_images_are_refused(changes, small_model, config, tmp_path, refused):
+    data = {**small_model.provenance["data"], **changes}
+    about = {**small_model.provenance, "data": data, "weights_sha256": "other"}
+    with refused(InputError):
+        models = [small_model, replace(small_model, provenance=about)]
+        measure_comparison(models, config, base=tmp_path / "page")
+
+
 def test_command(
     sfumato: Callable[..., CommandResult],
     runs: Path,  # noqa: F811

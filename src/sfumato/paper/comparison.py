@@ -17,6 +17,7 @@ from sfumato.base.section import Section
 from sfumato.config.overrides import flattened
 from sfumato.config.schema import load_experiment
 from sfumato.config.sections import DataConfig
+from sfumato.data.opening import same_images, source_name
 from sfumato.evaluation.card import Spread
 from sfumato.evaluation.image_set import ImageSet, OnImages
 from sfumato.evaluation.metrics.intervals import Estimate
@@ -134,7 +135,7 @@ def measure_comparison(
     `models`: at the guidance scales that they are set to; `data`: the real images, else those of
     the first. The card lies in `base`, or in `base`-2, ... where that holds another; images lie in
     `base`-images and are not sampled again. `InputError` for less than two models, the same one or
-    the same seed of one label twice, models of other images, and data without classes.
+    the same seed of one label twice, models trained on other images, and data without classes.
     """
     _check(models)
     labels = labels_of(models)
@@ -175,6 +176,21 @@ def _check(models: Sequence[Model]) -> None:
             f"The models make images of different shapes: {sizes}.",
             hint="Train all on the same data at the same resolution.",
         )
+    known = [model.data for model in models if model.data is not None]
+    for data in known[1:]:
+        if not same_images(known[0], data):
+            raise InputError(
+                f"The models were trained on different images: {_data_words(known[0])}; and "
+                f"{_data_words(data)}.",
+                hint="Train all with the same source, split_seed, test_share and also_train.",
+            )
+
+
+def _data_words(data: DataConfig) -> str:
+    also = f", also_train {' '.join(data.also_train)}" if data.also_train else ""
+    return (
+        f"'{source_name(data)}', split_seed {data.split_seed}, test_share {data.test_share:g}{also}"
+    )
 
 
 def _check_seeds(models: Sequence[Model], labels: Sequence[str]) -> None:
