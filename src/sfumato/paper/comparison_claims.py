@@ -106,13 +106,11 @@ def _pairs(
 def claim_of(diffusions: Sequence[Measured], cans: Sequence[Measured]) -> Claim:
     """Of two groups of runs that differ in their seeds; undecided where there is no pair."""
     first, second = diffusions[0], cans[0]
-    about = {
-        "key": f"{first.label} / {second.label}",
-        "claim": f"{first.label} substantially outperforms {second.label}",
-    }
+    key = f"{first.label} / {second.label}"
+    claim = f"{first.label} substantially outperforms {second.label}"
     pairs, alone = _pairs(diffusions, cans)
     if not pairs:
-        return Claim.undecided(**about, why=f"No two runs have the same seed.{alone}")
+        return Claim.undecided(key, claim, f"No two runs have the same seed.{alone}")
     first, second = pairs[0]
     found = [effects_of(*pair) for pair in pairs]
     verdicts = [
@@ -134,7 +132,8 @@ def claim_of(diffusions: Sequence[Measured], cans: Sequence[Measured]) -> Claim:
     if wins:
         sentence += f" The CAN is better by: {', '.join(wins)}."
     return Claim(
-        **about,
+        key=key,
+        claim=claim,
         verdict=agreed,
         sentence=sentence + alone,
         effects=found[0],
