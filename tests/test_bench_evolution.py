@@ -51,10 +51,28 @@ def test_a_user_without_noise_takes_the_nearest() -> None:
     images = torch.cat([drawn(value) for value in (51, 204, 255)])
     distances = user.distances(images)
     torch.testing.assert_close(distances, torch.tensor([6.0, 0.0, 2.0]).double(), atol=1e-6, rtol=0)
-    assert user.last_choice([distances[:1], distances[1:]]) == pytest.approx(0, abs=1e-6)
+    assert user.last_choice(distances, [[0], [1, 2]]) == pytest.approx(0, abs=1e-6)
     noisy = User(torch.tensor([0.8]), torch.tensor([0.1]), Study(noise=0.5), 3)
     spread = noisy.seen(torch.zeros(20_000, dtype=torch.float64), 0).std()
     assert float(spread) == pytest.approx(0.5, abs=0.01)
+
+
+def test_both_ways_are_looked_at_alike(monkeypatch) -> None:
+    """Best picks stay on the next page; the last choice sees each favourite once."""
+    user = User(torch.zeros(1), torch.ones(1), Study(generations=3, size=4, picks=2, noise=0), 0)
+    looks, seen = [], user.seen
+
+    def noted(distances: torch.Tensor, page: int) -> torch.Tensor:
+        looks.append((page, distances.tolist()))
+        return seen(distances, page)
+
+    monkeypatch.setattr(user, "seen", noted)
+    new = torch.tensor([[5.0, 2.5], [9.0, 0.5], [7.0, 6.0]]).double()
+    found = user.walk(torch.tensor([4.0, 1.0, 3.0, 2.0]).double(), lambda best, page: new[page])
+    assert found == (0.5, 10)
+    pages = {page: values for page, values in looks if page >= 0}
+    assert pages == {0: [4, 1, 3, 2], 1: [1, 2, 5, 2.5], 2: [1, 2, 9, 0.5], 3: [0.5, 1, 7, 6]}
+    assert looks[-1] == (-1, [1, 0.5])
 
 
 def test_both_ways_have_the_same_start_and_pictures(small_model) -> None:

@@ -99,6 +99,15 @@ def test_evolution(runs: Path, tmp_path: Path) -> None:
     assert again.png(0) == histories[0].path(last).read_bytes()
 
 
+def test_simulated_users_without_a_prompt(sfumato: Sfumato, runs: Path, tmp_path: Path) -> None:
+    """A CAN without classes takes none."""
+    short = ("--targets", "20", "--population", "20", "--generations", "1", "--picks", "1")
+    options = (*short, "--attributes", "brightness", "--size", "6", "--device", "cpu")
+    found = sfumato("bench", "evolution", str(runs / "plain"), *options, cwd=tmp_path)
+    assert found.code == 0, found.err
+    assert "spread of an attribute over its images;" in found.out.replace("\n", " ")
+
+
 def test_commands(sfumato: Sfumato, runs: Path, tmp_path: Path) -> None:
     classes, plain = str(runs / "classes"), str(runs / "plain")
     found = sfumato("sample", classes, "--count", "2", "--out", "all", cwd=tmp_path)

@@ -1,6 +1,8 @@
 """Diffusion against CANs: closed forms of what is measured, the rule of verdicts, the command."""
 
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from math import log
 from pathlib import Path
 
@@ -9,16 +11,20 @@ import pytest
 import torch
 
 from sfumato.base.errors import InputError
+from sfumato.base.files import write_json
+from sfumato.config.finetuning import OriginConfig
+from sfumato.config.schema import CanExperiment, DiffusionExperiment, load_experiment
 from sfumato.evaluation.metrics.features import ImageFeatures
 from sfumato.evaluation.metrics.intervals import Estimate, wilson
 from sfumato.evaluation.metrics.novelty import NOVELTY, style_ambiguity
 from sfumato.generation.loading import load
 from sfumato.methods.can import collapse
-from sfumato.paper.comparison import Comparison, ComparisonConfig, measure_comparison
+from sfumato.paper.comparison import Comparison, ComparisonConfig, labels_of, measure_comparison
 from sfumato.paper.comparison_claims import Measured, claim_of, fair, times_of
-from sfumato.paper.training_time import seconds_of
+from sfumato.paper.training_time import core_seconds, seconds_of
 from sfumato.studies.study import ACCURACY, FRECHET
 from sfumato.studies.verdicts import HELD, NOT_HELD, UNDECIDED
+from sfumato.training.records import append_record
 from tests.conftest import CommandResult
 from tests.test_can_model import runs  # noqa: F401 (a fixture)
 
@@ -76,6 +82,32 @@ def test_seconds_of_training() -> None:
     assert seconds_of(records, 200) == pytest.approx(20)
     assert seconds_of(records, 100) == pytest.approx(10)
     assert seconds_of([], 100) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"device": "cpu", "processes": 1}, (30.0, "core")),
+        ({"device": "cpu", "processes": 4}, (120.0, "core")),
+        ({"device": "cuda", "processes": 2}, (20.0, "a GPU")),
+        ({}, (None, "")),
+    ],
+)
+def test_core_seconds(changes: dict, wanted: tuple, small_run: Path, tmp_path: Path) -> None:
+    """10 seconds of 3 threads a process, on a machine that has a GPU."""
+    write_json(
+        tmp_path / "checkpoints" / "images-000000100" / "state.json",
+        {"format": 1, "environment": {"threads": 3, "accelerator": "a GPU"}, **changes},
+    )
+    append_record(
+        tmp_path / "timing.jsonl", {"images": 100, "seconds": 10.0, "images_per_second": 10.0}
+    )
+    experiment = load_experiment(small_run / "experiment.yaml", schema=DiffusionExperiment)
+    (tmp_path / "experiment.yaml").write_text(experiment.to_yaml())
+    assert core_seconds(tmp_path, 100) == wanted
+    later = experiment.model_copy(update={"origin": OriginConfig(model="runs/first")})
+    (tmp_path / "experiment.yaml").write_text(later.to_yaml())
+    assert core_seconds(tmp_path, 100) == (None, "")
 
 
 # Verdicts -----------------------------------------------------------------------------------------
@@ -138,6 +170,19 @@ def test_seeds_that_disagree() -> None:
     assert f"Of 2 pairs of seeds: {HELD}, {NOT_HELD}." in split.sentence
 
 
+def test_unequal_counts_are_paired_by_seed() -> None:
+    """Seeds 0 and 1 against seed 1: the pair of 1 decides, and 0 is named."""
+    good = {"frechet": 5.0, "right": 0.95, "recall": 800}
+    bad = {"frechet": 50.0, "right": 0.6, "recall": 300}
+    both = [measured("a", **bad), measured("a", **good, seed=1)]
+    found = claim_of(both, [measured("b", **bad, seed=1)])
+    assert found.verdict == HELD
+    assert found.sentence.endswith("Not paired: a, seed 0.")
+    none = claim_of(both, [measured("b", **bad, seed=7)])
+    assert none.verdict == UNDECIDED
+    assert none.sentence.endswith("Not paired: a, seed 0; a, seed 1; b, seed 7.")
+
+
 # The study ----------------------------------------------------------------------------------------
 
 
@@ -173,6 +218,57 @@ def test_comparison(runs: Path, small_run: Path, config, tmp_path: Path, refused
         measure_comparison(models[:1], config, base=tmp_path / "one")
     with refused(InputError):
         measure_comparison([models[0], models[0]], config, base=tmp_path / "twice")
+
+
+def changed(run: Path, folder: Path, **values: object) -> Path:
+    """A copy of a run, with other values in its experiment."""
+    shutil.copytree(run, folder)
+    experiment = load_experiment(run / "experiment.yaml", [f"{k}={v}" for k, v in values.items()])
+    (folder / "experiment.yaml").write_text(experiment.to_yaml())
+    return folder
+
+
+def test_runs_of_other_settings_are_not_pooled(
+    runs: Path,  # noqa: F811
+    config,
+    tmp_path: Path,
+    refused,
+) -> None:
+    """Only the seed may differ; that differs where runs are pooled."""
+    run = runs / "plain"
+    copies = [
+        run,
+        changed(run, tmp_path / "b", seed=1),
+        changed(run, tmp_path / "c", **{"training.ambiguity_weight": 0}),
+    ]
+    models = [load(path, device="cpu") for path in copies]
+    weight = load_experiment(run / "experiment.yaml", schema=CanExperiment).training
+    first = f"tiny, training.ambiguity_weight = {weight.ambiguity_weight}"
+    assert labels_of(models) == [first, first, "tiny, training.ambiguity_weight = 0.0"]
+    assert labels_of(models[:2]) == ["tiny", "tiny"]
+    again = replace(models[0], provenance={**models[0].provenance, "weights_sha256": "other"})
+    with refused(InputError):
+        measure_comparison([models[0], again], config, base=tmp_path / "page")
+    exported = replace(models[0], folder=None)
+    sha256 = models[0].provenance["weights_sha256"]
+    assert labels_of([models[0], exported]) == ["tiny", f"tiny, weights {sha256[:8]}"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"split_seed": 1},
+        {"test_share": 0.2},
+        {"also_train": ["extra"]},
+        {"source": "elsewhere"},
+    ],
+)
+def test_models_of_other_images_are_refused(changes, small_model, config, tmp_path, refused):
+    data = {**small_model.provenance["data"], **changes}
+    about = {**small_model.provenance, "data": data, "weights_sha256": "other"}
+    with refused(InputError):
+        models = [small_model, replace(small_model, provenance=about)]
+        measure_comparison(models, config, base=tmp_path / "page")
 
 
 def test_command(

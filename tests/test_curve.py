@@ -13,7 +13,8 @@ from sfumato.config.sections import EvaluationConfig
 from sfumato.evaluation.reference import Reference
 from sfumato.generation.loading import load
 from sfumato.generation.model import Model
-from sfumato.studies.training_curve import CurveCard
+from sfumato.studies.study import Study
+from sfumato.studies.training_curve import CurveCard, CurveConfig, _losses
 from sfumato.training.checkpoint import Checkpoints
 from tests.conftest import CommandResult
 
@@ -88,6 +89,18 @@ def test_a_real_class_of_one_image_is_left_out(small_model: Model) -> None:
     counts = labels.bincount()
     real = alone.pairs_of_each_class(20)
     assert len(real.labels) == int(counts[counts > 1].sum()) < 20
+
+
+def test_losses_on_training_images_are_those_of_the_model(small_model: Model) -> None:
+    """With another split its training images would be among those it was tested on."""
+    assert small_model.data is not None
+    for seed, parts in ((0, {"train", "test"}), (1, {"test"})):
+        data = small_model.data.model_copy(update={"split_seed": seed})
+        config, lines = CurveConfig(count=30, classifier="untrained", loss_images=4), []
+        study = Study.of(small_model, config, data=data)
+        (found,) = _losses(study, [small_model], 4, lines.append)
+        assert set(found) == parts
+        assert any("trained on others" in line for line in lines) == (seed == 1)
 
 
 def test_a_pipeline_has_no_checkpoints(refused) -> None:

@@ -120,6 +120,25 @@ def test_deepie_crossover_takes_each_value_of_a_parent() -> None:
     assert len(again.steps) == len(both.steps) + 2
 
 
+@pytest.mark.parametrize("picks", [2, 3, 4, 7, 10, 12])
+def test_half_of_the_children_have_two_parents(picks: int, monkeypatch) -> None:
+    """To half a child; those that are not kept are first parents before those that are."""
+    operators, crossed, mutated = Operators(), [], []
+    monkeypatch.setattr(Operators, "_crossed", lambda self, a, b, key: crossed.append((a, b)) or a)
+    monkeypatch.setattr(Operators, "_mutated", lambda self, one, key: mutated.append(one) or one)
+    parents = [operators.founder(seed, PROMPT) for seed in range(picks)]
+    operators.following(parents, [PROMPT], size=16, key="test")
+    kept = min(picks, 8)
+    children = 16 - kept - 2
+    assert abs(2 * len(crossed) - children) <= 1
+    assert all(one is not other for one, other in crossed)
+    order = [*parents[kept:], *parents[:kept]]
+    assert mutated == [order[index % picks] for index in range(children)]
+    twice = [operators.child(parents, index, "test") for index in range(2 * picks)]
+    assert sorted(str(one) for one, _ in crossed[-picks:]) == sorted(map(str, parents))
+    assert len(twice) == 2 * picks
+
+
 @pytest.mark.parametrize("name", ["rotation", "deepie"])
 def test_text_gives_the_same_genome(name: str) -> None:
     for genome in after(Operators(name=name), 3):
@@ -340,6 +359,9 @@ def test_evolve_says_what_is_wrong(sfumato, small_run: Path, tmp_path: Path) -> 
             "evolve", str(small_run), *options, "--picks", "1", "--picks", picks, cwd=tmp_path
         )
         assert (wrong.code, message in wrong.err) == (2, True)
+    wrong = sfumato("evolve", str(small_run), *options, "--generation", "7", cwd=tmp_path)
+    assert wrong.code == 2
+    assert "There is no generation 7." in wrong.err
     again = sfumato("evolve", str(small_run), PROMPT, *options, cwd=tmp_path)
     assert "has a history already" in again.err
     assert files_of(tmp_path / "e") == before

@@ -97,12 +97,35 @@ class User:
         noise = torch.randn(len(distances), generator=generator, dtype=torch.float64)
         return distances + self.study.noise * noise
 
-    def last_choice(self, pages: Sequence[Tensor]) -> float:
-        """The true distance of the favourite among those of all pages, (N,) distances each."""
-        favourites = torch.stack(
-            [page[self.seen(page, number).argmin()] for number, page in enumerate(pages)]
-        )
-        return float(favourites[self.seen(favourites, -1).argmin()])
+    def walk(
+        self, first: Tensor, following: Callable[[list[int], int], Tensor]
+    ) -> tuple[float, int]:
+        """The true distance of the last choice, and how many pictures were seen.
+
+        `first`: (N,) distances of the first page. The best picks of a page are on the next one
+        too, before new pictures: `following` gives their distances from the picks' places among
+        all pictures and the page's number. The last choice is among the favourites of all pages,
+        each picture once.
+        """
+        distances, page, pages = first, list(range(len(first))), []
+        for number in range(self.study.generations):
+            pages.append(page)
+            order = self.seen(distances[page], number).argsort()[: self.study.picks]
+            best = [page[place] for place in order.tolist()]
+            new = following(best, number)
+            page = [*best, *range(len(distances), len(distances) + len(new))]
+            distances = torch.cat([distances, new])
+        return self.last_choice(distances, [*pages, page]), len(distances)
+
+    def last_choice(self, distances: Tensor, pages: Sequence[Sequence[int]]) -> float:
+        """The true distance of the favourite among those of all pages, which hold places in the
+        (N,) `distances` of all pictures."""
+        favourites = [
+            page[int(self.seen(distances[list(page)], number).argmin())]
+            for number, page in enumerate(pages)
+        ]
+        chosen = distances[list(dict.fromkeys(favourites))]
+        return float(chosen[self.seen(chosen, -1).argmin()])
 
 
 def measure_evolution(
@@ -153,26 +176,23 @@ def _one_user(
     """Distances by evolution, by search and at the start; pictures; deviation at the end."""
     study, key = user.study, f"user/{user.study.seed}/{user.number}"
     genomes = [operators.founder(derived_seed(key, i), prompt) for i in range(study.size)]
-    page = user.distances(sample_genomes(model, genomes).tensor)
-    pages, pictures = [page], study.size
-    for number in range(study.generations):
-        best = user.seen(page, number).argsort()[: study.picks].tolist()
-        genomes = operators.following(
-            [genomes[i] for i in best], [prompt], size=study.size, key=f"{key}/{number}"
+    first = user.distances(sample_genomes(model, genomes).tensor)
+    known = list(genomes)
+
+    def children(best: list[int], number: int) -> Tensor:
+        genomes[:] = operators.following(
+            [known[i] for i in best], [prompt], size=study.size, key=f"{key}/{number}"
         )
-        new = user.distances(sample_genomes(model, genomes[len(best) :]).tensor)
-        page = torch.cat([page[best], new])
-        pages.append(page)
-        pictures += len(new)
+        new = genomes[len(best) :]
+        known.extend(new)
+        return user.distances(sample_genomes(model, new).tensor)
+
+    evolved, pictures = user.walk(first, children)
     others = [Genome.of_seed(derived_seed(key, i), prompt) for i in range(study.size, pictures)]
-    searched = user.distances(sample_genomes(model, others).tensor) if others else page[:0]
-    return (
-        user.last_choice(pages),
-        user.last_choice([pages[0], *searched.split(study.size)] if others else pages[:1]),
-        user.last_choice(pages[:1]),
-        pictures,
-        deviation(genomes, model.shape),
-    )
+    random = user.distances(sample_genomes(model, others).tensor).split(study.size - study.picks)
+    searched, _ = user.walk(first, lambda best, number: random[number])
+    start = user.last_choice(first, [range(study.size)])
+    return evolved, searched, start, pictures, deviation(genomes, model.shape)
 
 
 def save_evolution(found: Found, path: Path) -> None:

@@ -12,7 +12,9 @@ from sfumato.cli.options import Device, ModelPath, Record, SamplingOptions, Seed
 from sfumato.cli.show import log, log_wrapped, new_table, open_model, print_table, unused
 
 if TYPE_CHECKING:
-    from sfumato.bench.evolution import Study
+    from sfumato.bench.evolution import Found, Study
+
+PROMPT = "A handwritten digit 7"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,13 @@ class UserOptions:
 
 def evolution(
     model: ModelPath,
-    prompt: Annotated[str, typer.Argument(help="In quotes.")] = "A handwritten digit 7",
+    prompt: Annotated[
+        str | None,
+        typer.Argument(
+            help=f"In quotes; else '{PROMPT}', or none for a CAN without classes.",
+            show_default=False,
+        ),
+    ] = None,
     *,
     users: UserOptions,
     operators: OperatorOptions,
@@ -63,6 +71,8 @@ def evolution(
     opened = open_model(model, device, can=True, **sampling.changes())
     from sfumato.bench.evolution import measure_evolution, save_evolution
 
+    if prompt is None:
+        prompt = PROMPT if getattr(opened, "conditional", True) else opened.examples()[0][0]
     found = measure_evolution(opened, prompt, study, chosen, on_user=Progress().of("users"))
     table = new_table(["", "distance to the target"])
     for name, values in (
@@ -72,13 +82,18 @@ def evolution(
     ):
         table.add_row(name, f"{mean(values):.3f}")
     print_table(table)
-    log_wrapped(
-        f"{study.targets} users, {min(found.pictures)} to {max(found.pictures)} pictures each, "
-        f"either way. Nearer by evolution: {found.difference}, interval over users, where 1 is the "
-        f"spread of an attribute over images of '{prompt}'; for {found.nearer} of the users. "
-        f"Deviation of the noise at the end {found.deviation:.3f}."
-    )
+    log_wrapped(_summary(found, study, prompt))
     if out is not None:
         path = unused(out)
         save_evolution(found, path)
         log(f"Record  {path}")
+
+
+def _summary(found: "Found", study: "Study", prompt: str) -> str:
+    whose = f"images of '{prompt}'" if prompt else "its images"
+    return (
+        f"{study.targets} users, {min(found.pictures)} to {max(found.pictures)} pictures each, "
+        f"either way. Nearer by evolution: {found.difference}, interval over users, where 1 is the "
+        f"spread of an attribute over {whose}; for {found.nearer} of the users. "
+        f"Deviation of the noise at the end {found.deviation:.3f}."
+    )

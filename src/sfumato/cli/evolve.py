@@ -105,7 +105,7 @@ def evolve(
         else:
             captions = prompts or opened.examples()[0]
             history = _begin(opened, captions, out, operators.size, settings, seed, start)
-        number = len(history.generations) - 1 if generation is None else generation
+        number = history.number(generation)
         if picks is None and sys.stdin.isatty():
             _ask(history, number)
             return

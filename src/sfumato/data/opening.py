@@ -157,6 +157,14 @@ def same_source(one: str, other: str) -> bool:
     )
 
 
+def same_images(one: DataConfig, other: DataConfig) -> bool:
+    """Whether both train on the same images of the same source, as far as their settings say."""
+    names = ("split_seed", "test_share", "also_train")
+    return same_source(one.source, other.source) and all(
+        getattr(one, name) == getattr(other, name) for name in names
+    )
+
+
 def source_identity(config: DataConfig) -> str:
     """A name for folders and keys that changes with the data: words of the source and a digest of
     its files' names and sizes."""

@@ -141,15 +141,10 @@ class Evolution:
         """Sample the generation that follows from `picks`, numbers from 1, of a generation, the
         newest unless given. Returns its number: that of the one there already for the same picks.
 
-        All picked are parents; up to half of a generation's size of them are kept. No picks: all
-        are new. `InputError` for a number that is not there.
+        Up to half of a generation's size of the picked are kept; they are parents in turn, those
+        that are not kept first. No picks: all are new. `InputError` for a number that is not there.
         """
-        parent = len(self.generations) - 1 if generation is None else generation
-        if not 0 <= parent < len(self.generations):
-            raise InputError(
-                f"There is no generation {parent}.",
-                hint=f"Give 0 to {len(self.generations) - 1}.",
-            )
+        parent = self.number(generation)
         size = self.about["size"]
         for pick in picks:
             if not 1 <= pick <= size:
@@ -171,6 +166,14 @@ class Evolution:
             kept=min(len(parents), size // 2),
             key=key,
         )
+
+    def number(self, generation: int | None = None) -> int:
+        """`generation`, the newest unless given; `InputError` for one that is not there."""
+        newest = len(self.generations) - 1
+        number = newest if generation is None else generation
+        if not 0 <= number <= newest:
+            raise InputError(f"There is no generation {number}.", hint=f"Give 0 to {newest}.")
+        return number
 
     def _add(self, genomes: Sequence[Genome], **about: Any) -> int:
         """Sample the images that are not there yet, then write the tree and the grid."""

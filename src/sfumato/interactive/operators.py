@@ -19,7 +19,7 @@ class Operators:
     it by `angle` degrees towards a new seed, so noise stays N(0, I).
 
     `deepie`: uniform crossover and additive Gaussian mutation of `scale` of DeepIE (Bontrager et
-    al. 2018), whose noise grows. Half of the children have two parents, where two were picked;
+    al. 2018), whose noise grows. Every second child has two parents, where two were picked;
     every child is mutated. `newcomers`: new ones in every generation.
     """
 
@@ -61,10 +61,12 @@ class Operators:
         self, parents: Sequence[Genome], prompts: Sequence[str], *, size: int, key: str
     ) -> list[Genome]:
         """The next generation: the first parents, up to half of `size`, then children, then
-        newcomers with `prompts` in turn; without parents all are newcomers."""
+        newcomers with `prompts` in turn; without parents all are newcomers. First parents of the
+        children are those that are not kept, then those that are, in turn."""
         kept = list(parents[: size // 2])
         newcomers = self.newcomers if parents else size
-        children = [self.child(parents, i, key) for i in range(size - len(kept) - newcomers)]
+        order = [*parents[len(kept) :], *kept]
+        children = [self.child(order, i, key) for i in range(size - len(kept) - newcomers)]
         new = [
             self.founder(derived_seed(key, index, "newcomer"), prompts[index % len(prompts)])
             for index in range(newcomers)
@@ -72,11 +74,13 @@ class Operators:
         return kept + children + new
 
     def child(self, parents: Sequence[Genome], index: int, key: str) -> Genome:
-        """Child `index` of a generation, whose randomness is that of `key`."""
+        """Child `index` of a generation, whose randomness is that of `key`: of the parents in turn,
+        every second one with another parent too."""
         generator = torch.Generator().manual_seed(derived_seed(key, index, "parents"))
-        first = parents[index % len(parents)]
+        turn, place = divmod(index, len(parents))
+        first = parents[place]
         others = [one for one in parents if one is not first]
-        if others and (index // len(parents)) % 2 == 0:
+        if others and (turn + place) % 2 == 0:  # the other half of the parents in the next turn
             other = others[int(torch.randint(len(others), (1,), generator=generator))]
             first = self._crossed(first, other, derived_seed(key, index, "crossover"))
         return self._mutated(first, derived_seed(key, index, "mutation"))

@@ -5,7 +5,7 @@ by one classifier that is neither's.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, ClassVar
@@ -14,7 +14,10 @@ from sfumato.base.errors import InputError
 from sfumato.base.files import sibling
 from sfumato.base.lock import locked
 from sfumato.base.section import Section
+from sfumato.config.overrides import flattened
+from sfumato.config.schema import load_experiment
 from sfumato.config.sections import DataConfig
+from sfumato.data.opening import same_images, source_name
 from sfumato.evaluation.card import Spread
 from sfumato.evaluation.image_set import ImageSet, OnImages
 from sfumato.evaluation.metrics.intervals import Estimate
@@ -61,7 +64,8 @@ class ModelMetrics(SetMetrics):
     """One model: its size, its training, its images."""
 
     label: str
-    """Experiment, and guidance scale or classes: runs of one label differ in their seeds."""
+    """Experiment, guidance scale or classes, and settings that tell it from others of that name:
+    runs of one label differ in their seeds."""
     conditional: bool
     """Whether it draws what it is asked for: a CAN with classes, diffusion but for w = 0."""
     kind: str
@@ -93,7 +97,7 @@ class Comparison(StudyCard):
     """
 
     NAME: ClassVar[str] = "comparison"
-    FORMAT: ClassVar[int] = 1
+    FORMAT: ClassVar[int] = 2
 
     models: list[ModelMetrics]
     groups: dict[str, dict[str, Spread]]
@@ -112,6 +116,7 @@ class _Subject:
     """A model with its images; `earlier`: the same at older checkpoints."""
 
     model: Model
+    label: str
     images: ImageSet
     earlier: Sequence[tuple[Model, ImageSet]]
 
@@ -129,13 +134,18 @@ def measure_comparison(
 
     `models`: at the guidance scales that they are set to; `data`: the real images, else those of
     the first. The card lies in `base`, or in `base`-2, ... where that holds another; images lie in
-    `base`-images and are not sampled again. `InputError` for less than two models, the same one
-    twice, models of other images, and data without classes.
+    `base`-images and are not sampled again. `InputError` for less than two models, the same one or
+    the same seed of one label twice, models trained on other images, and data without classes.
     """
     _check(models)
+    labels = labels_of(models)
+    _check_seeds(models, labels)
     study = Study.of(models[0], config, data=data, log=log)
     store = sibling(base, "images")
-    subjects = [_subject(model, study, config, store) for model in models]
+    subjects = [
+        _subject(model, label, study, config, store)
+        for model, label in zip(models, labels, strict=True)
+    ]
     sets = [one for own in subjects for one in (own.images, *(s for _, s in own.earlier))]
     request = {"images": [one.key for one in sets], **study.request()}
     folder, known = Comparison.at(base, request, log)
@@ -166,9 +176,42 @@ def _check(models: Sequence[Model]) -> None:
             f"The models make images of different shapes: {sizes}.",
             hint="Train all on the same data at the same resolution.",
         )
+    known = [model.data for model in models if model.data is not None]
+    for data in known[1:]:
+        if not same_images(known[0], data):
+            raise InputError(
+                f"The models were trained on different images: {_data_words(known[0])}; and "
+                f"{_data_words(data)}.",
+                hint="Train all with the same source, split_seed, test_share and also_train.",
+            )
 
 
-def _subject(model: Model, study: Study, config: ComparisonConfig, store: Path) -> _Subject:
+def _data_words(data: DataConfig) -> str:
+    also = f", also_train {' '.join(data.also_train)}" if data.also_train else ""
+    return (
+        f"'{source_name(data)}', split_seed {data.split_seed}, test_share {data.test_share:g}{also}"
+    )
+
+
+def _check_seeds(models: Sequence[Model], labels: Sequence[str]) -> None:
+    known = set()
+    for model, label in zip(models, labels, strict=True):
+        seed = _seed(model)
+        if (label, seed) in known:
+            raise InputError(
+                f"Two runs of '{label}' have the seed {seed}: they do not differ as seeds do.",
+                hint="Leave one of them out, or train it with another --seed.",
+            )
+        known.add((label, seed))
+
+
+def _seed(model: Model) -> int:
+    return model.provenance.get("seed", 0)
+
+
+def _subject(
+    model: Model, label: str, study: Study, config: ComparisonConfig, store: Path
+) -> _Subject:
     prompts = study.prompts
     if isinstance(model, CanModel) and not model.conditional:
         prompts = PromptSet(prompts=[NULL] * len(prompts))
@@ -178,6 +221,7 @@ def _subject(model: Model, study: Study, config: ComparisonConfig, store: Path) 
         earlier = [at_checkpoint(model, count) for count in counts if count < seen]
     return _Subject(
         model=model,
+        label=label,
         images=study.sampled(model, store, prompts),
         earlier=[(one, study.sampled(one, store, prompts)) for one in earlier],
     )
@@ -222,10 +266,10 @@ def _metrics(study: Study, subject: _Subject, scores: Scores) -> ModelMetrics:
     return ModelMetrics.of(
         images,
         scores.metrics,
-        label=_label(model),
+        label=subject.label,
         kind=_kind(model),
         conditional=_conditional(model),
-        seed=model.provenance.get("seed", 0),
+        seed=_seed(model),
         parameters=sum(one.numel() for one in model.network.parameters()),
         images_seen=seen,
         core_seconds=seconds,
@@ -237,7 +281,44 @@ def _metrics(study: Study, subject: _Subject, scores: Scores) -> ModelMetrics:
     )
 
 
-def _label(model: Model) -> str:
+def labels_of(models: Sequence[Model]) -> list[str]:
+    """Of each model; where several have one name, with the settings in which they differ: `can,
+    training.ambiguity_weight = 0`. An export does not say how it was trained: its weights do."""
+    names = [_name(model) for model in models]
+    settings = [None if model.folder is None else _settings(model) for model in models]
+    found = []
+    for name, own, model in zip(names, settings, models, strict=True):
+        alike = [one for other, one in zip(names, settings, strict=True) if other == name]
+        if own is not None:
+            runs = [one for one in alike if one is not None]
+            more = [
+                f"{key} = {value}"
+                for key, value in own.items()
+                if any(one.get(key, ...) != value for one in runs)
+            ]
+        else:
+            weights = str(model.provenance.get("weights_sha256"))
+            more = [f"weights {weights[:8]}"] if len(alike) > 1 else []
+        found.append(", ".join([name, *more]))
+    return found
+
+
+def _settings(model: Model) -> dict[str, Any]:
+    """What a run was trained with, but its seed, and how it samples, by dotted name."""
+    assert model.folder is not None
+    experiment = load_experiment(model.folder / "experiment.yaml")
+    changeable = experiment.changeable_on_resume
+    left_out = ["seed", "data.source", *(k for k, why in changeable.items() if why != "length")]
+    known = {
+        key: value
+        for key, value in flattened(experiment.model_dump(mode="json")).items()
+        if not any(key == name or key.startswith(f"{name}.") for name in left_out)
+    }
+    images = {"images seen": model.provenance["images_seen"]}
+    return {**known, **flattened({"sampling": asdict(model.sampling)}), **images}
+
+
+def _name(model: Model) -> str:
     """`can`, `can, classes`, `mnist, w = 2`."""
     name = model.provenance.get("experiment", "model")
     if isinstance(model, CanModel):
@@ -295,7 +376,7 @@ def _claims(measured: Sequence[Measured], models: Sequence[ModelMetrics]) -> lis
         for label, cans in sides.get((True, conditional), {}).items():
             found += [claim_of(diffusions, cans) for diffusions in partners.values()]
             if not partners:
-                scale = "w = 1 or more" if conditional else "w = 0"
+                scale = "w > 0" if conditional else "w = 0"
                 why = f"No diffusion model at {scale} was given, as PATH@{int(conditional)} does."
                 claim = f"Diffusion substantially outperforms {label}"
                 found.append(Claim.undecided(label, claim, why))

@@ -88,9 +88,29 @@ def times_of(diffusion: Measured, can: Measured) -> float | None:
     return diffusion.core_seconds / can.core_seconds if known else None
 
 
+def _pairs(
+    diffusions: Sequence[Measured], cans: Sequence[Measured]
+) -> tuple[list[tuple[Measured, Measured]], str]:
+    """As many runs on both sides: in the order of their seeds. Else those of the same seed, and a
+    sentence on the others."""
+    if len(diffusions) == len(cans):
+        return list(zip(diffusions, cans, strict=True)), ""
+    pairs = [(a, b) for a in diffusions for b in cans if a.seed == b.seed]
+    paired = {a.seed for a, _ in pairs}
+    alone = [
+        f"{one.label}, seed {one.seed}" for one in (*diffusions, *cans) if one.seed not in paired
+    ]
+    return pairs, f" Not paired: {'; '.join(alone)}."
+
+
 def claim_of(diffusions: Sequence[Measured], cans: Sequence[Measured]) -> Claim:
-    """Of two groups of runs that differ in their seeds, paired in the order of these."""
-    pairs = list(zip(diffusions, cans, strict=False))
+    """Of two groups of runs that differ in their seeds; undecided where there is no pair."""
+    first, second = diffusions[0], cans[0]
+    key = f"{first.label} / {second.label}"
+    claim = f"{first.label} substantially outperforms {second.label}"
+    pairs, alone = _pairs(diffusions, cans)
+    if not pairs:
+        return Claim.undecided(key, claim, f"No two runs have the same seed.{alone}")
     first, second = pairs[0]
     found = [effects_of(*pair) for pair in pairs]
     verdicts = [
@@ -112,10 +132,10 @@ def claim_of(diffusions: Sequence[Measured], cans: Sequence[Measured]) -> Claim:
     if wins:
         sentence += f" The CAN is better by: {', '.join(wins)}."
     return Claim(
-        key=f"{first.label} / {second.label}",
-        claim=f"{first.label} substantially outperforms {second.label}",
+        key=key,
+        claim=claim,
         verdict=agreed,
-        sentence=sentence,
+        sentence=sentence + alone,
         effects=found[0],
         figure="comparison.png",
     )

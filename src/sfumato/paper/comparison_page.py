@@ -91,7 +91,7 @@ def table_rows(found: "Comparison") -> list[list[str]]:
 
 
 def _row(one: "ModelMetrics") -> list[str]:
-    seconds = "" if one.core_seconds is None else f"{one.core_seconds:,.0f}"
+    seconds = "not known" if one.core_seconds is None else f"{one.core_seconds:,.0f}"
     if one.device not in ("", "core"):
         seconds += f" s of {one.device}"
     return [
@@ -114,8 +114,9 @@ def markdown(found: "Comparison") -> str:
         f"{found.classifier.identity}; real: {found.reference_count:,} of {found.reference}. "
         "Style ambiguity is the entropy of that classifier over log K, novelty the distance to the "
         "nearest training image over that of real test images; all features are the classifier's. "
-        "Core-seconds are those of training, by the run's own records. A verdict needs training "
-        "times that differ by 1.25 times at most, or the better side with less."
+        "Core-seconds are those of training, by the run's own records; those of a run that goes on "
+        "from another model, or that is in an autoencoder's latents, are not known. A verdict "
+        "needs training times that differ by 1.25 times at most, or the better side with less."
     )
     made = f"sfumato {found.sfumato}, torch {found.hardware['torch']}, {found.date}."
     return "\n\n".join([how, table, claims, found.rule, made]) + "\n"

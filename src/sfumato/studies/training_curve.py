@@ -14,6 +14,7 @@ from sfumato.base.files import sibling
 from sfumato.base.lock import locked
 from sfumato.base.words import counted
 from sfumato.config.sections import DataConfig
+from sfumato.data.opening import same_images
 from sfumato.data.records import load_records
 from sfumato.data.survey import resolve
 from sfumato.evaluation.image_set import ImageSet, OnImages
@@ -129,7 +130,10 @@ def _losses(
         return [{} for _ in models]
     data = resolve(study.reference.data)
     parts = {"test": study.reference.records}
-    if data.loading == "stream":
+    own = models[-1].data
+    if own is None or not same_images(own, data):
+        log("Left out: losses on training images, since the model was trained on others.")
+    elif data.loading == "stream":
         log("Left out: losses on training images, which are streamed.")
     else:
         parts["train"] = load_records(data, "train")

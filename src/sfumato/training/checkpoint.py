@@ -2,7 +2,7 @@
 
 A checkpoint is a folder `images-000012800/` with one safetensors file for each part of the
 objective and a `state.json` that holds the clock, the hooks' state, the sha256 of every file, and
-the versions and threads it was made with.
+the versions, threads, kind of device and number of processes it was made with.
 """
 
 import warnings

@@ -164,6 +164,8 @@ class Run:
             extra={
                 "step": self.step,
                 "ended_early": self.ended_early,
+                "device": self.device.type,
+                "processes": self.world.size,
                 "position": asdict(self.batches.order.position(self.images_seen)),
                 "hooks": {type(hook).__name__: hook.state() for hook in self.hooks},
                 **self.provenance,
