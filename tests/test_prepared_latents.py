@@ -9,6 +9,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from sfumato.base.errors import ConfigError, DamagedDataError, InputError
+from sfumato.base.files import sha256_of_file
 from sfumato.base.images import to_pil
 from sfumato.config.sections import DataConfig
 from sfumato.data.latents import drawn, read_latents, write_latents
@@ -154,6 +155,40 @@ def test_latents_that_do_not_fit_are_refused(
     (copied / "prepared.json").write_text((copied / "prepared.json").read_text() + " ")
     with refused(InputError):
         read_latents(copied)
+
+
+def test_a_run_goes_on_with_what_it_recorded(
+    prepared: Path, stand_in: Path, tmp_path: Path, refused
+) -> None:
+    """Latents exactly if it was trained on them, whatever lies there now."""
+    folder, away = tmp_path / "prepared", tmp_path / "away"
+    shutil.copytree(prepared, folder)
+    latents = folder / "latents"
+    own = (f"data.source={folder}", f"codec.vae={stand_in}", f"codec.posterior={prepared.name}")
+    experiment = tiny(*VAE_SETTINGS, *own)
+
+    def interrupted(name: str) -> Path:
+        with pytest.raises(SystemExit):
+            run_experiment(experiment, tmp_path / name, hooks=[StopAfter(5)])
+        return tmp_path / name
+
+    with_latents = interrupted("with")
+    assert prepare_run(experiment, with_latents).notes["latents"] == sha256_of_file(
+        latents / "latents.json"
+    )
+    latents.rename(away)
+    with refused(ConfigError):  # gone
+        run_experiment(experiment, with_latents)
+    without = interrupted("without")
+    whole = run_experiment(experiment, tmp_path / "whole")
+    assert whole.notes["latents"] == ""
+    shutil.copytree(away, latents)
+    about = json.loads((latents / "latents.json").read_text())
+    (latents / "latents.json").write_text(json.dumps(about) + " ")
+    with refused(ConfigError):  # others
+        run_experiment(experiment, with_latents)
+    run_experiment(experiment, without)
+    assert equal_states(final_state(without), final_state(tmp_path / "whole"))
 
 
 def test_latents_that_are_not_finite_are_refused(pictures: Path, tmp_path: Path, refused) -> None:

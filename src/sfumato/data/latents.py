@@ -108,9 +108,11 @@ def _check_finite(latents: Tensor, start: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedLatents:
-    """Latents of all images of a prepared folder; `values` (N, 2, P, C, H, W) bfloat16, mapped."""
+    """Latents of all images of a prepared folder; `values` (N, 2, P, C, H, W) bfloat16, mapped;
+    `sha256`: of latents.json, and so of them."""
 
     folder: Path
+    sha256: str
     manifest: LatentsManifest
     values: Tensor
 
@@ -156,7 +158,12 @@ def read_latents(prepared: Path) -> PreparedLatents | None:
             raise _damaged(folder / LATENTS)
         start += count
     bits = torch.from_numpy(array)
-    return PreparedLatents(folder=folder, manifest=manifest, values=bits.view(torch.bfloat16))
+    return PreparedLatents(
+        folder=folder,
+        sha256=sha256_of_file(folder / ABOUT),
+        manifest=manifest,
+        values=bits.view(torch.bfloat16),
+    )
 
 
 def drawn(latents: Tensor, flips: Tensor | None, noise: Tensor | None) -> Tensor:

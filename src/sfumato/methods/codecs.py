@@ -1,5 +1,6 @@
 """The codec of a run: made of its settings, fitted to its images, or its origin's."""
 
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from sfumato.base.files import whole_folder
 from sfumato.base.weights import weights_digest
 from sfumato.config.schema import DiffusionExperiment, load_experiment
 from sfumato.config.sections import DataConfig
+from sfumato.data.latents import FOLDER as LATENTS_FOLDER
 from sfumato.data.latents import PreparedLatents, read_latents
 from sfumato.data.loaders import training_batches
 from sfumato.data.prepared import MappedImages
@@ -36,10 +38,12 @@ def open_codec(
     folder: Path,
     records: Records | StreamedRecords,
     *,
+    latents: PreparedLatents | None,
     device: torch.device,
     world: World,
 ) -> Codec:
-    """The codec of the run in `folder`: that of its checkpoints, of its origin, or a new one.
+    """The codec of the run in `folder`: that of its checkpoints, of its origin, of the `latents`
+    that it is trained on, or a new one.
 
     Rank 0 fits it, and all ranks have the same numbers. `ConfigError` for a VAE of other sizes than
     the settings say, and in several processes.
@@ -52,7 +56,7 @@ def open_codec(
             "codec.kind=vae is trained in one process.",
             hint="Start it without torchrun and without --processes.",
         )
-    codec = _of_run(experiment, folder, records, device) if world.is_main else None
+    codec = _of_run(experiment, folder, records, latents, device) if world.is_main else None
     if world.size > 1:
         shared = {} if codec is None else codec.to_dict()
         return codec_from_dict(world.share({"codec": shared}, device)["codec"])
@@ -64,6 +68,7 @@ def _of_run(
     experiment: DiffusionExperiment,
     folder: Path,
     records: Records | StreamedRecords,
+    latents: PreparedLatents | None,
     device: torch.device,
 ) -> Codec:
     checkpoint = Checkpoints(folder / "checkpoints").latest()
@@ -72,7 +77,6 @@ def _of_run(
     if experiment.origin is not None:
         return _placed(open_origin(experiment.origin.model).codec, device)
     settings, data = experiment.codec, experiment.data
-    latents = latents_of(experiment)
     if latents is not None:
         return _placed(_of_latents(experiment, latents), device)
     if settings.kind == "vae":
@@ -92,57 +96,106 @@ def _of_latents(experiment: DiffusionExperiment, latents: PreparedLatents) -> Co
     """The codec of prepared latents; `ConfigError` where the settings ask for another."""
     settings, manifest = experiment.codec, latents.manifest
     if settings.kind != manifest.codec["codec"]:
-        raise _other_codec(latents, f"codec.kind={settings.kind} asks for")
+        raise _other_codec(latents, f"codec.kind={settings.kind} asks for", experiment)
     codec = latents.codec()
     if isinstance(codec, VaeCodec):
         _check_vae(codec.vae.config, experiment)
         given = weights_digest(open_vae(settings.vae)).hexdigest()
         if given not in (manifest.made_from, manifest.codec["sha256"]):
-            raise _other_codec(latents, settings.vae)
+            raise _other_codec(latents, settings.vae, experiment)
         if codec.samples != (settings.posterior == "sample"):
-            raise _other_codec(latents, f"codec.posterior={settings.posterior} asks for")
+            asked = f"codec.posterior={settings.posterior} asks for"
+            raise _other_codec(latents, asked, experiment)
     elif (codec.factor, manifest.shape[3]) != (settings.factor, settings.channels):
         asked = f"codec.factor={settings.factor}, codec.channels={settings.channels}"
-        raise _other_codec(latents, f"{asked} ask for")
+        raise _other_codec(latents, f"{asked} ask for", experiment)
     return codec
 
 
-def latents_of(experiment: DiffusionExperiment) -> PreparedLatents | None:
-    """The latents beside the prepared images of an experiment that trains on latents of images;
-    None where it does not, or has none."""
+def latents_of(
+    experiment: DiffusionExperiment, folder: Path, *, device: torch.device, world: World
+) -> PreparedLatents | None:
+    """The prepared latents that the run in `folder` is trained on: those that its checkpoints
+    record, or in a new run those beside its images; None where it encodes images itself.
+
+    `ConfigError` where the recorded ones are gone, or others lie there now.
+    """
     if experiment.codec.kind == "pixel" or experiment.distillation is not None:
         return None
-    folder = Path(experiment.data.source).expanduser()
-    return read_latents(folder) if folder.is_dir() else None
+    recorded = _recorded_latents(folder) if world.is_main else None
+    if world.size > 1:
+        recorded = world.share({"latents": recorded}, device)["latents"]
+    if recorded == "":
+        return None
+    source = Path(experiment.data.source).expanduser()
+    latents = read_latents(source) if source.is_dir() else None
+    found = "" if latents is None else latents.sha256
+    world.agree("latents", latents=found)
+    if recorded not in (None, found):
+        wrong = "are gone" if latents is None else "have changed"
+        raise ConfigError(
+            f"{folder} was trained on the latents in {source / LATENTS_FOLDER}, which {wrong}.",
+            hint="Restore that folder, or make it again with the command that made it. Or start "
+            "a new run with another --out.",
+        )
+    return latents
+
+
+def codec_notes(codec: Codec, latents: PreparedLatents | None) -> dict[str, Any]:
+    """What the checkpoints of a run say of its codec, and of the latents that it is trained on."""
+    return {"codec": codec.to_dict(), "latents": "" if latents is None else latents.sha256}
+
+
+def _recorded_latents(folder: Path) -> str | None:
+    """The hash of the latents that a run was trained on, "" for none; None for a new run."""
+    checkpoint = Checkpoints(folder / "checkpoints").latest()
+    return None if checkpoint is None else checkpoint.state.get("latents", "")
 
 
 def prepared_records(
-    experiment: DiffusionExperiment, records: Records | StreamedRecords, codec: Codec
+    experiment: DiffusionExperiment,
+    records: Records | StreamedRecords,
+    codec: Codec,
+    latents: PreparedLatents | None,
 ) -> Records | StreamedRecords:
-    """`records` with latents in place of images, where they were prepared. `ConfigError` where
+    """`records` with `latents` in place of images, where there are some. `ConfigError` where
     another codec made them."""
-    latents = latents_of(experiment)
     if latents is None:
         return records
     if not latents.manifest.is_of(codec):
-        raise _other_codec(latents, "the codec of this run")
+        raise _other_codec(latents, "the codec of this run", experiment)
     assert isinstance(records, Records)
     assert isinstance(records.images, MappedImages)
     return replace(records, images=latents.of(records.images))
 
 
-def _other_codec(latents: PreparedLatents, asked: str) -> ConfigError:
+def _other_codec(
+    latents: PreparedLatents, asked: str, experiment: DiffusionExperiment
+) -> ConfigError:
     made, (channels, side) = latents.manifest.codec, latents.manifest.shape[3:5]
-    settings = [f"codec.kind={made['codec']}", f"codec.channels={channels}"]
+    assert isinstance(experiment.data.resolution, int)
+    settings = {
+        "codec.kind": made["codec"],
+        "codec.factor": experiment.data.resolution // side,
+        "codec.channels": channels,
+    }
     if made["codec"] == "vae":
-        settings += [
-            f"codec.vae={latents.folder}",
-            f"codec.posterior={'sample' if made['samples'] else 'mode'}",
-        ]
+        settings["codec.vae"] = latents.folder
+        settings["codec.posterior"] = "sample" if made["samples"] else "mode"
+    options = set_options(settings)
+    # A run that begins with a model has that model's codec, whatever is set.
+    train = "" if experiment.origin is not None else f"Train on them with {options}. "
     return ConfigError(
         f"{latents.folder} holds latents of another codec than {asked}.",
-        hint=f"They are {side} x {side}, for {', '.join(settings)}. Or prepare the images with "
-        "your codec into a new folder.",
+        hint=f"{train}To train with your codec, move that folder away: the run then encodes the "
+        "images itself.",
+    )
+
+
+def set_options(settings: Mapping[str, Any]) -> str:
+    """`--set` for each of the settings, as a shell takes it."""
+    return shlex.join(
+        part for name, value in settings.items() for part in ("--set", f"{name}={value}")
     )
 
 
