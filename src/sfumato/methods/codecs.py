@@ -1,10 +1,9 @@
 """The codec of a run: made of its settings, fitted to its images, or its origin's."""
 
-import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from torch import Tensor
 from sfumato.base.errors import ConfigError, InputError
 from sfumato.base.files import whole_folder
 from sfumato.base.weights import weights_digest
+from sfumato.base.words import set_options
 from sfumato.config.schema import DiffusionExperiment, load_experiment
 from sfumato.config.sections import DataConfig
 from sfumato.data.latents import FOLDER as LATENTS_FOLDER
@@ -22,7 +22,14 @@ from sfumato.data.records import Records, load_records
 from sfumato.data.streaming.decoder import StreamedRecords
 from sfumato.generation.origin_weights import open_origin
 from sfumato.generation.runs import chosen_checkpoint, recorded_codec
-from sfumato.models.codec import Codec, PixelCodec, VaeCodec, codec_from_dict, vae_factor
+from sfumato.models.codec import (
+    Codec,
+    PixelCodec,
+    VaeCodec,
+    check_takes,
+    codec_from_dict,
+    vae_factor,
+)
 from sfumato.models.codec_fitting import fit_linear_codec
 from sfumato.models.vae import VAE, fit_vae_codec, open_vae
 from sfumato.training.checkpoint import Checkpoints
@@ -192,13 +199,6 @@ def _other_codec(
     )
 
 
-def set_options(settings: Mapping[str, Any]) -> str:
-    """`--set` for each of the settings, as a shell takes it."""
-    return shlex.join(
-        part for name, value in settings.items() for part in ("--set", f"{name}={value}")
-    )
-
-
 def _placed(codec: Codec, device: torch.device) -> Codec:
     if isinstance(codec, VaeCodec):
         codec.vae.to(device)
@@ -222,27 +222,58 @@ def _check_vae(vae: Mapping[str, Any], experiment: DiffusionExperiment) -> None:
         )
 
 
-def codec_to_prepare(name: str, data: DataConfig, *, samples: bool) -> tuple[Codec, str]:
+def codec_to_prepare(
+    name: str, data: DataConfig, *, posterior: Literal["mode", "sample"] | None = None
+) -> tuple[Codec, str]:
     """The codec of a run by its folder, or a VAE by its folder or Hub name with its latents
     normalised over the training images of prepared `data`; and the hash of the VAE as it was.
 
-    `samples`: whether training is to draw from the posterior. `InputError` for a run without a
-    codec of latents.
+    `posterior`: whether training is to draw from it; None for that of the run, or the mode.
+    `InputError` for a run without a codec of latents or with another posterior, and for a codec
+    that does not take these images.
     """
-    experiment_file = Path(name).expanduser() / "experiment.yaml"
-    experiment = load_experiment(experiment_file) if experiment_file.is_file() else None
+    file = Path(name).expanduser() / "experiment.yaml"
+    experiment = load_experiment(file) if file.is_file() else None
     if isinstance(experiment, DiffusionExperiment):
-        if experiment.codec.kind == "pixel":
-            raise InputError(
-                f"{name} was trained on pixels and has no codec of latents.",
-                hint="Give a run of `sfumato train vae`, or of training with codec.kind.",
-            )
-        codec = recorded_codec(chosen_checkpoint(Path(name).expanduser(), None), experiment)
-        return codec, codec.to_dict().get("sha256", "")
+        codec, made_from = _codec_of_run(name, experiment)
+        if posterior not in (None, "sample" if codec.samples else "mode"):
+            raise _other_posterior(name, codec)
+        _check_images(codec, data)
+        return codec, made_from
     vae = open_vae(name)
+    _check_images(VaeCodec(vae), data)
     made_from = weights_digest(vae).hexdigest()
     images = training_images(data, load_records(data, "train"), seed=0, most=VAE_IMAGES)
-    return fit_vae_codec(vae, images, samples=samples), made_from
+    return fit_vae_codec(vae, images, samples=posterior == "sample"), made_from
+
+
+def _codec_of_run(name: str, experiment: DiffusionExperiment) -> tuple[Codec, str]:
+    if experiment.codec.kind == "pixel":
+        raise InputError(
+            f"{name} was trained on pixels and has no codec of latents.",
+            hint="Give a run of `sfumato train vae`, or of training with codec.kind.",
+        )
+    codec = recorded_codec(chosen_checkpoint(Path(name).expanduser(), None), experiment)
+    return codec, codec.to_dict().get("sha256", "")
+
+
+def _other_posterior(name: str, codec: Codec) -> InputError:
+    if isinstance(codec, VaeCodec):
+        own = "sample" if codec.samples else "mode"
+        return InputError(
+            f"{name} is a run with codec.posterior={own}, and its latents are prepared for that.",
+            hint="Leave out --posterior, or give the VAE that the run began with.",
+        )
+    return InputError(
+        f"{name} is a run with codec.kind=linear, whose latents have no posterior to draw from.",
+        hint="Leave out --posterior.",
+    )
+
+
+def _check_images(codec: Codec, data: DataConfig) -> None:
+    assert isinstance(data.channels, int)
+    assert isinstance(data.resolution, int)
+    check_takes(codec, (data.channels, data.resolution, data.resolution))
 
 
 def keep_codec(codec: Codec, folder: Path) -> None:
