@@ -1,6 +1,7 @@
 """Latents prepared once: what is written, what training sees of them, what is refused."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from sfumato.base.errors import ConfigError, DamagedDataError, InputError
+from sfumato.base.files import sha256_of_file
 from sfumato.base.images import to_pil
 from sfumato.config.sections import DataConfig
 from sfumato.data.latents import drawn, read_latents, write_latents
@@ -16,6 +18,7 @@ from sfumato.data.prepare import prepare
 from sfumato.data.prepared import mapped_images
 from sfumato.data.records import load_records
 from sfumato.generation.loading import load
+from sfumato.methods import codecs
 from sfumato.methods.codecs import codec_to_prepare
 from sfumato.methods.registry import prepare_run, run_experiment
 from sfumato.models.codec import LinearCodec, VaeCodec
@@ -58,7 +61,7 @@ def prepared(request, pictures: Path, stand_in: Path, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("prepared") / request.param
     prepare(DataConfig(source=str(pictures), resolution=16, channels=1), folder)
     data = DataConfig(source=str(folder), resolution=16, channels=1, caption=("{label}",))
-    codec, made_from = codec_to_prepare(str(stand_in), data, samples=request.param == "sample")
+    codec, made_from = codec_to_prepare(str(stand_in), data, posterior=request.param)
     write_latents(folder, codec, made_from=made_from)
     return folder
 
@@ -156,6 +159,44 @@ def test_latents_that_do_not_fit_are_refused(
         read_latents(copied)
 
 
+def test_a_run_goes_on_with_what_it_recorded(
+    prepared: Path, stand_in: Path, tmp_path: Path, refused, monkeypatch
+) -> None:
+    """Latents exactly if it was trained on them, whatever lies there now."""
+    folder, away = tmp_path / "prepared", tmp_path / "away"
+    shutil.copytree(prepared, folder)
+    latents = folder / "latents"
+    own = (f"data.source={folder}", f"codec.vae={stand_in}", f"codec.posterior={prepared.name}")
+    experiment = tiny(*VAE_SETTINGS, *own)
+
+    def interrupted(name: str) -> Path:
+        with pytest.raises(SystemExit):
+            run_experiment(experiment, tmp_path / name, hooks=[StopAfter(5)])
+        return tmp_path / name
+
+    with monkeypatch.context() as patched:
+        reads = []
+        patched.setattr(codecs, "read_latents", lambda at: reads.append(at) or read_latents(at))
+        with_latents = interrupted("with")
+    assert reads == [folder]  # a read checks the whole file
+    assert prepare_run(experiment, with_latents).notes["latents"] == sha256_of_file(
+        latents / "latents.json"
+    )
+    latents.rename(away)
+    with refused(ConfigError):  # gone
+        run_experiment(experiment, with_latents)
+    without = interrupted("without")
+    whole = run_experiment(experiment, tmp_path / "whole")
+    assert whole.notes["latents"] == ""
+    shutil.copytree(away, latents)
+    about = json.loads((latents / "latents.json").read_text())
+    (latents / "latents.json").write_text(json.dumps(about) + " ")
+    with refused(ConfigError):  # others
+        run_experiment(experiment, with_latents)
+    run_experiment(experiment, without)
+    assert equal_states(final_state(without), final_state(tmp_path / "whole"))
+
+
 def test_latents_that_are_not_finite_are_refused(pictures: Path, tmp_path: Path, refused) -> None:
     prepare(DataConfig(source=str(pictures), resolution=16, channels=1), tmp_path / "out")
     vae = stand_in_vae()
@@ -169,7 +210,9 @@ def test_latents_that_are_not_finite_are_refused(pictures: Path, tmp_path: Path,
         fit_vae_codec(vae, images.split(50), samples=False)
 
 
-def test_latents_of_principal_components(pictures: Path, tmp_path: Path, monkeypatch) -> None:
+def test_latents_of_principal_components(
+    pictures: Path, tmp_path: Path, monkeypatch, refused
+) -> None:
     """Of a run with codec.kind=linear: another run trains on the same numbers."""
     folder = tmp_path / "prepared"
     prepare(DataConfig(source=str(pictures), resolution=16, channels=1), folder)
@@ -177,30 +220,88 @@ def test_latents_of_principal_components(pictures: Path, tmp_path: Path, monkeyp
     settings = (*linear, f"data.source={folder}", "training.images=32")
     run_experiment(tiny(*settings), tmp_path / "first", device="cpu")
     data = tiny(*settings).data
-    codec, made_from = codec_to_prepare(str(tmp_path / "first"), data, samples=False)
+    codec, made_from = codec_to_prepare(str(tmp_path / "first"), data)
     write_latents(folder, codec, made_from=made_from)
     monkeypatch.setattr(LinearCodec, "encode", None)
     run_experiment(tiny(*settings), tmp_path / "second", device="cpu")
     assert load(tmp_path / "second", device="cpu").codec == codec
+    with refused(ConfigError):
+        run_experiment(tiny(*settings, "codec.channels=2"), tmp_path / "other")
 
 
 def test_prepare_codec(sfumato, pictures: Path, stand_in: Path, tmp_path: Path, refused) -> None:
     """The command, again, and with a run on pixels."""
-    command = ("prepare", str(pictures), "out", "--resolution", "16", "--codec", str(stand_in))
+    out = "the out"
+    command = ("prepare", str(pictures), out, "--resolution", "16", "--codec", str(stand_in))
     made = sfumato(*command, cwd=tmp_path)
     assert made.code == 0, made.err
     assert "8x8 latents of 4 numbers" in made.out
-    written = (tmp_path / "out" / "latents" / "latents.npy").stat().st_mtime_ns
+    line = made.out.split("Train on these: ")[1].splitlines()[0]
+    assert shlex.split(line)[:5] == ["sfumato", "train", "PRESET", "--data", out]
+    assert shlex.split(line)[5::2] == ["--set"] * 5
+    assert shlex.split(line)[6::2] == [
+        "data.resolution=16",
+        "codec.kind=vae",
+        "codec.factor=2",
+        "codec.channels=4",
+        f"codec.vae={out}/latents",
+    ]
+    written = (tmp_path / out / "latents" / "latents.npy").stat().st_mtime_ns
     again = sfumato(*command, cwd=tmp_path)
     assert again.code == 0, again.err
-    assert (tmp_path / "out" / "latents" / "latents.npy").stat().st_mtime_ns == written
+    assert (tmp_path / out / "latents" / "latents.npy").stat().st_mtime_ns == written
     other = sfumato(*command, "--posterior", "sample", cwd=tmp_path)
     assert (other.code, "latents of another codec" in other.err) == (2, True)
-    about = json.loads((tmp_path / "out" / "latents" / "latents.json").read_text())
+    about = json.loads((tmp_path / out / "latents" / "latents.json").read_text())
     assert about["shape"][1:] == [2, 1, 4, 8, 8]
     with refused(InputError):
         codec_to_prepare(
             str(Path(__file__).parent / "data" / "small-run"),
             DataConfig(source=str(pictures), caption=("{label}",)),
-            samples=False,
         )
+
+
+def test_codecs_that_do_not_fit_are_refused(pictures: Path, tmp_path: Path, refused) -> None:
+    """Before anything is encoded: of other channels, or with a factor that does not divide."""
+    out = tmp_path / "prepared"
+    prepare(DataConfig(source=str(pictures), resolution=15, channels=1), out)
+    data = DataConfig(source=str(out), resolution=15, channels=1, caption=("{label}",))
+    for channels, posterior in ((3, "mode"), (1, "mode"), (1, "sample")):
+        stand_in_vae(channels=channels).save_pretrained(tmp_path / "vae")
+        with refused(InputError):
+            codec_to_prepare(str(tmp_path / "vae"), data, posterior=posterior)
+        with refused(InputError):
+            write_latents(
+                out, VaeCodec(stand_in_vae(channels=channels), samples=posterior == "sample")
+            )
+    numbers = (1.0,) * 12
+    codec = LinearCodec(
+        factor=2, image_channels=3, basis=(numbers,), mean=numbers, deviation=(1.0,)
+    )
+    with refused(InputError):
+        write_latents(out, codec)
+    assert not (out / "latents").exists()
+
+
+def test_a_posterior_that_is_not_followed_is_refused(
+    prepared: Path, pictures: Path, sfumato, tmp_path: Path, refused
+) -> None:
+    """With a run, whose own setting holds, and without --codec."""
+    own, other = prepared.name, "mode" if prepared.name == "sample" else "sample"
+    images = ("training.images=16", f"codec.posterior={own}")
+    run_experiment(tiny(*settings(prepared, *images)), tmp_path / "run", device="cpu")
+    linear = ("codec.kind=linear", "codec.factor=2", "codec.channels=3", "data.resolution=16")
+    run_experiment(
+        tiny(*linear, f"data.source={pictures}", "training.images=16"), tmp_path / "linear"
+    )
+    data = DataConfig(source=str(prepared), resolution=16, channels=1, caption=("{label}",))
+    with refused(InputError):
+        codec_to_prepare(str(tmp_path / "run"), data, posterior=other)
+    assert codec_to_prepare(str(tmp_path / "run"), data, posterior=own)[0].samples == (
+        own == "sample"
+    )
+    with refused(InputError):
+        codec_to_prepare(str(tmp_path / "linear"), data, posterior="sample")
+    alone = sfumato("prepare", str(pictures), "out", "--posterior", own, cwd=tmp_path)
+    assert (alone.code, "without --codec none are" in alone.err) == (2, True)
+    assert not (tmp_path / "out").exists()

@@ -12,10 +12,11 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from sfumato.base.errors import ConfigError, InputError
-from sfumato.base.images import to_float
+from sfumato.base.images import to_float, to_pil
 from sfumato.config.overrides import build
 from sfumato.config.schema import VaeExperiment, load_experiment
 from sfumato.data.records import load_records
+from sfumato.evaluation.level_losses import chosen
 from sfumato.evaluation.metrics.fidelity import psnr, ssim
 from sfumato.evaluation.reconstruction import bicubic_size, through_bicubic
 from sfumato.methods.registry import prepare_run, run_experiment
@@ -306,7 +307,8 @@ def test_figures_stand_beside_pca_and_bicubic(vae_run: Path) -> None:
     """Each row measured by hand."""
     experiment = tiny(images=200)
     about = json.loads((vae_run / "reconstruction.json").read_text())
-    images = load_records(experiment.data, "test").images[:20]
+    test = load_records(experiment.data, "test")
+    images = test.images[chosen(test, 20)]
     linear = fit_linear_codec(
         load_records(experiment.data, "train").images.split(250), factor=2, channels=2
     )
@@ -327,6 +329,22 @@ def test_figures_stand_beside_pca_and_bicubic(vae_run: Path) -> None:
     assert records[-1]["vae"] == about["vae"]
     assert all(record["pca"] == about["pca"] for record in records)
     assert records[-1]["vae"]["psnr"] > records[0]["vae"]["psnr"]
+
+
+def test_images_of_files_sorted_by_class_are_of_many_classes(tmp_path: Path) -> None:
+    """The grey of an image says its class: 4 classes, of 10 test images each."""
+    for name in ("train", "test"):
+        for row in range(40):
+            file = tmp_path / "grey" / name / str(row // 10) / f"{row}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            image = pictures(row, 1, 16, 16) // 8 + 60 * (row // 10)
+            to_pil(image).save(file)
+    experiment = tiny(perceptual_weight=0, measured_images=10)
+    data = experiment.data.model_copy(update={"source": str(tmp_path / "grey")})
+    run = prepare_run(experiment.model_copy(update={"data": data}), tmp_path / "run", device="cpu")
+    assert len(run.test.real.images) == 10
+    for images in (run.test.real.images, run.test.shown):
+        assert len(set((images.flatten(1).float().mean(1) // 60).tolist())) >= 3
 
 
 def test_latents_of_a_run_are_trained_on(vae_run: Path, sfumato, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`sfumato prepare`, `sfumato data`, and what a data set's commands print."""
 
 import json
+import shlex
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,7 @@ import typer
 
 from sfumato.base.errors import DamagedDataError, DataWarning, InputError, SfumatoError
 from sfumato.base.progress import Progress, clock
-from sfumato.base.words import counted
+from sfumato.base.words import counted, set_options
 from sfumato.cli.checks import checked_folder, checked_png
 from sfumato.cli.options import (
     Settings,
@@ -57,13 +58,21 @@ def prepare(
         typer.Option(metavar="RUN", help="Write latents too: of a run, or of a VAE by its name."),
     ] = None,
     posterior: Annotated[
-        Literal["mode", "sample"],
-        typer.Option(help="Whether training will draw latents, with their deviations."),
-    ] = "mode",
+        Literal["mode", "sample"] | None,
+        typer.Option(
+            help="With a VAE as --codec: sample if training will draw latents, with their "
+            "deviations; else mode."
+        ),
+    ] = None,
     settings: Settings = None,
 ) -> None:
     """Decode and resize a data set once, so that training never waits for it. Killed, the same
     command resumes; the folder is a source: `--data OUT`."""
+    if posterior is not None and codec is None:
+        raise InputError(
+            "--posterior says how latents are written, and without --codec none are.",
+            hint="Give --codec too, or leave out --posterior.",
+        )
     config = data_config(source, settings, resolution=resolution)
     from sfumato.data.prepare import prepare as prepare_images
     from sfumato.data.prepared import IMAGES
@@ -80,19 +89,19 @@ def prepare(
         f"{out}: {counted(count, 'image')} of {made.source} at {_format(side, channels)}, "
         f"{size / 1e9:.3g} GB ({clock(time.monotonic() - started)})"
     )
-    log(f"Train on them: sfumato train PRESET --data {out} --set data.resolution={side}")
+    log(f"Train on them: {_train_command(out, {'data.resolution': side})}")
     if codec is not None:
-        _prepare_latents(out, codec, samples=posterior == "sample")
+        _prepare_latents(out, codec, posterior)
 
 
-def _prepare_latents(out: Path, codec: str, *, samples: bool) -> None:
+def _prepare_latents(out: Path, codec: str, posterior: Literal["mode", "sample"] | None) -> None:
     """Latents beside the prepared images, and how to train on them."""
     from sfumato.data.latents import FOLDER, read_latents, write_latents
     from sfumato.data.survey import resolve
     from sfumato.methods.codecs import codec_to_prepare
 
     data = resolve(DataConfig(source=str(out), caption=("an image",)))
-    made, made_from = codec_to_prepare(codec, data, samples=samples)
+    made, made_from = codec_to_prepare(codec, data, posterior=posterior)
     there = read_latents(out)
     if there is not None and not there.manifest.is_of(made):
         raise InputError(
@@ -106,6 +115,7 @@ def _prepare_latents(out: Path, codec: str, *, samples: bool) -> None:
         manifest = there.manifest
     channels, side = manifest.shape[3:5]
     settings = {
+        "data.resolution": data.resolution,
         "codec.kind": manifest.codec["codec"],
         "codec.factor": made.factor,
         "codec.channels": channels,
@@ -116,8 +126,12 @@ def _prepare_latents(out: Path, codec: str, *, samples: bool) -> None:
         f"{out / FOLDER}: {side}x{side} latents of {channels} numbers, of every image and of its "
         "mirror image"
     )
-    options = " ".join(f"--set {name}={value}" for name, value in settings.items())
-    log(f"Train on these: sfumato train PRESET --data {out} {options}")
+    log(f"Train on these: {_train_command(out, settings)}")
+
+
+def _train_command(out: Path, settings: Mapping[str, object]) -> str:
+    words = ["sfumato", "train", "PRESET", "--data", str(out)]
+    return f"{shlex.join(words)} {set_options(settings)}"
 
 
 def show(

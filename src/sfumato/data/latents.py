@@ -20,7 +20,7 @@ from torch import Tensor
 from sfumato.base.errors import DamagedDataError, InputError
 from sfumato.base.files import read_json, sha256_of_file, whole_folder, write_json
 from sfumato.data.prepared import MANIFEST, MappedImages, mapped_images
-from sfumato.models.codec import Codec, VaeCodec, codec_from_dict
+from sfumato.models.codec import Codec, VaeCodec, check_takes, codec_from_dict
 from sfumato.models.vae import VAE, open_vae
 
 FOLDER, LATENTS, ABOUT = "latents", "latents.npy", "latents.json"
@@ -55,10 +55,11 @@ def write_latents(
     """Write the latents of every image in the prepared folder, and of its mirror image; whole or
     not at all. `on_rows` gets (images done, images in all).
 
-    `InputError` for sizes that the codec's factor does not divide, `DamagedDataError` for latents
+    `InputError` for images that the codec does not take, `DamagedDataError` for latents
     that are not finite.
     """
     images = mapped_images(prepared)
+    check_takes(codec, (images.shape[1], images.shape[2], images.shape[3]))
     checksums = []
     with whole_folder(prepared / FOLDER) as temporary:
         shape = (len(images), *_latents(codec, images[:1]).shape[1:])
@@ -108,9 +109,11 @@ def _check_finite(latents: Tensor, start: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedLatents:
-    """Latents of all images of a prepared folder; `values` (N, 2, P, C, H, W) bfloat16, mapped."""
+    """Latents of all images of a prepared folder; `values` (N, 2, P, C, H, W) bfloat16, mapped;
+    `sha256`: of latents.json, and so of them."""
 
     folder: Path
+    sha256: str
     manifest: LatentsManifest
     values: Tensor
 
@@ -156,7 +159,12 @@ def read_latents(prepared: Path) -> PreparedLatents | None:
             raise _damaged(folder / LATENTS)
         start += count
     bits = torch.from_numpy(array)
-    return PreparedLatents(folder=folder, manifest=manifest, values=bits.view(torch.bfloat16))
+    return PreparedLatents(
+        folder=folder,
+        sha256=sha256_of_file(folder / ABOUT),
+        manifest=manifest,
+        values=bits.view(torch.bfloat16),
+    )
 
 
 def drawn(latents: Tensor, flips: Tensor | None, noise: Tensor | None) -> Tensor:

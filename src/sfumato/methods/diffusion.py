@@ -27,7 +27,13 @@ from sfumato.generation.origin_weights import (
     weights_sha256,
 )
 from sfumato.generation.runs import model_of, origin_provenance
-from sfumato.methods.codecs import keep_codec, open_codec, prepared_records
+from sfumato.methods.codecs import (
+    codec_notes,
+    keep_codec,
+    latents_of,
+    open_codec,
+    prepared_records,
+)
 from sfumato.methods.distillation import student_hooks, student_objective, trajectories_of
 from sfumato.models.codec import Codec
 from sfumato.models.lora import add_adapter
@@ -97,8 +103,10 @@ def _build(
     records = open_training(experiment.data)
     encoder.model.to(device)
     network = place(_network(experiment, folder, device, world), device)
-    codec = open_codec(experiment, folder, records, device=device, world=world)
-    records = prepared_records(experiment, records, codec)
+    where = {"device": device, "world": world}
+    latents = latents_of(experiment, folder, **where)
+    codec = open_codec(experiment, folder, records, latents=latents, **where)
+    records = prepared_records(experiment, records, codec, latents)
     objective, batches = _learning(experiment, network, codec, encoder, records, device, world)
     return DiffusionRun(
         folder=folder,
@@ -115,7 +123,7 @@ def _build(
             "text_encoder": encoder.identity,
             **origin_provenance(experiment),
         },
-        notes={"classes": list(records.class_names), "codec": codec.to_dict()},
+        notes={"classes": list(records.class_names), **codec_notes(codec, latents)},
         hooks=()
         if not (world.is_main or world.shards)
         else [

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sfumato import __version__
 from sfumato.base.environment import environment, now
@@ -17,6 +18,7 @@ from sfumato.data.records import Records, load_records, trained_on
 from sfumato.data.survey import settle
 from sfumato.evaluation.extractors.extractor import BatchedExtractor, FeatureExtractor
 from sfumato.evaluation.extractors.registry import EXTRACTORS, load_extractor
+from sfumato.evaluation.level_losses import chosen
 from sfumato.evaluation.reconstruction import Recode, Reconstructed, simple_codecs
 from sfumato.methods.codecs import LINEAR_IMAGES, training_images
 from sfumato.models import vae as vaes
@@ -131,6 +133,8 @@ class _Test:
     codec: VaeCodec
     others: Mapping[str, Recode]
     real: Reconstructed
+    shown: Tensor
+    """Those of a grid."""
     _known: dict[str, Any] | None = None
     """What the simple codecs reach, which does not change."""
 
@@ -148,7 +152,7 @@ class _Test:
 
     def grid(self) -> bytes:
         """A PNG: real images above what comes back of them, by each codec."""
-        images = self.real.images[:_COLUMNS]
+        images = self.shown
         rows = {_TITLES[name]: recode(images) for name, recode in self.recodes().items()}
         return labelled_grid(
             [images, *rows.values()],
@@ -166,7 +170,9 @@ def _test(
         factor=network.factor,
         channels=network.latent_channels,
     )
-    images = load_records(experiment.data, "test").images[: training.measured_images]
+    # Files may be sorted by class: their first images would be of few classes.
+    test = load_records(experiment.data, "test")
+    images = test.images[chosen(test, training.measured_images)]
     extractor: FeatureExtractor = load_extractor(
         training.distance, training.features, device=device
     )
@@ -174,6 +180,7 @@ def _test(
         codec=VaeCodec(objective.average.module),
         others=simple_codecs(linear),
         real=Reconstructed.of(images, extractor),
+        shown=test.images[chosen(test, _COLUMNS)],
     )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from sfumato.base.errors import InputError
 from sfumato.base.images import ValueRange, to_float, to_uint8
 from sfumato.base.weights import device_of, weights_digest
+from sfumato.base.words import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -162,6 +163,18 @@ def check_divides(factor: int, height: int, width: int) -> None:
             f"{factor}.",
             hint=f"Choose a resolution that {factor} divides, or another codec.factor.",
         )
+
+
+def check_takes(codec: Codec, shape: Shape) -> None:
+    """`InputError` for a codec that cannot encode images of `shape` (C, H, W)."""
+    channels, wanted = shape[0], codec.image_shape((1, 1, 1))[0]
+    if channels != wanted:
+        raise InputError(
+            f"The codec takes images of {counted(wanted, 'channel')}; these have {channels}.",
+            hint=f"Prepare them with --set data.channels={wanted} into a new folder, or give a "
+            "codec of such images.",
+        )
+    check_divides(codec.factor, *shape[1:])
 
 
 @dataclass(frozen=True, eq=False)
