@@ -59,20 +59,13 @@ def prepare(
     ] = None,
     posterior: Annotated[
         Literal["mode", "sample"] | None,
-        typer.Option(
-            help="With a VAE as --codec: sample if training will draw latents, with their "
-            "deviations; else mode."
-        ),
+        typer.Option(help="With a VAE as --codec: whether training will draw latents."),
     ] = None,
     settings: Settings = None,
 ) -> None:
     """Decode and resize a data set once, so that training never waits for it. Killed, the same
     command resumes; the folder is a source: `--data OUT`."""
-    if posterior is not None and codec is None:
-        raise InputError(
-            "--posterior says how latents are written, and without --codec none are.",
-            hint="Give --codec too, or leave out --posterior.",
-        )
+    _refuse_posterior_alone(codec, posterior)
     config = data_config(source, settings, resolution=resolution)
     from sfumato.data.prepare import prepare as prepare_images
     from sfumato.data.prepared import IMAGES
@@ -92,6 +85,14 @@ def prepare(
     log(f"Train on them: {_train_command(out, {'data.resolution': side})}")
     if codec is not None:
         _prepare_latents(out, codec, posterior)
+
+
+def _refuse_posterior_alone(codec: str | None, posterior: str | None) -> None:
+    if posterior is not None and codec is None:
+        raise InputError(
+            "--posterior says how latents are written, and without --codec none are.",
+            hint="Give --codec too, or leave out --posterior.",
+        )
 
 
 def _prepare_latents(out: Path, codec: str, posterior: Literal["mode", "sample"] | None) -> None:
