@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from sfumato.base.device import to_device
+from sfumato.base.errors import ConfigError
 from sfumato.base.randomness import generator_for
+from sfumato.config.sections import DataConfig
 from sfumato.data.prepared import MappedImages
 from sfumato.data.records import Records
 from sfumato.data.shares import check_shares
@@ -161,3 +163,13 @@ def _placed(images: Tensor | MappedImages, device: torch.device) -> Tensor | Map
         if 2 * images.nbytes > free_bytes:
             return images
     return images.to(device)
+
+
+def refuse_stream(config: DataConfig, name: str) -> None:
+    """`ConfigError` for a stream where the experiment `name` holds its images in memory."""
+    if config.loading == "stream":
+        raise ConfigError(
+            f"data.loading=stream is not possible with {name}.",
+            hint="Leave it out; `sfumato prepare` writes large sets so that they stay in their "
+            "file.",
+        )

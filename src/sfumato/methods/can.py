@@ -12,7 +12,7 @@ from sfumato.base.errors import ConfigError, InputError
 from sfumato.base.images import grid, png_bytes, to_pil, to_uint8
 from sfumato.base.randomness import generator_for
 from sfumato.config.schema import CanExperiment
-from sfumato.data.loading import DeviceBatches
+from sfumato.data.loading import DeviceBatches, refuse_stream
 from sfumato.data.records import Records, load_records, trained_on
 from sfumato.data.survey import settle
 from sfumato.evaluation.metrics.manifold import precision_recall
@@ -47,12 +47,7 @@ def _build(experiment: CanExperiment, folder: Path, device: torch.device, world:
             hint=f"Set data.resolution={size}, or give another number of levels to "
             "network.generator_channels and network.discriminator_channels: n make 4 * 2^n pixels.",
         )
-    if data.loading == "stream":
-        raise ConfigError(
-            f"data.loading=stream is not possible with {experiment.name}.",
-            hint="Leave it out; `sfumato prepare` writes large sets so that they stay in their "
-            "file.",
-        )
+    refuse_stream(data, experiment.name)
     records = _of_present_classes(load_records(data, "train"))
     _check_classes(records, experiment)
     generator, discriminator = build_can(

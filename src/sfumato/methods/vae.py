@@ -13,7 +13,7 @@ from sfumato.base.environment import environment, now
 from sfumato.base.errors import ConfigError
 from sfumato.base.files import read_json, whole_folder, write_json
 from sfumato.config.schema import VaeExperiment
-from sfumato.data.loading import DeviceBatches
+from sfumato.data.loading import DeviceBatches, refuse_stream
 from sfumato.data.records import Records, load_records, trained_on
 from sfumato.data.survey import settle
 from sfumato.evaluation.extractors.extractor import BatchedExtractor, FeatureExtractor
@@ -59,12 +59,7 @@ def _build(experiment: VaeExperiment, folder: Path, device: torch.device, world:
     """`ConfigError` for a stream, for more numbers than a patch has, and for an extractor that
     cannot be trained against."""
     data, training = experiment.data, experiment.training
-    if data.loading == "stream":
-        raise ConfigError(
-            f"data.loading=stream is not possible with {experiment.name}.",
-            hint="Leave it out; `sfumato prepare` writes large sets so that they stay in their "
-            "file.",
-        )
+    refuse_stream(data, experiment.name)
     records = load_records(data, "train")
     objective = _objective(experiment, records, device)
     test = _test(experiment, records, objective, device)
