@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from sfumato.base.errors import ConfigError
-from sfumato.config.sections import DataConfig
+from sfumato.base.errors import ConfigError, InputError
+from sfumato.config.sections import DataConfig, EvaluationConfig
+from sfumato.data.annotations import classes_of_captions
 from sfumato.data.captions import (
     captions_from_templates,
     column_fields,
@@ -20,8 +22,10 @@ from sfumato.data.identity import identities
 from sfumato.data.opening import open_images
 from sfumato.data.prepare import prepare
 from sfumato.data.readable import readable_columns
-from sfumato.data.records import load_records
+from sfumato.data.records import load_records, trained_on
 from sfumato.data.streaming.stream import open_stream
+from sfumato.evaluation.evaluate import prompts_of
+from sfumato.evaluation.image_set import ImageSet
 from sfumato.text.sentences import sentences_around
 from tests.pictures import encoded, noise, write_image, write_parquet
 
@@ -223,3 +227,68 @@ def test_sentences_keep_the_name_of_a_field_whole() -> None:
     """A column may have spaces in its name: no filler is put inside of the braces."""
     found = sentences_around(("a picture of {full name}",), 60)
     assert all(fields(one) == {"full name"} for one in found)
+
+
+# Captions that are not trained on -----------------------------------------------------------------
+
+OUT = "A landscape by Claude Monet in the style of Impressionism"
+
+
+@pytest.mark.parametrize("how", ["memory", "stream", "prepared"])
+def test_images_of_captions_that_are_left_out_are_not_trained_on(
+    paintings: Path, tmp_path: Path, how: str
+) -> None:
+    folder = paintings
+    if how == "prepared":
+        prepare(data_of(paintings, caption_column="none"), folder := tmp_path / "prepared")
+    label = "auto" if how == "prepared" else "style"
+    whole = data_of(folder, PAINTING, "{style_name}", label_column=label)
+    data = whole.model_copy(update={"left_out": (OUT, "A painting in the style of Ukiyo e")})
+    read = open_stream if how == "stream" else load_records
+    records, every = read(data, "train"), read(whole, "train")
+    assert captions_of(records) == [work[3] for i, work in enumerate(WORKS) if i not in (0, 3)] * 3
+    assert captions_of(every) == [work[3] for work in WORKS] * 3
+    assert len(trained_on(data)) == 15
+    assert captions_of(load_records(data, "test")) == [work[3] for work in WORKS]
+    if how == "memory":
+        keep = [place for place in range(len(every)) if place % 7 not in (0, 3)]
+        assert torch.equal(records.images[:], every.images[keep])
+        assert ImageSet.real(data, "train").key != ImageSet.real(whole, "train").key
+
+
+def test_what_cannot_be_left_out(paintings: Path, refused) -> None:
+    with refused(ConfigError, str(paintings)):
+        load_records(data_of(paintings, left_out=(OUT.replace("Claude", "Claud"),)), "train")
+    everything = tuple(dict.fromkeys(work[3] for work in WORKS))
+    with refused(InputError):
+        load_records(data_of(paintings, left_out=everything), "train")
+
+
+def test_a_caption_stands_for_the_class_of_its_images(paintings: Path, refused) -> None:
+    ukiyo, abstract = "A painting in the style of Ukiyo e", WORKS[4][3]
+    asked = [OUT, ukiyo, abstract]
+    data = data_of(paintings, left_out=(OUT,))
+    classes = classes_of_captions(data, asked)
+    assert classes is not None
+    assert classes.tolist() == [1, 2, 0]
+    by_columns = PAINTING.replace("style_name", "style")
+    for column, expected in (("style", [1, 2, 0]), ("genre", [1, 2, 0])):
+        found = classes_of_captions(data_of(paintings, by_columns, label_column=column), asked)
+        assert found is not None
+        assert found.tolist() == expected
+    with refused(InputError, str(paintings)):
+        classes_of_captions(data, ["A landscape by Monet"])
+    by_artist = data_of(paintings, "a work[ by {artist}]")
+    with refused(InputError):
+        classes_of_captions(by_artist, ["a work"])
+
+
+def test_an_evaluation_asks_for_given_captions(paintings: Path) -> None:
+    data = data_of(paintings, left_out=(OUT,))
+    second = "A painting in the style of Ukiyo e"
+    prompts = prompts_of(data, EvaluationConfig(captions=(OUT, second), count=11))
+    assert list(prompts.prompts) == [OUT, second] * 5 + [OUT]
+    assert prompts.labels is not None
+    assert prompts.labels.tolist() == [1, 2] * 5 + [1]
+    with pytest.raises(ValueError, match="give one of them"):
+        EvaluationConfig(captions=(OUT,), held_out=True)

@@ -19,13 +19,15 @@ from sfumato.config.sections import DataConfig, EvaluationConfig
 from sfumato.data.records import Records, load_records
 from sfumato.evaluation import reference
 from sfumato.evaluation.baselines import real_pairs
-from sfumato.evaluation.card import Card, read_card
+from sfumato.evaluation.card import Card, Classes, read_card
 from sfumato.evaluation.compare import Side, compare, compare_sides
+from sfumato.evaluation.confusion import confusion_panels
 from sfumato.evaluation.evaluate import evaluate
 from sfumato.evaluation.extractors.registry import Opened
 from sfumato.evaluation.extractors.small import load_small_clip
 from sfumato.evaluation.image_files import read_folder, read_npz
 from sfumato.evaluation.image_set import ImageSet
+from sfumato.evaluation.metrics.adherence import class_accuracy
 from sfumato.evaluation.metrics.features import MOST_ROWS, ImageFeatures
 from sfumato.evaluation.metrics.frechet import frechet_distance
 from sfumato.evaluation.metrics.kernel import kernel_distance
@@ -87,6 +89,21 @@ def test_real_images_score_like_the_baseline(real_card: Card) -> None:
     assert row.memorised_share.value == 1  # they are training images
     assert row.classes is not None
     assert sum(map(sum, row.classes.confusion)) == 200
+    real = real_card.real.classes
+    assert real is not None
+    assert sum(map(sum, real.confusion)) == real_card.reference.count
+    right = sum(real.confusion[label][label] for label in range(len(real.names)))
+    assert right == real_card.real.class_accuracy.successes
+    assert real_card.folder is not None
+    with Image.open(real_card.folder / "classes.png") as chart:
+        assert chart.width > chart.height
+
+
+def test_no_chart_of_more_classes_than_can_be_read() -> None:
+    names = [str(n) for n in range(50)]
+    alone = class_accuracy(torch.eye(50, dtype=torch.int64))
+    found = Classes(names=names, accuracy=[*alone.classes], confusion=alone.confusion.tolist())
+    assert confusion_panels([("all", found)]) is None
 
 
 def test_metrics_are_those_of_all_features(real_card: Card) -> None:

@@ -100,6 +100,8 @@ def print_card(card: "Card") -> None:
     for pictures in ("samples", "nearest"):
         if any(card.folder.glob(f"{pictures}-*.png")):
             log(f"{pictures.capitalize():<8}{card.folder / f'{pictures}-*.png'}")
+    if (card.folder / "classes.png").is_file():
+        log(f"Classes {card.folder / 'classes.png'}")
     log(f"Card    {card.folder / 'card.json'}")
 
 

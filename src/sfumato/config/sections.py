@@ -54,6 +54,9 @@ class DataConfig(Section):
     about half of the captions, so that the model finds its class in any sentence."""
     held_out: tuple[str, ...] = ()
     """Caption templates that are never trained on, for `sfumato evaluate --held-out`."""
+    left_out: tuple[str, ...] = ()
+    """Captions whose images are not trained on, such as `A portrait in the style of Cubism`:
+    `evaluation.captions` then shows whether the model combines words that it never saw together."""
     value_range: ValueRange = (-1.0, 1.0)
     """Range of pixel values inside the network, to which sampled images are clamped; without effect
     on latents."""
@@ -93,7 +96,7 @@ class DataConfig(Section):
     def is_resolved(self) -> bool:
         return "auto" not in (self.resolution, self.channels) and self.caption != AUTO_CAPTION
 
-    @field_validator("caption", "phrases", "also_train", mode="before")
+    @field_validator("caption", "phrases", "left_out", "also_train", mode="before")
     @classmethod
     def _one_or_several(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
@@ -432,6 +435,9 @@ class EvaluationConfig(Section):
     """Seed of the first image of each row; the next ones count up."""
     held_out: bool = False
     """Whether the prompts are the captions of data.held_out, which are never trained on."""
+    captions: tuple[str, ...] = ()
+    """Prompts in place of a caption of each class, in turn; each is the caption of an image in the
+    data set, whose class it stands for."""
     baseline_pairs: int = Field(default=10, ge=2)
     """Sets of real images that are measured like generated ones: the real-vs-real baseline."""
 
@@ -446,6 +452,17 @@ class EvaluationConfig(Section):
     @classmethod
     def _one_or_several(cls, value: object) -> object:
         return tuple(value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("captions", mode="before")
+    @classmethod
+    def _one_caption(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_kind_of_prompts(self) -> "EvaluationConfig":
+        if self.captions and self.held_out:
+            raise ValueError("captions and held_out both name the prompts; give one of them")
+        return self
 
     @field_validator("guidance_scales", "quick_scales", "extractors")
     @classmethod

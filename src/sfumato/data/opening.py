@@ -159,7 +159,7 @@ def same_source(one: str, other: str) -> bool:
 
 def same_images(one: DataConfig, other: DataConfig) -> bool:
     """Whether both train on the same images of the same source, as far as their settings say."""
-    names = ("split_seed", "test_share", "also_train")
+    names = ("split_seed", "test_share", "also_train", "left_out")
     return same_source(one.source, other.source) and all(
         getattr(one, name) == getattr(other, name) for name in names
     )

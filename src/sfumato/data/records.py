@@ -2,24 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato.base.errors import DamagedDataError, InputError
+from sfumato.base.errors import ConfigError, DamagedDataError, InputError, nearest
 from sfumato.base.words import counted
 from sfumato.config.sections import DataConfig
-from sfumato.data.captions import (
-    OWN,
-    caption_images,
-    class_captions,
-    column_fields,
-    counts_of,
-    fields,
-    required_fields,
-)
+from sfumato.data.annotations import annotate, needs_caption, read_captions
 from sfumato.data.decode import NO_CAPTION, Decoded, Target, decode_rows
 from sfumato.data.identity import held_out, identities, identities_by_place
 from sfumato.data.memo import recall
@@ -27,14 +19,11 @@ from sfumato.data.opening import open_images, source_name
 from sfumato.data.prepared import MappedImages
 from sfumato.data.survey import resolve
 from sfumato.data.table import Damage, GroupedPart, Part, RawImages, list_damage
-from sfumato.text.sentences import with_sentences
 
 Split = Literal["train", "classifier", "test", "tuning", "reference", "validation"]
 """`tuning` and `reference` are the two parts of `test`, by `tuning_share`; `validation` is there
 where a source has one beside its test part."""
 _SHOWN_DAMAGE = 10
-SENTENCES = 12
-"""Sentences around each of `data.phrases`."""
 _HOW_IT_IS_READ = {"loading": "memory", "workers": 0, "accept_changes": False}
 
 
@@ -87,8 +76,6 @@ class Records(Annotations):
 
     images: Tensor | MappedImages
 
-
-# Opening ------------------------------------------------------------------------------------------
 
 # Loading ------------------------------------------------------------------------------------------
 
@@ -147,11 +134,6 @@ def target_of(config: DataConfig) -> Target:
     return Target(resolution=config.resolution, channels=config.channels, fit=config.fit)
 
 
-def needs_caption(config: DataConfig) -> bool:
-    """Whether an image without a caption of its own cannot be used."""
-    return any(OWN in required_fields(one) for one in config.templates)
-
-
 def split_name(raw: RawImages, split: Split, config: DataConfig) -> Split:
     """The split that stands for `split`: `train` for `classifier` where the source has no part for
     it, `test` for `reference` without a `tuning_share`."""
@@ -169,8 +151,23 @@ def rows_of(raw: RawImages, config: DataConfig, split: Split) -> tuple[Part, np.
     """The part that holds a split (of `split_name`), and which of its rows; None is all.
 
     A source without a test part holds out `test_share` of its images, chosen by `split_seed` and
-    their content.
+    their content. Images of the captions `left_out` are in no training split.
     """
+    part, keep = _rows_of_split(raw, config, split)
+    if not config.left_out or split not in ("train", "classifier"):
+        return part, keep
+    trained = ~_left_out(raw, config, split)
+    keep = trained if keep is None else keep & trained
+    if not keep.any():
+        raise InputError(
+            "data.left_out leaves no image to train on.", hint="Leave out fewer captions."
+        )
+    return part, keep
+
+
+def _rows_of_split(
+    raw: RawImages, config: DataConfig, split: Split
+) -> tuple[Part, np.ndarray | None]:
     if split in ("tuning", "reference"):
         return _rows_of_test(raw, config, split)
     if split in raw.parts:
@@ -190,6 +187,28 @@ def rows_of(raw: RawImages, config: DataConfig, split: Split) -> tuple[Part, np.
             hint="Give two or more, or set data.test_share=0.",
         )
     return part, test if split == "test" else ~test
+
+
+def _left_out(raw: RawImages, config: DataConfig, split: Split) -> np.ndarray:
+    """(N,) bool: which rows of the part that holds a training split have one of the captions that
+    are not trained on. `ConfigError` for a caption that no image of the training split has."""
+
+    def find() -> np.ndarray:
+        part, _ = _rows_of_split(raw, config, split)
+        rows, about = read_captions(raw, config, part)
+        captions = {caption: place for place, caption in enumerate(about["captions"])}
+        for one in config.left_out:
+            if one not in captions and split == "train":
+                raise ConfigError(
+                    f"data.left_out: no image of {config.source} has the caption '{one}'.",
+                    hint=nearest(one, sorted(captions)),
+                )
+        places = torch.tensor([captions.get(one, -1) for one in config.left_out])
+        found = np.zeros(part.count, dtype=bool)
+        found[rows] = torch.isin(about["prompts"], places).any(1).numpy()
+        return found
+
+    return recall("left out", (config.model_copy(update=_HOW_IT_IS_READ), split, raw), find)
 
 
 def trained_on(config: DataConfig, split: Split = "train") -> np.ndarray:
@@ -214,7 +233,7 @@ def _rows_of_test(
     raw: RawImages, config: DataConfig, split: Split
 ) -> tuple[Part, np.ndarray | None]:
     """One side of the test images: `tuning_share` of them, chosen by `split_seed`, or the rest."""
-    part, test = rows_of(raw, config, "test")
+    part, test = _rows_of_split(raw, config, "test")
     if config.tuning_share == 0:
         raise InputError(
             f"No test image of {config.source} is set apart for tuning.",
@@ -273,36 +292,6 @@ def check_damage(damage: Sequence[Damage], count: int, config: DataConfig) -> No
     )
 
 
-def annotate(
-    raw: RawImages,
-    config: DataConfig,
-    *,
-    labels: np.ndarray,
-    own: Sequence[str | None],
-    columns: Sequence[tuple[str | None, ...]],
-) -> dict[str, Any]:
-    """The labels and captions of `Annotations`, for images with `labels` (N,) int64, captions of
-    their `own` (N) and `columns` (N) as `Row` has them."""
-    about = {"labels": torch.from_numpy(labels), "class_names": raw.class_names}
-    templates = with_sentences(config.caption, config.phrases, each=SENTENCES)
-    named = {
-        name: [row[place] if row else None for row in columns]
-        for place, name in enumerate(column_fields(config.templates))
-    }
-    prompts, captions = caption_images(templates, **about, own=own, columns=named)
-    counts = torch.from_numpy(len(templates) * counts_of(own))
-    same = not any(OWN in fields(one) for one in templates) or bool(
-        (counts == prompts.shape[1]).all()
-    )
-    return {
-        **about,
-        "prompts": prompts,
-        "caption_counts": None if same else counts,
-        "captions": captions,
-        "class_captions": class_captions(config.caption, prompts, captions, **about),
-    }
-
-
 def _describe(raw: RawImages, decoded: Decoded, config: DataConfig, split: str, count: int) -> str:
     """One line that a metric card can carry: source, split, encoding, sizes and the resize rule."""
     side = config.resolution
@@ -320,6 +309,8 @@ def _describe(raw: RawImages, decoded: Decoded, config: DataConfig, split: str, 
         ):  # the others keep their pixels
             text += f", {decoded.resized:,} of them"
         text += f" {'brought' if square else how} to {side}x{side} (bilinear, antialiased)"
+    if config.left_out and split in ("train", "classifier"):
+        text += f", without the images of {counted(len(config.left_out), 'caption')}"
     if "test" not in raw.parts or "classifier" in raw.parts or split in ("tuning", "reference"):
         text += f", split seed {config.split_seed}"
     if decoded.damage:

@@ -93,8 +93,8 @@ def load_classifier(
     data = resolve(data)
     reference = load_records(data, "reference")
     check_classes(reference, data)
-    if spec == "auto":
-        return _open(_trained_once(data, log), data, device)
+    if spec == "auto":  # it knows all images, also those that a model is not trained on
+        return _open(_trained_once(data.model_copy(update={"left_out": ()}), log), data, device)
     name, _, seed = spec.partition(":")
     if name == "untrained":
         return _untrained(data, reference, seed or "0", device)

@@ -9,10 +9,12 @@ from typing import Any
 
 from sfumato.base.environment import command
 from sfumato.base.errors import DamagedDataError, InputError
-from sfumato.base.files import cache_folder, folder_for
+from sfumato.base.files import cache_folder, folder_for, write_bytes
 from sfumato.base.lock import locked
+from sfumato.base.words import counted
 from sfumato.config.overrides import override
 from sfumato.config.sections import DataConfig, EvaluationConfig
+from sfumato.data.annotations import classes_of_captions
 from sfumato.data.opening import same_source
 from sfumato.data.records import load_records
 from sfumato.evaluation.baselines import FORMAT, perturbation_baselines, real_baseline
@@ -26,6 +28,7 @@ from sfumato.evaluation.card import (
     Subject,
     read_card,
 )
+from sfumato.evaluation.confusion import confusion_panels
 from sfumato.evaluation.image_set import ImageSet, OnImages
 from sfumato.evaluation.metrics.adherence import class_accuracy_of
 from sfumato.evaluation.metrics.registry import all_metrics
@@ -134,6 +137,7 @@ def _evaluated(
         complete(sets, on_images, world=world)
         card = _card(task, reference, [_row(reference, one, folder) for one in sets])
         write_pictures(folder, sets, reference)
+        _write_confusion(folder, card)
         card = card.save(folder)
     world.exchange("card", "")
     return card
@@ -203,6 +207,9 @@ def prompts_of(data: DataConfig, config: EvaluationConfig, model: Model | None =
     """What an evaluation asks a model for; of a CAN without classes as many images."""
     if isinstance(model, CanModel) and not model.conditional:
         return PromptSet(prompts=[NULL] * config.count)
+    if config.captions:
+        classes = classes_of_captions(data, config.captions)
+        return PromptSet.of_captions(config.captions, classes, config.count)
     return PromptSet.of(
         load_records(data, "reference"),
         config.count,
@@ -380,6 +387,17 @@ def _classes(reference: Reference, images: ImageSet) -> Classes | None:
     )
 
 
+def _write_confusion(folder: Path, card: Card) -> None:
+    """`classes.png` beside the card: what the classifier sees, class by class."""
+    known = [
+        (f"{row.title}, {counted(row.count, 'image')}", row.classes)
+        for row in [*card.rows, card.real]
+        if row.classes is not None
+    ]
+    if known and (chart := confusion_panels(known)) is not None:
+        write_bytes(folder / "classes.png", chart)
+
+
 def _with_untrained(reference: Reference, images: ImageSet, scores: Scores) -> dict[str, Any]:
     """The metrics, and what untrained classifiers score where such a one was asked for."""
     classifier = reference.classifier
@@ -405,7 +423,12 @@ def _real_row(reference: Reference, count: int) -> Row:
     found |= reference.score(reference.images.first(count), of_count).metrics
     if reference.classifier is not None:
         found["class_accuracy"] = reference.classifier.test_accuracy
-    return Row(title="real", count=reference.images.count, metrics=found)
+    return Row(
+        title="real",
+        count=reference.images.count,
+        metrics=found,
+        classes=_classes(reference, reference.images),
+    )
 
 
 def _card(task: _Task, reference: Reference, rows: list[Row]) -> Card:

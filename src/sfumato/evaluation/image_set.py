@@ -243,6 +243,7 @@ class ImageSet:
             "count": len(records),
             "format": _REAL_FORMAT,
             **{name: getattr(data, name) for name in _REAL_SETTINGS},
+            **({"left_out": (data.left_out, data.templates)} if data.left_out else {}),
         }
         captions = [records.captions[int(row)] for row in records.prompts[order, 0].tolist()]
         return cls(

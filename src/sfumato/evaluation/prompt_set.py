@@ -15,7 +15,8 @@ from sfumato.data.records import Records
 class PromptSet:
     """`prompts` (N), and `labels` (N,) into the class names of the data set, where it has classes.
 
-    `templates`: the caption templates behind them; `balanced`: as many prompts of each class.
+    `templates`: the caption templates, or captions, behind them; `balanced`: as many prompts of
+    each class.
     """
 
     prompts: Sequence[str]
@@ -58,6 +59,18 @@ class PromptSet:
             labels=asked,
             templates=templates,
             balanced=balanced,
+        )
+
+    @classmethod
+    def of_captions(
+        cls, captions: Sequence[str], classes: Tensor | None, count: int
+    ) -> "PromptSet":
+        """`captions` in turn; `classes` (len(captions),) are theirs, where they have some."""
+        places = torch.arange(count) % len(captions)
+        return cls(
+            prompts=[captions[int(place)] for place in places],
+            labels=None if classes is None else classes[places],
+            templates=captions,
         )
 
     def first(self, count: int) -> "PromptSet":

@@ -182,7 +182,8 @@ def _check(models: Sequence[Model]) -> None:
             raise InputError(
                 f"The models were trained on different images: {_data_words(known[0])}; and "
                 f"{_data_words(data)}.",
-                hint="Train all with the same source, split_seed, test_share and also_train.",
+                hint="Train all with the same source, split_seed, test_share, also_train and "
+                "left_out.",
             )
 
 

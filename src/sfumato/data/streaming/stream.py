@@ -21,11 +21,12 @@ from sfumato.base.environment import processors
 from sfumato.base.errors import ConfigError, SfumatoError
 from sfumato.base.stages import stage
 from sfumato.config.sections import DataConfig
+from sfumato.data.annotations import annotate, needs_caption
 from sfumato.data.decode import row_problem
 from sfumato.data.loading import Batch, chosen_captions
 from sfumato.data.memo import recall
 from sfumato.data.opening import open_images, source_name
-from sfumato.data.records import Split, annotate, check_damage, needs_caption, rows_of, split_name
+from sfumato.data.records import Split, check_damage, rows_of, split_name
 from sfumato.data.shares import check_shares
 from sfumato.data.streaming.decoder import CONTEXT, ChunkDecoder, DecodedChunk, StreamedRecords
 from sfumato.data.streaming.order import BUFFER_IMAGES, STREAMS, Chunk, StreamOrder
