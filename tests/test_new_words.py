@@ -74,25 +74,35 @@ def drawn(kind: tuple[str, str, str], draw: np.random.Generator) -> Image.Image:
     return large.resize((SIDE, SIDE), Image.Resampling.BOX)
 
 
-def seen(pixels: np.ndarray) -> set[tuple[str, str, str]]:
-    """What kind uint8 (H, W, 3) shows: connected areas, their mean colour, and how much of its
-    bounding box each fills (square 1, circle 0.79, triangle 0.5). Empty: none of them."""
+def seen(pixels: np.ndarray) -> list[tuple[str, str]]:
+    """Colour and shape of each connected area of uint8 (H, W, 3): by its mean colour, and by how
+    much of its bounding box it fills, halfway between what real shapes do (0.57, 0.76, 1)."""
     from scipy.ndimage import find_objects, label
 
     ink = np.abs(pixels.astype(float) - 255).max(2) > 100
     areas, _ = label(ink)
-    found = set()
-    boxes = [(i + 1, box) for i, box in enumerate(find_objects(areas))]
-    boxes = [(i, box) for i, box in boxes if (areas[box] == i).sum() >= 12]
-    for i, box in boxes:
-        own = areas[box] == i
+    found = []
+    for i, box in enumerate(find_objects(areas)):
+        own = areas[box] == i + 1
+        if own.sum() < 12:
+            continue
         mean = pixels[box][own].mean(0)
         colour = min(COLOURS, key=lambda name: np.abs(mean - COLOURS[name]).sum())
         filled = own.mean()
-        shape = "square" if filled > 0.9 else "circle" if filled > 0.66 else "triangle"
-        found.add((colour, shape))
-    count = {1: "a", 2: "two"}.get(len(boxes))
-    return {(count, *kind) for kind in found} if count and len(found) == 1 else set()
+        shape = "square" if filled > 0.88 else "circle" if filled > 0.665 else "triangle"
+        found.append((colour, shape))
+    return found
+
+
+def hits(images: Iterable[np.ndarray], kinds: Iterable[tuple[str, str, str]]) -> np.ndarray:
+    """(N, 2) bool: whether all that an image shows has the colour and shape of its kind, and
+    whether there are as many of it too."""
+    found = []
+    for image, (count, *kind) in zip(images, kinds, strict=True):
+        areas = seen(image)
+        right = set(areas) == {tuple(kind)}
+        found.append((right, right and len(areas) == COUNTS[count]))
+    return np.array(found)
 
 
 def test_colours_and_shapes_from_sentences(
@@ -104,8 +114,8 @@ def test_colours_and_shapes_from_sentences(
     trained = [kind for kind in KINDS if kind not in HELD_OUT]
     kinds = [trained[i % len(trained)] for i in range(3600)]
     images = [drawn(kind, draw) for kind in kinds]
-    right = [seen(np.asarray(image)) == {kind} for image, kind in zip(images, kinds, strict=True)]
-    assert np.mean(right) > 0.98, "the judge reads real images"
+    real = hits(map(np.asarray, images), kinds)
+    assert real.mean(0).min() > 0.98, "it reads real images"
     data = write_set(tmp_path / "shapes", images, [caption_of(*kind) for kind in kinds])
     sfumato(
         *("train", "small", str(data), "--out", str(tmp_path / "run")),
@@ -119,10 +129,12 @@ def test_colours_and_shapes_from_sentences(
         prompts, seeds = [caption_of(*kind) for kind in asked], range(9000, 9000 + len(asked))
         made = model.sample(prompts, seeds, guidance=1.5)  # 3 draws circles with corners
         pixels = made.tensor.permute(0, 2, 3, 1).numpy()
-        hits = np.array([seen(one) == {kind} for one, kind in zip(pixels, asked, strict=True)])
-        share = hits.mean()
+        share, counted = hits(pixels, asked).mean(0)
         with capsys.disabled():
-            print(f"\n{name}: {share:.1%} of {len(asked)} show count, colour and shape")
+            print(
+                f"\n{name}: {share:.1%} of {len(asked)} show colour and shape, {counted:.1%} "
+                "their number too"
+            )
         assert share >= {"trained": 0.9, "held out": 0.6}[name]
 
 
