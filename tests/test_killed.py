@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
@@ -97,7 +98,7 @@ def kill_at_random(count: int, processes: Processes, unbroken: Unbroken, base: P
     """Kill runs at `count` moments drawn evenly over a run, and compare every finished one."""
     draw = random.Random(count)
     kills = Kills()
-    folder = base / "0"
+    folder = base / "run"
     while kills.landed < count or folder.exists():
         process = processes.start(folder)
         # After the last kill the run in progress is let finish, so that it is compared, too.
@@ -111,7 +112,7 @@ def kill_at_random(count: int, processes: Processes, unbroken: Unbroken, base: P
             continue
         assert contents(folder) == unbroken.files
         kills.finished_runs += 1
-        folder = base / str(kills.finished_runs)
+        folder.rename(base / str(kills.finished_runs))
     print(kills)
     return kills
 
@@ -157,3 +158,36 @@ def test_a_can_killed_at_5_random_moments(tmp_path) -> None:
     assert written <= {*unbroken.files}
     kills = kill_at_random(5, processes, unbroken, tmp_path)
     assert kills.finished_runs >= 1
+
+
+def go_on_student(teacher: Path, folder: Path) -> None:
+    """`go_on` of trajectories and of two students, the second of which begins as the first."""
+    from sfumato.generation.loading import load
+    from sfumato.methods.distillation import Plan, student_experiment, teachers_trajectories
+    from tests.test_distil import SHORT
+
+    torch.set_num_threads(1)
+    model = load(teacher, device="cpu").with_(guidance=2.0)
+    plan = Plan(teacher=str(teacher), nfe=(4, 1), folder=folder, count=70, teacher_steps=8)
+    for nfe in plan.nfe:
+        experiment = student_experiment(plan, model, nfe, ["data.source=digits", *SHORT])
+        teachers_trajectories(plan, model, experiment, on_part=lambda made: None)
+        run_experiment(experiment, plan.run(nfe), device="cpu")
+
+
+def test_students_killed_at_5_random_moments(small_run: Path, tmp_path: Path) -> None:
+    """Trajectories, both students and their held-out losses: byte for byte."""
+    processes = Processes(partial(go_on_student, small_run))
+    unbroken = unbroken_run(processes, tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "unbroken")  # the others record the same folder
+    kills = kill_at_random(5, processes, unbroken, tmp_path)
+    assert kills.finished_runs >= 1
+    names = set(unbroken.files)
+    for nfe in (4, 1):
+        written = (
+            "held_out.jsonl",
+            "metrics.jsonl",
+            "checkpoints/images-000000096/unet.safetensors",
+        )
+        assert {f"nfe-{nfe}/{name}" for name in written} <= names
+    assert any(name.startswith("trajectories/") for name in names)
