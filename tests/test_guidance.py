@@ -16,6 +16,7 @@ from sfumato.diffusion.guidance import (
     GUIDANCE_FORMS,
     AdaptiveProjectedGuidance,
     AutoGuidance,
+    ChannelThresholding,
     ClassifierFreeGuidance,
     DynamicThresholding,
     IntervalGuidance,
@@ -130,6 +131,16 @@ def test_dynamic_thresholding_by_hand() -> None:
     form = DynamicThresholding(1.0, percentile=0.75)
     expected = torch.tensor([0, -1 / 3, 2 / 3, -1, 1]).reshape(1, 1, 1, 5)
     torch.testing.assert_close(form.combine({"cond": x0}, {}), expected)
+
+
+def test_channel_thresholding_by_hand() -> None:
+    """Each channel by itself: the 75th percentile of 0 to 4 is 3, that of 0 to 0.4 below the
+    limit."""
+    values = torch.tensor([0.0, -1, 2, -3, 4])
+    x0 = torch.stack([values, values / 10]).reshape(1, 2, 1, 5)
+    form = ChannelThresholding(1.0, percentile=0.75, limit=2)
+    expected = torch.stack([torch.tensor([0, -2 / 3, 4 / 3, -2, 2]), values / 10])
+    torch.testing.assert_close(form.combine({"cond": x0}, {})[0, :, 0], expected)
 
 
 def test_apg_removes_what_lies_along_cond() -> None:
@@ -259,6 +270,7 @@ def test_a_form_is_written_and_read_back() -> None:
         "interval:low=3,high=2",
         "rescaled:phi=2",
         "dynamic_thresholding:percentile=99.5",
+        "channel_thresholding:limit=0",
         "autoguidance:images=1.5",
     ],
 )

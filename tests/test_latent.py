@@ -194,11 +194,29 @@ def test_an_image_to_start_from_is_encoded(latent_run: Path, refused) -> None:
     far = model.sample(PROMPTS[0], 0, steps=20)
     distances = [(one.tensor.float() - near.float()).abs().mean() for one in (almost, far)]
     assert distances[0] < distances[1]
-    with refused(InputError):
-        model.sample(PROMPTS[0], 0, init_image=image, mask=image > 100)
 
 
-@pytest.mark.parametrize("form", ["rescaled", "apg", "interval"])
+def test_a_mask_keeps_latents_of_whole_patches_and_all_its_pixels(latent_run: Path) -> None:
+    """Rows 0 to 6 of 16 are kept, patches are of 2 x 2: the latents of rows 6 and 7 are sampled."""
+    model = load(latent_run, device="cpu")
+    image = load_records(tiny(*LATENTS).data, "train").images[3]
+    mask = torch.zeros(1, 16, 16, dtype=torch.bool)
+    mask[:, 7:] = True
+    found = model.sample(PROMPTS, SEEDS, init_image=image, mask=mask, steps=3)
+    assert torch.equal(found.tensor[:, :, :7], image[:, :7].expand(len(SEEDS), -1, -1, -1))
+    latents = model.codec.encode(image[None])
+    assert torch.equal(found.x0[:, :, :3], latents[:, :, :3].expand(len(SEEDS), -1, -1, -1))
+    assert (found.x0[:, :, 3] - latents[:, :, 3]).abs().max() > 0.1
+    pipe = TextToImagePipeline.from_pretrained(latent_run)
+    how = {"image": image, "mask_image": mask, "num_inference_steps": 3, "seeds": list(SEEDS)}
+    for kind, kept in (("uint8", image), ("pt", image / 255)):
+        drawn = pipe(list(PROMPTS), output_type=kind, **how).images
+        assert torch.equal(drawn[:, :, :7], kept[:, :7].expand(len(SEEDS), -1, -1, -1))
+    pixels = pipe(list(PROMPTS), output_type="np", **how).images
+    assert (pixels[:, :7, :, 0] == (image[0, :7] / 255).numpy()).all()
+
+
+@pytest.mark.parametrize("form", ["rescaled", "apg", "interval", "channel_thresholding"])
 def test_forms_of_guidance_act_on_latents(form: str, latent_run: Path) -> None:
     assert load(latent_run, device="cpu").sample(PROMPTS, SEEDS, form=form, steps=2).nfe > 0
 
@@ -359,7 +377,8 @@ def test_images_of_latents_are_in_range_in_every_kind_of_output() -> None:
     latents = 30 * torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     assert float(codec.unit(latents).max()) > 1
     pt, array, pil, pixels = (
-        OUTPUT_TYPES[kind](latents, codec) for kind in ("pt", "np", "pil", "uint8")
+        OUTPUT_TYPES[kind](latents, codec, lambda images: images)
+        for kind in ("pt", "np", "pil", "uint8")
     )
     assert float(pt.min()) == 0
     assert float(pt.max()) == 1

@@ -123,7 +123,10 @@ Guidance = Annotated[
     float | None,
     typer.Option("--guidance", "-w", min=0, max=1000, help="Guidance scale w; 0 is unconditional."),
 ]
-FORM_HELP = "Form of guidance: cfg, interval, rescaled, dynamic_thresholding, apg, autoguidance."
+FORM_HELP = (
+    "Form of guidance: cfg, interval, rescaled, dynamic_thresholding, channel_thresholding, apg, "
+    "autoguidance."
+)
 FORM_METAVAR = "NAME[:KEY=VALUE,...]"
 Form = Annotated[
     str | None,

@@ -155,6 +155,32 @@ class DynamicThresholding(ClassifierFreeGuidance):
 
 
 @dataclass(frozen=True)
+class ChannelThresholding(ClassifierFreeGuidance):
+    """Each channel of each x0 clipped at its own percentile and shrunk to `limit`: dynamic
+    thresholding of latents, whose channels have no common range.
+
+    s is the `percentile` (a share) of a channel's absolute values about the centre, at least
+    `limit`; the channel is clipped to s and multiplied by limit / s. Latents have deviation 1. It
+    acts at w = 0 and 1 as well.
+    """
+
+    percentile: float = 0.995
+    limit: float = 3.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.percentile <= 1:
+            raise ValueError("percentile must be a share above 0, up to 1")
+        if self.limit <= 0:
+            raise ValueError("limit must be above 0")
+
+    def combine(self, x0: "Mapping[Branch, Tensor]", memory: "dict[str, Tensor]") -> "Tensor":
+        from_centre = super().combine(x0, memory) - self.centre
+        found = from_centre.abs().flatten(2).quantile(self.percentile, dim=2)
+        limits = found.clamp_min(self.limit)[:, :, None, None]
+        return self.centre + from_centre.clamp(-limits, limits) * (self.limit / limits)
+
+
+@dataclass(frozen=True)
 class AdaptiveProjectedGuidance(ClassifierFreeGuidance):
     """APG: the guidance direction with momentum, of limited norm, its part along cond weakened.
 
@@ -237,6 +263,7 @@ GUIDANCE_FORMS: dict[str, type[ClassifierFreeGuidance]] = {
     "interval": IntervalGuidance,
     "rescaled": RescaledGuidance,
     "dynamic_thresholding": DynamicThresholding,
+    "channel_thresholding": ChannelThresholding,
     "apg": AdaptiveProjectedGuidance,
     "autoguidance": AutoGuidance,
     "folded": FoldedGuidance,
@@ -275,7 +302,7 @@ class GuidanceForm:
                 raise InputError(
                     f"{self.form} clips x0 to the range of pixels, and this model samples latents, "
                     "which have no range.",
-                    hint="Use another form of guidance, such as rescaled.",
+                    hint="channel_thresholding is the same by channel of a latent.",
                 )
             value_range = (-1.0, 1.0)
         return GUIDANCE_FORMS[self.form](scale, value_range, **dict(self.parameters))

@@ -16,14 +16,21 @@ from sfumato.generation.model import Model
 from sfumato.generation.start import Start
 from sfumato.models.codec import Codec
 
-OUTPUT_TYPES: dict[str, Callable[[Tensor, Codec], Any]] = {
-    "pil": lambda x0, codec: [to_pil(image) for image in codec.decode(x0)],
-    "pt": lambda x0, codec: codec.unit(x0).clamp(0, 1),  # latents decode to values beside it
-    "np": lambda x0, codec: codec.unit(x0).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy(),
-    "uint8": lambda x0, codec: codec.decode(x0),
-    "latent": lambda x0, codec: x0,
+Keep = Callable[[Tensor], Tensor]
+"""Images to the same with the pixels that a mask keeps."""
+OUTPUT_TYPES: dict[str, Callable[[Tensor, Codec, Keep], Any]] = {
+    "pil": lambda x0, codec, keep: [to_pil(image) for image in keep(codec.decode(x0))],
+    "pt": lambda x0, codec, keep: keep(_unit(x0, codec)),
+    "np": lambda x0, codec, keep: keep(_unit(x0, codec)).permute(0, 2, 3, 1).cpu().numpy(),
+    "uint8": lambda x0, codec, keep: keep(codec.decode(x0)),
+    "latent": lambda x0, codec, keep: x0,
 }
-"""(x0 (B, C, H, W), codec) to what a call returns."""
+"""(x0 (B, C, H, W), codec, what keeps pixels) to what a call returns."""
+
+
+def _unit(x0: Tensor, codec: Codec) -> Tensor:
+    """Images in [0, 1]: latents decode to values beside it."""
+    return codec.unit(x0).clamp(0, 1)
 
 
 def check_names(output_type: str, names: Sequence[str], known: Sequence[str]) -> None:

@@ -205,7 +205,7 @@ class Model:
             | ({} if start is None else start.settings(row))
             for row in range(count)
         ]
-        return model.collected(asked, denoise, batch_size, on_batch, x0_range)
+        return model.collected(asked, denoise, batch_size, on_batch, x0_range, start)
 
     def interpolate(
         self,
@@ -254,11 +254,13 @@ class Model:
         batch_size: int,
         on_batch: Callable[[int], None] | None,
         x0_range: ValueRange | None = None,
+        start: Start | None = None,
     ) -> Samples:
-        """The images that `denoise` gives for rows of `asked`, the settings of each."""
+        """The images that `denoise` gives for rows of `asked`, the settings of each, with the
+        pixels that `start` keeps."""
         parts: list[Sampled] = []
-        for start in range(0, len(asked), batch_size):
-            parts.append(denoise(slice(start, start + batch_size)))
+        for first in range(0, len(asked), batch_size):
+            parts.append(denoise(slice(first, first + batch_size)))
             if on_batch is not None:
                 on_batch(len(parts[-1].x0))
         x0 = torch.cat([part.x0 for part in parts])
@@ -269,23 +271,13 @@ class Model:
             common["rows"] = 1
         settings = [{"prompt": own["prompt"], "seed": own["seed"]} | common | own for own in asked]
         tensor = self.codec.decode(x0).cpu()
+        tensor = tensor if start is None else start.keep(tensor)
         return Samples(tensor=tensor, x0=x0, settings=settings, nfe=parts[0].nfe)
 
     def start(
         self, init_image: Any, mask: Any = None, strength: float | None = None, *, count: int = 1
     ) -> Start | None:
-        """What `count` images start from, brought to the size of this model; see `start_of`.
-
-        `InputError` for a mask where the network sees latents: a pixel cannot be kept there.
-        """
-        if mask is not None and self.codec.factor > 1:
-            side = self.codec.factor
-            raise InputError(
-                f"This model paints latents, each of {side} x {side} pixels, so a mask cannot keep "
-                "single pixels.",
-                hint="Leave the mask out: the strength says how much of the image is kept. A mask "
-                "needs a model of pixels.",
-            )
+        """What `count` images start from, brought to the size of this model; see `start_of`."""
         fit = self.provenance.get("data", {}).get("fit", "crop")
         return start_of(init_image, mask, strength, count=count, shape=self.image_shape, fit=fit)
 

@@ -23,6 +23,7 @@ from sfumato.diffusion.solvers.schedulers import check_belongs, scheduler_name
 from sfumato.generation.asked import check_negative, negative_prompts
 from sfumato.generation.call import (
     OUTPUT_TYPES,
+    Keep,
     check_names,
     generators_of,
     noise_of,
@@ -277,7 +278,8 @@ class TextToImagePipeline(DiffusionPipeline):
             ),
             alone=count == 1,
         )
-        images = OUTPUT_TYPES[output_type](sampled.x0, model.codec)
+        keep: Keep = start.keep if start is not None else lambda images: images
+        images = OUTPUT_TYPES[output_type](sampled.x0, model.codec, keep)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 

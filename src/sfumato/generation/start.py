@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import max_pool2d
 
 from sfumato.base.errors import InputError
 from sfumato.base.images import BadImage, check_one_picture, coloured, fitted, upright
@@ -35,6 +36,14 @@ class Start:
     images: Tensor
     strength: float
     paint: Tensor | None = None
+
+    def keep(self, images: Tensor) -> Tensor:
+        """`images` (N, C, H, W), uint8 or float in [0, 1], with the values of the pixels that are
+        not sampled."""
+        if self.paint is None:
+            return images
+        known = self.images if images.dtype == torch.uint8 else self.images / 255
+        return torch.where(self.paint.to(images.device), images, known.to(images))
 
     def part(self, rows: slice) -> "Start":
         """Of these rows of what is sampled."""
@@ -72,7 +81,9 @@ def begin(
     x_t = noise if start.strength == 1 else process.add_noise(x0, noise, solver.times[:1])
     if start.paint is None:
         return x_t, solver
-    keep = ~start.paint.to(noise.device)
+    # A latent is known where its whole patch is; the pixels of the others are put back at the end.
+    painted = max_pool2d(start.paint.float(), codec.factor) > 0
+    keep = ~painted.to(noise.device)
     known = KnownPixels(solver, process, x0=x0, eps=noise, keep=keep)
     return known.put_back(x_t, index=0), known
 
