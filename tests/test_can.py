@@ -10,16 +10,20 @@ import torch
 import torch.nn.functional as F
 
 from sfumato.base.errors import ConfigError, DamagedDataError, InputError
+from sfumato.base.files import read_json, write_json
 from sfumato.base.images import to_float, to_uint8
 from sfumato.config.adversarial import CanNetworkConfig
 from sfumato.config.overrides import build
 from sfumato.config.schema import CanExperiment, load_experiment
-from sfumato.generation.can import ClassReader
+from sfumato.config.sections import DataConfig, TextConfig
+from sfumato.data.records import load_records
+from sfumato.generation.can import ClassReader, caption_means
 from sfumato.generation.loading import load
 from sfumato.methods.registry import prepare_run, run_experiment
 from sfumato.models.can import build_can
+from sfumato.text.opening import load_text_encoder
 from sfumato.training.checkpoint import Checkpoints
-from sfumato.training.loop import train
+from sfumato.training.loop import Run, train
 from sfumato.training.objectives.can import (
     ambiguity,
     diff_augment,
@@ -56,6 +60,11 @@ VARIANTS = {
         "diff_augment": ["brightness", "translation", "cutout"],
         "network.conditional": True,
         "mirrored": True,
+    },
+    "captions": {
+        "network.conditional": True,
+        "network.condition": "caption",
+        "data.caption": ["digit {label}", "the number {word}"],
     },
     "paper": {
         "ambiguity": "binary",
@@ -350,6 +359,39 @@ def test_a_prompt_names_the_class(tmp_path: Path, refused) -> None:
         load(tmp_path / "run", device="cpu", compile=True)
     with refused(InputError):
         load(tmp_path / "run", device="cpu", checkpoint=7)
+
+
+def test_captions_as_the_condition(tmp_path: Path, refused) -> None:
+    """The mean of a caption's tokens: any sentence is a prompt, not the classes' captions alone."""
+    run = run_experiment(tiny(**VARIANTS["captions"]), tmp_path / "run", device="cpu")
+    model = load(tmp_path / "run", device="cpu")
+    encoder = load_text_encoder(TextConfig())
+    prompts = ["digit 3", "the number seven", "an automobile"]
+    means = encoder.tokens(prompts).mean(1)
+    assert torch.equal(caption_means(encoder, prompts), means)
+    z = [torch.randn(6, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+    wanted = run.objective.average.module(torch.stack(z), means)
+    found = model.sample(prompts, range(3))
+    torch.testing.assert_close(found.x0, wanted, atol=1e-6, rtol=0)
+    assert model.sample(seeds=[4]).settings[0]["prompt"] == "digit 4"
+    again = load(tmp_path / "run" / "can", device="cpu")
+    assert torch.equal(again.sample(prompts, range(3)).x0, found.x0)
+    batch = run.batches.at(0)
+    captions = run.objective.captions
+    assert captions is not None
+    said = load_records(run_data(run), "train").captions
+    assert torch.equal(captions[batch.prompts], caption_means(encoder, said)[batch.prompts])
+    about = read_json(tmp_path / "run" / "can" / "can.json")
+    about["provenance"]["text"]["identity"] = "bundled sha256:0"
+    write_json(tmp_path / "run" / "can" / "can.json", about)
+    with refused(DamagedDataError):
+        load(tmp_path / "run" / "can", device="cpu")
+    with pytest.raises(ValueError, match="needs conditional"):
+        CanNetworkConfig(generator_channels=(8,), discriminator_channels=(8,), condition="caption")
+
+
+def run_data(run: Run) -> DataConfig:
+    return load_experiment(run.folder / "experiment.yaml", schema=CanExperiment).data
 
 
 def test_without_classes_there_is_no_prompt(tmp_path: Path, refused) -> None:

@@ -46,7 +46,7 @@ def count_of(experiment) -> int:
                 missing = (vocabulary - len(tokenizer)) * towers.text_width
                 return parameters(build_towers(towers, tokenizer, seed=0)) + missing
             case CanExperiment(network=network):
-                both = build_can(network, channels=3, classes=10, seed=0)
+                both = build_can(network, channels=3, classes=10, seed=0, text_width=512)
                 return sum(map(parameters, both))
             case VaeExperiment(network=network):
                 return parameters(build_vae(network, channels=3, resolution=64, seed=0))
@@ -66,11 +66,12 @@ def test_the_count_of_unusual_networks(overrides: list[str]) -> None:
 
 
 def test_the_count_of_unusual_classifiers_and_towers() -> None:
-    for name, overrides in {
-        "classifier": ["network.width=24", "network.blocks=[2,1,3]"],
-        "can": ["network.conditional=true", "network.style_hidden=[]"],
-        "can-paper": ["network.upsampling=transposed", "network.spectral_norm=false"],
-        "clip": ["towers.text_layers=3", "towers.image_widths=[8,16,16,40]", "vocabulary=900"],
-    }.items():
+    for name, overrides in (
+        ("classifier", ["network.width=24", "network.blocks=[2,1,3]"]),
+        ("can", ["network.conditional=true", "network.style_hidden=[]"]),
+        ("can", ["network.conditional=true", "network.condition=caption"]),
+        ("can-paper", ["network.upsampling=transposed", "network.spectral_norm=false"]),
+        ("clip", ["towers.text_layers=3", "towers.image_widths=[8,16,16,40]", "vocabulary=900"]),
+    ):
         experiment = load_experiment(name, overrides)
         assert parameter_count(experiment) == count_of(experiment)

@@ -29,14 +29,23 @@ class CanNetworkConfig(Section):
     spectral_norm: bool = True
     """Spectral norm in the discriminator (Miyato et al. 2018); else batch norm."""
     conditional: bool = False
-    """Whether both get the class: an embedding beside z, and a projection (Miyato and Koyama
+    """Whether both get a condition: an embedding beside z, and a projection (Miyato and Koyama
     2018)."""
+    condition: Literal["class", "caption"] = "class"
+    """What that is: the class, or an image's caption by the text encoder, the mean of its
+    tokens."""
 
     @model_validator(mode="after")
     def _fits(self) -> "CanNetworkConfig":
+        if self.condition == "caption" and not self.conditional:
+            raise ValueError("condition=caption needs conditional=true")
         if len(self.generator_channels) != len(self.discriminator_channels):
             raise ValueError("generator_channels and discriminator_channels have the same length")
         return self
+
+    @property
+    def reads_captions(self) -> bool:
+        return self.conditional and self.condition == "caption"
 
     @property
     def resolution(self) -> int:

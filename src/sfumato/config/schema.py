@@ -334,6 +334,8 @@ class CanExperiment(Experiment):
     """What is trained."""
     data: DataConfig
     network: CanNetworkConfig
+    text: TextConfig = TextConfig()
+    """Of network.condition=caption alone."""
     training: CanTrainingConfig
 
     def length(self, data_set_size: int) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from sfumato.base.errors import DamagedDataError, InputError
 from sfumato.base.files import read_json, sha256_of_file, whole_folder, write_json
 from sfumato.config.adversarial import CanNetworkConfig
 from sfumato.config.schema import CanExperiment, load_experiment
+from sfumato.config.sections import TextConfig
 from sfumato.data.captions import in_words
 from sfumato.data.records import load_records
 from sfumato.diffusion.sampling import Sampled, initial_noise
@@ -24,16 +25,21 @@ from sfumato.generation.runs import AVERAGE, averages_in, chosen_checkpoint
 from sfumato.generation.samples import Samples
 from sfumato.models.can import Generator
 from sfumato.models.codec import PixelCodec
-from sfumato.text.encoder import NULL, shortened
+from sfumato.text.encoder import NULL, TextEncoder, shortened
+from sfumato.text.opening import load_text_encoder
 from sfumato.training.checkpoint import load_part
 from sfumato.training.state import load_state, save_state
 
+TEXT = "text"
+"""In the provenance: the text encoder of a CAN whose condition are captions."""
 RESULT, WEIGHTS = "can", "generator.safetensors"
 """Folder inside a run that holds the exported generator, and its weights."""
 CAN_TITLE = "CAN"
 FORMAT = 2
 _ROWS = 16
 """Images of a call of the network: on a CPU the last bits depend on their number."""
+_CAPTIONS = 256
+"""Captions that are encoded at once."""
 _SHOWN = 10
 _NAMES = {
     "guidance": "guidance scale",
@@ -121,7 +127,8 @@ class CanModel(Model):
     """A generator with the face of a `Model`: sampled, evaluated, compared, evolved, exported.
 
     It has no forward process, and nothing of `sampling` applies. The prompt of a conditional one
-    names the class; another takes none. `shape` is that of z.
+    names the class, or is a caption where captions are its condition; another takes none. `shape`
+    is that of z.
     """
 
     network: Generator
@@ -220,11 +227,14 @@ class CanModel(Model):
     def tokens(
         self, prompts: Sequence[str], negative: Sequence[str] | None = None
     ) -> dict[Any, Tensor]:
-        """(B, 1, D): the embedding of the class that each prompt names; D is 0 without classes."""
+        """(B, 1, D): the embedding of each prompt or of the class that it names; D is 0 without a
+        condition."""
         embed = self.network.embed
         if embed is None:
             self.text_encoder.check(prompts)
             found = torch.zeros(len(prompts), 1, 0)
+        elif self.network.config.reads_captions:
+            found = embed(caption_means(self.text_encoder, prompts).to(self.device))[:, None]
         else:
             labels = torch.tensor([self.text_encoder.label(prompt) for prompt in prompts])
             found = embed(labels.to(self.device))[:, None]
@@ -289,11 +299,6 @@ def can_of_run(
         known = load_records(experiment.data, "test")
         state = {**state, "classes": known.class_names, "captions": known.class_captions}
     assert experiment.data.channels != "auto"  # that of a run is resolved
-    network = Generator(
-        experiment.network, channels=experiment.data.channels, classes=len(state["classes"])
-    )
-    file = checkpoint.verify(part)
-    load_part(network, load_state(file), file=file)
     provenance = {
         "experiment": experiment.name,
         "seed": experiment.seed,
@@ -305,9 +310,13 @@ def can_of_run(
         "classes": list(state["classes"]),
         "captions": list(state["captions"]),
         "data": experiment.data.model_dump(mode="json"),
+        **({TEXT: state[TEXT]} if TEXT in state else {}),
         "sfumato": __version__,
     }
-    return _model(network.to(device), provenance, folder)
+    model = _model(experiment.network, experiment.data.channels, provenance, folder)
+    file = checkpoint.verify(part)
+    load_part(model.network, load_state(file), file=file)
+    return _placed(model, device)
 
 
 def can_of_export(folder: Path, device: torch.device) -> CanModel:
@@ -321,24 +330,52 @@ def can_of_export(folder: Path, device: torch.device) -> CanModel:
         raise DamagedDataError(
             f"{folder / WEIGHTS} is not the file that was exported.", hint="Export the run again."
         )
-    provenance = about["provenance"]
-    network = Generator(
-        CanNetworkConfig.model_validate(about["network"]),
-        channels=about["channels"],
-        classes=len(provenance["classes"]),
-    )
-    network.load_state_dict(load_state(folder / WEIGHTS))
-    return _model(network.to(device), provenance, None)
+    config = CanNetworkConfig.model_validate(about["network"])
+    model = _model(config, about["channels"], about["provenance"], None)
+    model.network.load_state_dict(load_state(folder / WEIGHTS))
+    return _placed(model, device)
 
 
-def _model(network: Generator, provenance: Mapping[str, Any], folder: Path | None) -> CanModel:
-    conditional = network.config.conditional
-    reader = ClassReader(
-        provenance["classes"] if conditional else (), provenance["captions"] if conditional else ()
-    )
+def _model(
+    config: CanNetworkConfig, channels: int, provenance: Mapping[str, Any], folder: Path | None
+) -> CanModel:
+    """The model, with weights still to be loaded."""
+    names, captions = provenance["classes"], provenance["captions"]
+    reader: Any = ClassReader(names, captions) if config.conditional else ClassReader((), ())
+    width = 0
+    if config.reads_captions:
+        reader = _encoder(provenance[TEXT])
+        width = reader.dim
     return CanModel(
-        network=network.eval().requires_grad_(False),
+        network=Generator(config, channels=channels, classes=len(names), text_width=width),
         text_encoder=reader,
         provenance=provenance,
         folder=folder,
     )
+
+
+def _encoder(about: Mapping[str, Any]) -> TextEncoder:
+    """The text encoder of training; `DamagedDataError` where it has other weights by now."""
+    settings = {name: about[name] for name in TextConfig.model_fields}
+    encoder = load_text_encoder(TextConfig.model_validate(settings))
+    if encoder.identity != about["identity"]:
+        raise DamagedDataError(
+            f"The text encoder '{about['encoder']}' is {encoder.identity}; this CAN was trained "
+            f"with {about['identity']}.",
+            hint="Put the encoder of training in its place.",
+        )
+    return encoder
+
+
+def _placed(model: CanModel, device: torch.device) -> CanModel:
+    model.network.to(device).eval().requires_grad_(False)
+    return model
+
+
+def caption_means(encoder: TextEncoder, captions: Sequence[str]) -> Tensor:
+    """(N, D) float32 on the CPU: the mean of the tokens of each caption."""
+    parts = [
+        encoder.tokens(captions[start : start + _CAPTIONS]).mean(1)
+        for start in range(0, len(captions), _CAPTIONS)
+    ]
+    return torch.cat(parts)

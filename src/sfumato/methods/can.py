@@ -1,8 +1,9 @@
 """Training a creative adversarial network, and its samples."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +18,10 @@ from sfumato.data.records import Records, load_records, trained_on
 from sfumato.data.survey import settle
 from sfumato.evaluation.metrics.manifold import precision_recall
 from sfumato.generation.bundle_names import CAN_FILE
-from sfumato.generation.can import RESULT
+from sfumato.generation.can import RESULT, TEXT, caption_means
 from sfumato.generation.loading import load
 from sfumato.models.can import Generator, build_can
+from sfumato.text.opening import load_text_encoder
 from sfumato.training.distributed import World
 from sfumato.training.hooks import SampleHook
 from sfumato.training.loop import Run
@@ -50,20 +52,24 @@ def _build(experiment: CanExperiment, folder: Path, device: torch.device, world:
     refuse_stream(data, experiment.name)
     records = _of_present_classes(load_records(data, "train"))
     _check_classes(records, experiment)
+    conditions = _Conditions.of(experiment, records, device)
     generator, discriminator = build_can(
         experiment.network,
         channels=records.images.shape[1],
         classes=len(records.class_names),
+        text_width=conditions.width,
         seed=experiment.seed,
     )
-    objective = CanObjective(generator.to(device), discriminator.to(device), training)
+    objective = CanObjective(
+        generator.to(device), discriminator.to(device), training, conditions.captions
+    )
     average = objective.average.module
     spread = torch.linspace(0, len(records) - 1, WATCHED).long().unique()
     real = records.images[spread]
     sample = SampleHook(
         folder / "samples",
         every_images=training.sample_every_images,
-        sample=lambda: _sample_grid(average, seed=experiment.seed),
+        sample=lambda: _sample_grid(average, conditions.shown, seed=experiment.seed),
     )
     return Run(
         folder=folder,
@@ -78,19 +84,47 @@ def _build(experiment: CanExperiment, folder: Path, device: torch.device, world:
         notes={
             "classes": list(records.class_names),
             "captions": list(records.class_captions),
+            **conditions.notes,
         },
         hooks=(sample,),
         watch=None
         if len(real) < _FEWEST_WATCHED
-        else lambda: collapse(_watched_images(average, experiment.seed), real),
+        else lambda: collapse(
+            _watched_images(average, conditions.shown, seed=experiment.seed), real
+        ),
         watch_every_images=training.sample_every_images,
     )
 
 
-def _watched_images(generator: Generator, seed: int) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class _Conditions:
+    """What a conditional network is given: `captions` (P, D) of the data set, `width` D, or None
+    and 0 where that is the class; `shown`: the condition of each class, (K,) or (K, D)."""
+
+    captions: Tensor | None
+    width: int
+    shown: Tensor
+    notes: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, experiment: CanExperiment, records: Records, device: torch.device) -> Self:
+        if not experiment.network.reads_captions:
+            labels = torch.arange(len(records.class_names))
+            return cls(captions=None, width=0, shown=labels, notes={})
+        encoder = load_text_encoder(experiment.text)
+        captions = caption_means(encoder, records.captions)
+        return cls(
+            captions=captions.to(device),
+            width=encoder.dim,
+            shown=caption_means(encoder, records.class_captions),
+            notes={TEXT: {**experiment.text.model_dump(), "identity": encoder.identity}},
+        )
+
+
+def _watched_images(generator: Generator, shown: Tensor, *, seed: int) -> Tensor:
     """uint8 (WATCHED, C, H, W) of the same z each time; of a conditional network all classes."""
     z = torch.randn(WATCHED, generator.config.latent, generator=generator_for(seed, "watched"))
-    return _images_of(generator, z, torch.arange(WATCHED) % generator.classes)
+    return _images_of(generator, z, shown[torch.arange(WATCHED) % len(shown)])
 
 
 def collapse(images: Tensor, real: Tensor) -> dict[str, float]:
@@ -133,20 +167,20 @@ def _check_classes(records: Records, experiment: CanExperiment) -> None:
         )
 
 
-def _sample_grid(generator: Generator, *, seed: int) -> bytes:
+def _sample_grid(generator: Generator, shown: Tensor, *, seed: int) -> bytes:
     """A PNG of the same z each time; of a conditional network the classes in turn."""
     count = _COLUMNS * 4
     z = torch.randn(count, generator.config.latent, generator=generator_for(seed, "sample grid"))
-    images = _images_of(generator, z, torch.arange(count) % generator.classes)
+    images = _images_of(generator, z, shown[torch.arange(count) % len(shown)])
     scale = max(1, 64 // images.shape[-1])
     return png_bytes(to_pil(grid(images, _COLUMNS, scale=scale)))
 
 
 @torch.no_grad()
-def _images_of(generator: Generator, z: Tensor, labels: Tensor) -> Tensor:
-    """uint8 (B, C, H, W) on the CPU of z (B, latent) and labels (B,)."""
+def _images_of(generator: Generator, z: Tensor, condition: Tensor) -> Tensor:
+    """uint8 (B, C, H, W) on the CPU of z (B, latent) and a condition each."""
     device = next(generator.parameters()).device
-    return to_uint8(generator(z.to(device), labels.to(device)), (-1.0, 1.0)).cpu()
+    return to_uint8(generator(z.to(device), condition.to(device)), (-1.0, 1.0)).cpu()
 
 
 def _finish(experiment: CanExperiment, run: Run) -> None:

@@ -18,13 +18,16 @@ COARSEST_PX = 4
 
 
 class Generator(nn.Module):
-    """z (B, latent) and, where it is conditional, labels (B,) -> images (B, C, H, W) in [-1, 1]."""
+    """z (B, latent) and, where it is conditional, labels (B,) or captions (B, `text_width`) ->
+    images (B, C, H, W) in [-1, 1]."""
 
-    def __init__(self, config: CanNetworkConfig, *, channels: int, classes: int) -> None:
+    def __init__(
+        self, config: CanNetworkConfig, *, channels: int, classes: int, text_width: int = 0
+    ) -> None:
         super().__init__()
         self.config, self.channels, self.classes = config, channels, classes
         widths = config.generator_channels
-        self.embed = nn.Embedding(classes, config.latent) if config.conditional else None
+        self.embed = _embedding(config, classes, text_width, config.latent)
         inputs = config.latent * (2 if config.conditional else 1)
         self.start = nn.Linear(inputs, widths[0] * COARSEST_PX**2, bias=False)
         layers: list[nn.Module] = [nn.BatchNorm2d(widths[0]), nn.ReLU()]
@@ -39,19 +42,21 @@ class Generator(nn.Module):
             return [nn.ConvTranspose2d(width, out, 4, 2, 1, bias=last)]
         return [nn.Upsample(scale_factor=2), nn.Conv2d(width, out, 3, 1, 1, bias=last)]
 
-    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self.drawn(z, z[:, :0] if self.embed is None else self.embed(labels))
+    def forward(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
+        return self.drawn(z, z[:, :0] if self.embed is None else self.embed(condition))
 
-    def drawn(self, z: Tensor, classes: Tensor) -> Tensor:
-        """Images of z (B, latent) and embedded classes (B, latent), or (B, 0) without classes."""
-        z = torch.cat([z, classes], dim=1)
+    def drawn(self, z: Tensor, embedded: Tensor) -> Tensor:
+        """Images of z (B, latent) and embedded conditions (B, latent), or (B, 0) without."""
+        z = torch.cat([z, embedded], dim=1)
         return self.body(self.start(z).unflatten(1, (-1, COARSEST_PX, COARSEST_PX)))
 
 
 class Discriminator(nn.Module):
     """Images (B, C, H, W) in [-1, 1] -> logits of real (B,) and of styles (B, K)."""
 
-    def __init__(self, config: CanNetworkConfig, *, channels: int, classes: int) -> None:
+    def __init__(
+        self, config: CanNetworkConfig, *, channels: int, classes: int, text_width: int = 0
+    ) -> None:
         super().__init__()
         normal: Callable[[Any], Any] = (
             spectral_norm if config.spectral_norm else lambda layer: layer
@@ -65,30 +70,40 @@ class Discriminator(nn.Module):
         self.body = nn.Sequential(*layers, nn.Flatten())
         features = config.discriminator_channels[-1] * COARSEST_PX**2
         self.real = normal(nn.Linear(features, 1))
-        self.project = normal(nn.Embedding(classes, features)) if config.conditional else None
+        project = _embedding(config, classes, text_width, features)
+        self.project = None if project is None else normal(project)
         styles: list[nn.Module] = []
         for width, out in pairwise((features, *config.style_hidden)):
             styles += [nn.Linear(width, out), nn.LeakyReLU(0.2)]
         last = config.style_hidden[-1] if config.style_hidden else features
         self.style = nn.Sequential(*styles, nn.Linear(last, classes))
 
-    def forward(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         features = self.body(images)
         real = self.real(features).squeeze(1)
         if self.project is not None:
-            real = real + (self.project(labels) * features).sum(1)
+            real = real + (self.project(condition) * features).sum(1)
         return real, self.style(features)
 
 
+def _embedding(
+    config: CanNetworkConfig, classes: int, text_width: int, out: int
+) -> nn.Module | None:
+    """Conditions, labels (B,) or captions (B, `text_width`), to (B, `out`); None without."""
+    if not config.conditional:
+        return None
+    return nn.Linear(text_width, out) if config.reads_captions else nn.Embedding(classes, out)
+
+
 def build_can(
-    config: CanNetworkConfig, *, channels: int, classes: int, seed: int
+    config: CanNetworkConfig, *, channels: int, classes: int, seed: int, text_width: int = 0
 ) -> tuple[Generator, Discriminator]:
     """Both with weights drawn from `seed`, convolutions as DCGAN's; the global generators are left
     alone."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derived_seed(seed, "weights", "can"))
-        generator = Generator(config, channels=channels, classes=classes)
-        discriminator = Discriminator(config, channels=channels, classes=classes)
+        sizes = {"channels": channels, "classes": classes, "text_width": text_width}
+        generator, discriminator = Generator(config, **sizes), Discriminator(config, **sizes)
         for network in (generator, discriminator):
             network.apply(_dcgan)
     return generator, discriminator

@@ -55,17 +55,20 @@ def _(experiment: ClipExperiment) -> int:
 
 
 @parameter_count.register
-def _(experiment: CanExperiment, channels: int = 3, classes: int = 10) -> int:
+def _(
+    experiment: CanExperiment, channels: int = 3, classes: int = 10, text_width: int = 512
+) -> int:
     network = experiment.network
     conditional, size = network.conditional, 9 if network.upsampling == "resize" else 16
+    conditions = text_width + 1 if network.reads_captions else classes
     widths, narrows = network.generator_channels, network.discriminator_channels
     count = network.latent * (2 if conditional else 1) * widths[0] * 16
-    count += classes * network.latent * conditional + sum(2 * width for width in widths)
+    count += conditions * network.latent * conditional + sum(2 * width for width in widths)
     count += sum(size * a * b for a, b in pairwise((*widths, channels))) + channels
     count += sum((16 * a + 1) * b for a, b in pairwise((channels, *narrows)))
     count += 0 if network.spectral_norm else sum(2 * width for width in narrows[1:])
     features = narrows[-1] * 16
-    count += features + 1 + classes * features * conditional
+    count += features + 1 + conditions * features * conditional
     return count + sum((a + 1) * b for a, b in pairwise((features, *network.style_hidden, classes)))
 
 

@@ -52,8 +52,15 @@ class CanObjective:
     """One step of the discriminator, then one of the generator, each with its optimizer."""
 
     def __init__(
-        self, generator: Generator, discriminator: Discriminator, config: CanTrainingConfig
+        self,
+        generator: Generator,
+        discriminator: Discriminator,
+        config: CanTrainingConfig,
+        captions: Tensor | None = None,
     ) -> None:
+        """`captions`: (P, D), of a network whose condition they are: those that batches count
+        in."""
+        self.captions = captions
         self.generator, self.discriminator = generator.train(), discriminator.train()
         self.config = config
         self.average = AveragedModel(generator, config.averaging)
@@ -92,15 +99,16 @@ class CanObjective:
         self, batch: Batch, context: StepContext
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         config, labels = self.config, batch.labels
+        condition = labels if self.captions is None else self.captions[batch.prompts]
         images = to_float(batch.images, (-1.0, 1.0))
         if config.mirrored:
             flips = random_flips(context)[:, None, None, None]
             images = torch.where(flips, images.flip(3), images)
         images.requires_grad_(config.r1 > 0)
         with torch.no_grad():
-            fakes, fake_labels = self._fakes(context, "discriminator")
-        real, styles = self.discriminator(self._changed(images, context, "real"), labels)
-        fake, _ = self.discriminator(self._changed(fakes, context, "fake"), fake_labels)
+            fakes, of_fakes = self._fakes(context, "discriminator")
+        real, styles = self.discriminator(self._changed(images, context, "real"), condition)
+        fake, _ = self.discriminator(self._changed(fakes, context, "fake"), of_fakes)
         of_style = F.cross_entropy(styles, labels)
         loss = discriminator_loss(real, fake, config.loss) + of_style
         if config.r1:
@@ -125,8 +133,8 @@ class CanObjective:
     def _generator_step(self, context: StepContext) -> dict[str, Tensor]:
         config = self.config
         self.discriminator.requires_grad_(False)
-        fakes, labels = self._fakes(context, "generator")
-        fake, styles = self.discriminator(self._changed(fakes, context, "generator"), labels)
+        fakes, of_fakes = self._fakes(context, "generator")
+        fake, styles = self.discriminator(self._changed(fakes, context, "generator"), of_fakes)
         undecided = ambiguity(styles, config.ambiguity)
         loss = generator_loss(fake, config.loss) + config.ambiguity_weight * undecided
         self.optimizer.zero_grad(set_to_none=True)
@@ -143,13 +151,16 @@ class CanObjective:
         return {**metrics, "ambiguity": undecided.detach()}
 
     def _fakes(self, context: StepContext, purpose: str) -> tuple[Tensor, Tensor]:
-        """Images (B, C, H, W) of new z, and classes (B,), which only a conditional network uses."""
+        """Images (B, C, H, W) of new z, and classes (B,) or captions (B, D), which only a
+        conditional network uses."""
         generator = context.generator(f"latents of the {purpose}")
         network = self.generator
         z = torch.randn(context.batch_size, network.config.latent, generator=generator)
-        labels = torch.randint(network.classes, (context.batch_size,), generator=generator)
-        z, labels = context.local(z), context.local(labels)
-        return network(z, labels), labels
+        kinds = network.classes if self.captions is None else len(self.captions)
+        drawn = torch.randint(kinds, (context.batch_size,), generator=generator)
+        z, drawn = context.local(z), context.local(drawn)
+        condition = drawn if self.captions is None else self.captions[drawn]
+        return network(z, condition), condition
 
     def _changed(self, images: Tensor, context: StepContext, purpose: str) -> Tensor:
         if not self.config.diff_augment:
