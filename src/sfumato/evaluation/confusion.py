@@ -37,7 +37,7 @@ def confusion_panels(panels: Sequence[tuple[str, Classes]]) -> bytes | None:
     axes[0].set_ylabel("class of the caption, or of the real image", fontsize=8)
     for place in axes:
         place.set_xticks(range(len(shown)), names, rotation=90, fontsize=7)
-    canvas.supxlabel("class that the classifier sees", fontsize=8)
+    axes[len(axes) // 2].set_xlabel("class that the classifier sees", fontsize=8)
     return png_of(canvas)
 
 
