@@ -27,7 +27,7 @@ def confusion_panels(panels: Sequence[tuple[str, Classes]]) -> bytes | None:
         return None
     side = 1.6 + 0.24 * len(shown)
     names_side = 0.09 * max(len(panels[0][1].names[label]) for label in shown)
-    size = (side * len(panels) + names_side, side + names_side)
+    size = (side * len(panels) + names_side, side + names_side + 0.4)
     canvas = Figure(figsize=size, dpi=130, layout="constrained")
     axes = canvas.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for place, (title, classes) in zip(axes, panels, strict=True):
