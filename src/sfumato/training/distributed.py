@@ -108,7 +108,9 @@ class World:
         if self.size == 1:
             return lambda: None
         values /= self.size
-        return torch.distributed.all_reduce(values, async_op=True).wait
+        work = torch.distributed.all_reduce(values, async_op=True)
+        assert work is not None  # every rank is one of the group
+        return work.wait
 
     def agree(self, what: str, **values: str) -> None:
         """`DistributedError` where a value differs between ranks. `what` names this comparison."""
