@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -140,17 +141,19 @@ def test_more_micro_batches_than_rows_of_a_rank_are_refused(forks: Forks, tmp_pa
     assert "at most 8" in (tmp_path / "out-0").read_text("utf-8")
 
 
-class LateWorld(World):
-    """Two ranks on one device that is a step behind its host, without a connection."""
+@dataclass(frozen=True)
+class Unconnected(World):
+    """Two ranks of equal numbers. `waited`: by step, whether its mean was waited for."""
 
-    def mean(self, values):
-        return dict(values)
+    size: int = 2
+    waited: list[bool] = field(default_factory=list)
+
+    def begin_mean(self, values):
+        self.waited.append(False)
+        return partial(self.waited.__setitem__, len(self.waited) - 1, True)
 
 
-@pytest.mark.parametrize("logged", [False, True])
-def test_ranks_stop_after_the_same_step_where_one_reads_its_metrics_early(
-    tmp_path: Path, logged: bool
-) -> None:
+def stub_run(folder: Path, device: str, world: World, *hooks: Any) -> Run:
     class Stub:
         batch_size = 4
 
@@ -161,16 +164,35 @@ def test_ranks_stop_after_the_same_step_where_one_reads_its_metrics_early(
             return None
 
     stub: Any = Stub()
-    run = Run(
-        folder=tmp_path,
+    return Run(
+        folder=folder,
         objective=stub,
         batches=stub,
         seed=0,
         total_images=400,
-        device=torch.device("cuda"),
-        world=LateWorld(size=2),
-        hooks=[LogHook(tmp_path / "metrics.jsonl", every_images=4)] if logged else [],
+        device=torch.device(device),
+        world=world,
+        hooks=hooks,
     )
+
+
+def test_a_rank_waits_for_the_numbers_of_a_step_after_the_next_one(tmp_path: Path) -> None:
+    world = Unconnected()
+    run = stub_run(tmp_path, "cpu", world)
+    for steps in range(3):
+        run.take_step()
+        assert world.waited == [True] * steps + [False]
+    run.check()
+    assert world.waited == [True] * 3
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("logged", [False, True])
+def test_ranks_stop_after_the_same_step_where_one_reads_its_metrics_early(
+    tmp_path: Path, logged: bool, device: str
+) -> None:
+    hooks = [LogHook(tmp_path / "metrics.jsonl", every_images=4)] if logged else []
+    run = stub_run(tmp_path, device, Unconnected(), *hooks)
     for _ in range(3):
         run.take_step()
     run.stop_requested = True
@@ -228,7 +250,8 @@ def test_a_stopped_run_goes_on_with_another_number_of_processes(
     forks: Forks, whole: Path, tmp_path: Path, first: int, then: int
 ) -> None:
     folder = tmp_path / "run"
-    stop = {first - 1: partial(signal_itself, signal.SIGUSR1, step=5)}
+    # Several ranks know of it after the step that follows.
+    stop = {first - 1: partial(signal_itself, signal.SIGUSR1, step=5 if first == 1 else 4)}
     stopped = forks.ranks(arguments(folder), tmp_path / "out", size=first, before=stop)
     assert ended(stopped) == [STOPPED] * first
     assert Checkpoints(folder / "checkpoints").counts()[-1] == 80  # no cadence ends there

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 from sfumato.base import lock
-from sfumato.base.errors import DistributedError, SfumatoWarning
+from sfumato.base.errors import DistributedError, SfumatoWarning, TrainingError
 from sfumato.base.files import TEMPORARY_PREFIX
 from sfumato.training import checkpoint as checkpoints_module
 from sfumato.training import distributed, launch
@@ -65,6 +66,37 @@ def test_an_exception_on_one_rank_ends_all(forks: Forks, whole: Path, tmp_path: 
     check_goes_on(forks, folder, whole)
 
 
+def lose_numbers_in_step(number: int) -> None:
+    """The loss of rank 1 is not finite in step `number`."""
+    from sfumato.training.objectives.diffusion import DiffusionObjective
+
+    before, steps = DiffusionObjective.loss, count(1)
+
+    def loss(objective: DiffusionObjective, *inputs: Any, **named: Any):
+        losses = before(objective, *inputs, **named)
+        return losses * float("nan") if next(steps) == number else losses
+
+    DiffusionObjective.loss = loss  # pyright: ignore
+
+
+@pytest.mark.parametrize(("step", "saved"), [(4, [32]), (5, [32, 64])])
+def test_a_loss_of_one_rank_that_is_not_finite_ends_all_and_changes_nothing(
+    forks: Forks, whole: Path, tmp_path: Path, step: int, saved: list[int]
+) -> None:
+    """Found by a hook, where one reads the step; else after the next step."""
+    folder = tmp_path / "run"
+    before = {1: partial(lose_numbers_in_step, step)}
+    ranks = forks.ranks(arguments(folder), tmp_path / "out", size=2, before=before)
+    found_by = [0, 1] if step == 5 else [0]
+    codes = ended(ranks)
+    for rank in found_by:
+        assert codes[rank] == TrainingError.exit_code
+        said = (tmp_path / f"out-{rank}").read_text("utf-8")
+        assert f"no longer finite after {16 * (step - 1)} images" in said
+    assert Checkpoints(folder / "checkpoints").counts() == saved
+    check_goes_on(forks, folder, whole)
+
+
 def fail_in_build() -> None:
     from sfumato.methods import diffusion
 
@@ -106,9 +138,9 @@ def test_a_kill_during_a_save_loses_nothing(forks: Forks, whole: Path, tmp_path:
 def test_a_truncated_checkpoint_is_passed_over(forks: Forks, whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     codes = ended(
-        [forks.launcher(arguments(folder), tmp_path / "o", before=partial(fail_in_step, 9))]
+        [forks.launcher(arguments(folder), tmp_path / "o", before=partial(fail_in_step, 10))]
     )
-    assert codes == [1]
+    assert codes == [1]  # a step after the checkpoint: by then its numbers are those of both
     newest = Checkpoints(folder / "checkpoints").all()[-1].path
     assert newest.name == "images-000000128"
     file = newest / "unet.safetensors"

@@ -23,6 +23,8 @@ from sfumato.methods.codecs import codec_to_prepare
 from sfumato.methods.registry import prepare_run, run_experiment
 from sfumato.models.codec import LinearCodec, VaeCodec
 from sfumato.models.vae import fit_vae_codec
+from sfumato.training.records import read_records
+from tests.ranks import Forks, arguments, ended
 from tests.test_latent import stand_in_vae
 from tests.test_training import StopAfter, equal_states, final_state, tiny
 
@@ -227,6 +229,31 @@ def test_latents_of_principal_components(
     assert load(tmp_path / "second", device="cpu").codec == codec
     with refused(ConfigError):
         run_experiment(tiny(*settings, "codec.channels=2"), tmp_path / "other")
+
+
+def test_two_ranks_train_on_principal_components_and_end(
+    pictures: Path, tmp_path: Path, forks: Forks, sfumato
+) -> None:
+    """With the numbers of one process."""
+    linear = ("codec.kind=linear", "codec.factor=2", "codec.channels=3", "data.resolution=16")
+
+    def given(name: str, source: Path, *more: str) -> list[str]:
+        settings = (*linear, "data.channels=1", f"data.source={source}", *more)
+        return arguments(tmp_path / name, *settings, preset="small")
+
+    first = given("first", pictures, "training.images=16")
+    assert ended([forks.command(first, tmp_path / "said")]) == [0]
+    command = ("prepare", str(pictures), "prepared", "--resolution", "16", "--codec", "first")
+    assert sfumato(*command, cwd=tmp_path).code == 0
+    one = forks.command(given("one", tmp_path / "prepared"), tmp_path / "said-one")
+    two = forks.launcher(given("two", tmp_path / "prepared"), tmp_path / "said-two")
+    assert ended([one, two]) == [0, 0], (tmp_path / "said-two").read_text("utf-8")
+    losses, expected = (
+        [record["loss"] for record in read_records(tmp_path / name / "metrics.jsonl")]
+        for name in ("two", "one")
+    )
+    assert losses == pytest.approx(expected, rel=1e-5)
+    assert load(tmp_path / "two", device="cpu").codec == load(tmp_path / "one", device="cpu").codec
 
 
 def test_prepare_codec(sfumato, pictures: Path, stand_in: Path, tmp_path: Path, refused) -> None:

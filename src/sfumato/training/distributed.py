@@ -10,7 +10,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import PrefixStore, TCPStore  # pyright: ignore
 
-from sfumato.base.device import to_device
 from sfumato.base.doctor.findings import Host
 from sfumato.base.doctor.launch import check_launch, launch_of
 from sfumato.base.environment import processors
@@ -103,12 +102,15 @@ class World:
             return {name: whole_state(part, keep=self.is_main) for name, part in parts.items()}
         return {name: part.state_dict() for name, part in parts.items()}
 
-    def mean(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Each 0-d value averaged over ranks in float64, without waiting for the device."""
-        device = values["loss"].device
-        stacked = torch.stack([to_device(value.double(), device) for value in values.values()])
-        torch.distributed.all_reduce(stacked)
-        return dict(zip(values, stacked / self.size, strict=True))
+    def begin_mean(self, values: Tensor) -> Callable[[], object]:
+        """Begin to average `values` over ranks in place. The returned call waits for the result: on
+        a CPU the host, on a GPU what is queued there from then on."""
+        if self.size == 1:
+            return lambda: None
+        values /= self.size
+        work = torch.distributed.all_reduce(values, async_op=True)
+        assert work is not None  # every rank is one of the group
+        return work.wait
 
     def agree(self, what: str, **values: str) -> None:
         """`DistributedError` where a value differs between ranks. `what` names this comparison."""

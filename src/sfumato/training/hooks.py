@@ -210,7 +210,8 @@ def cut_back_records(run: Run) -> None:
 
 @contextmanager
 def stopping_on_signals(run: Run) -> Iterator[None]:
-    """Ctrl-C, SIGTERM and SIGUSR1 end the run after the step in progress, with a checkpoint.
+    """Ctrl-C, SIGTERM and SIGUSR1 end the run after the step in progress, several ranks after
+    a step that all know, with a checkpoint.
 
     A second Ctrl-C interrupts at once. One within half a second is the same one: a terminal sends
     it to every process, and a launcher passes it on.

@@ -125,23 +125,23 @@ class Run:
     def take_step(self) -> StepMetrics:
         """Queue one step and move the clock; the step before it is checked.
 
-        A GPU is one step behind the host, so it never waits for the host to read a number. A CPU
-        is not, and its step is checked at once.
+        A GPU is one step behind the host, so it never waits for the host to read a number; nor does
+        a rank for the numbers of the others. On one CPU the step is checked at once.
         """
         with stage("data"):
             batch = self.batches.at(self.images_seen)
         found = self.objective.step(batch, self.context())
         if self.world.size > 1:
-            found = self.world.mean({**found, STOP: torch.tensor(float(self.stop_requested))})
+            found = {**found, STOP: torch.tensor(float(self.stop_requested))}
         self.check()
         before = self._newest
-        self._queued = self._newest = metrics = StepMetrics(found, images_seen=self.images_seen)
-        if self.device.type == "cpu":
-            self.check()
+        metrics = StepMetrics(found, images_seen=self.images_seen, world=self.world)
+        self._queued = self._newest = metrics
         if self.world.size > 1:
             # Not by the newest step that was checked: the hooks of rank 0 check earlier.
-            known = metrics if self.device.type == "cpu" else before
-            self._stop_agreed = known is not None and known[STOP] > 0
+            self._stop_agreed = before is not None and before[STOP] > 0
+        elif self.device.type == "cpu":
+            self.check()
         self.images_seen += self.batches.batch_size
         self.step += 1
         return metrics

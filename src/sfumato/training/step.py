@@ -23,6 +23,7 @@ from sfumato.base.words import counted
 from sfumato.config.sections import OptimizerConfig
 from sfumato.data.loading import Batch
 from sfumato.models.ema import AveragedModel
+from sfumato.training.distributed import ALONE, World
 from sfumato.training.optimizer import learning_rate
 from sfumato.training.state import Stateful
 
@@ -116,30 +117,34 @@ def _optimize(
 
 
 class StepMetrics(Mapping[str, float]):
-    """The metrics of one step, copied to the host in the background.
+    """The metrics of one step, averaged over ranks and copied to the host in the background.
 
     Reading a value waits for the step that it belongs to and for nothing queued after it.
     """
 
-    def __init__(self, values: Mapping[str, Tensor], *, images_seen: int) -> None:
-        """`values`: 0-d tensors; `images_seen`: before the step."""
+    def __init__(
+        self, values: Mapping[str, Tensor], *, images_seen: int, world: World = ALONE
+    ) -> None:
+        """`values`: this rank's, 0-d tensors; `images_seen`: before the step."""
         self.images_seen = images_seen
         self._names = list(values)
         device = values["loss"].device
         stacked = torch.stack([to_device(value.double(), device) for value in values.values()])
-        self._arrived = None
+        self._wait: Callable[[], object] | None = world.begin_mean(stacked)
         if stacked.device.type == "cuda":
+            self._wait()
             self._host = torch.empty(len(stacked), dtype=torch.float64, pin_memory=True)
             self._host.copy_(stacked, non_blocking=True)
-            self._arrived = torch.cuda.Event()
-            self._arrived.record(torch.cuda.current_stream(stacked.device))
+            arrived = torch.cuda.Event()
+            arrived.record(torch.cuda.current_stream(stacked.device))
+            self._wait = arrived.synchronize
         else:
             self._host = stacked.cpu()
 
     def _values(self) -> dict[str, float]:
-        if self._arrived is not None:
-            self._arrived.synchronize()
-            self._arrived = None
+        if self._wait is not None:
+            self._wait()
+            self._wait = None
         return dict(zip(self._names, self._host.tolist(), strict=True))
 
     def __getitem__(self, name: str) -> float:
