@@ -81,14 +81,14 @@ def train(
     how: HowOptions,
 ) -> None:
     """Train a preset. Interrupted and started again with the same --out, it resumes exactly."""
-    source, settings = _one_source(dataset, data), training.overrides(settings or [])
-    experiment = _loaded(preset, source, settings, origin=origin, out=out)
+    source, settings = one_source(dataset, data), training.overrides(settings or [])
+    experiment = loaded(preset, source, settings, origin=origin, out=out)
     if how.dry_run:
         if source is not None:
             checked_source(source)
         dry_run(experiment, how.device, how.price)
         return
-    _check_sources(experiment, out)
+    check_sources(experiment, out)
     out = out or new_folder(Path("runs") / experiment.name)
     if how.processes is not None:
         from sfumato.data.shares import check_shares
@@ -136,7 +136,7 @@ def train_experiment(
         log(line)
 
 
-def _loaded(
+def loaded(
     preset: str,
     source: str | None,
     settings: Sequence[str],
@@ -153,7 +153,7 @@ def _loaded(
     return load_from(origin, preset, [*chosen, *settings], out)
 
 
-def _check_sources(experiment: Experiment, out: Path | None) -> None:
+def check_sources(experiment: Experiment, out: Path | None) -> None:
     """What is missing is reported before torch is imported."""
     if out is not None and is_first_rank():
         from sfumato.training.folder import check_is_run
@@ -192,7 +192,7 @@ def _looked(
     return experiment
 
 
-def _one_source(argument: str | None, option: str | None) -> str | None:
+def one_source(argument: str | None, option: str | None) -> str | None:
     if argument is not None and option is not None:
         raise InputError(
             f"The data set is given twice: '{argument}' and --data '{option}'.",
