@@ -319,7 +319,7 @@ def test_mistyped_words_are_answered_before_torch_is_imported(programs, given) -
         "try:\n    main()\nexcept SystemExit as leaving:\n"
         "    assert 'torch' not in sys.modules\n    raise\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert not Path("submitted").exists()

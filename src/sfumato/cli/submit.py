@@ -12,7 +12,17 @@ from sfumato.base.words import counted
 from sfumato.cli.checks import checked_folder
 from sfumato.cli.options import Device, Preset, Settings, TrainingOptions, register
 from sfumato.cli.show import log, new_table, print_table
-from sfumato.cli.train import check_sources, loaded, new_folder, one_source
+from sfumato.cli.train import (
+    DataSet,
+    Origin,
+    RunFolder,
+    SameDataSet,
+    Strict,
+    check_sources,
+    loaded,
+    new_folder,
+    one_source,
+)
 from sfumato.config.schema import Experiment
 
 if TYPE_CHECKING:
@@ -71,16 +81,9 @@ class JobOptions:
 class WhatOptions:
     """On what, from where and how strictly: as `sfumato train` has them."""
 
-    data: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="The same as the second argument.")
-    ] = None
-    origin: Annotated[
-        str | None,
-        typer.Option(
-            "--from", metavar="MODEL", help="Begin with this model's weights, network and encoder."
-        ),
-    ] = None
-    strict: Annotated[bool, typer.Option("--strict", help="Turn warnings into errors.")] = False
+    data: SameDataSet = None
+    origin: Origin = None
+    strict: Strict = False
     device: Device = "auto"
 
     def arguments(self, preset: str, source: str | None, settings: Sequence[str]) -> list[str]:
@@ -92,9 +95,19 @@ class WhatOptions:
         return [preset, *given, *set_arguments(settings)]
 
 
-DataSet = Annotated[
-    str | None, typer.Argument(help="A folder of images, a Hub name OWNER/NAME, or digits.")
-]
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions:
+    """Which runs, and how many of them at once."""
+
+    over: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SECTION.KEY=V,V,...", help="Values of a setting to train with; repeatable."
+        ),
+    ] = None
+    parallel: Annotated[
+        int | None, typer.Option(min=1, help="Runs that may train at the same time.")
+    ] = None
 
 
 def set_arguments(settings: Sequence[str]) -> list[str]:
@@ -104,12 +117,7 @@ def set_arguments(settings: Sequence[str]) -> list[str]:
 def train(
     preset: Preset,
     dataset: DataSet = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            callback=checked_folder, help="The run's folder; a run that is there goes on."
-        ),
-    ] = None,
+    out: RunFolder = None,
     *,
     what: WhatOptions,
     training: TrainingOptions,
@@ -132,19 +140,11 @@ def train(
 def sweep(
     preset: Preset,
     dataset: DataSet = None,
-    over: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="SECTION.KEY=V,V,...", help="Values of a setting to train with; repeatable."
-        ),
-    ] = None,
-    parallel: Annotated[
-        int | None, typer.Option(min=1, help="Runs that may train at the same time.")
-    ] = None,
     out: Annotated[
         Path | None, typer.Option(callback=checked_folder, help="Folder of the runs.")
     ] = None,
     *,
+    which: SweepOptions,
     what: WhatOptions,
     training: TrainingOptions,
     settings: Settings = None,
@@ -154,12 +154,12 @@ def sweep(
     of them."""
     from sfumato.launch.sweep import check_sweep, combinations, write_sweep
 
-    if not over:
+    if not which.over:
         raise ConfigError(
             "A sweep needs values.",
             hint="--over training.optimizer.lr=0.001,0.0003 --over seed=0,1",
         )
-    resources, runs = job.resources(), combinations(over)
+    resources, runs = job.resources(), combinations(which.over)
     source, settings = one_source(dataset, what.data), training.overrides(settings or [])
     experiments = {
         name: loaded(preset, source, [*settings, *own], origin=what.origin, out=None)
@@ -173,7 +173,9 @@ def sweep(
             check_sources(experiment, None)
         _check_processes(experiment, resources)
         _check_run(experiment, folder / name)
-    _submit(folder, what.arguments(preset, source, settings), job, runs=runs, parallel=parallel)
+    _submit(
+        folder, what.arguments(preset, source, settings), job, runs=runs, parallel=which.parallel
+    )
     if not job.print_:
         write_sweep(folder, runs)
 

@@ -36,11 +36,30 @@ if TYPE_CHECKING:
     from sfumato.training.loop import Hook
 
 
+DataSet = Annotated[
+    str | None, typer.Argument(help="A folder of images, a Hub name OWNER/NAME, or digits.")
+]
+SameDataSet = Annotated[
+    str | None, typer.Option(metavar="SOURCE", help="The same as the second argument.")
+]
+RunFolder = Annotated[
+    Path | None,
+    typer.Option(callback=checked_folder, help="The run's folder; a run that is there is resumed."),
+]
+Origin = Annotated[
+    str | None,
+    typer.Option(
+        "--from", metavar="MODEL", help="Begin with this model's weights, network and encoder."
+    ),
+]
+Strict = Annotated[bool, typer.Option("--strict", help="Turn warnings into errors.")]
+
+
 @dataclass(frozen=True, kw_only=True)
 class HowOptions:
     """By how many processes, how long and how strictly."""
 
-    strict: Annotated[bool, typer.Option("--strict", help="Turn warnings into errors.")] = False
+    strict: Strict = False
     device: Device = "auto"
     processes: Processes = None
     time_limit: Annotated[
@@ -57,25 +76,11 @@ class HowOptions:
 
 def train(
     preset: Preset,
-    dataset: Annotated[
-        str | None, typer.Argument(help="A folder of images, a Hub name OWNER/NAME, or digits.")
-    ] = None,
-    data: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="The same as the second argument.")
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            callback=checked_folder, help="The run's folder; a run that is there is resumed."
-        ),
-    ] = None,
+    dataset: DataSet = None,
+    data: SameDataSet = None,
+    out: RunFolder = None,
     *,
-    origin: Annotated[
-        str | None,
-        typer.Option(
-            "--from", metavar="MODEL", help="Begin with this model's weights, network and encoder."
-        ),
-    ] = None,
+    origin: Origin = None,
     training: TrainingOptions,
     settings: Settings = None,
     how: HowOptions,
