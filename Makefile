@@ -1,6 +1,7 @@
 # make demo   train on real digits, sample from captions, evaluate, write runs/demo/report.html
 # make test   lint, format, types, import floors, tests
 # make slow   the tests that take minutes
+# make slurm  the tests on a real SLURM, which they bring up: root, and apt-get where it is missing
 # Each creates the environment in .venv first; a second call reuses it.
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test slow lint types floors unit environment clean
+.PHONY: demo test slow slurm lint types floors unit environment clean
 
 demo: environment
 	$(BIN)/sfumato demo $(DEMO)
@@ -37,10 +38,13 @@ floors:
 	$(BIN)/lint-imports
 
 unit:
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "not slow and not soak and not gpu"
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "not slow and not soak and not gpu and not slurm"
 
 slow: environment
 	$(BIN)/python -m pytest -m slow
+
+slurm: environment
+	$(BIN)/python -m pytest -rs -n 0 -m slurm tests/test_slurm.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .import_linter_cache

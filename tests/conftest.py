@@ -238,7 +238,8 @@ def forks() -> Iterator[Forks]:
 def whole(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two ranks that nothing interrupted."""
     base = tmp_path_factory.mktemp("whole")
-    assert ended(forks.ranks(arguments(base / "run"), base / "out", size=2)) == [0, 0]
+    started = forks.ranks(arguments(base / "run"), base / "out", size=2)
+    assert ended(started, seconds=300) == [0, 0]
     return base / "run"
 
 

@@ -16,6 +16,8 @@ from sfumato.base.errors import DamagedDataError, InputError, SfumatoError
 
 TEMPORARY_PREFIX = ".incomplete-"
 REQUEST = "request.json"
+JOB = "slurm"
+"""Inside a run folder: the batch script of a run that is a job of a queue, and its output."""
 
 
 @contextmanager

@@ -29,12 +29,14 @@ from sfumato.cli.findings import findings
 from sfumato.cli.grid import grid
 from sfumato.cli.guidance import guidance
 from sfumato.cli.inspect import inspect
+from sfumato.cli.jobs import jobs
 from sfumato.cli.nfe import nfe
 from sfumato.cli.options import register
 from sfumato.cli.paper import paper_app
 from sfumato.cli.presets import presets_app
 from sfumato.cli.runs import runs
 from sfumato.cli.sample import sample
+from sfumato.cli.submit import submit_app
 from sfumato.cli.table1 import table1
 from sfumato.cli.train import train
 from sfumato.cli.tune import tune
@@ -61,6 +63,7 @@ register(
             "sfumato grid runs/demo --scales 3,8 --guidance-form cfg --guidance-form apg",
         ),
         (runs, "sfumato runs"),
+        (jobs, "sfumato jobs"),
         (evaluate, "sfumato evaluate runs/demo --count 500"),
         (table1, "sfumato table1 runs/cifar10-tiny --sampler DDPM --steps 50"),
         (compare, "sfumato compare runs/demo@1 runs/demo@3 --count 500"),
@@ -83,6 +86,7 @@ app.add_typer(presets_app, name="presets")
 app.add_typer(bench_app, name="bench")
 app.add_typer(data_app, name="data")
 app.add_typer(paper_app, name="paper")
+app.add_typer(submit_app, name="submit")
 
 
 @app.callback(invoke_without_command=True)

@@ -65,6 +65,5 @@ def _accuracy(one: "RunSummary") -> str:
     best = one.best
     if best is None:
         return "-"
-    value, low, high = (f"{100 * share:.1f}" for share in (best.value, best.low, best.high))
     scale = "" if best.guidance_scale is None else f"\nw = {best.guidance_scale:g}"
-    return f"{value} ({low}-{high}){scale}"
+    return f"{best.text}{scale}"

@@ -36,11 +36,30 @@ if TYPE_CHECKING:
     from sfumato.training.loop import Hook
 
 
+DataSet = Annotated[
+    str | None, typer.Argument(help="A folder of images, a Hub name OWNER/NAME, or digits.")
+]
+SameDataSet = Annotated[
+    str | None, typer.Option(metavar="SOURCE", help="The same as the second argument.")
+]
+RunFolder = Annotated[
+    Path | None,
+    typer.Option(callback=checked_folder, help="The run's folder; a run that is there is resumed."),
+]
+Origin = Annotated[
+    str | None,
+    typer.Option(
+        "--from", metavar="MODEL", help="Begin with this model's weights, network and encoder."
+    ),
+]
+Strict = Annotated[bool, typer.Option("--strict", help="Turn warnings into errors.")]
+
+
 @dataclass(frozen=True, kw_only=True)
 class HowOptions:
     """By how many processes, how long and how strictly."""
 
-    strict: Annotated[bool, typer.Option("--strict", help="Turn warnings into errors.")] = False
+    strict: Strict = False
     device: Device = "auto"
     processes: Processes = None
     time_limit: Annotated[
@@ -57,38 +76,24 @@ class HowOptions:
 
 def train(
     preset: Preset,
-    dataset: Annotated[
-        str | None, typer.Argument(help="A folder of images, a Hub name OWNER/NAME, or digits.")
-    ] = None,
-    data: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="The same as the second argument.")
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            callback=checked_folder, help="The run's folder; a run that is there is resumed."
-        ),
-    ] = None,
+    dataset: DataSet = None,
+    data: SameDataSet = None,
+    out: RunFolder = None,
     *,
-    origin: Annotated[
-        str | None,
-        typer.Option(
-            "--from", metavar="MODEL", help="Begin with this model's weights, network and encoder."
-        ),
-    ] = None,
+    origin: Origin = None,
     training: TrainingOptions,
     settings: Settings = None,
     how: HowOptions,
 ) -> None:
     """Train a preset. Interrupted and started again with the same --out, it resumes exactly."""
-    source, settings = _one_source(dataset, data), training.overrides(settings or [])
-    experiment = _loaded(preset, source, settings, origin=origin, out=out)
+    source, settings = one_source(dataset, data), training.overrides(settings or [])
+    experiment = loaded(preset, source, settings, origin=origin, out=out)
     if how.dry_run:
         if source is not None:
             checked_source(source)
         dry_run(experiment, how.device, how.price)
         return
-    _check_sources(experiment, out)
+    check_sources(experiment, out)
     out = out or new_folder(Path("runs") / experiment.name)
     if how.processes is not None:
         from sfumato.data.shares import check_shares
@@ -136,7 +141,7 @@ def train_experiment(
         log(line)
 
 
-def _loaded(
+def loaded(
     preset: str,
     source: str | None,
     settings: Sequence[str],
@@ -153,7 +158,7 @@ def _loaded(
     return load_from(origin, preset, [*chosen, *settings], out)
 
 
-def _check_sources(experiment: Experiment, out: Path | None) -> None:
+def check_sources(experiment: Experiment, out: Path | None) -> None:
     """What is missing is reported before torch is imported."""
     if out is not None and is_first_rank():
         from sfumato.training.folder import check_is_run
@@ -192,7 +197,7 @@ def _looked(
     return experiment
 
 
-def _one_source(argument: str | None, option: str | None) -> str | None:
+def one_source(argument: str | None, option: str | None) -> str | None:
     if argument is not None and option is not None:
         raise InputError(
             f"The data set is given twice: '{argument}' and --data '{option}'.",

@@ -35,6 +35,12 @@ class BestFigure:
     guidance_scale: float | None
     source: str
 
+    @property
+    def text(self) -> str:
+        """`98.5 (97.5-99.1)`, in per cent."""
+        value, low, high = (f"{100 * share:.1f}" for share in (self.value, self.low, self.high))
+        return f"{value} ({low}-{high})"
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunSummary:

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from sfumato.base.errors import ConfigError, InputError
-from sfumato.base.files import is_temporary, make_folder, remove_incomplete, write_text
+from sfumato.base.files import JOB, is_temporary, make_folder, remove_incomplete, write_text
 from sfumato.base.lock import LOCK
 from sfumato.base.words import counted
 from sfumato.config.overrides import build, differences, names_in, parse_yaml, read_text
@@ -55,7 +55,7 @@ def check_is_run(folder: Path) -> None:
 def _may_come_first(path: Path) -> bool:
     """Whether `path` may be in a run folder before experiment.yaml."""
     return (
-        path.name == LOCK
+        path.name in (LOCK, JOB)
         or is_temporary(path)
         or (
             path.name == DATA
