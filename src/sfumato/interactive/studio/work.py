@@ -37,7 +37,7 @@ class Job:
     _count: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def tell(self, name: str, **values: Any) -> None:
+    def tell(self, name: str, /, **values: Any) -> None:
         """Add an event for those who listen."""
         with self._lock:
             self._count += 1
