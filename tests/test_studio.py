@@ -471,6 +471,15 @@ def test_the_command_serves_the_page_before_the_model_and_ends_on_ctrl_c():
     assert not Path("pictures/.lock").exists()
 
 
+def test_the_page_needs_no_torch():
+    code = "import sys, sfumato.interactive.studio.app; print('torch' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
+    assert out.stdout == "False\n"
+
+
 def test_messages_of_the_command(sfumato):
     result = sfumato("studio", "nonesuch", "--no-browser")
     assert (result.code, result.err.splitlines()[0]) == (2, "error: nonesuch does not exist.")

@@ -11,7 +11,7 @@ export function makeTab(root) {
   const negative = el("input", { name: "negative_prompt", maxLength: 2000 });
   const seeds = el("input", { name: "seeds", value: "0", spellcheck: false });
   const lock = el("input", { type: "checkbox", name: "lock", checked: true });
-  const live = el("input", { type: "checkbox", name: "live" });
+  const live = el("input", { type: "checkbox", name: "live", title: "A picture as you type; it is not kept" });
   const examples = el("datalist", { id: "examples" });
   const cost = el("p", { className: "cost", id: "cost" });
   const make = button("Make", start, { className: "first", id: "make-button" });
@@ -23,7 +23,7 @@ export function makeTab(root) {
   const gallery = el("div", { className: "pictures", id: "gallery" });
   const count = el("span", { className: "soft" });
   const more = button("Older pictures", () => older(), { hidden: true, className: "quiet" });
-  const chips = el("div", { className: "row", id: "chips" });
+  const chips = el("div", { className: "row chips", id: "chips" });
   const settings = settingsForm(edited, "Settings");
   let job = null;
   let again = {}; // of a restored picture: what no field shows
@@ -37,8 +37,7 @@ export function makeTab(root) {
         el("div", {}, field("Seeds", seeds),
           el("div", { className: "row" }, check("Lock seeds", lock),
             button("New seeds", () => { draw(); edited(); }, { className: "quiet" }))),
-        settings.root, cost,
-        el("div", { className: "row" }, make, stop, check("Live: as you type", live))),
+        el("div", { className: "row" }, make, stop, check("Live", live)), cost, settings.root),
       el("div", {}, told, progress, notes, stage,
         el("h2", {}, "Gallery ", count), gallery, more)),
     examples);
@@ -59,7 +58,7 @@ export function makeTab(root) {
   const ask = later(async () => {
     try {
       const { nfe } = await call("/api/check", { body: picture(firstSeed()) });
-      cost.textContent = nfe === null ? "The model is loading." : `NFE ${nfe}: network evaluations a picture`;
+      cost.textContent = nfe === null ? "The model is loading." : `NFE ${nfe}: ${nfe === 1 ? "one network evaluation" : "network evaluations"} a picture`;
       cost.classList.remove("note");
     } catch (error) {
       cost.textContent = error.message;
@@ -120,9 +119,10 @@ export function makeTab(root) {
     }
     say("");
     notes.replaceChildren();
-    const boxes = quick && stage.children.length === wanted.length && stage.querySelector("img")
-      ? [...stage.children] : wanted.map((seed) => box(seed));
-    if (boxes[0] !== stage.firstElementChild) stage.replaceChildren(...boxes);
+    // Live pictures stay until the next ones are there.
+    const stays = quick && stage.children.length === wanted.length && stage.querySelector("img");
+    const boxes = stays ? [...stage.children] : wanted.map((seed) => box(seed));
+    if (!stays) stage.replaceChildren(...boxes);
     const own = work("/api/sample", { ...shared(), seeds: wanted, keep: !quick }, {
       waiting: (one) => { told.textContent = `Waiting: ${waitText(one)}`; },
       started: () => { told.textContent = "Sampling ..."; },
