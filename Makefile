@@ -2,6 +2,7 @@
 # make test   lint, format, types, import floors, tests
 # make slow   the tests that take minutes
 # make slurm  the tests on a real SLURM, which they bring up: root, and apt-get where it is missing
+# make browser  the tests that drive a Chromium
 # Each creates the environment in .venv first; a second call reuses it.
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test slow slurm lint types floors unit environment clean
+.PHONY: demo test slow slurm browser lint types floors unit environment clean
 
 demo: environment
 	$(BIN)/sfumato demo $(DEMO)
@@ -38,13 +39,16 @@ floors:
 	$(BIN)/lint-imports
 
 unit:
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "not slow and not soak and not gpu and not slurm"
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "not slow and not soak and not gpu and not slurm and not browser"
 
 slow: environment
 	$(BIN)/python -m pytest -m slow
 
 slurm: environment
 	$(BIN)/python -m pytest -rs -n 0 -m slurm tests/test_slurm.py
+
+browser: environment
+	$(BIN)/python -m pytest -m browser -rs
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .import_linter_cache
