@@ -36,8 +36,8 @@ from sfumato.cli.paper import paper_app
 from sfumato.cli.presets import presets_app
 from sfumato.cli.runs import runs
 from sfumato.cli.sample import sample
-from sfumato.cli.submit import submit_app
 from sfumato.cli.studio import studio
+from sfumato.cli.submit import submit_app
 from sfumato.cli.table1 import table1
 from sfumato.cli.train import train
 from sfumato.cli.tune import tune
