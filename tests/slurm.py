@@ -12,11 +12,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from sfumato.training.launch import _free_port
+from sfumato.training.launch import _end_with, _free_port
 from tests.ranks import is_alive
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel")
@@ -102,6 +103,10 @@ class Cluster:
         self("scancel", "--user=root", check=False)
         with contextlib.suppress(AssertionError):
             wait_until(lambda: not self("squeue", "--noheader", check=False), seconds=60)
+        for pid in processes():  # what a job has left over
+            if variables_of(pid).get("SLURM_CONF") == self.variables["SLURM_CONF"]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         for name in reversed(self.daemons):
             self.daemons[name].terminate()
         for daemon in self.daemons.values():
@@ -136,7 +141,10 @@ class Cluster:
     def _daemon(self, *command: str, name: str = "") -> None:
         log = (self.state / f"{name or command[0]}.out").open("ab")
         with log:
-            self.daemons[name or command[0]] = subprocess.Popen(command, stdout=log, stderr=log)
+            end_with_us = partial(_end_with, os.getpid())
+            self.daemons[name or command[0]] = subprocess.Popen(
+                command, stdout=log, stderr=log, preexec_fn=end_with_us
+            )
 
     def _write(self) -> None:
         for folder in ("controller", "n1", "n2"):
