@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 
+from sfumato.base.memory import peak_bytes
 from sfumato.base.progress import Line, clock
 from sfumato.base.words import counted
 from sfumato.training.hooks import BaseHook
@@ -13,7 +14,7 @@ RECORD_SECONDS = 10
 
 
 class TrainingProgress(BaseHook):
-    """Images seen, images/s, loss and time left; the speed as records of timing.jsonl.
+    """Images seen, images/s, loss and time left; speed and memory as records of timing.jsonl.
 
     `show=False`: only the records.
     """
@@ -45,8 +46,13 @@ class TrainingProgress(BaseHook):
             )
         if now - self._recorded > RECORD_SECONDS or run.finished:
             self._recorded = now
-            record = {"seconds": round(seconds, 3), "images_per_second": round(speed, 2)}
-            append_record(run.folder / "timing.jsonl", {"images": run.images_seen, **record})
+            record = {
+                "images": run.images_seen,
+                "seconds": round(seconds, 3),
+                "images_per_second": round(speed, 2),
+                "memory_bytes": peak_bytes(run.device),
+            }
+            append_record(run.folder / "timing.jsonl", record)
 
 
 def whole_steps(run: Run) -> int:
