@@ -38,6 +38,7 @@ from sfumato.cli.sample import sample
 from sfumato.cli.table1 import table1
 from sfumato.cli.train import train
 from sfumato.cli.tune import tune
+from sfumato.cli.watch import watch
 
 app = typer.Typer(
     name="sfumato",
@@ -61,6 +62,7 @@ register(
             "sfumato grid runs/demo --scales 3,8 --guidance-form cfg --guidance-form apg",
         ),
         (runs, "sfumato runs"),
+        (watch, "sfumato watch runs/a runs/b"),
         (evaluate, "sfumato evaluate runs/demo --count 500"),
         (table1, "sfumato table1 runs/cifar10-tiny --sampler DDPM --steps 50"),
         (compare, "sfumato compare runs/demo@1 runs/demo@3 --count 500"),
