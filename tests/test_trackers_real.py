@@ -14,8 +14,10 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
@@ -81,9 +83,8 @@ class Server:
             )
         deadline = time.monotonic() + 180
         while time.monotonic() < deadline and self.process.poll() is None:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
+            with suppress(OSError), urlopen(f"http://127.0.0.1:{self.port}/health", timeout=20):
+                return
             time.sleep(0.2)
         pytest.fail((self.folder / "server.log").read_text())
 

@@ -17,7 +17,7 @@ KEY = "sfumato.run"
 """Tag by which a run is found again, whatever was killed between its making and its first point."""
 SENT = "sfumato.sent"
 """Tag that goes with every batch of points: what the server has, by its own account."""
-QUICK = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+QUICK = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 """A server that does not answer is asked again by us, later."""
 MOST_PARAMETERS = 100
 LONGEST_PARAMETER = 6000
@@ -34,7 +34,7 @@ class MLflow:
         for name, value in QUICK.items():
             os.environ.setdefault(name, value)
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
-        from mlflow.tracking import MlflowClient
+        from mlflow.tracking import MlflowClient  # pyright: ignore
 
         self._client = MlflowClient(os.environ[ADDRESS])
         found = self._found(run)
@@ -58,7 +58,7 @@ class MLflow:
 
     def _parameters(self, run: TrackedRun, known: dict[str, str]) -> None:
         """Those that the server does not have; it lets none be changed."""
-        from mlflow.entities import Param
+        from mlflow.entities import Param  # pyright: ignore
 
         new = [
             Param(name, str(value)[:LONGEST_PARAMETER])
@@ -69,7 +69,7 @@ class MLflow:
             self._client.log_batch(self._run_id, params=new[start : start + MOST_PARAMETERS])
 
     def metrics(self, points: Sequence[Point], sent: Sent) -> None:
-        from mlflow.entities import Metric, RunTag
+        from mlflow.entities import Metric, RunTag  # pyright: ignore
 
         values = [
             Metric(name, value, round(1000 * point.time), point.images_seen)

@@ -24,7 +24,7 @@ class WandB:
     _images_seen: int
 
     def open(self, run: TrackedRun, sent: Sent) -> Sent:
-        import wandb
+        import wandb  # pyright: ignore
 
         settings = wandb.Settings(
             init_timeout=INIT_SECONDS, silent=True, console="off", disable_git=True
@@ -48,7 +48,7 @@ class WandB:
         sent.mark = self._images_seen
 
     def picture(self, images_seen: int, file: Path, sent: Sent) -> None:
-        import wandb
+        import wandb  # pyright: ignore
 
         self._log(images_seen, {"samples": wandb.Image(str(file))})
         sent.mark = self._images_seen
