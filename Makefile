@@ -1,6 +1,7 @@
 # make demo   train on real digits, sample from captions, evaluate, write runs/demo/report.html
 # make test   lint, format, types, import floors, tests
 # make slow   the tests that take minutes
+# make trackers   the tests against MLflow, TensorBoard and wandb, in .venv-trackers
 # Each creates the environment in .venv first; a second call reuses it.
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test slow lint types floors unit environment clean
+.PHONY: demo test slow trackers lint types floors unit environment clean
 
 demo: environment
 	$(BIN)/sfumato demo $(DEMO)
@@ -42,5 +43,14 @@ unit:
 slow: environment
 	$(BIN)/python -m pytest -m slow
 
+# What the trackers' packages need would change versions in .venv: this environment lies over it.
+SITE := -c "import site; print(site.getsitepackages()[0])"
+
+trackers: environment
+	$(BIN)/python -m venv .venv-trackers
+	echo "import site; site.addsitedir('$$($(BIN)/python $(SITE))')" > $$(.venv-trackers/bin/python $(SITE))/sfumato.pth
+	.venv-trackers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-trackers.txt mlflow tensorboard wandb
+	.venv-trackers/bin/python -m pytest -n 0 -m trackers tests/test_trackers_real.py
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .venv-trackers build dist .pytest_cache .ruff_cache .import_linter_cache
