@@ -259,10 +259,7 @@ class TrainingOptions:
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None
     resolution: Annotated[int | None, typer.Option(help="Height and width in pixels.")] = None
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order and noise.")] = None
-    tracker: Annotated[
-        str | None,
-        typer.Option(metavar="NAME[,NAME]", help="Send the run to tensorboard, mlflow or wandb."),
-    ] = None
+    tracker: Annotated[str | None, typer.Option(help="tensorboard, mlflow, wandb (commas).")] = None
 
     def overrides(self, settings: Sequence[str]) -> list[str]:
         """The options as `section.key=value`, then `settings`, those of --set. `InputError` where
