@@ -3,6 +3,7 @@
 # make slow   the tests that take minutes
 # make slurm  the tests on a real SLURM, which they bring up: root, and apt-get where it is missing
 # make browser  the tests that drive a Chromium
+# make trackers  the tests against MLflow, TensorBoard and wandb, in .venv-trackers
 # Each creates the environment in .venv first; a second call reuses it.
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test slow slurm browser lint types floors unit environment clean
+.PHONY: demo test slow slurm browser trackers lint types floors unit environment clean
 
 demo: environment
 	$(BIN)/sfumato demo $(DEMO)
@@ -50,5 +51,14 @@ slurm: environment
 browser: environment
 	$(BIN)/python -m pytest -m browser -rs
 
+# What the trackers' packages need would change versions in .venv: this environment lies over it.
+SITE := -c "import site; print(site.getsitepackages()[0])"
+
+trackers: environment
+	$(BIN)/python -m venv .venv-trackers
+	echo "import site; site.addsitedir('$$($(BIN)/python $(SITE))')" > $$(.venv-trackers/bin/python $(SITE))/sfumato.pth
+	.venv-trackers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-trackers.txt mlflow tensorboard wandb
+	.venv-trackers/bin/python -m pytest -n 0 -m trackers tests/test_trackers_real.py
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .venv-trackers build dist .pytest_cache .ruff_cache .import_linter_cache

@@ -54,7 +54,7 @@ def one_message(result, code: int, *words: str) -> None:
 COMMANDS = [
     *("demo", "train", "sample", "grid", "evaluate", "table1", "compare", "figures", "findings"),
     *("guidance", "curve", "export", "tune", "ablate", "bundle", "inspect", "prepare", "doctor"),
-    *("runs", "evolve"),
+    *("runs", "evolve", "watch"),
 ]
 GROUPED = [
     *("presets list", "presets show", "presets settings", "data show", "data synthesize"),

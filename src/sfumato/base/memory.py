@@ -1,10 +1,16 @@
-"""Memory: the C allocator's settings for training on a CPU; imports without garbage collection."""
+"""Memory: its peak, the C allocator's settings for training on a CPU, imports without garbage
+collection."""
 
 import ctypes
 import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 # The parameter numbers of glibc's <malloc.h>.
 _M_TRIM_THRESHOLD = -1
@@ -31,6 +37,20 @@ def keep_freed_memory() -> bool:
     kept = mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD_BYTES)
     mapped = mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD_BYTES)
     return bool(kept and mapped)
+
+
+def peak_bytes(device: "torch.device") -> int:
+    """The most memory so far: of the allocator on a GPU, else of this process. 0 where the system
+    does not tell."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_reserved(device)
+    try:  # not `ru_maxrss`: Linux keeps it over `exec`, with the peak of the parent
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)
 
 
 @contextmanager

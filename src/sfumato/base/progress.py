@@ -19,7 +19,7 @@ class Line:
 
     def __init__(self, *, every_seconds: float = 10.0) -> None:
         terminal = sys.stdout.isatty()
-        self._rewritten = terminal or _in_notebook()
+        self._rewritten = terminal or in_notebook()
         self._start = "\r\033[K" if terminal else "\r" if self._rewritten else ""
         self._every = 0.2 if self._rewritten else every_seconds
         self._last = 0.0
@@ -37,7 +37,8 @@ class Line:
         print(f"{self._start}{padded}", end=end, flush=True)
 
 
-def _in_notebook() -> bool:
+def in_notebook() -> bool:
+    """Whether what is printed goes into a notebook."""
     return type(sys.stdout).__module__.startswith("ipykernel")
 
 

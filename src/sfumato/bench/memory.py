@@ -22,7 +22,7 @@ from sfumato import __version__
 from sfumato.base.environment import command, hardware, now
 from sfumato.base.errors import InputError, SfumatoError
 from sfumato.base.files import write_json
-from sfumato.base.memory import keep_freed_memory
+from sfumato.base.memory import keep_freed_memory, peak_bytes
 from sfumato.bench.stand_in import on_stand_in
 from sfumato.bench.steps import prepared_training
 from sfumato.config.schema import DiffusionExperiment
@@ -276,18 +276,6 @@ def _train(
     except RuntimeError as error:  # torch's allocator of the CPU has no class of its own
         lacks = Trial(batch_size=batch_size, failed="out of memory")
         parent.send(lacks if "allocate memory" in str(error) else SfumatoError(str(error)))
-
-
-def peak_bytes(device: torch.device) -> int:
-    """The most memory so far: of the allocator on a GPU, else of this process. 0 where the system
-    does not tell."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_reserved(device)
-    try:  # not `ru_maxrss`: Linux keeps it over `exec`, with the peak of the parent
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)
 
 
 def device_bytes(device: torch.device) -> int:

@@ -41,6 +41,7 @@ from sfumato.cli.submit import submit_app
 from sfumato.cli.table1 import table1
 from sfumato.cli.train import train
 from sfumato.cli.tune import tune
+from sfumato.cli.watch import watch
 
 app = typer.Typer(
     name="sfumato",
@@ -66,6 +67,7 @@ register(
         ),
         (runs, "sfumato runs"),
         (jobs, "sfumato jobs"),
+        (watch, "sfumato watch runs/a runs/b"),
         (evaluate, "sfumato evaluate runs/demo --count 500"),
         (table1, "sfumato table1 runs/cifar10-tiny --sampler DDPM --steps 50"),
         (compare, "sfumato compare runs/demo@1 runs/demo@3 --count 500"),

@@ -262,6 +262,7 @@ class TrainingOptions:
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None
     resolution: Annotated[int | None, typer.Option(help="Height and width in pixels.")] = None
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order and noise.")] = None
+    tracker: Annotated[str | None, typer.Option(help="tensorboard, mlflow, wandb (commas).")] = None
 
     def overrides(self, settings: Sequence[str]) -> list[str]:
         """The options as `section.key=value`, then `settings`, those of --set. `InputError` where
@@ -273,6 +274,7 @@ class TrainingOptions:
             "--lr": ("training.optimizer.lr", self.lr),
             "--resolution": ("data.resolution", self.resolution),
             "--seed": ("seed", self.seed),
+            "--tracker": ("training.trackers", self.tracker),
         }
         given = {name: of for name, of in named.items() if of[1] is not None}
         lengths = ("training.epochs", "training.images")

@@ -164,6 +164,10 @@ def check_sources(experiment: Experiment, out: Path | None) -> None:
         from sfumato.training.folder import check_is_run
 
         check_is_run(out)
+    if is_first_rank():
+        from sfumato.training.trackers.registry import check_trackers
+
+        check_trackers(getattr(experiment.training, "trackers", ()))
     if isinstance(experiment, WithImages):
         checked_source(experiment.data.source)
     if isinstance(experiment, DiffusionExperiment):

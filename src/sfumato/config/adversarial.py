@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from sfumato.base.section import Count, NotNegative, Section
-from sfumato.config.sections import AverageConfig, OptimizerConfig
+from sfumato.config.sections import AverageConfig, OptimizerConfig, Trackers
 
 Ambiguity = Literal["uniform", "binary"]
 AdversarialLoss = Literal["non_saturating", "hinge"]
@@ -88,3 +88,5 @@ class CanTrainingConfig(Section):
     """Images between two checkpoints."""
     keep_checkpoints: Count = 2
     """The newest checkpoints that are kept."""
+    trackers: Trackers = ()
+    """Where the run is sent too, of tensorboard, mlflow and wandb (docs/tracking.md)."""

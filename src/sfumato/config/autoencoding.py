@@ -5,7 +5,13 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from sfumato.base.section import Count, NotNegative, Section, check_rules
-from sfumato.config.sections import AverageConfig, FeaturesConfig, OptimizerConfig, Precision
+from sfumato.config.sections import (
+    AverageConfig,
+    FeaturesConfig,
+    OptimizerConfig,
+    Precision,
+    Trackers,
+)
 
 
 class VaeNetworkConfig(Section):
@@ -93,3 +99,5 @@ class VaeTrainingConfig(Section):
     """Images between two checkpoints."""
     keep_checkpoints: Count = 2
     """The newest checkpoints that are kept."""
+    trackers: Trackers = ()
+    """Where the run is sent too, of tensorboard, mlflow and wandb (docs/tracking.md)."""

@@ -24,6 +24,7 @@ from sfumato.config.sections import (
     Precision,
     TextConfig,
     TowersConfig,
+    Trackers,
     TrainingConfig,
     UNetConfig,
 )
@@ -45,6 +46,7 @@ CHANGEABLE_ON_RESUME = {
     "training.checkpoint_every_images": "cadence",
     "training.checkpoint_epochs": "cadence",
     "training.keep_checkpoints": "output",
+    "training.trackers": "output",
 }
 """Settings that may differ when a run is resumed; others make another experiment."""
 
@@ -231,6 +233,8 @@ class ClipTrainingConfig(Section):
     """Images between two checkpoints."""
     keep_checkpoints: Count = 2
     """The newest checkpoints that are kept."""
+    trackers: Trackers = ()
+    """Where the run is sent too, of tensorboard, mlflow and wandb (docs/tracking.md)."""
 
 
 class ClipExperiment(Experiment):
@@ -242,6 +246,7 @@ class ClipExperiment(Experiment):
         "training.log_every_images": "cadence",
         "training.checkpoint_every_images": "cadence",
         "training.keep_checkpoints": "output",
+        "training.trackers": "output",
     }
 
     method: Literal["clip"]
@@ -289,6 +294,8 @@ class ClassifierTrainingConfig(Section):
     """Images between two checkpoints."""
     keep_checkpoints: Count = 2
     """The newest checkpoints that are kept."""
+    trackers: Trackers = ()
+    """Where the run is sent too, of tensorboard, mlflow and wandb (docs/tracking.md)."""
 
     def total_images(self, data_set_size: int) -> int:
         """Length of the run in images."""
@@ -305,6 +312,7 @@ class ClassifierExperiment(Experiment):
         "training.log_every_images": "cadence",
         "training.checkpoint_every_images": "cadence",
         "training.keep_checkpoints": "output",
+        "training.trackers": "output",
     }
 
     method: Literal["classifier"]
@@ -328,6 +336,7 @@ class CanExperiment(Experiment):
         "training.sample_every_images": "cadence",
         "training.checkpoint_every_images": "cadence",
         "training.keep_checkpoints": "output",
+        "training.trackers": "output",
     }
 
     method: Literal["can"]
@@ -355,6 +364,7 @@ class VaeExperiment(Experiment):
         "training.measure_every_images": "cadence",
         "training.checkpoint_every_images": "cadence",
         "training.keep_checkpoints": "output",
+        "training.trackers": "output",
     }
 
     method: Literal["vae"]

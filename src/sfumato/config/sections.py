@@ -4,9 +4,9 @@ This module imports no torch: a mistyped setting is reported at once.
 """
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from sfumato.base.images import ValueRange
 from sfumato.base.section import (
@@ -26,6 +26,11 @@ Fit = Literal["crop", "squash"]
 Level = Literal["plain", "attention"]
 Loading = Literal["memory", "stream"]
 Precision = Literal["float32", "bfloat16"]
+Trackers = Annotated[
+    tuple[Literal["tensorboard", "mlflow", "wandb"], ...],
+    BeforeValidator(lambda value: tuple(value.split(",")) if isinstance(value, str) else value),
+    AfterValidator(lambda value: tuple(dict.fromkeys(value))),
+]
 AUTO_CAPTION = ("auto",)
 FEWEST_IMAGES = 10
 """Fewer images cannot be measured."""
@@ -360,6 +365,8 @@ class TrainingConfig(Section):
     """Images between two checkpoints."""
     keep_checkpoints: Count = 2
     """The newest checkpoints that are kept."""
+    trackers: Trackers = ()
+    """Where the run is sent too, of tensorboard, mlflow and wandb (docs/tracking.md)."""
     checkpoint_epochs: tuple[Positive, ...] = ()
     """Epochs at which a checkpoint is made too, and kept: the first step at or after so many."""
 

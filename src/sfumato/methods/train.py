@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from sfumato.base.progress import in_notebook
 from sfumato.config.schema import Experiment, load_experiment
 from sfumato.data.arrays import stored_columns, write_images
 from sfumato.data.survey import OWN_CAPTION
@@ -18,6 +19,7 @@ from sfumato.training.folder import DATA, check_is_run
 from sfumato.training.hooks import BaseHook
 from sfumato.training.lint import warn
 from sfumato.training.loop import STOP, Run
+from sfumato.training.notebook import NotebookProgress
 from sfumato.training.progress import TrainingProgress, print_start
 
 Callback = Callable[[Run, Mapping[str, float]], object]
@@ -74,7 +76,8 @@ def train(
         device: `auto`, `cpu` or `cuda`.
         callback: called with the run and its metrics after each step. It may set
             `run.stop_requested` to end training with a checkpoint.
-        progress: print progress.
+        progress: print progress; in a notebook, show it with the curve of the loss and the newest
+            samples, in place.
         settings: other settings, as `--set` takes them: `training={"images": 20_000}`, `seed=1`.
 
     Ctrl-C (or interrupting the kernel) ends training after the current step, with a checkpoint; the
@@ -87,10 +90,14 @@ def train(
         experiment,
         folder,
         device=device,
-        hooks=[TrainingProgress(show=progress), CallbackHook(callback)],
+        hooks=[_progress(progress), CallbackHook(callback)],
         on_start=print_start if progress else lambda run: None,
     )
     return TrainedRun(folder, run.images_seen, run.finished, device)
+
+
+def _progress(shown: bool) -> TrainingProgress:
+    return NotebookProgress() if shown and in_notebook() else TrainingProgress(show=shown)
 
 
 def _experiment(

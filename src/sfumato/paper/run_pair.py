@@ -25,7 +25,13 @@ _NO_MATTER = {
 _USED = ("sampling.sampler", "sampling.steps", "sampling.timestep_spacing")
 _LENGTH = ("training.images", "training.epochs")
 """What was asked for; how far the weights have come is compared instead."""
-_CADENCE = ("_every_images", "keep_checkpoints", "checkpoint_epochs", "also_halflives_images")
+_CADENCE = (
+    "_every_images",
+    "keep_checkpoints",
+    "checkpoint_epochs",
+    "also_halflives_images",
+    "trackers",
+)
 
 
 def run_of(model: Model, *, dropout: bool) -> tuple[Path, DataConfig]:

@@ -19,7 +19,7 @@ from sfumato.evaluation.metrics.shares import wilson_limits
 from sfumato.training.records import ACCURACY, read_records
 
 State = Literal["training", "interrupted", "finished", "damaged"]
-_UNREADABLE = (SfumatoError, OSError, ValueError, KeyError, TypeError, AttributeError)
+UNREADABLE = (SfumatoError, OSError, ValueError, KeyError, TypeError, AttributeError)
 """What reading a file of another content than expected raises."""
 
 
@@ -86,12 +86,12 @@ def run_folders(folder: Path) -> Iterator[Path]:
 def summary(run: Path) -> RunSummary:
     """What the files of one run folder say."""
     problems: list[str] = []
-    experiment = _experiment(run, problems)
+    experiment = experiment_of(run, problems)
     saved = _saved(run, problems)
     records = _records(run / "metrics.jsonl", problems)
     locked = is_locked(run)
     seen = max([saved or 0, *(one["images"] for one in records)]) if locked else saved or 0
-    total = None if experiment is None else _total(run, experiment)
+    total = None if experiment is None else total_of(run, experiment)
     state: State = "interrupted"
     if locked:
         state = "training"
@@ -112,10 +112,10 @@ def summary(run: Path) -> RunSummary:
     )
 
 
-def _experiment(run: Path, problems: list[str]) -> Experiment | None:
+def experiment_of(run: Path, problems: list[str]) -> Experiment | None:
     try:
         return load_experiment(str(run / "experiment.yaml"))
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         problems.append(getattr(error, "what", str(error)))
         return None
 
@@ -132,7 +132,7 @@ def _saved(run: Path, problems: list[str]) -> int | None:
                 if size != about["bytes"]:
                     raise ValueError(f"{part}.safetensors has {size:,} bytes")
             return int(state["images_seen"])
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             what = getattr(error, "what", str(error))
             problems.append(f"checkpoint {folder.name} is damaged: {what}")
     return None if folders else 0
@@ -144,16 +144,16 @@ def _records(file: Path, problems: list[str]) -> list[dict[str, Any]]:
         return [
             {"images": int(one["images"]), "loss": float(one["loss"])} for one in read_records(file)
         ]
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         problems.append(f"{file.name} is damaged: {error!r}")
         return []
 
 
-def _total(run: Path, experiment: Experiment) -> int | None:
+def total_of(run: Path, experiment: Experiment) -> int | None:
     """Length of the run in images: by its epochs, where images.json counts the training images."""
     try:
         count = int(read_json(run / "images.json")["count"])
-    except _UNREADABLE:
+    except UNREADABLE:
         count = 0
     total, _ = experiment.length(count)
     return total or None
@@ -168,7 +168,7 @@ def _figures(run: Path, problems: list[str]) -> Iterator[BestFigure]:
             continue
         try:
             yield from list(read(run / name, name))
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             problems.append(f"{name} is damaged: {getattr(error, 'what', repr(error))}")
 
 

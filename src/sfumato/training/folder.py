@@ -19,7 +19,8 @@ def claim_folder(experiment: Experiment, folder: Path) -> None:
     """Make `folder` this experiment's; raises as `check_folder`."""
     check_folder(experiment, folder)
     make_folder(folder)
-    for place in (folder, *(folder / name for name in ("samples", "checkpoints", DATA))):
+    inner = ("samples", "checkpoints", "trackers", DATA)
+    for place in (folder, *(folder / name for name in inner)):
         remove_incomplete(place)
     file, text = folder / "experiment.yaml", experiment.to_yaml()
     if not file.exists() or file.read_text("utf-8") != text:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 
+from sfumato.base.memory import peak_bytes
 from sfumato.base.progress import Line, clock
 from sfumato.base.words import counted
 from sfumato.training.hooks import BaseHook
@@ -13,7 +14,7 @@ RECORD_SECONDS = 10
 
 
 class TrainingProgress(BaseHook):
-    """Images seen, images/s, loss and time left; the speed as records of timing.jsonl.
+    """Images seen, images/s, loss and time left; speed and memory as records of timing.jsonl.
 
     `show=False`: only the records.
     """
@@ -35,18 +36,32 @@ class TrainingProgress(BaseHook):
         if run.checked is not None:  # of the newest step that need not be waited for
             loss = run.checked["loss"]
             self._loss = loss if self._loss is None else 0.95 * self._loss + 0.05 * loss
-        if self._line is not None and self._loss is not None:
-            total = whole_steps(run)
-            left = max(0, total - run.images_seen) / speed
-            self._line.show(
-                f"  {run.images_seen:>9,} of {counted(total, 'image')}  {speed:6.1f} images/s  "
-                f"loss {self._loss:.4f}  {clock(left)} left",
-                final=run.finished,
-            )
+        if self._loss is not None:
+            self.show(run, speed=speed, loss=self._loss)
         if now - self._recorded > RECORD_SECONDS or run.finished:
             self._recorded = now
-            record = {"seconds": round(seconds, 3), "images_per_second": round(speed, 2)}
-            append_record(run.folder / "timing.jsonl", {"images": run.images_seen, **record})
+            record = {
+                "images": run.images_seen,
+                "seconds": round(seconds, 3),
+                "images_per_second": round(speed, 2),
+                "memory_bytes": peak_bytes(run.device),
+            }
+            append_record(run.folder / "timing.jsonl", record)
+
+    def show(self, run: Run, *, speed: float, loss: float) -> None:
+        """The state after a step, where it is shown."""
+        if self._line is not None:
+            self._line.show(state_line(run, speed=speed, loss=loss), final=run.finished)
+
+
+def state_line(run: Run, *, speed: float, loss: float) -> str:
+    """Images seen, images/s, loss and time left."""
+    total = whole_steps(run)
+    left = max(0, total - run.images_seen) / speed
+    return (
+        f"  {run.images_seen:>9,} of {counted(total, 'image')}  {speed:6.1f} images/s  "
+        f"loss {loss:.4f}  {clock(left)} left"
+    )
 
 
 def whole_steps(run: Run) -> int:

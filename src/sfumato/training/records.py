@@ -7,7 +7,7 @@ one. What depends on the machine (speed, time) goes to `timing.jsonl`.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from sfumato.base.files import make_folder, write_text, writing
 
@@ -47,3 +47,52 @@ def cut_back(path: Path, *, images_seen: int) -> None:
         text = "".join(json.dumps(record) + "\n" for record in kept)
         if text != path.read_text("utf-8"):
             write_text(path, text)
+
+
+class Tail:
+    """The records of a file that grows, from the first of more than `after` images on.
+
+    Records are by rising `images`, so the first is found without reading those before it.
+    """
+
+    def __init__(self, path: Path, *, after: int = -1) -> None:
+        self.path = path
+        self._after = after
+        self._offset: int | None = None
+
+    def read(self, *, most_bytes: int = 2**18) -> list[dict[str, Any]]:
+        """Whole records that were not read before, about `most_bytes` of them; none where there is
+        no file. A file that was cut back is read on from its end."""
+        try:
+            file = self.path.open("rb")
+        except FileNotFoundError:
+            return []
+        with file:
+            if self._offset is None:
+                self._offset = offset_after(file, self._after)
+            self._offset = min(self._offset, file.seek(0, 2))
+            file.seek(self._offset)
+            content = file.read(most_bytes)
+        whole, newline, _ = content.rpartition(b"\n")
+        self._offset += len(whole) + len(newline)
+        found = map(json.loads, whole.splitlines())
+        # Where the search met a line that was being written, it may be of fewer images.
+        return [record for record in found if record["images"] > self._after]
+
+
+def offset_after(file: IO[bytes], images_seen: int) -> int:
+    """Where in a file of records the first of more than `images_seen` images begins, by bisection;
+    its length where there is none."""
+    low, high = 0, file.seek(0, 2)
+    while low < high:
+        middle = (low + high) // 2
+        file.seek(max(0, middle - 1))
+        if middle:
+            file.readline()  # to the first line that begins at `middle` or later
+        start = file.tell()
+        line = file.readline()
+        if line.endswith(b"\n") and json.loads(line)["images"] <= images_seen:
+            low = start + len(line)
+        else:
+            high = middle
+    return low

@@ -21,6 +21,8 @@ from sfumato.training.folder import check_folder, check_is_run, claim_folder
 from sfumato.training.hooks import CheckpointHook, LogHook, cut_back_records, stopping_on_signals
 from sfumato.training.images import check_images, digest_of, record_images
 from sfumato.training.loop import Hook, Run, train
+from sfumato.training.trackers.registry import check_trackers
+from sfumato.training.trackers.sending import tracked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,11 +125,13 @@ def run_to_end(
         world = replace(world, shards=world.size > 1 and sharding == "full")
         if world.is_main:  # another rank may have something else at this path
             check_is_run(folder)
+            check_trackers(getattr(experiment.training, "trackers", ()))
             stack.enter_context(locked(folder))
         where = world.device(device)
         run = prepare(method, experiment, folder, device=where, hooks=hooks, world=world)
         if world.is_main:
             on_start(run)
+            stack.enter_context(tracked(run, experiment))
         if not run.finished:
             with stopping_on_signals(run), fast_convolutions(where):
                 train(run)

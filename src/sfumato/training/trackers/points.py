@@ -1,0 +1,60 @@
+"""Which numbers, pictures and files of a run folder a tracker gets, and by which names."""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from sfumato.training.records import ACCURACY, HELD_OUT, RECONSTRUCTION
+
+Record = Mapping[str, Any]
+CLOCK = ("images", "step", "seconds")
+
+
+def numbers(record: Record, prefix: str = "") -> dict[str, float]:
+    """The finite numbers of a record, those in it by `name/name`, without the clock."""
+    found: dict[str, float] = {}
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            found |= numbers(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and name not in CLOCK and math.isfinite(value):
+            found[prefix + name] = float(value)
+    return found
+
+
+def shares(record: Record) -> dict[str, float]:
+    """Class accuracies of a quick evaluation, by guidance scale."""
+    return {f"accuracy/w{scale}": n / record["count"] for scale, n in record["correct"].items()}
+
+
+SOURCES: Mapping[str, Callable[[Record], dict[str, float]]] = {
+    "metrics.jsonl": numbers,
+    "timing.jsonl": numbers,
+    ACCURACY: shares,
+    HELD_OUT: lambda record: numbers(record, "held_out/"),
+    RECONSTRUCTION: lambda record: numbers(record, "reconstruction/"),
+}
+"""Files of records, and how the numbers of one are made from it."""
+
+
+def pictures(folder: Path, *, after: int) -> Iterator[tuple[int, Path]]:
+    """The grids of samples made after more than `after` images, with these counts."""
+    for file in sorted((folder / "samples").glob("images-*.png")):
+        images_seen = int(file.stem.removeprefix("images-"))
+        if images_seen > after:
+            yield images_seen, file
+
+
+def artifacts(folder: Path, known: Mapping[str, str]) -> Iterator[tuple[str, Path, str]]:
+    """Files that are new or changed, with their names and hashes: the experiment, what checkpoints
+    consist of, and cards with metrics. Weights stay in the run folder."""
+    for pattern in ("experiment.yaml", "checkpoints/images-*/state.json", "*/card.json"):
+        for file in sorted(folder.glob(pattern)):
+            name = file.relative_to(folder).as_posix()
+            try:
+                sha = hashlib.sha256(file.read_bytes()).hexdigest()
+            except FileNotFoundError:  # a checkpoint that was just removed
+                continue
+            if known.get(name) != sha:
+                yield name, file, sha
