@@ -274,6 +274,7 @@ def listen(host: str = LOCAL, port: int | None = None, *, usual: int = 7878) -> 
     """Listen on `port`, or on `usual` or any free one. Another host than this machine gets a random
     token. `InputError` for a host that is not of this machine and a port that is taken."""
     token = None if is_local(host) else secrets.token_urlsafe(24)
+    refused = OSError()
     for wanted in (usual, 0) if port is None else (port,):
         try:
             return Place(socket=_bound(host, wanted), host=host, token=token)

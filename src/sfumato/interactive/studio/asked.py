@@ -1,6 +1,6 @@
 """What can be asked of the studio, with its limits: the bodies of its API."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -30,7 +30,7 @@ class Settings(Section):
     steps: Annotated[int, Field(ge=1, le=MOST_STEPS)] | None = None
     timestep_spacing: Literal["trailing", "leading", "linspace"] | None = None
 
-    def changes(self) -> dict[str, object]:
+    def changes(self) -> dict[str, Any]:
         """As `Model.with_` takes them, without what is not given."""
         given = self.model_dump(
             include={"guidance", "form", "sampler", "steps", "timestep_spacing"}

@@ -22,7 +22,8 @@ export function compareTab(root, make) {
       el("strong", {}, "A"), sides[0].root, el("strong", {}, "B"), sides[1].root,
       check("Blind: sides are mixed and votes counted", blind), el("div", { className: "row" }, begin, stop)),
     el("div", {}, told, stage)));
-  root.addEventListener("keydown", (event) => {
+  addEventListener("keydown", (event) => {
+    if (root.hidden || event.target.closest("[role=tablist]")) return;
     const vote = { ArrowLeft: "left", ArrowRight: "right", ArrowDown: "tie" }[event.key];
     if (vote && asking() && !["INPUT", "SELECT", "TEXTAREA"].includes(event.target.tagName)) {
       event.preventDefault();

@@ -25,6 +25,7 @@ export function makeTab(root) {
   const more = button("Older pictures", () => older(), { hidden: true, className: "quiet" });
   const chips = el("div", { className: "row chips", id: "chips" });
   const settings = settingsForm(edited, "Settings");
+  const dialog = document.getElementById("details");
   let job = null;
   let again = {}; // of a restored picture: what no field shows
   let oldest = "";
@@ -49,7 +50,8 @@ export function makeTab(root) {
     if (live.checked && fast) settings.choose(fast);
     edited();
   });
-  root.addEventListener("keydown", (event) => {
+  addEventListener("keydown", (event) => {
+    if (root.hidden || dialog.open) return;
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) start();
     if (event.key === "Escape") job?.cancel();
   });
@@ -203,7 +205,6 @@ export function makeTab(root) {
 
   // One picture -----------------------------------------------------------------------------------
 
-  const dialog = document.getElementById("details");
   async function details({ name, settings: values }) {
     const file = await fetch(`/api/gallery/${name}`).then((answer) => (answer.ok ? answer.blob() : null), () => null);
     if (!file) return say("The picture is gone.");
