@@ -35,6 +35,7 @@ from sfumato.cli.paper import paper_app
 from sfumato.cli.presets import presets_app
 from sfumato.cli.runs import runs
 from sfumato.cli.sample import sample
+from sfumato.cli.survey import survey_app
 from sfumato.cli.table1 import table1
 from sfumato.cli.train import train
 from sfumato.cli.tune import tune
@@ -83,6 +84,7 @@ app.add_typer(presets_app, name="presets")
 app.add_typer(bench_app, name="bench")
 app.add_typer(data_app, name="data")
 app.add_typer(paper_app, name="paper")
+app.add_typer(survey_app, name="survey")
 
 
 @app.callback(invoke_without_command=True)

@@ -21,7 +21,7 @@ from sfumato.interactive.survey.bootstrap import (
     means,
 )
 from sfumato.interactive.survey.exclusions import Rules, of_kind, split, valued
-from sfumato.interactive.survey.key import Key
+from sfumato.interactive.survey.key import Key, title_of
 from sfumato.interactive.survey.strengths import (
     alpha_interval,
     bradley_terry,
@@ -177,14 +177,6 @@ def _means(key: Key, answers: Answers, found: Crossed) -> list[Result]:
         if value.count
     ]
     return holm(made)
-
-
-def title_of(key: Key, number: int) -> str:
-    """A group in words: `a over b`, `a`, or `creativity of a`."""
-    group = key.groups[number]
-    names = [key.arms[arm] for arm in group.arms]
-    word = key.design.words[group.question]
-    return " over ".join(names) if len(names) > 1 else f"{word} of {names[0]}" if word else names[0]
 
 
 def _differences(key: Key, crossed: Callable[..., Crossed]) -> list[Result]:

@@ -72,13 +72,20 @@ class AnswerStore:
                 ) from error
 
     def _open(self, file: Path) -> None:
-        self._connection = sqlite3.connect(file, isolation_level=None, timeout=30)
+        # A server makes it in one thread and uses it in another, one at a time.
+        self._connection = sqlite3.connect(
+            file, isolation_level=None, timeout=30, check_same_thread=False
+        )
         self._connection.execute("PRAGMA journal_mode=WAL")
         self._connection.execute("PRAGMA synchronous=FULL")
         self._connection.executescript(_TABLES)
 
     def close(self) -> None:
         self._connection.close()
+
+    def people(self) -> int:
+        """How many began."""
+        return self._connection.execute("SELECT COUNT(*) FROM people").fetchone()[0]
 
     def start(self) -> Session:
         """A new person, with the form that fewest have."""
@@ -126,7 +133,7 @@ def read_sessions(folder: Path, key: Key, files: Iterable[Path] = ()) -> list[Se
     found: dict[str, Session] = {}
     given = list(_served(folder, key))
     for path in files:
-        paths = sorted(path.glob("*.json")) if path.is_dir() else [path]
+        paths = sorted(path.glob("answers*.json")) if path.is_dir() else [path]
         given += [read_returned(one, key) for one in paths]
     for session in given:
         known = found.get(session.name)

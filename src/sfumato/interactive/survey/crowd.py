@@ -11,15 +11,18 @@ over people and `item_sd` over pictures.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
-from sfumato.interactive.survey.answers import Answer, Session
+from sfumato.base.files import write_json
+from sfumato.base.randomness import derived_seed
+from sfumato.interactive.survey.answers import Answer, Session, returned
 from sfumato.interactive.survey.bootstrap import Answers, Array
 from sfumato.interactive.survey.designs import LEVELS, Design
 from sfumato.interactive.survey.forms import Settings, Trial
-from sfumato.interactive.survey.key import Key
+from sfumato.interactive.survey.key import Key, title_of
 
 CUTS = np.linspace(-2.5, 2.5, LEVELS - 1)
 """Of eta with logistic noise, between the levels of a Likert scale."""
@@ -65,6 +68,22 @@ def simulate(key: Key, crowd: Crowd, rng: np.random.Generator) -> list[Session]:
         answers = [Answer(place, one[0], *rest) for place, (one, *rest) in enumerate(rows)]
         found.append(Session(rng.bytes(16).hex(), person, answers))
     return found
+
+
+def write_crowd(folder: Path, key: Key, crowd: Crowd, *, seed: int) -> int:
+    """The files that people of a crowd return, and `truth.json`; how many people."""
+    sessions = simulate(key, crowd, np.random.default_rng(derived_seed("crowd", seed)))
+    for session in sessions:
+        write_json(folder / f"answers-{session.name[:8]}.json", returned(session, key.survey))
+    means = true_means(key, crowd).tolist()
+    truth = {
+        "seed": seed,
+        "crowd": asdict(crowd),
+        "measure": key.design.measure,
+        "means": {title_of(key, number): value for number, value in enumerate(means)},
+    }
+    write_json(folder / "truth.json", truth)
+    return len(sessions)
 
 
 def simulated_answers(key: Key, asked: "Asked", crowd: Crowd, rng: np.random.Generator) -> Answers:

@@ -61,6 +61,14 @@ class Key:
         }
 
 
+def title_of(key: Key, number: int) -> str:
+    """A group in words: `a over b`, `a`, or `creativity of a`."""
+    group = key.groups[number]
+    names = [key.arms[arm] for arm in group.arms]
+    word = key.design.words[group.question]
+    return " over ".join(names) if len(names) > 1 else f"{word} of {names[0]}" if word else names[0]
+
+
 def read_key(folder: Path) -> Key:
     """The key of a survey's folder; `InputError` where it is none, `DamagedDataError` for a key
     that sfumato did not write."""
