@@ -138,3 +138,14 @@ def parsed_scales(text: str | None) -> tuple[float, ...] | None:
         if not 0 <= scale <= 1000:
             raise InputError(f"Guidance scale {scale:g} is not between 0 and 1000.")
     return scales
+
+
+def check_server_packages(command: str) -> None:
+    """`InputError` without the packages of the extra `studio`."""
+    from importlib.util import find_spec
+
+    if any(find_spec(name) is None for name in ("starlette", "uvicorn", "python_multipart")):
+        raise InputError(
+            f"`sfumato {command}` needs packages that are not installed.",
+            hint="pip install 'sfumato[studio]'",
+        )
