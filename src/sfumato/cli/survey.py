@@ -42,7 +42,8 @@ class SizeOptions:
         from sfumato.interactive.survey.designs import design_of
         from sfumato.interactive.survey.forms import Settings
 
-        if self.ties and not design_of(design).pair:
+        known = design_of(design)
+        if self.ties and not known.pair:
             raise InputError(
                 f"The design '{design}' has no ties.", hint="--ties is for two pictures."
             )

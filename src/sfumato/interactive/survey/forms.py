@@ -100,7 +100,7 @@ def _check(design: Design, groups: Sequence[Group], settings: Settings) -> None:
         raise InputError(
             f"{counted(settings.trials, 'trial')} of the design '{design.name}' take {most} "
             f"pictures of a model, and there are {settings.items}.",
-            hint="Give fewer --trials or more pictures (--count); nobody sees a picture twice.",
+            hint="Give fewer --trials or more pictures (--count); nobody is asked the same twice.",
         )
     if settings.trials < len(groups):
         raise InputError(
