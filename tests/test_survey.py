@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sfumato.base.errors import DamagedDataError, InputError
+from sfumato.base.errors import DamagedDataError, DataWarning, InputError
 from sfumato.interactive.survey.analysis import Result as ResultOf
 from sfumato.interactive.survey.analysis import analyse, answers_of, estimates, holm
 from sfumato.interactive.survey.answers import Answer, Session, read_sessions, returned
@@ -149,13 +149,16 @@ def test_sizes_that_do_not_fit(design, models, size, tmp_path: Path, refused) ->
     assert not (tmp_path / "s").exists()
 
 
-def test_captions_that_are_missing(tmp_path: Path, refused) -> None:
+def test_captions_that_are_missing(tmp_path: Path, refused, warned) -> None:
     settings = Settings(design="fit", people=2, trials=4, items=4)
     both = [arm("a", 9), arm("b", 9, prompts=["another"])]
     with refused(InputError):
         build_survey(both, settings, tmp_path / "s", seed=0)
     with refused(InputError):
         build_survey([both[0], arm("c", 9, prompts=None)], settings, tmp_path / "s", seed=0)
+    with warned(DataWarning):
+        blind = Settings(design="preference", people=2, trials=4, items=4)
+        build_survey(both, blind, tmp_path / "blind", seed=0)
     few = Settings(design="caption", people=2, trials=4, items=4)
     with refused(InputError):
         build_survey([arm("a", 9, prompts=PROMPTS[:3])], few, tmp_path / "s", seed=0)

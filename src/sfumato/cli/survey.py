@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sfumato.base.errors import InputError
-from sfumato.cli.checks import checked_device, checked_folder, checked_prompts
+from sfumato.cli.checks import (
+    check_server_packages,
+    checked_device,
+    checked_folder,
+    checked_prompts,
+)
 from sfumato.cli.options import register
 from sfumato.cli.show import check_empty, log, log_wrapped, new_table, print_table
 
@@ -59,6 +64,22 @@ class SizeOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PictureOptions:
+    """Where pictures come from, beside the subjects."""
+
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", callback=checked_prompts, help="A caption; may be repeated."),
+    ] = None
+    real: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Real images of the design real.")
+    ] = None
+    device: Annotated[str, typer.Option(callback=checked_device, help="auto, cpu or cuda.")] = (
+        "auto"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class PowerOptions:
     """The size by simulation."""
 
@@ -81,15 +102,9 @@ def build(
     design: Annotated[
         str, typer.Option(help="preference, fit, real, caption or likert.")
     ] = "preference",
-    real: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="Real images of the design real.")
-    ] = None,
+    pictures: PictureOptions,
     size: SizeOptions,
     simulated: PowerOptions,
-    prompts: Annotated[
-        list[str] | None,
-        typer.Option("--prompt", callback=checked_prompts, help="A caption; may be repeated."),
-    ] = None,
     consent: Annotated[
         Path | None, typer.Option(help="A text file that people read and agree to.")
     ] = None,
@@ -98,9 +113,6 @@ def build(
     ] = None,
     out: Annotated[Path, typer.Option(callback=checked_folder, help="A new folder.")] = Path(
         "survey"
-    ),
-    device: Annotated[str, typer.Option(callback=checked_device, help="auto, cpu or cuda.")] = (
-        "auto"
     ),
 ) -> None:
     """A survey of pictures for people: a page, and the key that stays with you."""
@@ -112,9 +124,14 @@ def build(
     from sfumato.interactive.survey.build import WORDS, build_survey
     from sfumato.interactive.survey.pictures import arms_of
 
-    arms = arms_of(subjects, count=settings.pictures, prompts=prompts or (), device=device)
+    arms = arms_of(
+        subjects,
+        count=settings.pictures,
+        prompts=pictures.prompts or (),
+        device=pictures.device,
+    )
     settings = _with_captions(settings, arms)
-    real_images = None if real is None else _real(settings, real, arms[0])
+    real = None if pictures.real is None else _real(settings, pictures.real, arms[0])
     words = WORDS if text is None else replace(WORDS, consent=text)
     key = build_survey(
         arms,
@@ -122,7 +139,7 @@ def build(
         out,
         seed=secrets.randbits(63) if seed is None else seed,
         words=words,
-        real=real_images,
+        real=real,
     )
     log(
         f"{len(key.forms)} people answer {settings.trials} questions each, beside "
@@ -211,15 +228,10 @@ def serve(
     from sfumato.interactive.survey.key import read_key
 
     read_key(survey)
-    try:
-        from sfumato.interactive.serving import serve as serve_application
-        from sfumato.interactive.survey.serve import place_of, survey_application
-    except ImportError as error:
-        raise InputError(
-            f"The server needs packages that are not here ({error.name}).",
-            hint='Install them: pip install "sfumato[studio]". SURVEY/public/index.html works '
-            "without.",
-        ) from error
+    check_server_packages("survey serve")
+    from sfumato.interactive.serving import serve as serve_application
+    from sfumato.interactive.survey.serve import place_of, survey_application
+
     place = place_of(survey, host, port)
     application = survey_application(survey, token=place.token)
     serve_application(
@@ -271,7 +283,13 @@ def analyse(
     key = read_key(survey)
     sessions = read_sessions(survey, key, files or ())
     from sfumato.interactive.survey.analysis import analyse as analyse_answers
-    from sfumato.interactive.survey.analysis_page import TITLES, rows_of, summary, write_analysis
+    from sfumato.interactive.survey.analysis_page import (
+        TITLES,
+        agreement_rows,
+        rows_of,
+        summary,
+        write_analysis,
+    )
     from sfumato.interactive.survey.exclusions import Rules
 
     found = analyse_answers(
@@ -285,6 +303,8 @@ def analyse(
         for row in rows:
             table.add_row(*row)
         print_table(table)
+    for name, text in agreement_rows(found):
+        log(f"\nAgreement between people ({name}, Krippendorff's alpha): {text}")
     log(f"\nPage    {write_analysis(out or survey / 'analysis', found)}")
 
 

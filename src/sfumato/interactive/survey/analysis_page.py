@@ -154,6 +154,12 @@ def _agreement(analysis: Analysis) -> dict[str, Any]:
     }
 
 
+def agreement_rows(analysis: Analysis) -> list[tuple[str, str]]:
+    """Of those who are kept, for the terminal."""
+    kept = analysis.kept.agreement if analysis.kept else {}
+    return [(name, text) for name, one in kept.items() if (text := _text(one))]
+
+
 def _text(estimate: Estimate | None) -> str:
     if estimate is None or estimate.value != estimate.value:
         return ""

@@ -7,6 +7,7 @@ survey/
 """
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
@@ -17,7 +18,7 @@ import numpy as np
 
 from sfumato import __version__
 from sfumato.base.environment import command, now
-from sfumato.base.errors import InputError
+from sfumato.base.errors import DataWarning, InputError
 from sfumato.base.files import whole_folder, write_bytes, write_json, write_text
 from sfumato.base.images import png_bytes, to_pil
 from sfumato.base.randomness import derived_seed, generator_for
@@ -86,19 +87,26 @@ def build_survey(
 
 
 def _check_captions(design: Design, arms: Sequence[Arm]) -> None:
-    if design.shows == "nothing":
-        return
-    for arm in arms:
+    """`InputError` where captions that are shown are missing or differ within a pair; a warning
+    where they differ and are not shown."""
+    for arm in arms if design.shows != "nothing" else ():
         if arm.prompts is None:
             raise InputError(
                 f"The design '{design.name}' shows captions, and {arm.name} has none.",
                 hint="Give a model, or PNGs that sfumato wrote, which carry them.",
             )
-    if design.pair and any(arm.prompts != arms[0].prompts for arm in arms):
-        raise InputError(
-            "The captions of the models differ, and two pictures share one caption here.",
-            hint="Give models, which are sampled from the same captions, or folders with the same.",
-        )
+    known = [arm.prompts for arm in arms if arm.prompts is not None]
+    if not design.pair or all(prompts == known[0] for prompts in known):
+        return
+    what = "The subjects do not have the same captions in the same order"
+    hint = "Give models, which are sampled from the same captions, or folders with the same."
+    if design.shows != "nothing":
+        raise InputError(f"{what}, and two pictures share one caption here.", hint=hint)
+    warnings.warn(
+        f"{what}: two pictures beside each other may show different things. {hint}",
+        DataWarning,
+        stacklevel=3,
+    )
 
 
 class _Names:
