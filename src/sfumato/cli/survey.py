@@ -120,7 +120,7 @@ def build(
     settings = size.settings(design)
     text = _consent(consent)
     if simulated.power is not None:
-        settings = _powered(settings, simulated, size)
+        settings = _powered(settings, simulated, size, len(subjects))
     from sfumato.interactive.survey.build import WORDS, build_survey
     from sfumato.interactive.survey.pictures import arms_of
 
@@ -181,7 +181,9 @@ def _real(settings: "Settings", source: str, like: "Arm") -> "Arm":
     return real_arm(source, like, settings.pictures, REAL)
 
 
-def _powered(settings: "Settings", simulated: PowerOptions, size: SizeOptions) -> "Settings":
+def _powered(
+    settings: "Settings", simulated: PowerOptions, size: SizeOptions, models: int
+) -> "Settings":
     """With the fewest people and trials that find the effect, unless they are given."""
     from sfumato.interactive.survey.designs import design_of
     from sfumato.interactive.survey.power import (
@@ -193,11 +195,12 @@ def _powered(settings: "Settings", simulated: PowerOptions, size: SizeOptions) -
     )
 
     assert simulated.power is not None
-    effect = Effect(size=simulated.effect or usual_size(design_of(settings.design)))
+    design = design_of(settings.design)
+    effect = Effect(size=simulated.effect or usual_size(design), models=max(2, models))
     log_wrapped(
         f"{SURVEYS} simulated surveys of each size with an effect of {effect.size:g}, spreads of "
         f"{effect.person_sd:g} over people and {effect.item_sd:g} over pictures in log odds, and "
-        f"{settings.items} pictures of each of two models:"
+        f"{settings.items} pictures of each model:"
     )
     sizes = power_table(settings, effect, simulated.power)
     _print_power(sizes)

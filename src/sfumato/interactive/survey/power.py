@@ -16,7 +16,7 @@ from sfumato.interactive.survey.crowd import (
     expected_mean,
     simulated_answers,
 )
-from sfumato.interactive.survey.designs import Design, design_of
+from sfumato.interactive.survey.designs import Design, design_of, groups_of
 from sfumato.interactive.survey.forms import Settings, make_layout
 from sfumato.interactive.survey.key import Key
 
@@ -27,11 +27,12 @@ SURVEYS, _RESAMPLES = 200, 200
 
 @dataclass(frozen=True, kw_only=True)
 class Effect:
-    """What is to be found: `size` is the share that prefers the better of two models (0.6), or of
-    one picture the difference between two models, of shares (0.1) or of levels (0.5).
+    """What is to be found between two of the `models`: `size` is the share that prefers the better
+    one (0.6), or of single pictures the difference of shares (0.1) or of levels (0.5).
     `person_sd`, `item_sd`: as of `Crowd`."""
 
     size: float
+    models: int = 2
     person_sd: float = USUAL_SD
     item_sd: float = USUAL_SD
 
@@ -66,7 +67,7 @@ def power_table(
     found in a share `power` of the surveys."""
     found = []
     for trials in TRIALS:
-        if trials > _most_trials(settings):
+        if trials > _most_trials(settings, effect.models):
             break
         for people in PEOPLE:
             size = replace(settings, people=people, trials=trials, practice=0, attention=0)
@@ -77,9 +78,15 @@ def power_table(
     return found
 
 
-def _most_trials(settings: Settings) -> int:
-    """Of two models: nobody sees a picture twice."""
-    return settings.items if design_of(settings.design).pair else 2 * settings.items
+def _most_trials(settings: Settings, models: int) -> int:
+    """Of one person, who is not asked the same twice."""
+    design = design_of(settings.design)
+    groups = groups_of(design, models)
+    return (
+        sum(group.weight for group in groups)
+        * settings.items
+        // max(group.weight for group in groups)
+    )
 
 
 def smallest(sizes: Sequence[Power], power: float) -> Power:
@@ -98,18 +105,23 @@ def smallest(sizes: Sequence[Power], power: float) -> Power:
 
 
 def power_of(settings: Settings, effect: Effect, *, seed: int = 0, surveys: int = SURVEYS) -> Power:
-    """Of two models with the effect, in so many simulated surveys."""
+    """Between the first two models, in so many simulated surveys."""
     design = design_of(settings.design)
     rng = np.random.default_rng(
         derived_seed("power", seed, settings.people, settings.trials, settings.items)
     )
     crowd = crowd_with(design, settings, effect)
-    layout = make_layout(design, 2, settings, rng)
+    layout = make_layout(design, effect.models, settings, rng)
     names = [str(number) for number in range(len(layout.trials))]
-    key = Key.of(layout, ["a", "b", *(["real"] if design.real else [])], names, "power")
+    arms = [str(arm) for arm in range(len(crowd.strengths))]
+    key = Key.of(layout, arms, names, "power")
     asked = Asked.of(key)
     significant = sum(_finds(key, asked, crowd, rng) for _ in range(surveys))
     return Power(people=settings.people, trials=settings.trials, found=wilson(significant, surveys))
+
+
+def _first(totals: Array, counts: Array) -> Array:
+    return means(totals[..., :1], counts[..., :1])
 
 
 def _finds(key: Key, asked: Asked, crowd: Crowd, rng: np.random.Generator) -> bool:
@@ -120,18 +132,19 @@ def _finds(key: Key, asked: Asked, crowd: Crowd, rng: np.random.Generator) -> bo
         values = means(totals, counts)
         return values[..., :1] - values[..., 1:2]
 
-    statistic = means if pair else difference
+    statistic = _first if pair else difference
     found = crossed_bootstrap(answers, statistic, resamples=_RESAMPLES, rng=rng)
     return bool(found.p_values(0.5 if pair else 0.0, share=pair)[0] < 0.05)
 
 
 def crowd_with(design: Design, settings: Settings, effect: Effect) -> Crowd:
-    """A crowd of two models whose true means are the effect apart; `InputError` for an effect that
-    no crowd has."""
+    """A crowd for whom the true means of the first two models are the effect apart; `InputError`
+    for an effect that no crowd has."""
     from scipy.optimize import brentq
 
     def crowd(gap: float) -> Crowd:
-        strengths = [gap / 2, -gap / 2, 1.0][: 3 if design.real else 2]
+        others = [0.0] * (effect.models - 2) + ([1.0] if design.real else [])
+        strengths = [gap / 2, -gap / 2, *others]
         return Crowd(strengths=strengths, person_sd=effect.person_sd, item_sd=effect.item_sd)
 
     def above(gap: float) -> float:
