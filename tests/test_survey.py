@@ -3,6 +3,8 @@
 import json
 import math
 import re
+import subprocess
+import sys
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -26,11 +28,11 @@ from sfumato.interactive.survey.crowd import (
     simulated_answers,
     true_means,
 )
-from sfumato.interactive.survey.designs import DESIGNS, design_of
+from sfumato.interactive.survey.designs import DESIGNS, REAL, design_of
 from sfumato.interactive.survey.exclusions import Rules, reasons
 from sfumato.interactive.survey.forms import Settings
 from sfumato.interactive.survey.key import read_key
-from sfumato.interactive.survey.pictures import arms_of
+from sfumato.interactive.survey.pictures import arms_of, real_arm
 from sfumato.interactive.survey.power import Effect, crowd_with, power_of, power_table, smallest
 from sfumato.interactive.survey.strengths import PRIOR, bradley_terry, krippendorff_alpha
 from tests.surveys import (
@@ -622,6 +624,31 @@ def test_subjects(small_run: Path, tmp_path: Path, refused) -> None:
         arms_of([model, model], count=3)
 
 
+def test_real_images(tmp_path: Path, refused) -> None:
+    """Those of a data source and those of a folder, in the size of the model's."""
+    like = arm("a", 4)
+    digits = real_arm("digits", like, 5, REAL)
+    assert digits.images.shape == (5, 1, 8, 8)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for place in range(12):
+        Image.fromarray(np.full((20, 30), 10 * place, np.uint8)).save(folder / f"{place:02d}.png")
+    photos = real_arm(str(folder), like, 12, REAL)
+    assert photos.images.flatten(1).tolist() == [[10 * place] * 64 for place in range(12)]
+    with refused(InputError):
+        real_arm(str(folder), like, 13, REAL)
+
+
+def test_the_server_needs_no_torch() -> None:
+    """It starts at once."""
+    code = (
+        "import sys; import sfumato.cli, sfumato.interactive.survey.key, "
+        "sfumato.interactive.survey.answers, sfumato.interactive.survey.build; "
+        "assert not {'torch', 'PIL', 'matplotlib', 'scipy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_the_commands(sfumato, small_run: Path, tmp_path: Path) -> None:
     """Build, simulate, analyse: the truth of the crowd is found again."""
     subjects = (f"{small_run}@1", f"{small_run}@3")
@@ -652,6 +679,11 @@ def test_the_commands(sfumato, small_run: Path, tmp_path: Path) -> None:
         (("build", "bundled:mnist", "--design", "prefer"), "No design named 'prefer'"),
         (("build", "bundled:mnist", "--design", "likert", "--ties"), "has no ties"),
         (("build", "bundled:mnist", "--consent", "nowhere.txt"), "cannot be read"),
+        (("build", "bundled:mnist"), "compares models, and there is one"),
+        (("build", "bundled:mnist", "nowhere"), "nowhere does not exist"),
+        (("build", "bundled:mnist", "--design", "real"), "needs real images"),
+        (("build", "bundled:mnist", "--design", "likert", "--real", "digits"), "no real images"),
+        (("build", "bundled:mnist@1", "bundled:mnist", "--trials", "50"), "there are 40"),
         (("analyse", "nowhere"), "is no survey"),
         (("serve", "nowhere"), "is no survey"),
         (("simulate", "nowhere"), "is no survey"),

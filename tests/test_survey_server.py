@@ -213,7 +213,7 @@ class Person:
         self.given: dict[str, list[list]] = {}
         self.confirmed: dict[str, int] = {}
         self.session, self.form = "", 0
-        self.reloads = 0
+        self.reloads = self.replies = 0
 
     def post(self, path: str, body: dict) -> dict | None:
         """None where the server is away or dies meanwhile."""
@@ -223,6 +223,7 @@ class Person:
             answer = connection.getresponse()
             content = answer.read()
             assert answer.status == 200, content
+            self.replies += 1
             return json.loads(content)
         except (OSError, http.client.HTTPException, ValueError):
             time.sleep(0.005)
@@ -242,6 +243,13 @@ class Person:
         else:
             number = len(given)
             given.append([number, self.form_[number][0], self.rng.randrange(2), 1000 + number])
+
+    def until_answered(self) -> None:
+        """Until a server has answered."""
+        before, end = self.replies, time.monotonic() + 60
+        while self.replies == before:
+            assert time.monotonic() < end
+            self.step()
 
     def is_waiting(self) -> bool:
         """Whether an answer is not confirmed."""
@@ -276,7 +284,9 @@ def killed_servers(folder: Path, kills: int) -> Person:
     person = Person(port, rng, read_key(folder))
     for _ in range(kills):
         child = forked_server(folder, port)
-        timer = threading.Timer(0.05 + rng.random() * 0.5, os.kill, (child, signal.SIGKILL))
+        if rng.random() < 0.8:  # the others are killed while they start
+            person.until_answered()
+        timer = threading.Timer(rng.random() * 0.2, os.kill, (child, signal.SIGKILL))
         timer.start()
         while timer.is_alive():
             person.step()

@@ -116,13 +116,18 @@ def build(
     ),
 ) -> None:
     """A survey of pictures for people: a page, and the key that stays with you."""
+    from sfumato.interactive.survey.designs import REAL, design_of
+    from sfumato.interactive.survey.forms import check_size
+
     check_empty(out)
     settings = size.settings(design)
     text = _consent(consent)
+    _check_asked(subjects, settings, pictures.real)
     if simulated.power is not None:
         settings = _powered(settings, simulated, size, len(subjects))
+    check_size(design_of(design), len(subjects), settings)
     from sfumato.interactive.survey.build import WORDS, build_survey
-    from sfumato.interactive.survey.pictures import arms_of
+    from sfumato.interactive.survey.pictures import arms_of, real_arm
 
     arms = arms_of(
         subjects,
@@ -131,7 +136,9 @@ def build(
         device=pictures.device,
     )
     settings = _with_captions(settings, arms)
-    real = None if pictures.real is None else _real(settings, pictures.real, arms[0])
+    real = (
+        None if pictures.real is None else real_arm(pictures.real, arms[0], settings.pictures, REAL)
+    )
     words = WORDS if text is None else replace(WORDS, consent=text)
     key = build_survey(
         arms,
@@ -170,15 +177,20 @@ def _with_captions(settings: "Settings", arms: "Sequence[Arm]") -> "Settings":
     return replace(settings, captions=max(2, min(settings.captions, len(distinct))))
 
 
-def _real(settings: "Settings", source: str, like: "Arm") -> "Arm":
-    from sfumato.interactive.survey.designs import REAL, design_of
-    from sfumato.interactive.survey.pictures import real_arm
+def _check_asked(subjects: "Sequence[str]", settings: "Settings", real: str | None) -> None:
+    """What is wrong is said before anything is simulated or sampled."""
+    from sfumato.interactive.survey.designs import design_of, groups_of
+    from sfumato.interactive.survey.pictures import check_subjects
 
-    if not design_of(settings.design).real:
+    check_subjects(subjects)
+    design = design_of(settings.design)
+    groups_of(design, len(subjects))
+    if design.real and real is None:
+        raise InputError("This design needs real images.", hint="Name them with --real SOURCE.")
+    if real is not None and not design.real:
         raise InputError(
-            f"The design '{settings.design}' shows no real images.", hint="Leave --real out."
+            f"The design '{design.name}' shows no real images.", hint="Leave --real out."
         )
-    return real_arm(source, like, settings.pictures, REAL)
 
 
 def _powered(

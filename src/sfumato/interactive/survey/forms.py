@@ -74,8 +74,7 @@ class Layout:
 
 def make_layout(design: Design, arms: int, settings: Settings, rng: np.random.Generator) -> Layout:
     """The trials and forms of a survey of `arms` models; `InputError` for too few pictures."""
-    groups = groups_of(design, arms)
-    _check(design, groups, settings)
+    groups = check_size(design, arms, settings)
     trials = _practice(design, groups, settings, rng) + _attention(design, arms, settings, rng)
     extra = len(trials)
     place: dict[tuple[int, int], int] = {}
@@ -93,7 +92,9 @@ def make_layout(design: Design, arms: int, settings: Settings, rng: np.random.Ge
     return Layout(design=design, settings=settings, groups=groups, trials=trials, forms=forms)
 
 
-def _check(design: Design, groups: Sequence[Group], settings: Settings) -> None:
+def check_size(design: Design, arms: int, settings: Settings) -> list[Group]:
+    """The groups of a survey of `arms` models; `InputError` for a size that it cannot have."""
+    groups = groups_of(design, arms)
     total = sum(group.weight for group in groups)
     most = max(-(-settings.trials * group.weight // total) for group in groups)
     if most > settings.items:
@@ -108,6 +109,7 @@ def _check(design: Design, groups: Sequence[Group], settings: Settings) -> None:
             "models to ask about.",
             hint=f"Give --trials {len(groups)} or more.",
         )
+    return groups
 
 
 # Trials -------------------------------------------------------------------------------------------

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfumato.base.errors import InputError
-from sfumato.base.words import counted
-from sfumato.generation.bundle_names import is_model, path_and_scale
+from sfumato.generation.bundle_names import is_model, model_folder, path_and_scale
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,7 +50,7 @@ def arms_of(
 
     `InputError` for two of one name, one that is no subject or has too few pictures.
     """
-    names = _names(subjects)
+    names = check_subjects(subjects)
     found: list[Arm] = []
     for name, subject in zip(names, subjects, strict=True):
         path, scale = path_and_scale(subject)
@@ -70,8 +69,9 @@ def arm_of(images: "ImageSet", count: int, name: str) -> Arm:
     """The first `count` of a set; `InputError` for fewer."""
     if len(images) < count:
         raise InputError(
-            f"{name} has {counted(len(images), 'picture')}, and {count} are needed.",
-            hint="Give a smaller --count or --practice.",
+            f"{name}: {count} pictures are needed, with practice and attention checks, and there "
+            f"are {len(images)}.",
+            hint="Give a smaller --count, --practice or --attention.",
         )
     first = images.first(count)
     return Arm(
@@ -92,7 +92,10 @@ def real_arm(source: str, like: Arm, count: int, name: str) -> Arm:
     from sfumato.evaluation.image_set import ImageSet
 
     data = DataConfig(
-        source=source, resolution=like.images.shape[-1], channels=like.images.shape[1]
+        source=source,
+        resolution=like.images.shape[-1],
+        channels=like.images.shape[1],
+        caption=("A real image",),  # photos need none of their own
     )
     path = Path(source)
     if path.suffix == ".npz" or (path.is_dir() and find_images(walk(path).files).images):
@@ -113,10 +116,19 @@ def _sampled(
     return sampled_set(model, asked, range(seed, seed + count), guidance=scale), captions
 
 
-def _names(subjects: Sequence[str]) -> list[str]:
-    """Short names that tell subjects apart."""
+def check_subjects(subjects: Sequence[str]) -> list[str]:
+    """Short names that tell subjects apart; `InputError` for one that is given twice or does not
+    exist, before anything is loaded."""
     if len(set(subjects)) < len(subjects):
         raise InputError("A subject is given twice.", hint="Name each once.")
+    for subject in subjects:
+        path, _ = path_and_scale(subject)
+        if not model_folder(path).exists():
+            raise InputError(
+                f"{path} does not exist.",
+                hint="Give a run, an exported pipeline, bundled:mnist, a folder of images or an "
+                ".npz; PATH@3 is a model at w = 3.",
+            )
     short = [subject.rstrip("/").rsplit("/", 1)[-1] for subject in subjects]
     return short if len(set(short)) == len(short) else list(subjects)
 
