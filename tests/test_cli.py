@@ -59,14 +59,15 @@ COMMANDS = [
 GROUPED = [
     *("presets list", "presets show", "presets settings", "data show", "data synthesize"),
     *("bench train", "bench sample", "bench data", "bench order", "bench decoding"),
-    *("bench scaling", "bench inpainting"),
+    *("bench scaling", "bench inpainting", "survey build", "survey serve", "survey analyse"),
+    "survey simulate",
 ]
 
 
 def test_help_shows_every_command_with_an_example(sfumato) -> None:
     result = sfumato("--help")
     assert result.code == 0
-    for name in [*COMMANDS, "presets", "bench", "data"]:
+    for name in [*COMMANDS, "presets", "bench", "data", "survey"]:
         assert name in result.out
     for name in [*COMMANDS, *GROUPED]:
         page = sfumato(*name.split(), "--help")

@@ -38,6 +38,7 @@ from sfumato.cli.runs import runs
 from sfumato.cli.sample import sample
 from sfumato.cli.studio import studio
 from sfumato.cli.submit import submit_app
+from sfumato.cli.survey import survey_app
 from sfumato.cli.table1 import table1
 from sfumato.cli.train import train
 from sfumato.cli.tune import tune
@@ -91,6 +92,7 @@ app.add_typer(bench_app, name="bench")
 app.add_typer(data_app, name="data")
 app.add_typer(paper_app, name="paper")
 app.add_typer(submit_app, name="submit")
+app.add_typer(survey_app, name="survey")
 
 
 @app.callback(invoke_without_command=True)

@@ -1,0 +1,1 @@
+"""Surveys: pictures that people judge, and what their answers say."""
