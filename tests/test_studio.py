@@ -471,6 +471,15 @@ def test_the_command_serves_the_page_before_the_model_and_ends_on_ctrl_c():
     assert not Path("pictures/.lock").exists()
 
 
+@pytest.mark.slow
+def test_the_studio_is_measured(sfumato):
+    result = sfumato("bench", "studio", "--pictures", "2", "--out", "times.json")
+    assert result.code == 0, result.err
+    times = json.loads(Path("times.json").read_text("utf-8"))
+    assert 0 < times["page"] < times["first picture"]
+    assert len(times["following"]) == 2
+
+
 def test_the_page_needs_no_torch():
     code = "import sys, sfumato.interactive.studio.app; print('torch' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
