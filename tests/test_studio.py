@@ -445,7 +445,7 @@ def test_twenty_clients_get_their_own_pictures(url, studio, requests):
     for index, one in enumerate(asked):
         assert answers[index].status == 200, answers[index].body
         assert answers[index].body == expected.sample(one["prompt"], one["seed"]).png(0)
-    assert len(studio.worker._jobs) <= 300
+    assert len(studio.worker._jobs) <= 200
 
 
 # The command --------------------------------------------------------------------------------------
@@ -469,6 +469,15 @@ def test_the_command_serves_the_page_before_the_model_and_ends_on_ctrl_c():
     assert (process.returncode, err) == (0, "")
     assert out.endswith("Ended. The pictures are in pictures.\n")
     assert not Path("pictures/.lock").exists()
+
+
+@pytest.mark.slow
+def test_the_studio_is_measured(sfumato):
+    result = sfumato("bench", "studio", "--pictures", "2", "--out", "times.json")
+    assert result.code == 0, result.err
+    times = json.loads(Path("times.json").read_text("utf-8"))
+    assert 0 < times["page"] < times["first picture"]
+    assert len(times["following"]) == 2
 
 
 def test_the_page_needs_no_torch():

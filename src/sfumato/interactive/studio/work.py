@@ -13,7 +13,7 @@ from sfumato.base.errors import SfumatoError
 from sfumato.interactive.serving import Refusal
 
 MOST_WAITING = 64
-_REMEMBERED = 256
+_REMEMBERED = 100
 """Jobs whose events can still be read after they ended."""
 _ENDS = ("done", "failed", "cancelled")
 Event = tuple[int, str, dict[str, Any]]

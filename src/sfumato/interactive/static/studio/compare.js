@@ -19,8 +19,8 @@ export function compareTab(root, make) {
 
   root.append(el("div", { className: "two" },
     el("div", { className: "form card" }, field("Prompt", prompt), field("Seeds", seeds),
-      el("strong", {}, "A"), sides[0].root, el("strong", {}, "B"), sides[1].root,
-      check("Blind: sides are mixed and votes counted", blind), el("div", { className: "row" }, begin, stop)),
+      check("Blind: sides are mixed and votes counted", blind), el("div", { className: "row" }, begin, stop),
+      el("strong", {}, "A"), sides[0].root, el("strong", {}, "B"), sides[1].root),
     el("div", {}, told, stage)));
   addEventListener("keydown", (event) => {
     if (root.hidden || event.target.closest("[role=tablist]")) return;
@@ -56,6 +56,7 @@ export function compareTab(root, make) {
     stop.disabled = false;
     begin.disabled = true;
     draw();
+    stage.scrollIntoView({ block: "nearest" });
     const end = await job.ended;
     stop.disabled = true;
     begin.disabled = false;
