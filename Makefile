@@ -1,6 +1,7 @@
 # make demo   train on real digits, sample from captions, evaluate, write runs/demo/report.html
 # make test   lint, format, types, import floors, tests
 # make slow   the tests that take minutes
+# make browser   the tests that drive a Chromium
 # Each creates the environment in .venv first; a second call reuses it.
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test slow lint types floors unit environment clean
+.PHONY: demo test slow browser lint types floors unit environment clean
 
 demo: environment
 	$(BIN)/sfumato demo $(DEMO)
@@ -37,10 +38,13 @@ floors:
 	$(BIN)/lint-imports
 
 unit:
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "not slow and not soak and not gpu"
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "not slow and not soak and not gpu and not browser"
 
 slow: environment
 	$(BIN)/python -m pytest -m slow
+
+browser: environment
+	$(BIN)/python -m pytest -m browser -rs
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .import_linter_cache

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from email.message import Message
 from typing import Any
 
-from starlette.types import ASGIApp
+from starlette.applications import Starlette
 
 from sfumato.interactive.serving import LOCAL, Place, listen, server
 
@@ -27,7 +27,7 @@ class Answer:
 
 
 @contextmanager
-def running(app: ASGIApp, place: Place | None = None) -> Iterator[str]:
+def running(app: Starlette, place: Place | None = None) -> Iterator[str]:
     """Serve in a thread; gives `http://127.0.0.1:PORT`."""
     place = place or listen(LOCAL, 0)
     ready = threading.Event()

@@ -35,6 +35,7 @@ from sfumato.cli.paper import paper_app
 from sfumato.cli.presets import presets_app
 from sfumato.cli.runs import runs
 from sfumato.cli.sample import sample
+from sfumato.cli.studio import studio
 from sfumato.cli.survey import survey_app
 from sfumato.cli.table1 import table1
 from sfumato.cli.train import train
@@ -57,6 +58,7 @@ register(
         (train, "sfumato train small --data my-photos --out runs/mine"),
         (sample, 'sfumato sample runs/demo "A handwritten digit 7" --count 4 --guidance 3'),
         (evolve, 'sfumato evolve bundled:mnist "A handwritten digit 7" --picks "3 7 12"'),
+        (studio, "sfumato studio runs/demo bundled:mnist-1"),
         (
             grid,
             "sfumato grid runs/demo --scales 3,8 --guidance-form cfg --guidance-form apg",

@@ -15,6 +15,7 @@ from sfumato.cli.options import Device, Pairs, Record, Scales, Settings, SolverO
 from sfumato.cli.profiling import batch_size, profile
 from sfumato.cli.scaling import scaling
 from sfumato.cli.show import log, new_table, open_model, print_table, unused
+from sfumato.cli.studio_bench import studio
 from sfumato.config.schema import DiffusionExperiment, load_experiment
 from sfumato.generation.bundle_names import is_model
 
@@ -94,6 +95,7 @@ register(
         (decoding, "sfumato bench decoding wikiart"),
         (scaling, "sfumato bench scaling cifar10 --ranks 16"),
         (inpainting, "sfumato bench inpainting bundled:mnist --out runs/inpainting.json"),
+        (studio, "sfumato bench studio bundled:mnist --out runs/studio.json"),
         (evolution, "sfumato bench evolution bundled:mnist --steps 10 --out runs/evolution.json"),
         (gpu_day, "sfumato bench gpu-day --mnist mnist --cifar10 cifar10 --out runs/gpu-day"),
     ],

@@ -79,7 +79,8 @@ def application(
     body_bytes: int = BODY_BYTES,
     lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]] | None = None,
 ) -> Starlette:
-    """An application with the guard in front and errors as JSON: `{"error", "hint"}`.
+    """An application with the guard in front and errors as JSON: `{"error", "hint"}`. Streams end
+    once its `state.stopping` is true.
 
     `token`: see `listen`; None for this machine alone, where names of other hosts are refused, so
     that no page of another site reaches the server by a name that it lets point here.
@@ -90,9 +91,11 @@ def application(
         Exception: _answer_bug,
     }
     guard = Middleware(Guard, token=token, body_bytes=body_bytes)
-    return Starlette(
+    app = Starlette(
         routes=list(routes), middleware=[guard], exception_handlers=handlers, lifespan=lifespan
     )
+    app.state.stopping = False
+    return app
 
 
 def error_response(status: int, what: str, hint: str = "") -> JSONResponse:
@@ -271,6 +274,7 @@ def listen(host: str = LOCAL, port: int | None = None, *, usual: int = 7878) -> 
     """Listen on `port`, or on `usual` or any free one. Another host than this machine gets a random
     token. `InputError` for a host that is not of this machine and a port that is taken."""
     token = None if is_local(host) else secrets.token_urlsafe(24)
+    refused = OSError()
     for wanted in (usual, 0) if port is None else (port,):
         try:
             return Place(socket=_bound(host, wanted), host=host, token=token)
@@ -301,18 +305,23 @@ def _bound(host: str, port: int) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-    """Says when it answers."""
+    """Says when it answers, and when it stops: streams of an application end by its `stopping`."""
 
-    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
+    def __init__(self, app: Starlette, config: uvicorn.Config, started: Callable[[], None]) -> None:
         super().__init__(config)
+        self._app = app
         self._started = started
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._started()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._app.state.stopping = True
+        await super().shutdown(sockets)
 
-def server(app: ASGIApp, *, started: Callable[[], None] = lambda: None) -> uvicorn.Server:
+
+def server(app: Starlette, *, started: Callable[[], None] = lambda: None) -> uvicorn.Server:
     """A server of an application; `run(sockets=[place.socket])` serves until it is told to stop."""
     config = uvicorn.Config(
         app,
@@ -324,10 +333,10 @@ def server(app: ASGIApp, *, started: Callable[[], None] = lambda: None) -> uvico
         timeout_graceful_shutdown=_GRACE_SECONDS,
         ws="none",
     )
-    return _Server(config, started)
+    return _Server(app, config, started)
 
 
-def serve(app: ASGIApp, place: Place, *, browser: bool, started: Callable[[], None]) -> None:
+def serve(app: Starlette, place: Place, *, browser: bool, started: Callable[[], None]) -> None:
     """Serve until SIGINT or SIGTERM, then end what is open within two seconds. `started` is called
     once requests are answered; `browser` opens the page."""
 
