@@ -166,10 +166,9 @@ function consent() {
     (training ? `, the first ${training} of them for practice.` : ".");
   const pair = plan.trials[plan.forms[0][0][0]].pictures.length === 2;
   const tie = pair && plan.questions[0].choices.length === 3;
-  const hints = pair
-    ? ["Choose with a click, or with the keys ← and →" + (tie ? ", and ↓ for no difference." : ".")]
-    : ["Choose with a click, or with the number keys."];
-  byId("keys").replaceChildren(...hints.map((text) => element("li", text)));
+  byId("keys").textContent = pair
+    ? "Choose with a click, or with the keys ← and →" + (tie ? ", and ↓ for no difference." : ".")
+    : "Choose with a click, or with the number keys.";
   byId("agree").onclick = begin;
   show("consent");
 }
