@@ -96,6 +96,18 @@ def test_class_accuracy_is_the_share_of_the_classes_in_the_captions(small_model,
     assert evolving.told(folder, "a", shelf)["generations"][0]["accuracy"] == 4 / 6
 
 
+def test_a_classifier_that_cannot_be_opened_is_a_note(small_model, shelf_of):
+    def classify(model: Any) -> None:
+        raise InputError("There is none.", hint="Train one.")
+
+    new = NewEvolution(model="one", name="a", prompts=("A handwritten digit 7",), size=6)
+    made = job()
+    evolving.begin(made, new, shelf_of(small_model), Path("evolutions"), classify)
+    told = [(name, values) for _, name, values in made.after(0)]
+    text = "Class accuracy is not measured: There is none. Train one."
+    assert told == [("note", {"text": text}), ("generation", {"number": 0})]
+
+
 def test_captions_that_name_no_class_have_no_accuracy(small_model, shelf_of):
     classifier = SimpleNamespace(class_names=["cat", "dog"], predict=None)
     new = NewEvolution(model="one", name="a", prompts=("A handwritten digit 7",), size=6)

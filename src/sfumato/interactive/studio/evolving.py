@@ -114,7 +114,7 @@ def begin(job: Job, asked: NewEvolution, shelf: Shelf, folder: Path, classify: C
             size=asked.size,
             operators=Operators(angle=asked.angle),
         )
-        _measure(history, 0, classify)
+        _measure(job, history, 0, classify)
     job.tell("generation", number=0)
 
 
@@ -135,7 +135,7 @@ def advance(
     with locked(own):
         history = Evolution.resume(model, own)
         number = history.advance(asked.picks, generation=asked.generation)
-        _measure(history, number, classify)
+        _measure(job, history, number, classify)
     job.tell("generation", number=number)
 
 
@@ -151,12 +151,17 @@ def _model_of(settings: dict[str, Any], shelf: Shelf) -> "Model":
     return shelf.get(name).with_(**changes)
 
 
-def _measure(history: "Evolution", number: int, classify: Classify) -> None:
-    """Keep the class accuracy of a generation, where there is a classifier."""
+def _measure(job: Job, history: "Evolution", number: int, classify: Classify) -> None:
+    """Keep the class accuracy of a generation, where there is a classifier; one that cannot be
+    opened is a note, and the generation stays."""
     known = _accuracies(history.folder)
     if str(number) in known:
         return
-    classifier = classify(history.model)
+    try:
+        classifier = classify(history.model)
+    except SfumatoError as error:
+        job.tell("note", text=f"Class accuracy is not measured: {error}")
+        return
     if classifier is None:
         return
     known[str(number)] = class_accuracy(history, number, classifier)

@@ -100,6 +100,7 @@ export function evolveTab(root, make) {
     const job = work(path, body, {
       waiting: (one) => { told.textContent = `Waiting: ${waitText(one)}`; },
       started: () => { told.textContent = "Sampling a generation ..."; },
+      note: ({ text }) => say(text),
       generation: (one) => { number = one.number; },
       failed: ({ error, hint }) => say(`${error} ${hint}`),
     });
