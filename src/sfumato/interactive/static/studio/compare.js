@@ -49,7 +49,7 @@ export function compareTab(root, make) {
       cell: ({ index, name }) => {
         pairs[Math.floor(index / 2)].names[index % 2] = name;
         told.textContent = `${++done} of ${pictures.length} pictures`;
-        draw();
+        if (!blind.checked || Math.floor(index / 2) === current) draw();
       },
       failed: ({ error, hint }) => say(`${error} ${hint}`),
     });
