@@ -71,13 +71,17 @@ class Tail:
             if self._offset is None:
                 self._offset = offset_after(file, self._after)
             self._offset = min(self._offset, file.seek(0, 2))
-            file.seek(self._offset)
-            content = file.read(most_bytes)
-        whole, newline, _ = content.rpartition(b"\n")
-        self._offset += len(whole) + len(newline)
-        found = map(json.loads, whole.splitlines())
-        # Where the search met a line that was being written, it may be of fewer images.
-        return [record for record in found if record["images"] > self._after]
+            found: list[dict[str, Any]] = []
+            while not found:
+                file.seek(self._offset)
+                whole, newline, _ = file.read(most_bytes).rpartition(b"\n")
+                if not newline:
+                    break
+                self._offset += len(whole) + len(newline)
+                # Where the search met a line that was being written, some are of fewer images.
+                records = map(json.loads, whole.splitlines())
+                found = [record for record in records if record["images"] > self._after]
+            return found
 
 
 def offset_after(file: IO[bytes], images_seen: int) -> int:
