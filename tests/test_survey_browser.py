@@ -1,6 +1,7 @@
 """Sessions of a survey in a Chromium: on a phone, with reloads and a server that goes away."""
 
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,10 +54,19 @@ def place(page: Page) -> str:
     return page.inner_text("#place")
 
 
+def wait_until(page: Page, holds: str, argument: object = None) -> None:
+    """Until a function of the page gives true. Playwright's own wait evaluates text inside of the
+    page, which its Content-Security-Policy forbids."""
+    until = time.monotonic() + SECONDS
+    while not page.evaluate(holds, argument):
+        assert time.monotonic() < until, holds
+        page.wait_for_timeout(20)
+
+
 def wait_for_pictures(page: Page) -> None:
     """Until an answer is taken: the pictures are there, and not only just."""
     page.wait_for_selector("#trial:visible")
-    page.wait_for_function("shownAt !== null && performance.now() - shownAt > TOO_SOON_MS")
+    wait_until(page, "() => shownAt !== null && performance.now() - shownAt > TOO_SOON_MS")
 
 
 def answer(page: Page, how: str, choice: int) -> None:
@@ -71,10 +81,11 @@ def answer(page: Page, how: str, choice: int) -> None:
         page.tap(f"#pictures button >> nth={choice}")
     else:
         page.keyboard.press(how)
-    page.wait_for_function(
+    wait_until(
+        page,
         "before => document.getElementById('trial').hidden"
         " || document.getElementById('place').textContent !== before",
-        arg=before,
+        before,
     )
 
 
@@ -112,14 +123,14 @@ def test_a_session_on_a_phone(page: Page, tmp_path: Path) -> None:
         assert page.locator("#pictures img").evaluate_all("all => all.map(one => one.src)") == shown
         page.wait_for_load_state("networkidle")
     answer(page, "ArrowRight", 2)  # the server is away
-    page.wait_for_function("document.getElementById('note').textContent.includes('No connection')")
+    wait_until(page, "() => document.getElementById('note').textContent.includes('No connection')")
     chosen.append(2)
     with running(survey_application(tmp_path / "s"), listen(LOCAL, port)) as url:
         for number in range(len(chosen), len(key.forms[0])):
             answer(page, "button", number % 3)
             chosen.append(number % 3)
         page.wait_for_selector("#end:visible")
-        page.wait_for_function("document.getElementById('saved').textContent.includes('are saved')")
+        wait_until(page, "() => document.getElementById('saved').textContent.includes('are saved')")
         page.reload()
         page.wait_for_selector("#end:visible")
     [session] = read_sessions(tmp_path / "s", key)
