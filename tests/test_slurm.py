@@ -127,7 +127,8 @@ def test_a_job_is_requeued_before_its_limit_and_goes_on(
     jobs.cluster("scontrol", "update", f"job={job}", "TimeLimit=60")  # the machine may be slow
     output = jobs.wait_for_end(job, folder)
     assert f"Job {job} is requeued." in output
-    assert "Resuming from the checkpoint at 96 images" in output  # step 6 was finished
+    # Ranks read that they agree to stop beside the step after: step 7 was finished.
+    assert "Resuming from the checkpoint at 112 images" in output
     assert jobs.cluster.job(job)["Restarts"] == "1"
     assert result(folder) == result(whole)
 
@@ -144,7 +145,7 @@ def test_a_job_of_a_higher_partition_preempts_it(
     other = jobs.cluster("sbatch", "--parsable", *given, "--wrap", "sleep 1")
     jobs.cluster.wait_for_state(other, "COMPLETED")
     output = jobs.wait_for_end(job, folder)
-    assert "Resuming from the checkpoint at 96 images" in output
+    assert "Resuming from the checkpoint at 112 images" in output
     assert (f"Job {job} is requeued." in output) == (partition == "graceful")
     assert jobs.cluster.job(job)["Restarts"] == "1"
     assert result(folder) == result(whole)
