@@ -421,7 +421,7 @@ def test_a_signal_to_the_whole_group_leaves_the_data_workers_to_the_training(
 @pytest.fixture
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Make the launcher's ranks run lines of shell instead of Python."""
-    monkeypatch.setattr(launch, "GRACE_SECONDS", 0.3)
+    monkeypatch.setattr(launch, "GRACE_SECONDS", 1.0)
     file = tmp_path / "python"
 
     def write(*script: str) -> None:
