@@ -115,6 +115,23 @@ QUIET_LIBRARIES = {
 
 def main() -> None:
     """Run the command line: one clear message and an exit code instead of a traceback."""
+    try:
+        _run()
+    except SystemExit as end:
+        if isinstance(end.code, int) and os.environ.get("WORLD_SIZE", "1") != "1":
+            _leave(end.code)
+        raise
+
+
+def _leave(code: int) -> None:
+    """End one of several ranks without the interpreter's own end, in which threads of gloo that
+    still run now and then abort a process that has done all of its work."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
+
+
+def _run() -> None:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     set_command(["sfumato", *arguments])
