@@ -264,13 +264,29 @@ def test_what_cannot_be_left_out(paintings: Path, refused) -> None:
         load_records(data_of(paintings, left_out=everything), "train")
 
 
-def test_a_caption_stands_for_the_class_of_its_images(paintings: Path, refused) -> None:
+def test_a_caption_stands_for_the_class_of_its_images(
+    paintings: Path, tmp_path: Path, refused
+) -> None:
     ukiyo, abstract = "A painting in the style of Ukiyo e", WORKS[4][3]
     asked = [OUT, ukiyo, abstract]
     data = data_of(paintings, left_out=(OUT,))
     classes = classes_of_captions(data, asked)
     assert classes is not None
     assert classes.tolist() == [1, 2, 0]
+    both = tmp_path / "both"
+    (both / "data").mkdir(parents=True)
+    for part, texts in (("train", ["a", "b", "a"]), ("test", ["c", "c"])):
+        write_parquet(
+            both / f"data/{part}-00000-of-00001.parquet",
+            [encoded(noise(seed, (8, 8, 3))) for seed in range(len(texts))],
+            [{"a": 0, "b": 1, "c": 2}[text] for text in texts],
+            label="style",
+            names=STYLES,
+            caption=texts,
+        )
+    found = classes_of_captions(data_of(both, "{caption}"), ["c", "b", "a"])
+    assert found is not None
+    assert found.tolist() == [2, 1, 0]
     by_columns = PAINTING.replace("style_name", "style")
     for column, expected in (("style", [1, 2, 0]), ("genre", [1, 2, 0])):
         found = classes_of_captions(data_of(paintings, by_columns, label_column=column), asked)

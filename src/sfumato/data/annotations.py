@@ -93,9 +93,10 @@ def classes_of_captions(config: DataConfig, captions: Sequence[str]) -> Tensor |
     known: set[str] = set()
     for part in raw.parts.values():
         about = read_captions(raw, config, part)[1]
-        known |= set(about["captions"])
-        for one in found.keys() & known:
-            of = (about["prompts"] == about["captions"].index(one)).any(1)
+        places = {caption: place for place, caption in enumerate(about["captions"])}
+        known |= places.keys()
+        for one in found.keys() & places.keys():  # another part may have it alone
+            of = (about["prompts"] == places[one]).any(1)
             found[one] |= set(about["labels"][of].tolist())
     for one, classes in found.items():
         if not classes:

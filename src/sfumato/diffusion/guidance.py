@@ -302,7 +302,7 @@ class GuidanceForm:
                 raise InputError(
                     f"{self.form} clips x0 to the range of pixels, and this model samples latents, "
                     "which have no range.",
-                    hint="channel_thresholding is the same by channel of a latent.",
+                    hint="Use channel_thresholding, which clips each channel by itself.",
                 )
             value_range = (-1.0, 1.0)
         return GUIDANCE_FORMS[self.form](scale, value_range, **dict(self.parameters))
