@@ -4,6 +4,7 @@
 # make slurm  the tests on a real SLURM, which they bring up: root, and apt-get where it is missing
 # make browser  the tests that drive a Chromium
 # make trackers  the tests against MLflow, TensorBoard and wandb, in .venv-trackers
+# make notebooks  the lessons as build/notebooks/*.ipynb, and one of them in a Jupyter kernel, in .venv-notebooks
 # Each creates the environment in .venv first; a second call reuses it.
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test slow slurm browser trackers lint types floors unit environment clean
+.PHONY: demo test slow slurm browser trackers notebooks lint types floors unit environment clean
 
 demo: environment
 	$(BIN)/sfumato demo $(DEMO)
@@ -51,14 +52,21 @@ slurm: environment
 browser: environment
 	$(BIN)/python -m pytest -m browser -rs
 
-# What the trackers' packages need would change versions in .venv: this environment lies over it.
+# What these packages need would change versions in .venv: an environment of their own lies over it.
 SITE := -c "import site; print(site.getsitepackages()[0])"
+over = $(BIN)/python -m venv $(1) && echo "import site; site.addsitedir('$$($(BIN)/python $(SITE))')" > $$($(1)/bin/python $(SITE))/sfumato.pth
 
 trackers: environment
-	$(BIN)/python -m venv .venv-trackers
-	echo "import site; site.addsitedir('$$($(BIN)/python $(SITE))')" > $$(.venv-trackers/bin/python $(SITE))/sfumato.pth
+	$(call over,.venv-trackers)
 	.venv-trackers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-trackers.txt mlflow tensorboard wandb
 	.venv-trackers/bin/python -m pytest -n 0 -m trackers tests/test_trackers_real.py
 
+notebooks: environment
+	$(call over,.venv-notebooks)
+	.venv-notebooks/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-notebooks.txt jupytext nbclient ipykernel
+	mkdir -p build/notebooks
+	for lesson in docs/notebooks/*.py; do .venv-notebooks/bin/jupytext --quiet --to ipynb --output build/notebooks/$$(basename $$lesson .py).ipynb $$lesson || exit 1; done
+	.venv-notebooks/bin/python -m pytest -n 0 -m notebooks tests/test_notebooks_real.py
+
 clean:
-	rm -rf $(VENV) .venv-trackers build dist .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .venv-trackers .venv-notebooks build dist .pytest_cache .ruff_cache .import_linter_cache

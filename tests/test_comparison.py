@@ -14,6 +14,7 @@ from sfumato.base.errors import InputError
 from sfumato.base.files import write_json
 from sfumato.config.finetuning import OriginConfig
 from sfumato.config.schema import CanExperiment, DiffusionExperiment, load_experiment
+from sfumato.config.sections import CodecConfig
 from sfumato.evaluation.metrics.features import ImageFeatures
 from sfumato.evaluation.metrics.intervals import Estimate, wilson
 from sfumato.evaluation.metrics.novelty import NOVELTY, style_ambiguity
@@ -84,6 +85,23 @@ def test_seconds_of_training() -> None:
     assert seconds_of([], 100) is None
 
 
+def trained_folder(folder: Path, experiment: DiffusionExperiment, **changes: object) -> None:
+    """10 seconds of 3 threads a process, on a machine that has a GPU."""
+    write_json(
+        folder / "checkpoints" / "images-000000100" / "state.json",
+        {
+            "format": 1,
+            "environment": {"threads": 3, "accelerator": "a GPU"},
+            "files": {},
+            **changes,
+        },
+    )
+    append_record(
+        folder / "timing.jsonl", {"images": 100, "seconds": 10.0, "images_per_second": 10.0}
+    )
+    (folder / "experiment.yaml").write_text(experiment.to_yaml())
+
+
 @pytest.mark.parametrize(
     ("changes", "wanted"),
     [
@@ -94,20 +112,25 @@ def test_seconds_of_training() -> None:
     ],
 )
 def test_core_seconds(changes: dict, wanted: tuple, small_run: Path, tmp_path: Path) -> None:
-    """10 seconds of 3 threads a process, on a machine that has a GPU."""
-    write_json(
-        tmp_path / "checkpoints" / "images-000000100" / "state.json",
-        {"format": 1, "environment": {"threads": 3, "accelerator": "a GPU"}, **changes},
-    )
-    append_record(
-        tmp_path / "timing.jsonl", {"images": 100, "seconds": 10.0, "images_per_second": 10.0}
-    )
     experiment = load_experiment(small_run / "experiment.yaml", schema=DiffusionExperiment)
-    (tmp_path / "experiment.yaml").write_text(experiment.to_yaml())
+    trained_folder(tmp_path, experiment, **changes)
     assert core_seconds(tmp_path, 100) == wanted
     later = experiment.model_copy(update={"origin": OriginConfig(model="runs/first")})
     (tmp_path / "experiment.yaml").write_text(later.to_yaml())
     assert core_seconds(tmp_path, 100) == (None, "")
+
+
+def test_core_seconds_of_latents_include_those_of_the_vae(small_run: Path, tmp_path: Path) -> None:
+    pixels = load_experiment(small_run / "experiment.yaml", schema=DiffusionExperiment)
+    codec = CodecConfig(kind="vae", vae=str(tmp_path / "vae"), factor=4)
+    latents = pixels.model_copy(update={"codec": codec})
+    cpu = {"device": "cpu", "processes": 1}
+    trained_folder(tmp_path / "run", latents, **cpu)
+    assert core_seconds(tmp_path / "run", 100) == (None, "")  # a VAE from elsewhere
+    trained_folder(tmp_path / "vae", pixels, **cpu | {"processes": 2})
+    assert core_seconds(tmp_path / "run", 100) == (90.0, "core")
+    trained_folder(tmp_path / "vae", pixels, **cpu | {"device": "cuda"})
+    assert core_seconds(tmp_path / "run", 100) == (None, "")  # hours of two kinds
 
 
 # Verdicts -----------------------------------------------------------------------------------------
@@ -122,7 +145,8 @@ def measured(label: str, *, frechet: float, right: float, recall: int, **more) -
         ACCURACY: wilson(int(1000 * right), 1000),
         "recall.classifier": wilson(recall, 1000),
     }
-    given = {"seed": 0, "core_seconds": 100.0, "device": "core", "parameters": 10, **more}
+    given = {"kind": "CAN" if label == "b" else "diffusion"}
+    given |= {"seed": 0, "core_seconds": 100.0, "device": "core", "parameters": 10, **more}
     return Measured(label=label, metrics=metrics, values=values, **given)
 
 
@@ -138,8 +162,11 @@ def test_verdicts() -> None:
     assert turned.verdict == NOT_HELD
     assert "better by: Frechet (classifier), recall (classifier), class accuracy" in turned.sentence
     mixed = claim_of([measured("a", **good)], [measured("b", **{**bad, "recall": 900})])
+    names = [effect.what for effect in mixed.effects]
+    assert names[0] == "Frechet (classifier), CAN less diffusion"
+    assert names[1] == "recall (classifier), diffusion less CAN"
     assert mixed.verdict == NOT_HELD  # it needs all of them
-    assert mixed.sentence.endswith("The CAN is better by: recall (classifier).")
+    assert mixed.sentence.endswith(" b is better by: recall (classifier).")
 
 
 def test_unequal_training_decides_nothing() -> None:

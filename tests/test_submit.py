@@ -502,3 +502,12 @@ def test_a_queue_that_does_not_answer(refused, programs) -> None:
     )
     with refused(InputError):
         queued_jobs()
+
+
+@pytest.mark.parametrize("program", ["sbatch", "squeue"])
+def test_programs_of_slurm_that_know_of_no_cluster(refused, programs, program: str) -> None:
+    said = "error: resolve_ctls_from_dns_srv: res_nsearch error: Unknown host"
+    fatal = "fatal: Could not establish a configuration source"
+    programs(program, f"echo '{program}: {said}' >&2; echo '{program}: {fatal}' >&2; exit 1")
+    with refused(InputError):
+        submit("#!/bin/bash\n") if program == "sbatch" else queued_jobs()

@@ -269,6 +269,8 @@ def test_training_with_a_tracker_has_the_same_bits(
     assert server.pictures == [64, 128, 160]
     assert server.parameters["training.optimizer.lr"] > 0
     assert "checkpoints/images-000000160/state.json" in server.artifacts
+    weights = [name for name in server.artifacts if name.endswith(".safetensors")]
+    assert weights == ["checkpoints/images-000000160/average.safetensors"]
     assert server.ends == ["finished"]
 
 

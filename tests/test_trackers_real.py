@@ -171,7 +171,12 @@ trained(Path({str(run)!r}), "training.trackers=mlflow", "training.images=3200",
     assert process.wait() == 0
     check_points(mlflow, run)
     artifacts = {file.name for file in (tmp_path / "server" / "artifacts").rglob("*.*")}
-    assert {"experiment.yaml", "state.json", "images-000000064.png"} <= artifacts
+    assert {
+        "experiment.yaml",
+        "state.json",
+        "images-000000064.png",
+        "average.safetensors",
+    } <= artifacts
     with sqlite3.connect(tmp_path / "server" / "mlflow.db") as data:
         parameters = dict(data.execute("select key, value from params"))
     assert parameters["training.batch_size"] == "16"

@@ -70,12 +70,19 @@ def _lines(command: Sequence[str]) -> list[str]:
 
 
 def _call(command: Sequence[str], given: str = "") -> "subprocess.CompletedProcess[str]":
-    """Run a program of SLURM; `InputError` where there is none."""
+    """Run a program of SLURM; `InputError` where there is none, or no cluster that it knows."""
     try:
-        return subprocess.run(command, input=given, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, input=given, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
         raise InputError(
             f"{command[0]} is not installed here.",
             hint="Run this where SLURM's programs are: on a login node of the cluster. "
             "`sfumato submit ... --print` shows the script anywhere.",
         ) from error
+    if done.returncode and "configuration source" in done.stderr:
+        raise InputError(
+            f"{command[0]} knows of no cluster: there is no slurm.conf here, and no server of it.",
+            hint="Run this on a login node of the cluster, or name its file with SLURM_CONF. "
+            "`sfumato submit ... --print` shows the script anywhere.",
+        )
+    return done

@@ -4,7 +4,7 @@ Every model samples with the same seeds and classes and is scored once, against 
 by one classifier that is neither's.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -52,6 +52,9 @@ NAMES = (
     "novelty",
 )
 """What is measured."""
+CAN, LATENT, PIXELS = "CAN", "latent diffusion", "diffusion"
+CLAIMED = ((PIXELS, CAN), (LATENT, CAN), (LATENT, PIXELS))
+"""Kinds of models: does the first outperform the second?"""
 
 
 class ComparisonConfig(StudyConfig):
@@ -69,7 +72,7 @@ class ModelMetrics(SetMetrics):
     conditional: bool
     """Whether it draws what it is asked for: a CAN with classes, diffusion but for w = 0."""
     kind: str
-    """diffusion, latent diffusion or CAN."""
+    """`PIXELS`, `LATENT` or `CAN`."""
     seed: int
     parameters: int
     """Of the network that samples."""
@@ -335,13 +338,14 @@ def _conditional(model: Model) -> bool:
 
 def _kind(model: Model) -> str:
     if isinstance(model, CanModel):
-        return "CAN"
-    return "latent diffusion" if model.codec.factor > 1 else "diffusion"
+        return CAN
+    return LATENT if model.codec.factor > 1 else PIXELS
 
 
 def _measured(model: ModelMetrics, scores: Scores) -> Measured:
     return Measured(
         label=model.label,
+        kind=model.kind,
         seed=model.seed,
         core_seconds=model.core_seconds,
         device=model.device,
@@ -365,20 +369,35 @@ def _groups(models: Sequence[ModelMetrics]) -> dict[str, dict[str, Spread]]:
 
 
 def _claims(measured: Sequence[Measured], models: Sequence[ModelMetrics]) -> list[Claim]:
-    """One for each pair of a label of diffusion and one of a CAN that are both conditional, or both
-    not; a CAN without such a partner is named."""
-    sides: dict[tuple[bool, bool], dict[str, list[Measured]]] = {}
+    """One for each pair of labels of `CLAIMED` kinds that are both conditional, or both not, and of
+    two kinds of diffusion at one guidance scale; a CAN without such a partner is named."""
+    sides: dict[tuple[str, bool, str], dict[str, list[Measured]]] = {}
     for one, model in sorted(zip(measured, models, strict=True), key=lambda both: both[0].seed):
-        own = sides.setdefault((model.kind == "CAN", model.conditional), {})
+        scale = "" if model.kind == CAN else str(model.settings["guidance_scale"])
+        own = sides.setdefault((model.kind, model.conditional, scale), {})
         own.setdefault(one.label, []).append(one)
+    found = [
+        claim_of(first, second)
+        for kinds in CLAIMED
+        for (kind, conditional, scale), firsts in sides.items()
+        for (other, same, other_scale), seconds in sides.items()
+        if (kind, other) == kinds and conditional == same and (other == CAN or scale == other_scale)
+        for second in seconds.values()
+        for first in firsts.values()
+    ]
+    return found + _without_partner(sides)
+
+
+def _without_partner(
+    sides: Mapping[tuple[str, bool, str], Mapping[str, Sequence[Measured]]],
+) -> list[Claim]:
     found = []
-    for conditional in (True, False):
-        partners = sides.get((False, conditional), {})
-        for label, cans in sides.get((True, conditional), {}).items():
-            found += [claim_of(diffusions, cans) for diffusions in partners.values()]
-            if not partners:
-                scale = "w > 0" if conditional else "w = 0"
-                why = f"No diffusion model at {scale} was given, as PATH@{int(conditional)} does."
-                claim = f"Diffusion substantially outperforms {label}"
-                found.append(Claim.undecided(label, claim, why))
+    for (kind, conditional, _), cans in sides.items():
+        partners = any(other != CAN and same == conditional for other, same, _ in sides)
+        if kind != CAN or partners:
+            continue
+        scale = "w > 0" if conditional else "w = 0"
+        why = f"No diffusion model at {scale} was given, as PATH@{int(conditional)} does."
+        claim = "Diffusion substantially outperforms {}"
+        found += [Claim.undecided(label, claim.format(label), why) for label in cans]
     return found

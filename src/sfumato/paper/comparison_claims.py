@@ -1,4 +1,5 @@
-"""Does diffusion substantially outperform a CAN? Decided for each pair, by the studies' rule."""
+"""Does one kind of model substantially outperform another? Decided for each pair of groups of runs,
+by the studies' rule."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ class Measured:
     on `device`."""
 
     label: str
+    kind: str
     seed: int
     core_seconds: float | None
     device: str
@@ -44,32 +46,32 @@ class Measured:
     values: Mapping[str, Tensor]
 
 
-def effects_of(diffusion: Measured, can: Measured) -> list[Effect]:
-    """How much better diffusion is, by each metric that both have; images of one seed are pairs."""
+def effects_of(first: Measured, second: Measured) -> list[Effect]:
+    """How much better the first is, by each metric that both have; images of one seed are pairs."""
     return [
         effect
         for key in DECIDING
-        if key in diffusion.metrics and key in can.metrics
-        for effect in [_effect(key, diffusion, can)]
+        if key in first.metrics and key in second.metrics
+        for effect in [_effect(key, first, second)]
     ]
 
 
-def _effect(key: str, diffusion: Measured, can: Measured) -> Effect:
-    a, b = diffusion.metrics[key], can.metrics[key]
+def _effect(key: str, first: Measured, second: Measured) -> Effect:
+    a, b = first.metrics[key], second.metrics[key]
+    what, margin = f"{first.kind} less {second.kind}", SHARE_MARGIN
     if key == FRECHET:
-        what, margin = "CAN less diffusion", SHARE_OF_REAL * a.value
-        found: Estimate = paired_bootstrap(can.values[key], diffusion.values[key])
+        what, margin = f"{second.kind} less {first.kind}", SHARE_OF_REAL * a.value
+        found: Estimate = paired_bootstrap(second.values[key], first.values[key])
     elif key == ACCURACY:
-        what, margin = "diffusion less CAN", MARGINS[ACCURACY]
-        found = share_difference(diffusion.values[key], can.values[key])
+        margin = MARGINS[ACCURACY]
+        found = share_difference(first.values[key], second.values[key])
     else:
-        what, margin = "diffusion less CAN", SHARE_MARGIN
         found = difference_of_shares(a, b)
     return Effect.of(f"{title_of(key)}, {what}", found, measure=key, margin=margin)
 
 
 def fair(verdict: Verdict, times: float | None) -> Verdict:
-    """What a verdict is worth where diffusion was trained `times` as long; None: not known.
+    """What a verdict is worth where the first was trained `times` as long; None: not known.
 
     A side that wins with more time, or loses with less, shows nothing of the method.
     """
@@ -82,33 +84,33 @@ def fair(verdict: Verdict, times: float | None) -> Verdict:
     return verdict
 
 
-def times_of(diffusion: Measured, can: Measured) -> float | None:
-    """How many times as long diffusion was trained; None where it cannot be told."""
-    known = diffusion.core_seconds and can.core_seconds and diffusion.device == can.device
-    return diffusion.core_seconds / can.core_seconds if known else None
+def times_of(first: Measured, second: Measured) -> float | None:
+    """How many times as long the first was trained; None where it cannot be told."""
+    known = first.core_seconds and second.core_seconds and first.device == second.device
+    return first.core_seconds / second.core_seconds if known else None
 
 
 def _pairs(
-    diffusions: Sequence[Measured], cans: Sequence[Measured]
+    firsts: Sequence[Measured], seconds: Sequence[Measured]
 ) -> tuple[list[tuple[Measured, Measured]], str]:
     """As many runs on both sides: in the order of their seeds. Else those of the same seed, and a
     sentence on the others."""
-    if len(diffusions) == len(cans):
-        return list(zip(diffusions, cans, strict=True)), ""
-    pairs = [(a, b) for a in diffusions for b in cans if a.seed == b.seed]
+    if len(firsts) == len(seconds):
+        return list(zip(firsts, seconds, strict=True)), ""
+    pairs = [(a, b) for a in firsts for b in seconds if a.seed == b.seed]
     paired = {a.seed for a, _ in pairs}
     alone = [
-        f"{one.label}, seed {one.seed}" for one in (*diffusions, *cans) if one.seed not in paired
+        f"{one.label}, seed {one.seed}" for one in (*firsts, *seconds) if one.seed not in paired
     ]
     return pairs, f" Not paired: {'; '.join(alone)}."
 
 
-def claim_of(diffusions: Sequence[Measured], cans: Sequence[Measured]) -> Claim:
+def claim_of(firsts: Sequence[Measured], seconds: Sequence[Measured]) -> Claim:
     """Of two groups of runs that differ in their seeds; undecided where there is no pair."""
-    first, second = diffusions[0], cans[0]
+    first, second = firsts[0], seconds[0]
     key = f"{first.label} / {second.label}"
     claim = f"{first.label} substantially outperforms {second.label}"
-    pairs, alone = _pairs(diffusions, cans)
+    pairs, alone = _pairs(firsts, seconds)
     if not pairs:
         return Claim.undecided(key, claim, f"No two runs have the same seed.{alone}")
     first, second = pairs[0]
@@ -130,7 +132,7 @@ def claim_of(diffusions: Sequence[Measured], cans: Sequence[Measured]) -> Claim:
         )
     ]
     if wins:
-        sentence += f" The CAN is better by: {', '.join(wins)}."
+        sentence += f" {second.label} is better by: {', '.join(wins)}."
     return Claim(
         key=key,
         claim=claim,
@@ -141,9 +143,9 @@ def claim_of(diffusions: Sequence[Measured], cans: Sequence[Measured]) -> Claim:
     )
 
 
-def _budget(diffusion: Measured, can: Measured) -> str:
-    size = f"{diffusion.parameters:,} and {can.parameters:,} parameters"
-    times = times_of(diffusion, can)
+def _budget(first: Measured, second: Measured) -> str:
+    size = f"{first.parameters:,} and {second.parameters:,} parameters"
+    times = times_of(first, second)
     if times is None:
         return f"{size}; training times that can be compared are not recorded."
-    return f"Diffusion was trained {times:.2g} times as long; {size}."
+    return f"The first was trained {times:.2g} times as long; {size}."

@@ -114,9 +114,10 @@ def markdown(found: "Comparison") -> str:
         f"{found.classifier.identity}; real: {found.reference_count:,} of {found.reference}. "
         "Style ambiguity is the entropy of that classifier over log K, novelty the distance to the "
         "nearest training image over that of real test images; all features are the classifier's. "
-        "Core-seconds are those of training, by the run's own records; those of a run that goes on "
-        "from another model, or that is in an autoencoder's latents, are not known. A verdict "
-        "needs training times that differ by 1.25 times at most, or the better side with less."
+        "Core-seconds are those of training, by the run's own records, and of the training of the "
+        "VAE whose latents it has; those of a run that goes on from another model are not known. A "
+        "verdict needs training times that differ by 1.25 times at most, or the better side with "
+        "less."
     )
     made = f"sfumato {found.sfumato}, torch {found.hardware['torch']}, {found.date}."
     return "\n\n".join([how, table, claims, found.rule, made]) + "\n"

@@ -29,13 +29,35 @@ def seconds_of(records: Sequence[Mapping[str, Any]], images_seen: int) -> float 
 
 def core_seconds(folder: Path | None, images_seen: int) -> tuple[float | None, str]:
     """Seconds of training up to `images_seen` times the cores or accelerators that it ran on, and
-    what they are seconds of: a core, or the name of an accelerator.
+    what they are seconds of: a core, or the name of an accelerator. The training of the VAE that a
+    run has its latents from is included.
 
-    None where they are not known: without records, and for a run that goes on from another model,
-    a student, and one in the latents of an autoencoder, whose records are those of a last stage.
+    None where they are not known: without records, for a run that goes on from another model, for a
+    student, and in the latents of a VAE that is no run of this machine.
     """
-    if folder is None or _is_last_stage(folder):
+    if folder is None:
         return None, ""
+    experiment = load_experiment(folder / "experiment.yaml")
+    seconds, device = _own_core_seconds(folder, images_seen)
+    if not isinstance(experiment, DiffusionExperiment) or seconds is None:
+        return seconds, device
+    if experiment.origin is not None or experiment.distillation is not None:
+        return None, ""
+    if experiment.codec.kind != "vae":
+        return seconds, device
+    before, device_before = _of_vae(Path(experiment.codec.vae))
+    if before is None or device_before != device:
+        return None, ""
+    return before + seconds, device
+
+
+def _of_vae(folder: Path) -> tuple[float | None, str]:
+    """Of a finished run of `sfumato train vae`; None of anything else."""
+    counts = Checkpoints(folder / "checkpoints").counts()
+    return _own_core_seconds(folder, counts[-1]) if counts else (None, "")
+
+
+def _own_core_seconds(folder: Path, images_seen: int) -> tuple[float | None, str]:
     seconds = seconds_of(read_records(folder / "timing.jsonl"), images_seen)
     state = Checkpoint(Checkpoints(folder / "checkpoints").path(images_seen)).state
     if seconds is None or "device" not in state:  # written before checkpoints said so
@@ -44,12 +66,3 @@ def core_seconds(folder: Path | None, images_seen: int) -> tuple[float | None, s
     if state["device"] == "cpu":
         return seconds * processes * machine["threads"], "core"
     return seconds * processes, machine["accelerator"] or state["device"]
-
-
-def _is_last_stage(folder: Path) -> bool:
-    experiment = load_experiment(folder / "experiment.yaml")
-    return isinstance(experiment, DiffusionExperiment) and (
-        experiment.origin is not None
-        or experiment.distillation is not None
-        or experiment.codec.kind == "vae"
-    )

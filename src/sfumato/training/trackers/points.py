@@ -1,11 +1,11 @@
 """Which numbers, pictures and files of a run folder a tracker gets, and by which names."""
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from sfumato.base.files import sha256_of_file
 from sfumato.training.records import ACCURACY, HELD_OUT, RECONSTRUCTION
 
 Record = Mapping[str, Any]
@@ -46,15 +46,24 @@ def pictures(folder: Path, *, after: int) -> Iterator[tuple[int, Path]]:
             yield images_seen, file
 
 
-def artifacts(folder: Path, known: Mapping[str, str]) -> Iterator[tuple[str, Path, str]]:
+def artifacts(
+    folder: Path, known: Mapping[str, str], *, finished: bool
+) -> Iterator[tuple[str, Path, str]]:
     """Files that are new or changed, with their names and hashes: the experiment, what checkpoints
-    consist of, and cards with metrics. Weights stay in the run folder."""
-    for pattern in ("experiment.yaml", "checkpoints/images-*/state.json", "*/card.json"):
-        for file in sorted(folder.glob(pattern)):
-            name = file.relative_to(folder).as_posix()
-            try:
-                sha = hashlib.sha256(file.read_bytes()).hexdigest()
-            except FileNotFoundError:  # a checkpoint that was just removed
-                continue
-            if known.get(name) != sha:
-                yield name, file, sha
+    consist of, cards with metrics, and the averaged weights of a finished run. Other weights stay
+    in the run folder: a checkpoint has several times as many bytes as its average."""
+    found = [
+        file
+        for pattern in ("experiment.yaml", "checkpoints/images-*/state.json", "*/card.json")
+        for file in sorted(folder.glob(pattern))
+    ]
+    if finished:
+        found += sorted(folder.glob("checkpoints/images-*/average.safetensors"))[-1:]
+    for file in found:
+        name = file.relative_to(folder).as_posix()
+        try:
+            sha = sha256_of_file(file)
+        except FileNotFoundError:  # a checkpoint that was just removed
+            continue
+        if known.get(name) != sha:
+            yield name, file, sha

@@ -130,7 +130,8 @@ class Sender:
             sent = replace(self._sent, pictures=images_seen)
             tracker.picture(images_seen, file, sent)
             self._save(sent)
-        for name, file, sha in artifacts(self.run.folder, self._sent.artifacts):
+        finished = self._closing.is_set() and self._end == "finished"
+        for name, file, sha in artifacts(self.run.folder, self._sent.artifacts, finished=finished):
             tracker.artifact(name, file)
             known = {**self._sent.artifacts, name: sha}
             self._save(replace(self._sent, artifacts=known))
