@@ -31,6 +31,8 @@ from tests.test_killed import SETTINGS
 
 pytestmark = pytest.mark.trackers
 PATIENCE_SECONDS = 600
+OUTAGE_SECONDS = float(os.environ.get("SFUMATO_OUTAGE_SECONDS", "3"))
+STEP_SECONDS = 0.3
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
@@ -136,6 +138,7 @@ def test_mlflow_has_one_run_after_kills_and_an_outage(
     mlflow: Server, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     run = tmp_path / "run"
+    images = 16 * (200 + round(OUTAGE_SECONDS / STEP_SECONDS))
     code = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
@@ -143,8 +146,8 @@ from pathlib import Path
 from sfumato.training.trackers import sending
 from tests.test_trackers_real import Slowly, trained
 sending.EVERY_SECONDS, sending.LONGEST_WAIT_SECONDS = 0.1, 1.0
-trained(Path({str(run)!r}), "training.trackers=mlflow", "training.images=3200",
-        "training.checkpoint_every_images=480", hooks=[Slowly(0.3)])
+trained(Path({str(run)!r}), "training.trackers=mlflow", "training.images={images}",
+        "training.checkpoint_every_images=480", hooks=[Slowly({STEP_SECONDS})])
 """
 
     def start() -> subprocess.Popen:
@@ -166,9 +169,10 @@ trained(Path({str(run)!r}), "training.trackers=mlflow", "training.images=3200",
     process = start()
     wait_for(45)
     mlflow.stop()
-    time.sleep(float(os.environ.get("SFUMATO_OUTAGE_SECONDS", "3")))
+    time.sleep(OUTAGE_SECONDS)
     mlflow.start()
     assert process.wait() == 0
+    assert start().wait() == 0  # a server that came back too late gets the rest now
     check_points(mlflow, run)
     artifacts = {file.name for file in (tmp_path / "server" / "artifacts").rglob("*.*")}
     assert {
