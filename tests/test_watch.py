@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from rich.console import Console
 
 from sfumato.base.errors import InputError
 from sfumato.base.lock import locked
-from sfumato.cli.watch_view import blocks, cells_of, curve, half_blocks, means, side_by_side
+from sfumato.cli.watch_pictures import Drawing, cells_of, half_blocks
+from sfumato.cli.watch_view import _figures, blocks, curve, means, side_by_side
 from sfumato.report.grids import labelled_grid
 from sfumato.studies.watching import GrowingLog, Watched, lines_of
 from sfumato.training.records import append_record, cut_back, read_records
@@ -35,7 +37,7 @@ def run(tmp_path: Path) -> Path:
 def text_of(*folders: Path, width: int = 80) -> str:
     console = Console(width=width, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     views = [Watched(folder).look() for folder in folders]
-    console.print(side_by_side(views, width, colours=False))
+    console.print(side_by_side(views, width, Drawing("shades")))
     console.file.close()
     return console.export_text()
 
@@ -235,3 +237,12 @@ def test_what_is_no_run_is_refused(tmp_path: Path, refused, monkeypatch) -> None
     monkeypatch.setattr(Path, "iterdir", denied)  # root may read anything
     with refused(InputError):
         Watched(tmp_path / "empty")
+
+
+def test_what_is_not_needed_gives_room_to_the_time_left(run: Path) -> None:
+    view = replace(
+        Watched(run).look(), memory_bytes=1_300_000_000, images_per_second=53.1, seconds_left=815
+    )
+    assert _figures(view, 80) == "loss 0.2633  lr 2.6e-07  53.1 images/s  1.30 GB  13:35 left"
+    assert _figures(view, 50) == "loss 0.2633  lr 2.6e-07  53.1 images/s  13:35 left"
+    assert _figures(view, 45) == "loss 0.2633  53.1 images/s  13:35 left"
