@@ -11,7 +11,7 @@ import threading
 import time
 import urllib.request
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -420,17 +420,12 @@ def test_no_page_names_another_host(url):
 # Many at once -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("requests", [20, pytest.param(200, marks=pytest.mark.slow)])
-def test_twenty_clients_get_their_own_pictures(url, studio, requests):
-    """Two more send nonsense meanwhile."""
-    asked = [
-        {"model": LIVE, "prompt": f"A handwritten digit {i % 10}", "seed": i // 10}
-        for i in range(requests)
-    ]
+def asked_at_once(url: str, asked: Sequence[Mapping[str, object]]) -> dict[int, Answer]:
+    """What twenty clients get, while two more send nonsense."""
     answers: dict[int, Answer] = {}
 
     def client(first: int) -> None:
-        for index in range(first, requests, 20):
+        for index in range(first, len(asked), 20):
             answers[index] = ask(f"{url}/api/picture", asked[index])
 
     threads = [threading.Thread(target=client, args=(first,)) for first in range(20)]
@@ -441,6 +436,16 @@ def test_twenty_clients_get_their_own_pictures(url, studio, requests):
         ask(f"{url}/api/sample", body=b"{" * 10_000, content_type="application/json")
     for thread in threads:
         thread.join()
+    return answers
+
+
+@pytest.mark.parametrize("requests", [20, pytest.param(200, marks=pytest.mark.slow)])
+def test_twenty_clients_get_their_own_pictures(url, studio, requests):
+    asked = [
+        {"model": LIVE, "prompt": f"A handwritten digit {i % 10}", "seed": i // 10}
+        for i in range(requests)
+    ]
+    answers = asked_at_once(url, asked)
     expected = studio.shelf.get(LIVE)
     for index, one in enumerate(asked):
         assert answers[index].status == 200, answers[index].body
@@ -492,3 +497,32 @@ def test_the_page_needs_no_torch():
 def test_messages_of_the_command(sfumato):
     result = sfumato("studio", "nonesuch", "--no-browser")
     assert (result.code, result.err.splitlines()[0]) == (2, "error: nonesuch does not exist.")
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_200_requests(tmp_path: Path) -> None:
+    """Of the command, once 40 pictures have filled what is kept."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "sfumato", "studio", LIVE, "--no-browser"]
+    command += ["--gallery", str(tmp_path / "pictures")]
+    asked = [
+        {"model": LIVE, "prompt": f"A handwritten digit {i % 10}", "seed": i} for i in range(200)
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip().rstrip("/")
+        try:
+            asked_at_once(url, asked[:40])
+            before = resident_bytes(process.pid)
+            answers = asked_at_once(url, asked)
+            grown = resident_bytes(process.pid) - before
+        finally:
+            process.send_signal(2)
+    assert {one.status for one in answers.values()} == {200}
+    print(f"{before / 2**20:.0f} MiB after 40 pictures, {grown / 2**20:+.1f} after 200 more")
+    assert grown < 32 * 2**20
+
+
+def resident_bytes(process: int) -> int:
+    text = Path(f"/proc/{process}/status").read_text()
+    return 1024 * int(re.search(r"VmRSS:\s+(\d+)", text)[1])  # type: ignore[index]
