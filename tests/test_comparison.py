@@ -21,7 +21,7 @@ from sfumato.evaluation.metrics.novelty import NOVELTY, style_ambiguity
 from sfumato.generation.loading import load
 from sfumato.methods.can import collapse
 from sfumato.paper.comparison import Comparison, ComparisonConfig, labels_of, measure_comparison
-from sfumato.paper.comparison_claims import Measured, claim_of, fair, times_of
+from sfumato.paper.comparison_claims import Measured, claim_of, claims_of, fair, times_of
 from sfumato.paper.training_time import core_seconds, seconds_of
 from sfumato.studies.study import ACCURACY, FRECHET
 from sfumato.studies.verdicts import HELD, NOT_HELD, UNDECIDED
@@ -195,6 +195,29 @@ def test_seeds_that_disagree() -> None:
     split = claim_of(both, [measured("b", **bad), measured("b", **good, seed=1)])
     assert split.verdict == UNDECIDED
     assert f"Of 2 pairs of seeds: {HELD}, {NOT_HELD}." in split.sentence
+
+
+def test_latents_are_compared_with_pixels_at_their_scale() -> None:
+    good = {"frechet": 5.0, "right": 0.95, "recall": 800}
+    bad = {"frechet": 50.0, "right": 0.6, "recall": 300}
+    latent = {"kind": "latent diffusion", **good}
+    found = claims_of(
+        [
+            measured("latent 2", **latent, scale="2"),
+            measured("pixels 2", **bad, scale="2"),
+            measured("pixels 5", **bad, scale="5"),
+            measured("b", **bad),
+            measured("plain", **bad, kind="CAN", conditional=False),
+        ]
+    )
+    assert {one.key: one.verdict for one in found} == {
+        "pixels 2 / b": NOT_HELD,
+        "pixels 5 / b": NOT_HELD,
+        "latent 2 / b": HELD,
+        "latent 2 / pixels 2": HELD,
+        "plain": UNDECIDED,
+    }
+    assert found[-2].effects[0].what == "Frechet (classifier), diffusion less latent diffusion"
 
 
 def test_unequal_counts_are_paired_by_seed() -> None:

@@ -4,7 +4,7 @@ Every model samples with the same seeds and classes and is scored once, against 
 by one classifier that is neither's.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -26,7 +26,7 @@ from sfumato.evaluation.reference import Scores
 from sfumato.evaluation.sampled_images import complete
 from sfumato.generation.can import CanModel
 from sfumato.generation.model import Model
-from sfumato.paper.comparison_claims import Measured, claim_of
+from sfumato.paper.comparison_claims import CAN, LATENT, PIXELS, Measured, claims_of
 from sfumato.paper.training_time import core_seconds
 from sfumato.studies.study import (
     ACCURACY,
@@ -52,9 +52,6 @@ NAMES = (
     "novelty",
 )
 """What is measured."""
-CAN, LATENT, PIXELS = "CAN", "latent diffusion", "diffusion"
-CLAIMED = ((PIXELS, CAN), (LATENT, CAN), (LATENT, PIXELS))
-"""Kinds of models: does the first outperform the second?"""
 
 
 class ComparisonConfig(StudyConfig):
@@ -243,7 +240,7 @@ def _comparison(
     return Comparison(
         models=models,
         groups=_groups(models),
-        claims=_claims(measured, models),
+        claims=claims_of(measured),
         folder=folder,
         **study.card_fields(
             subjects[0].model,
@@ -346,6 +343,8 @@ def _measured(model: ModelMetrics, scores: Scores) -> Measured:
     return Measured(
         label=model.label,
         kind=model.kind,
+        conditional=model.conditional,
+        scale="" if model.kind == CAN else str(model.settings["guidance_scale"]),
         seed=model.seed,
         core_seconds=model.core_seconds,
         device=model.device,
@@ -365,39 +364,4 @@ def _groups(models: Sequence[ModelMetrics]) -> dict[str, dict[str, Spread]]:
                 for key in own[0].metrics
                 if len(values := [one.metrics[key].value for one in own if key in one.metrics]) > 1
             }
-    return found
-
-
-def _claims(measured: Sequence[Measured], models: Sequence[ModelMetrics]) -> list[Claim]:
-    """One for each pair of labels of `CLAIMED` kinds that are both conditional, or both not, and of
-    two kinds of diffusion at one guidance scale; a CAN without such a partner is named."""
-    sides: dict[tuple[str, bool, str], dict[str, list[Measured]]] = {}
-    for one, model in sorted(zip(measured, models, strict=True), key=lambda both: both[0].seed):
-        scale = "" if model.kind == CAN else str(model.settings["guidance_scale"])
-        own = sides.setdefault((model.kind, model.conditional, scale), {})
-        own.setdefault(one.label, []).append(one)
-    found = [
-        claim_of(first, second)
-        for kinds in CLAIMED
-        for (kind, conditional, scale), firsts in sides.items()
-        for (other, same, other_scale), seconds in sides.items()
-        if (kind, other) == kinds and conditional == same and (other == CAN or scale == other_scale)
-        for second in seconds.values()
-        for first in firsts.values()
-    ]
-    return found + _without_partner(sides)
-
-
-def _without_partner(
-    sides: Mapping[tuple[str, bool, str], Mapping[str, Sequence[Measured]]],
-) -> list[Claim]:
-    found = []
-    for (kind, conditional, _), cans in sides.items():
-        partners = any(other != CAN and same == conditional for other, same, _ in sides)
-        if kind != CAN or partners:
-            continue
-        scale = "w > 0" if conditional else "w = 0"
-        why = f"No diffusion model at {scale} was given, as PATH@{int(conditional)} does."
-        claim = "Diffusion substantially outperforms {}"
-        found += [Claim.undecided(label, claim.format(label), why) for label in cans]
     return found

@@ -23,6 +23,10 @@ from sfumato.studies.verdicts import (
     together,
 )
 
+CAN, LATENT, PIXELS = "CAN", "latent diffusion", "diffusion"
+"""Kinds of models."""
+CLAIMED = ((PIXELS, CAN), (LATENT, CAN), (LATENT, PIXELS))
+"""Does the first kind outperform the second?"""
 SHARES = ("precision.classifier", "recall.classifier", "coverage.classifier")
 DECIDING = (FRECHET, *SHARES, ACCURACY)
 """Metrics that the claim is decided by, as far as both models have them."""
@@ -34,16 +38,52 @@ MOST_TIMES = 1.25
 @dataclass(frozen=True, kw_only=True)
 class Measured:
     """What a claim needs of one run: `values` by metric, one an image, `core_seconds` of training
-    on `device`."""
+    on `device`, the guidance `scale` of diffusion."""
 
     label: str
     kind: str
+    conditional: bool = True
+    scale: str = ""
     seed: int
     core_seconds: float | None
     device: str
     parameters: int
     metrics: Mapping[str, Estimate]
     values: Mapping[str, Tensor]
+
+
+def claims_of(runs: Sequence[Measured]) -> list[Claim]:
+    """One for each pair of labels of `CLAIMED` kinds that are both conditional, or both not, and of
+    two kinds of diffusion at one guidance scale; a CAN without such a partner is named."""
+    sides: dict[tuple[str, bool, str], dict[str, list[Measured]]] = {}
+    for one in sorted(runs, key=lambda run: run.seed):
+        own = sides.setdefault((one.kind, one.conditional, one.scale), {})
+        own.setdefault(one.label, []).append(one)
+    found = [
+        claim_of(first, second)
+        for kinds in CLAIMED
+        for (kind, conditional, scale), firsts in sides.items()
+        for (other, same, other_scale), seconds in sides.items()
+        if (kind, other) == kinds and conditional == same and (other == CAN or scale == other_scale)
+        for second in seconds.values()
+        for first in firsts.values()
+    ]
+    return found + _without_partner(sides)
+
+
+def _without_partner(
+    sides: Mapping[tuple[str, bool, str], Mapping[str, Sequence[Measured]]],
+) -> list[Claim]:
+    found = []
+    for (kind, conditional, _), cans in sides.items():
+        partners = any(other != CAN and same == conditional for other, same, _ in sides)
+        if kind != CAN or partners:
+            continue
+        scale = "w > 0" if conditional else "w = 0"
+        why = f"No diffusion model at {scale} was given, as PATH@{int(conditional)} does."
+        claim = "Diffusion substantially outperforms {}"
+        found += [Claim.undecided(label, claim.format(label), why) for label in cans]
+    return found
 
 
 def effects_of(first: Measured, second: Measured) -> list[Effect]:
