@@ -3,13 +3,17 @@
 import json
 from math import atan, degrees
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from sfumato.base.errors import InputError
+from sfumato.base.randomness import derived_seed
 from sfumato.bench.attributes import ATTRIBUTES, attributes_of, brightness, slant, stroke_width
-from sfumato.bench.evolution import Study, User, measure_evolution
+from sfumato.bench.evolution import SUCCESS, Study, User, class_judge, measure_evolution
+from sfumato.generation.genome import Genome, sample_genomes
 from sfumato.interactive.operators import Operators
 
 
@@ -87,6 +91,39 @@ def test_both_ways_have_the_same_start_and_pictures(small_model) -> None:
     assert found.difference.value == pytest.approx(difference)
     assert found.deviation == pytest.approx(1, abs=0.1)
     assert measure_evolution(model, prompt, study, Operators()) == found
+    assert found.accuracies is None
+    counts = [sum(one <= SUCCESS for one in way) for way in (found.evolution, found.search)]
+    assert [round(20 * one.value) for one in found.successes] == counts
+    assert found.more_successes.value == pytest.approx((counts[0] - counts[1]) / 20)
+
+
+def test_the_last_pictures_of_both_ways_are_judged(small_model) -> None:
+    study = Study(targets=20, population=20, generations=2, size=6, picks=1, noise=0)
+    judged: list[torch.Tensor] = []
+
+    def judge(images: torch.Tensor) -> torch.Tensor:
+        judged.append(images)
+        return torch.tensor([len(judged) % 2 == 1, *[True] * (len(images) - 1)])
+
+    model, prompt = small_model.with_(steps=1), "A handwritten digit 7"
+    found = measure_evolution(model, prompt, study, Operators(), judge=judge)
+    assert [len(one) for one in judged] == [5] * 40
+    assert found.accuracies is not None
+    assert [one.count for one in found.accuracies] == [100, 100]
+    assert [one.value for one in found.accuracies] == [1.0, 0.8]
+    key = f"user/{study.seed}/0"
+    others = [Genome.of_seed(derived_seed(key, i), prompt) for i in range(11, 16)]
+    assert torch.equal(judged[1], sample_genomes(model, others).tensor)
+
+
+def test_a_judge_knows_the_class_of_the_prompt(refused) -> None:
+    classifier: Any = SimpleNamespace(
+        class_names=["0", "1", "7"], predict=lambda images: torch.tensor([2, 1])
+    )
+    judge = class_judge(classifier, "A handwritten digit 7")
+    assert judge(torch.zeros(2, 1, 8, 8)).tolist() == [True, False]
+    with refused(InputError):
+        class_judge(classifier, "a digit")
 
 
 def test_what_is_refused(small_model, refused) -> None:
@@ -107,9 +144,10 @@ def test_bench_evolution(sfumato, small_run: Path, tmp_path: Path) -> None:
     short = ("--targets", "20", "--population", "20", "--generations", "1", "--picks", "1")
     found = sfumato(
         "bench", "evolution", str(small_run), *short, "--size", "6", "--steps", "1",
-        "--device", "cpu", "--out", "record.json", cwd=tmp_path,
+        "--device", "cpu", "--out", "record.json", "--classifier", "untrained", cwd=tmp_path,
     )  # fmt: skip
     assert found.code == 0, found.err
+    assert "Class accuracy of the last children" in found.out.replace("\n", " ")
     assert "20 users, 11 to 11 pictures each" in found.out.replace("\n", " ")
     record = json.loads((tmp_path / "record.json").read_text())
     assert len(record["evolution"]) == len(record["search"]) == 20

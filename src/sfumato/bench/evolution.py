@@ -6,7 +6,7 @@ A user wants an image with given attributes and sees only how near each picture 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,11 +18,19 @@ from sfumato.base.files import write_json
 from sfumato.base.randomness import derived_seed, generator_for
 from sfumato.bench.attributes import ATTRIBUTES, attributes_of
 from sfumato.evaluation.metrics.intervals import Estimate, bootstrap_mean, wilson
+from sfumato.evaluation.metrics.paired import share_difference
 from sfumato.generation.genome import Genome, deviation, sample_genomes
 from sfumato.generation.model import Model
 from sfumato.interactive.operators import Operators
 
+if TYPE_CHECKING:
+    from sfumato.evaluation.classifier import ImageClassifier
+
 FEWEST_TARGETS = 20
+SUCCESS = 0.5
+"""A user who ends no farther from the target, in spreads of an attribute, has succeeded."""
+Judge = Callable[[Tensor], Tensor]
+"""Which of uint8 (N, C, H, W) show what was asked for: (N,) bool."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +75,21 @@ class Found:
     """`evolution`, `search`, `start`: distance to the target of each user's last choice, and of
     its choice on the first page; `difference`: search - evolution over users, with the interval of
     its mean; `nearer`: users for whom evolution ends nearer; `pictures`: sampled for each user,
-    either way; `deviation`: of the noise of the last generations, their mean."""
+    either way; `deviation`: of the noise of the last generations, their mean.
+
+    `successes`: users who end within `SUCCESS`, by evolution and by search, and `more_successes`
+    the difference, over the same users. `accuracies`, where a classifier was given: class accuracy
+    of the children of the last generations, and of as many plain samples, the last of the search.
+    """
 
     evolution: tuple[float, ...]
     search: tuple[float, ...]
     start: tuple[float, ...]
     difference: Estimate
     nearer: Estimate
+    successes: tuple[Estimate, Estimate]
+    more_successes: Estimate
+    accuracies: tuple[Estimate, Estimate] | None
     pictures: tuple[int, ...]
     deviation: float
     settings: dict[str, Any]
@@ -134,6 +150,7 @@ def measure_evolution(
     study: Study,
     operators: Operators,
     *,
+    judge: Judge | None = None,
     on_user: Callable[[int, int], None] = lambda done, total: None,
 ) -> Found:
     """Every user evolves and searches, from the same first page and with as many pictures.
@@ -150,49 +167,102 @@ def measure_evolution(
             f"All images of '{prompt}' have the same {study.attributes[int(scales.argmin())]}.",
             hint="Leave that attribute out, or use a trained model.",
         )
-    rows = []
+    users = []
     for number in range(study.targets):
         user = User(known[number], scales, study, number)
-        rows.append(_one_user(model, prompt, user, operators))
+        users.append(_one_user(model, prompt, user, operators, judge))
         on_user(number + 1, study.targets)
-    evolution, search, start, pictures, spreads = zip(*rows, strict=True)
-    gain = torch.tensor(search, dtype=torch.float64) - torch.tensor(evolution, dtype=torch.float64)
     settings = {"prompt": prompt, **asdict(study), "operators": operators.plain()}
+    return _found(users, {**settings, **model.settings()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ended:
+    """One user in the end: distances, pictures, deviation of the noise; (N,) bool, which of the
+    last children and of as many plain samples are right, where there is a judge."""
+
+    evolution: float
+    search: float
+    start: float
+    pictures: int
+    deviation: float
+    right: Tensor | None
+    plain_right: Tensor | None
+
+
+def _found(users: Sequence[_Ended], settings: dict[str, Any]) -> Found:
+    evolution, search = (
+        torch.tensor([getattr(one, name) for one in users], dtype=torch.float64)
+        for name in ("evolution", "search")
+    )
+    gain, reached, found = search - evolution, evolution <= SUCCESS, search <= SUCCESS
+    rights = [(one.right, one.plain_right) for one in users]
     return Found(
-        evolution=evolution,
-        search=search,
-        start=start,
+        evolution=tuple(evolution.tolist()),
+        search=tuple(search.tolist()),
+        start=tuple(one.start for one in users),
         difference=bootstrap_mean(gain),
         nearer=wilson(int((gain > 0).sum()), len(gain)),
-        pictures=pictures,
-        deviation=sum(spreads) / len(spreads),
-        settings={**settings, **model.settings()},
+        successes=(_share([reached]), _share([found])),
+        more_successes=share_difference(reached, found),
+        accuracies=None
+        if rights[0][0] is None
+        else (
+            _share([right for right, _ in rights if right is not None]),
+            _share([right for _, right in rights if right is not None]),
+        ),
+        pictures=tuple(one.pictures for one in users),
+        deviation=sum(one.deviation for one in users) / len(users),
+        settings=settings,
     )
 
 
+def _share(right: Sequence[Tensor]) -> Estimate:
+    whole = torch.cat(list(right))
+    return wilson(int(whole.sum()), len(whole))
+
+
 def _one_user(
-    model: Model, prompt: str, user: User, operators: Operators
-) -> tuple[float, float, float, int, float]:
-    """Distances by evolution, by search and at the start; pictures; deviation at the end."""
+    model: Model, prompt: str, user: User, operators: Operators, judge: Judge | None
+) -> _Ended:
     study, key = user.study, f"user/{user.study.seed}/{user.number}"
     genomes = [operators.founder(derived_seed(key, i), prompt) for i in range(study.size)]
     first = user.distances(sample_genomes(model, genomes).tensor)
-    known = list(genomes)
+    known, last = list(genomes), first.new_empty(0)
 
     def children(best: list[int], number: int) -> Tensor:
+        nonlocal last
         genomes[:] = operators.following(
             [known[i] for i in best], [prompt], size=study.size, key=f"{key}/{number}"
         )
         new = genomes[len(best) :]
         known.extend(new)
-        return user.distances(sample_genomes(model, new).tensor)
+        last = sample_genomes(model, new).tensor
+        return user.distances(last)
 
     evolved, pictures = user.walk(first, children)
     others = [Genome.of_seed(derived_seed(key, i), prompt) for i in range(study.size, pictures)]
-    random = user.distances(sample_genomes(model, others).tensor).split(study.size - study.picks)
+    samples = sample_genomes(model, others).tensor
+    random = user.distances(samples).split(study.size - study.picks)
     searched, _ = user.walk(first, lambda best, number: random[number])
-    start = user.last_choice(first, [range(study.size)])
-    return evolved, searched, start, pictures, deviation(genomes, model.shape)
+    return _Ended(
+        evolution=evolved,
+        search=searched,
+        start=user.last_choice(first, [range(study.size)]),
+        pictures=pictures,
+        deviation=deviation(genomes, model.shape),
+        right=None if judge is None else judge(last),
+        plain_right=None if judge is None else judge(samples[-len(last) :]),
+    )
+
+
+def class_judge(classifier: "ImageClassifier", prompt: str) -> Judge:
+    """Whether the classifier sees the class that the prompt names; `InputError` where it names
+    none."""
+    from sfumato.generation.can import ClassReader
+
+    wanted = ClassReader(classifier.class_names, classifier.class_names).label(prompt)
+    return lambda images: classifier.predict(images) == wanted
 
 
 def save_evolution(found: Found, path: Path) -> None:

@@ -12,7 +12,8 @@ from sfumato.cli.options import Device, ModelPath, Record, SamplingOptions, Seed
 from sfumato.cli.show import log, log_wrapped, new_table, open_model, print_table, unused
 
 if TYPE_CHECKING:
-    from sfumato.bench.evolution import Found, Study
+    from sfumato.bench.evolution import Found, Judge, Study
+    from sfumato.generation.model import Model
 
 PROMPT = "A handwritten digit 7"
 
@@ -33,6 +34,12 @@ class UserOptions:
     population: Annotated[
         int, typer.Option(help="Images that give targets and spreads of the attributes.")
     ] = 128
+    classifier: Annotated[
+        str | None,
+        typer.Option(
+            help="Measure the class accuracy of what evolves: auto, or a run of a classifier."
+        ),
+    ] = None
 
     def study(self, *, size: int, seed: int) -> "Study":
         from sfumato.bench.evolution import Study
@@ -73,14 +80,18 @@ def evolution(
 
     if prompt is None:
         prompt = PROMPT if getattr(opened, "conditional", True) else opened.examples()[0][0]
-    found = measure_evolution(opened, prompt, study, chosen, on_user=Progress().of("users"))
-    table = new_table(["", "distance to the target"])
-    for name, values in (
-        ("first page", found.start),
-        ("random search", found.search),
-        (f"evolution ({chosen.name})", found.evolution),
+    judge = None if users.classifier is None else _judge(opened, prompt, users.classifier)
+    found = measure_evolution(
+        opened, prompt, study, chosen, judge=judge, on_user=Progress().of("users")
+    )
+    by_evolution, by_search = found.successes
+    table = new_table(["", "distance to the target", "users who succeed"])
+    for name, values, success in (
+        ("first page", found.start, ""),
+        ("random search", found.search, str(by_search)),
+        (f"evolution ({chosen.name})", found.evolution, str(by_evolution)),
     ):
-        table.add_row(name, f"{mean(values):.3f}")
+        table.add_row(name, f"{mean(values):.3f}", success)
     print_table(table)
     log_wrapped(_summary(found, study, prompt))
     if out is not None:
@@ -89,11 +100,32 @@ def evolution(
         log(f"Record  {path}")
 
 
+def _judge(model: "Model", prompt: str, classifier: str) -> "Judge":
+    """`InputError` for a model whose data are not known, and a prompt that names no class."""
+    from sfumato.base.errors import InputError
+    from sfumato.bench.evolution import class_judge
+    from sfumato.evaluation.classifier import load_classifier
+
+    if model.data is None:
+        raise InputError(
+            "It is not known what data the model was trained on: its classes are not known.",
+            hint="Leave --classifier out.",
+        )
+    return class_judge(load_classifier(model.data, classifier, log=log), prompt)
+
+
 def _summary(found: "Found", study: "Study", prompt: str) -> str:
+    from sfumato.bench.evolution import SUCCESS
+
     whose = f"images of '{prompt}'" if prompt else "its images"
+    accuracy = ""
+    if found.accuracies is not None:
+        evolved, plain = found.accuracies
+        accuracy = f" Class accuracy of the last children {evolved}, of plain samples {plain}."
     return (
         f"{study.targets} users, {min(found.pictures)} to {max(found.pictures)} pictures each, "
         f"either way. Nearer by evolution: {found.difference}, interval over users, where 1 is the "
         f"spread of an attribute over {whose}; for {found.nearer} of the users. "
-        f"Deviation of the noise at the end {found.deviation:.3f}."
+        f"A user succeeds who ends within {SUCCESS:g}: {found.more_successes} more by evolution. "
+        f"Deviation of the noise at the end {found.deviation:.3f}.{accuracy}"
     )

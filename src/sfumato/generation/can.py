@@ -94,8 +94,8 @@ class ClassReader:
         named = ", ".join(self.names[label] for label in found)
         known = ", ".join(self.names[:_SHOWN]) + (", ..." if len(self.names) > _SHOWN else "")
         raise InputError(
-            f"{shortened(prompt)} names {f'several classes: {named}' if found else 'no class'}, "
-            "and a CAN draws one class.",
+            f"{shortened(prompt)} names "
+            f"{f'several classes: {named}' if found else 'no class'}; one is needed.",
             hint=f"Name one of {known}.",
         )
 
