@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sfumato.base.progress import Progress
+from sfumato.cli.evaluate import data_of
 from sfumato.cli.evolve import OperatorOptions
-from sfumato.cli.options import Device, ModelPath, Record, SamplingOptions, Seed
+from sfumato.cli.options import Data, Device, ModelPath, Record, SamplingOptions, Seed
 from sfumato.cli.show import log, log_wrapped, new_table, open_model, print_table, unused
 
 if TYPE_CHECKING:
-    from sfumato.bench.evolution import Found, Judge, Study
-    from sfumato.generation.model import Model
+    from sfumato.bench.evolution import Found, Study
 
 PROMPT = "A handwritten digit 7"
 
@@ -69,6 +69,7 @@ def evolution(
     users: UserOptions,
     operators: OperatorOptions,
     sampling: SamplingOptions,
+    data: Data = None,
     seed: Seed = 0,
     out: Record = None,
     device: Device = "auto",
@@ -80,7 +81,13 @@ def evolution(
 
     if prompt is None:
         prompt = PROMPT if getattr(opened, "conditional", True) else opened.examples()[0][0]
-    judge = None if users.classifier is None else _judge(opened, prompt, users.classifier)
+    judge = None
+    if users.classifier is not None:
+        from sfumato.bench.evolution import class_judge
+        from sfumato.evaluation.classifier import load_classifier
+
+        real = data_of(opened, data)
+        judge = class_judge(load_classifier(real, users.classifier, log=log), prompt)
     found = measure_evolution(
         opened, prompt, study, chosen, judge=judge, on_user=Progress().of("users")
     )
@@ -98,20 +105,6 @@ def evolution(
         path = unused(out)
         save_evolution(found, path)
         log(f"Record  {path}")
-
-
-def _judge(model: "Model", prompt: str, classifier: str) -> "Judge":
-    """`InputError` for a model whose data are not known, and a prompt that names no class."""
-    from sfumato.base.errors import InputError
-    from sfumato.bench.evolution import class_judge
-    from sfumato.evaluation.classifier import load_classifier
-
-    if model.data is None:
-        raise InputError(
-            "It is not known what data the model was trained on: its classes are not known.",
-            hint="Leave --classifier out.",
-        )
-    return class_judge(load_classifier(model.data, classifier, log=log), prompt)
 
 
 def _summary(found: "Found", study: "Study", prompt: str) -> str:
