@@ -185,6 +185,55 @@ def test_every_loss_reaches_the_autoencoder(perceptual_weight: float, tmp_path: 
         assert torch.allclose(slope, wanted, rtol=0.02, atol=1e-4), name
 
 
+@pytest.fixture(scope="module")
+def transformers(tmp_path_factory) -> dict[str, str]:
+    """A CLIP and a DINOv2 with random weights, by the names of their extractors."""
+    from transformers import (
+        CLIPVisionConfig,
+        CLIPVisionModelWithProjection,
+        Dinov2Config,
+        Dinov2Model,
+    )
+
+    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    root = tmp_path_factory.mktemp("transformers")
+    sizes = {**small, "intermediate_size": 16, "image_size": 24, "patch_size": 8}
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        clip = CLIPVisionModelWithProjection(CLIPVisionConfig(**sizes, projection_dim=12))
+        dinov2 = Dinov2Model(Dinov2Config(**small, image_size=56, patch_size=56))
+    found = {"clip": clip, "dinov2": dinov2}
+    for name, model in found.items():
+        model.save_pretrained(root / name)
+    return {name: str(root / name) for name in found}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["clip", "dinov2"])
+def test_other_features_are_trained_against(
+    name: str, precision: str, transformers: dict[str, str], tmp_path: Path
+) -> None:
+    """Each place's features brought to length one, and their distance falls."""
+    experiment = tiny(
+        perceptual=name, perceptual_weight=1.0, features=transformers, precision=precision
+    )
+    run = prepare_run(experiment, tmp_path / "run", device="cpu")
+    objective, images = run.objective, to_float(run.batches.at(0).images, (-1.0, 1.0))
+    terms = objective.terms(images, run.context())
+    found, wanted = (
+        objective.distance.stages(one.expand(-1, 3, -1, -1))
+        for one in (terms.reconstructed, images)
+    )
+    assert len(found) == 2
+    likeness = [F.cosine_similarity(a, b).mean() for a, b in zip(found, wanted, strict=True)]
+    assert terms.perceptual.item() == pytest.approx(2 - sum(likeness).item(), rel=1e-4)
+    assert gradient(terms.perceptual, objective.vae)["encoder.conv_in.weight"].abs().sum() > 0
+    first = run.take_step()["perceptual"]
+    for _ in range(4):
+        last = run.take_step()["perceptual"]
+    assert last < first
+
+
 def test_adaptive_weight_in_closed_form() -> None:
     weight = torch.tensor([3.0, 4.0], requires_grad=True)
     likeness, deceived = 2 * weight.square().sum(), weight.sum()
@@ -388,8 +437,9 @@ def test_what_is_refused(tmp_path: Path, refused) -> None:
         prepare_run(tiny(**{"data.loading": "stream"}), tmp_path / "stream", device="cpu")
     with refused(InputError):
         prepare_run(tiny(perceptual="vgg"), tmp_path / "vgg", device="cpu")
-    with refused(InputError):
-        prepare_run(tiny(perceptual="classifier"), tmp_path / "classifier", device="cpu")
+    for name in ("classifier", "inception"):  # no weights are looked for
+        with refused(ConfigError):
+            prepare_run(tiny(perceptual=name), tmp_path / name, device="cpu")
     with refused(ConfigError):  # PCA has no more components than a patch has pixels
         prepare_run(tiny(**{"network.latent_channels": 5}), tmp_path / "many", device="cpu")
     assert not (tmp_path / "stream").exists()

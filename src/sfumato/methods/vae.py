@@ -108,14 +108,16 @@ def _distance(experiment: VaeExperiment, device: torch.device) -> FeatureDistanc
     training = experiment.training
     if training.perceptual_weight == 0:
         return None
-    extractor = load_extractor(training.perceptual, training.features, device=device)
-    stages = extractor.stages if isinstance(extractor, BatchedExtractor) else None
-    if stages is None:
+    entry = EXTRACTORS.get(training.perceptual)
+    if entry is not None and not entry.in_stages:  # its weights need not be fetched to know it
         raise ConfigError(
             f"training.perceptual: gradients do not pass through '{training.perceptual}'.",
             hint="Choose small-clip, clip or dinov2, or set training.perceptual_weight=0.",
         )
-    return FeatureDistance((-1.0, 1.0), stages)
+    extractor = load_extractor(training.perceptual, training.features, device=device)
+    assert isinstance(extractor, BatchedExtractor)
+    assert extractor.stages is not None
+    return FeatureDistance((-1.0, 1.0), extractor.stages)
 
 
 # What is measured ---------------------------------------------------------------------------------
