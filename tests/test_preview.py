@@ -3,6 +3,7 @@
 import copy
 import io
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
@@ -25,6 +26,7 @@ from sfumato.data.records import load_records
 from sfumato.generation.loading import load
 from sfumato.methods.codecs import codec_to_prepare
 from sfumato.methods.registry import prepare_run, run_experiment
+from sfumato.models.autoencoder import build_vae
 from sfumato.models.codec import Codec, PixelCodec, VaeCodec
 from sfumato.models.codec_fitting import fit_linear_codec
 from sfumato.models.preview import PreviewDecoder, build_preview, save_preview
@@ -114,6 +116,36 @@ def test_its_weights_are_counted() -> None:
     decoder = build_preview(one.network, channels=3, seed=0)
     own = sum(weight.numel() for weight in decoder.parameters())
     assert parameter_count(one) == parameter_count(none) + own
+
+
+def multiplications(module: torch.nn.Module, run: Callable[[], object]) -> int:
+    """Of the convolutions of `module` while it runs."""
+    counts = []
+
+    def count(layer: torch.nn.Conv2d, _, out: Tensor) -> None:
+        counts.append(out.numel() * layer.weight[0].numel())
+
+    layers = [layer for layer in module.modules() if isinstance(layer, torch.nn.Conv2d)]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    with torch.no_grad():
+        run()
+    for hook in hooks:
+        hook.remove()
+    return sum(counts)
+
+
+def test_what_it_costs_with_the_preset() -> None:
+    """The figures of docs/latent.md."""
+    network = load_experiment("vae").network
+    vae = build_vae(network, channels=3, resolution=64, seed=0)
+    decoder = build_preview(network, channels=3, seed=0)
+    assert sum(weight.numel() for weight in decoder.parameters()) == 103_920
+    x0, image = torch.zeros(1, 4, 16, 16), torch.zeros(1, 3, 64, 64)
+    preview = multiplications(decoder, lambda: decoder(x0))
+    decoding = multiplications(vae, lambda: vae.decode(x0))
+    step = multiplications(vae, lambda: vae.encode(image)) + decoding
+    assert decoding / preview == pytest.approx(21.3, abs=0.05)
+    assert preview / step == pytest.approx(0.034, abs=5e-4)
 
 
 def test_a_latent_gives_the_pixels_of_its_place() -> None:
@@ -253,7 +285,7 @@ def test_paintings(shared_data: Path, tmp_path: Path, capsys) -> None:
         [
             f"data.source={shared_data / 'paintings'}",
             "data.label_column=none",
-            "training.images=4000",
+            "training.images=2000",
             "training.measured_images=100",
             "training.optimizer.warmup_images=200",
         ],
