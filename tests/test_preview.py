@@ -309,5 +309,5 @@ def test_paintings(shared_data: Path, tmp_path: Path, capsys) -> None:
             f"VAE {found['preview']['psnr_to_vae']:.2f} dB; one picture decoded in "
             f"{1e3 * cost['decode']:.2f} ms, previewed in {1e3 * cost['preview']:.2f} ms"
         )
-    assert found["preview"]["psnr_to_vae"] > 22
+    assert found["preview"]["psnr_to_vae"] > 20
     assert cost["preview"] < cost["decode"] / 3

@@ -19,7 +19,7 @@ class PreviewDecoder(nn.Module):
     in [-1, 1] where they are right.
 
     Four convolutions at the latents' size; the last one gives all pixels of each latent (Shi et al.
-    2016, section 3). Repeating latents before convolutions at the images' size, as TAESD does
+    2016). Repeating latents before convolutions at the images' size, as TAESD does
     (Bohan 2023), takes several times as long with as many weights.
     """
 
