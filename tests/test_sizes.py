@@ -15,6 +15,7 @@ from sfumato.config.schema import (
 from sfumato.models.autoencoder import build_vae
 from sfumato.models.can import build_can
 from sfumato.models.classifier import build_classifier
+from sfumato.models.preview import build_preview
 from sfumato.models.sizes import parameter_count
 from sfumato.models.unet import build_unet
 from sfumato.text.tokenizer import train_tokenizer
@@ -49,7 +50,8 @@ def count_of(experiment) -> int:
                 both = build_can(network, channels=3, classes=10, seed=0, text_width=512)
                 return sum(map(parameters, both))
             case VaeExperiment(network=network):
-                return parameters(build_vae(network, channels=3, resolution=64, seed=0))
+                vae = build_vae(network, channels=3, resolution=64, seed=0)
+                return parameters(vae) + parameters(build_preview(network, channels=3, seed=0))
     raise AssertionError(experiment)
 
 

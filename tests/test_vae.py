@@ -22,8 +22,9 @@ from sfumato.evaluation.reconstruction import bicubic_size, through_bicubic
 from sfumato.methods.registry import prepare_run, run_experiment
 from sfumato.models.autoencoder import build_discriminator, build_vae
 from sfumato.models.codec_fitting import fit_linear_codec
+from sfumato.models.preview import build_preview
 from sfumato.models.sizes import parameter_count
-from sfumato.models.vae import open_vae
+from sfumato.models.vae import open_preview, open_vae
 from sfumato.training.checkpoint import Checkpoints
 from sfumato.training.loop import train
 from sfumato.training.objectives.vae import adaptive_weight, divergence
@@ -38,6 +39,7 @@ SETTINGS = {
         "latent_channels": 2,
         "norm_num_groups": 4,
         "discriminator_channels": [8],
+        "preview_channels": 8,
     },
     "training": {
         "batch_size": 8,
@@ -61,6 +63,11 @@ def tiny(**changes) -> VaeExperiment:
         section, _, key = name.rpartition(".")
         values[section or "training"][key] = value
     return build(VaeExperiment, values, source="test")
+
+
+def pixels(images: Tensor) -> Tensor:
+    """uint8 of floats in [-1, 1]."""
+    return (images * 127.5 + 127.5).round().clamp(0, 255).byte()
 
 
 def pictures(seed: int, *shape: int) -> Tensor:
@@ -185,6 +192,55 @@ def test_every_loss_reaches_the_autoencoder(perceptual_weight: float, tmp_path: 
         assert torch.allclose(slope, wanted, rtol=0.02, atol=1e-4), name
 
 
+@pytest.fixture(scope="module")
+def transformers(tmp_path_factory) -> dict[str, str]:
+    """A CLIP and a DINOv2 with random weights, by the names of their extractors."""
+    from transformers import (
+        CLIPVisionConfig,
+        CLIPVisionModelWithProjection,
+        Dinov2Config,
+        Dinov2Model,
+    )
+
+    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    root = tmp_path_factory.mktemp("transformers")
+    sizes = {**small, "intermediate_size": 16, "image_size": 24, "patch_size": 8}
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        clip = CLIPVisionModelWithProjection(CLIPVisionConfig(**sizes, projection_dim=12))
+        dinov2 = Dinov2Model(Dinov2Config(**small, image_size=56, patch_size=56))
+    found = {"clip": clip, "dinov2": dinov2}
+    for name, model in found.items():
+        model.save_pretrained(root / name)
+    return {name: str(root / name) for name in found}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["clip", "dinov2"])
+def test_other_features_are_trained_against(
+    name: str, precision: str, transformers: dict[str, str], tmp_path: Path
+) -> None:
+    """Each place's features brought to length one, and their distance falls."""
+    experiment = tiny(
+        perceptual=name, perceptual_weight=1.0, features=transformers, precision=precision
+    )
+    run = prepare_run(experiment, tmp_path / "run", device="cpu")
+    objective, images = run.objective, to_float(run.batches.at(0).images, (-1.0, 1.0))
+    terms = objective.terms(images, run.context())
+    found, wanted = (
+        objective.distance.stages(one.expand(-1, 3, -1, -1))
+        for one in (terms.reconstructed, images)
+    )
+    assert len(found) == 2
+    likeness = [F.cosine_similarity(a, b).mean() for a, b in zip(found, wanted, strict=True)]
+    assert terms.perceptual.item() == pytest.approx(2 - sum(likeness).item(), rel=1e-4)
+    assert gradient(terms.perceptual, objective.vae)["encoder.conv_in.weight"].abs().sum() > 0
+    first = run.take_step()["perceptual"]
+    for _ in range(4):
+        last = run.take_step()["perceptual"]
+    assert last < first
+
+
 def test_adaptive_weight_in_closed_form() -> None:
     weight = torch.tensor([3.0, 4.0], requires_grad=True)
     likeness, deceived = 2 * weight.square().sum(), weight.sum()
@@ -237,8 +293,10 @@ def test_untrained_networks() -> None:
     before = torch.random.get_rng_state()
     vae = build_vae(experiment.network, channels=3, resolution=16, seed=0)
     judge = build_discriminator(experiment.network, channels=3, seed=0)
+    preview = build_preview(experiment.network, channels=3, seed=0)
     assert torch.equal(torch.random.get_rng_state(), before)
-    count = sum(weight.numel() for one in (vae, judge) for weight in one.parameters())
+    preview = build_preview(experiment.network, channels=3, seed=0)
+    count = sum(weight.numel() for one in (vae, judge, preview) for weight in one.parameters())
     assert parameter_count(experiment) == count
     posterior = vae.encode(torch.rand(2, 3, 16, 16)).latent_dist
     assert torch.allclose(posterior.logvar, torch.full((2, 2, 8, 8), -6.0))
@@ -276,6 +334,7 @@ def test_stopped_and_started_again_equals_unbroken(variant: str, tmp_path: Path)
     again = run_experiment(experiment, tmp_path / "broken", device="cpu")
     assert whole.finished
     assert again.finished
+    assert {"preview", "preview_average", "preview_optimizer"} < whole.objective.parts().keys()
     for name in whole.objective.parts():
         files = [
             Checkpoints(tmp_path / folder / "checkpoints").latest().verify(name).read_bytes()
@@ -283,7 +342,7 @@ def test_stopped_and_started_again_equals_unbroken(variant: str, tmp_path: Path)
         ]
         assert files[0] == files[1], name
     same = "metrics.jsonl", "reconstruction.jsonl", "samples/images-000000048.png"
-    for file in (*same, "vae/diffusion_pytorch_model.safetensors"):
+    for file in (*same, "vae/diffusion_pytorch_model.safetensors", "vae/preview.safetensors"):
         found = [(tmp_path / folder / file).read_bytes() for folder in ("whole", "broken")]
         assert found[0] == found[1], file
 
@@ -314,9 +373,11 @@ def test_figures_stand_beside_pca_and_bicubic(vae_run: Path) -> None:
     )
     vae = open_vae(str(vae_run))
     with torch.no_grad():
-        made = vae.decode(vae.encode(to_float(images, (-1.0, 1.0))).latent_dist.mean).sample
+        latents = vae.encode(to_float(images, (-1.0, 1.0))).latent_dist.mean
+        made, shown = vae.decode(latents).sample, open_preview(str(vae_run))(latents)
     recoded = {
-        "vae": (made * 127.5 + 127.5).round().clamp(0, 255).byte(),
+        "vae": pixels(made),
+        "preview": pixels(shown),
         "pca": linear.decode(linear.encode(images)),
         "bicubic": through_bicubic(images, factor=2, channels=2),
     }
@@ -324,11 +385,14 @@ def test_figures_stand_beside_pca_and_bicubic(vae_run: Path) -> None:
         assert about[name]["psnr"] == pytest.approx(float(psnr(found, images).mean()), abs=0.01)
         assert about[name]["ssim"] == pytest.approx(float(ssim(found, images).mean()), abs=0.001)
         assert about[name]["frechet"] > 0
+    near = psnr(recoded["preview"], recoded["vae"]).mean()
+    assert about["preview"]["psnr_to_vae"] == pytest.approx(float(near), abs=0.01)
     records = read_records(vae_run / "reconstruction.jsonl")
     assert [record["images"] for record in records] == [*range(24, 200, 24), 200]
-    assert records[-1]["vae"] == about["vae"]
+    assert all(records[-1][name] == about[name] for name in ("vae", "preview"))
     assert all(record["pca"] == about["pca"] for record in records)
     assert records[-1]["vae"]["psnr"] > records[0]["vae"]["psnr"]
+    assert records[-1]["preview"]["psnr"] > records[0]["preview"]["psnr"]
 
 
 def test_images_of_files_sorted_by_class_are_of_many_classes(tmp_path: Path) -> None:
@@ -366,6 +430,7 @@ def test_train_vae(sfumato, tmp_path: Path) -> None:
     small = {
         "data.resolution": 16,
         "network.block_out_channels": "[8, 8]",
+        "network.preview_channels": 8,
         "training.batch_size": 8,
         "training.images": 16,
         "training.measured_images": 20,
@@ -376,7 +441,8 @@ def test_train_vae(sfumato, tmp_path: Path) -> None:
     )
     assert found.code == 0, found.err
     assert "Autoencoder in run/vae" in found.out
-    assert all(f"\n  {name} " in found.out for name in ("VAE     ", "PCA     ", "bicubic "))
+    rows = "VAE     ", "preview ", "PCA     ", "bicubic "
+    assert all(f"\n  {name} " in found.out for name in rows)
 
 
 def test_what_is_refused(tmp_path: Path, refused) -> None:
@@ -388,8 +454,9 @@ def test_what_is_refused(tmp_path: Path, refused) -> None:
         prepare_run(tiny(**{"data.loading": "stream"}), tmp_path / "stream", device="cpu")
     with refused(InputError):
         prepare_run(tiny(perceptual="vgg"), tmp_path / "vgg", device="cpu")
-    with refused(InputError):
-        prepare_run(tiny(perceptual="classifier"), tmp_path / "classifier", device="cpu")
+    for name in ("classifier", "inception"):  # no weights are looked for
+        with refused(ConfigError):
+            prepare_run(tiny(perceptual=name), tmp_path / name, device="cpu")
     with refused(ConfigError):  # PCA has no more components than a patch has pixels
         prepare_run(tiny(**{"network.latent_channels": 5}), tmp_path / "many", device="cpu")
     assert not (tmp_path / "stream").exists()

@@ -15,7 +15,7 @@ from sfumato.config.sections import (
 
 
 class VaeNetworkConfig(Section):
-    """An AutoencoderKL of diffusers; the discriminator beside it."""
+    """An AutoencoderKL of diffusers; the discriminator and the decoder of previews beside it."""
 
     block_out_channels: tuple[Count, ...] = Field(default=(24, 48, 96), min_length=1, max_length=6)
     """Channels of each level from fine to coarse: n levels make a latent of each 2^(n-1) x 2^(n-1)
@@ -30,6 +30,9 @@ class VaeNetworkConfig(Section):
     """Self-attention between the places of the coarsest level, as Stable Diffusion's VAE has it."""
     discriminator_channels: tuple[Count, ...] = Field(default=(32, 64), min_length=1, max_length=6)
     """Channels of the patch discriminator after each halving."""
+    preview_channels: int = Field(default=64, ge=0)
+    """Channels of a small decoder that learns to give what the VAE's own gives, for previews; 0:
+    none."""
 
     @model_validator(mode="after")
     def _fits(self) -> "VaeNetworkConfig":

@@ -3,7 +3,7 @@
 latents.npy    (N, 2, P, C, H, W), the bits of bfloat16 as int16: of each image and of its
                mirror image, the mode, and with P = 2 the posterior's deviation
 latents.json   of which codec and images, checksums
-vae/           the VAE of the codec, where it has one
+vae/           the VAE of the codec, where it has one, and its decoder of previews
 """
 
 import json
@@ -21,7 +21,7 @@ from sfumato.base.errors import DamagedDataError, InputError
 from sfumato.base.files import read_json, sha256_of_file, whole_folder, write_json
 from sfumato.data.prepared import MANIFEST, MappedImages, mapped_images
 from sfumato.models.codec import Codec, VaeCodec, check_takes, codec_from_dict
-from sfumato.models.vae import VAE, open_vae
+from sfumato.models.vae import VAE, open_vae_codec, save_vae
 
 FOLDER, LATENTS, ABOUT = "latents", "latents.npy", "latents.json"
 FORMAT = 1
@@ -73,7 +73,7 @@ def write_latents(
             on_rows(start + len(part), len(images))
         array.flush()
         if isinstance(codec, VaeCodec):
-            codec.vae.save_pretrained(temporary / VAE, safe_serialization=True)
+            save_vae(codec, temporary / VAE)
         manifest = LatentsManifest(
             codec=codec.to_dict(),
             made_from=made_from,
@@ -119,8 +119,9 @@ class PreparedLatents:
 
     def codec(self) -> Codec:
         """The codec that made them."""
-        vae = open_vae(str(self.folder)) if self.manifest.codec["codec"] == "vae" else None
-        codec = codec_from_dict(self.manifest.codec, vae)
+        values = self.manifest.codec
+        is_vae = values["codec"] == "vae"
+        codec = open_vae_codec(values, self.folder) if is_vae else codec_from_dict(values)
         if not self.manifest.is_of(codec):
             raise _damaged(self.folder / VAE)
         return codec

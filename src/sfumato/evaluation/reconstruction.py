@@ -52,19 +52,24 @@ class Reconstructed:
         statistics = feature_statistics(features_of(extractor, images.split(_ROWS)))
         return cls(images=images, extractor=extractor, statistics=statistics)
 
-    def measure(self, recode: Recode) -> dict[str, float]:
-        """PSNR in dB and SSIM, means over images with half of their 95 % intervals, and the Frechet
-        distance to the originals."""
-        found = torch.cat([recode(part) for part in self.images.split(_ROWS)])
-        record: dict[str, float] = {}
-        for name, values in {
-            "psnr": psnr(found, self.images),
-            "ssim": ssim(found, self.images),
-        }.items():
-            estimate = bootstrap_mean(values)
-            record |= {name: estimate.value, f"{name}_half": estimate.half_width or 0.0}
+    def through(self, recode: Recode) -> Tensor:
+        """What comes back of the images."""
+        return torch.cat([recode(part) for part in self.images.split(_ROWS)])
+
+    def measure(self, found: Tensor) -> dict[str, float]:
+        """PSNR in dB, SSIM and the Frechet distance of what came back, to the originals."""
+        near = {"psnr": psnr(found, self.images), "ssim": ssim(found, self.images)}
         features = feature_statistics(features_of(self.extractor, found.split(_ROWS)))
-        return {**record, "frechet": frechet_distance(features, self.statistics)}
+        return {**mean_figures(near), "frechet": frechet_distance(features, self.statistics)}
+
+
+def mean_figures(values: Mapping[str, Tensor]) -> dict[str, float]:
+    """Of values (N,) by name, the mean, and as NAME_half half of its 95 % interval."""
+    record: dict[str, float] = {}
+    for name, of_images in values.items():
+        estimate = bootstrap_mean(of_images)
+        record |= {name: estimate.value, f"{name}_half": estimate.half_width or 0.0}
+    return record
 
 
 def simple_codecs(linear: LinearCodec) -> Mapping[str, Recode]:

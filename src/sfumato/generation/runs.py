@@ -18,7 +18,7 @@ from sfumato.generation.origin_weights import origin_state
 from sfumato.models.codec import Codec, PixelCodec, codec_from_dict
 from sfumato.models.lora import merge_adapter
 from sfumato.models.unet import build_unet
-from sfumato.models.vae import VAE, open_vae
+from sfumato.models.vae import VAE, open_vae_codec
 from sfumato.text.encoder import TextEncoder
 from sfumato.text.opening import load_text_encoder
 from sfumato.training.checkpoint import Checkpoint, Checkpoints, load_part
@@ -114,7 +114,7 @@ def recorded_codec(checkpoint: Checkpoint, experiment: DiffusionExperiment) -> C
     if experiment.codec.kind == "linear":
         return codec_from_dict(values)
     folder = checkpoint.path.parents[1] / VAE
-    codec = codec_from_dict(values, open_vae(str(folder)))
+    codec = open_vae_codec(values, folder)
     if codec.to_dict() != values:
         raise DamagedDataError(
             f"{folder} is damaged: its weights are not those that the run was trained with.",

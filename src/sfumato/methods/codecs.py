@@ -31,7 +31,7 @@ from sfumato.models.codec import (
     vae_factor,
 )
 from sfumato.models.codec_fitting import fit_linear_codec
-from sfumato.models.vae import VAE, fit_vae_codec, open_vae
+from sfumato.models.vae import VAE, fit_vae_codec, open_preview, open_vae, save_vae
 from sfumato.training.checkpoint import Checkpoints
 from sfumato.training.distributed import World
 
@@ -91,7 +91,12 @@ def _of_run(
         _check_vae(vae.config, experiment)
         images = training_images(data, records, seed=experiment.seed, most=VAE_IMAGES)
         vae.to(device)  # pyright: ignore
-        return fit_vae_codec(vae, images, samples=settings.posterior == "sample")
+        return fit_vae_codec(
+            vae,
+            images,
+            samples=settings.posterior == "sample",
+            preview_decoder=open_preview(settings.vae),
+        )
     return fit_linear_codec(
         training_images(data, records, seed=experiment.seed, most=LINEAR_IMAGES),
         factor=settings.factor,
@@ -244,7 +249,10 @@ def codec_to_prepare(
     _check_images(VaeCodec(vae), data)
     made_from = weights_digest(vae).hexdigest()
     images = training_images(data, load_records(data, "train"), seed=0, most=VAE_IMAGES)
-    return fit_vae_codec(vae, images, samples=posterior == "sample"), made_from
+    codec = fit_vae_codec(
+        vae, images, samples=posterior == "sample", preview_decoder=open_preview(name)
+    )
+    return codec, made_from
 
 
 def _codec_of_run(name: str, experiment: DiffusionExperiment) -> tuple[Codec, str]:
@@ -281,7 +289,7 @@ def keep_codec(codec: Codec, folder: Path) -> None:
     if not isinstance(codec, VaeCodec) or (folder / VAE).is_dir():
         return
     with whole_folder(folder / VAE) as temporary:
-        codec.vae.save_pretrained(temporary, safe_serialization=True)
+        save_vae(codec, temporary)
 
 
 def training_images(

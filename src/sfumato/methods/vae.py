@@ -19,12 +19,19 @@ from sfumato.data.survey import settle
 from sfumato.evaluation.extractors.extractor import BatchedExtractor, FeatureExtractor
 from sfumato.evaluation.extractors.registry import EXTRACTORS, load_extractor
 from sfumato.evaluation.level_losses import chosen
-from sfumato.evaluation.reconstruction import Recode, Reconstructed, simple_codecs
+from sfumato.evaluation.metrics.fidelity import psnr
+from sfumato.evaluation.reconstruction import (
+    Recode,
+    Reconstructed,
+    mean_figures,
+    simple_codecs,
+)
 from sfumato.methods.codecs import LINEAR_IMAGES, training_images
 from sfumato.models import vae as vaes
 from sfumato.models.autoencoder import build_discriminator, build_vae
 from sfumato.models.codec import VaeCodec
 from sfumato.models.codec_fitting import fit_linear_codec
+from sfumato.models.preview import build_preview
 from sfumato.report.grids import labelled_grid
 from sfumato.training.distributed import World
 from sfumato.training.features import FeatureDistance
@@ -37,7 +44,7 @@ from sfumato.training.run import Method
 FILE_NAME = "reconstruction.json"
 """In the run folder: how well test images come back from the result."""
 _COLUMNS = 8
-_TITLES = {"vae": "VAE", "pca": "PCA", "bicubic": "bicubic"}
+_TITLES = {"vae": "VAE", "preview": "preview", "pca": "PCA", "bicubic": "bicubic"}
 
 
 @dataclass(kw_only=True)
@@ -101,21 +108,26 @@ def _objective(experiment: VaeExperiment, records: Records, device: torch.device
     judge = None
     if training.adversarial_weight > 0:
         judge = build_discriminator(network, channels=channels, seed=seed).to(device)
-    return VaeObjective(vae, judge, _distance(experiment, device), training)
+    preview = None
+    if network.preview_channels > 0:
+        preview = build_preview(network, channels=channels, seed=seed).to(device)
+    return VaeObjective(vae, judge, preview, _distance(experiment, device), training)
 
 
 def _distance(experiment: VaeExperiment, device: torch.device) -> FeatureDistance | None:
     training = experiment.training
     if training.perceptual_weight == 0:
         return None
-    extractor = load_extractor(training.perceptual, training.features, device=device)
-    stages = extractor.stages if isinstance(extractor, BatchedExtractor) else None
-    if stages is None:
+    entry = EXTRACTORS.get(training.perceptual)
+    if entry is not None and not entry.in_stages:  # its weights need not be fetched to know it
         raise ConfigError(
             f"training.perceptual: gradients do not pass through '{training.perceptual}'.",
             hint="Choose small-clip, clip or dinov2, or set training.perceptual_weight=0.",
         )
-    return FeatureDistance((-1.0, 1.0), stages)
+    extractor = load_extractor(training.perceptual, training.features, device=device)
+    assert isinstance(extractor, BatchedExtractor)
+    assert extractor.stages is not None
+    return FeatureDistance((-1.0, 1.0), extractor.stages)
 
 
 # What is measured ---------------------------------------------------------------------------------
@@ -133,22 +145,33 @@ class _Test:
     _known: dict[str, Any] | None = None
     """What the simple codecs reach, which does not change."""
 
-    def recodes(self) -> dict[str, Recode]:
+    def _own(self) -> dict[str, Recode]:
         codec = self.codec
-        return {"vae": lambda images: codec.decode(codec.encode(images)), **self.others}
+        own: dict[str, Recode] = {"vae": lambda images: codec.decode(codec.encode(images))}
+        if codec.preview_decoder is not None:
+            own["preview"] = lambda images: codec.preview(codec.encode(images))
+        return own
 
     def measure(self) -> dict[str, Any]:
-        """A record: the codec's figures, beside those of PCA and bicubic."""
+        """A record: the codec's figures and its previews', beside those of PCA and bicubic."""
         if self._known is None:
-            self._known = {name: self.real.measure(one) for name, one in self.others.items()}
-        own = self.real.measure(self.recodes()["vae"])
-        count = len(self.real.images)
-        return {"count": count, "extractor": self.real.extractor.name, "vae": own, **self._known}
+            self._known = self._measured(self.others)[1]
+        images, own = self._measured(self._own())
+        if "preview" in images:
+            near = psnr(images["preview"], images["vae"])
+            own["preview"] |= mean_figures({"psnr_to_vae": near})
+        about = {"count": len(self.real.images), "extractor": self.real.extractor.name}
+        return {**about, **own, **self._known}
+
+    def _measured(self, recodes: Mapping[str, Recode]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        images = {name: self.real.through(one) for name, one in recodes.items()}
+        return images, {name: self.real.measure(one) for name, one in images.items()}
 
     def grid(self) -> bytes:
         """A PNG: real images above what comes back of them, by each codec."""
         images = self.shown
-        rows = {_TITLES[name]: recode(images) for name, recode in self.recodes().items()}
+        recodes = {**self._own(), **self.others}
+        rows = {_TITLES[name]: recode(images) for name, recode in recodes.items()}
         return labelled_grid(
             [images, *rows.values()],
             row_labels=["real", *rows],
@@ -172,7 +195,10 @@ def _test(
         training.distance, training.features, device=device
     )
     return _Test(
-        codec=VaeCodec(objective.average.module),
+        codec=VaeCodec(
+            objective.average.module,
+            preview_decoder=None if objective.preview is None else objective.preview_average.module,
+        ),
         others=simple_codecs(linear),
         real=Reconstructed.of(images, extractor),
         shown=test.images[chosen(test, _COLUMNS)],
@@ -183,13 +209,14 @@ def _test(
 
 
 def _finish(experiment: VaeExperiment, run: VaeRun) -> None:
-    """Write the averaged autoencoder as diffusers has it, and how well test images come back."""
+    """Write the averaged autoencoder as diffusers has it, its decoder of previews, and how well
+    test images come back."""
     if (run.folder / FILE_NAME).exists():
         return
     codec = run.test.codec
     if not (run.folder / vaes.VAE).is_dir():
         with whole_folder(run.folder / vaes.VAE) as temporary:
-            codec.vae.save_pretrained(temporary, safe_serialization=True)
+            vaes.save_vae(codec, temporary)
     about = {
         **run.test.measure(),
         "images_seen": run.images_seen,
@@ -206,13 +233,16 @@ def _finish(experiment: VaeExperiment, run: VaeRun) -> None:
 def _describe(experiment: VaeExperiment, run: VaeRun) -> Sequence[str]:
     about, network = read_json(run.folder / FILE_NAME), experiment.network
     lines = [f"{about['count']:,} test images that came back (PSNR and SSIM: higher is better):"]
-    for name, title in _TITLES.items():
+    for name in [name for name in _TITLES if name in about]:
         found = about[name]
         lines.append(
-            f"  {title:<8} PSNR {found['psnr']:5.2f} ± {found['psnr_half']:.2f} dB   "
+            f"  {_TITLES[name]:<8} PSNR {found['psnr']:5.2f} ± {found['psnr_half']:.2f} dB   "
             f"SSIM {found['ssim']:.3f} ± {found['ssim_half']:.3f}   "
             f"{about['distance']} {found['frechet']:.4f}"
         )
+    if "preview" in about:
+        near = about["preview"]["psnr_to_vae"]
+        lines.append(f"Previews are at {near:.2f} dB from what the VAE itself decodes.")
     return (
         f"Autoencoder in {run.folder / vaes.VAE}; its reconstructions over training are in "
         f"{run.folder / 'samples'}.",

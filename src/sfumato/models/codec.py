@@ -52,6 +52,11 @@ class Codec(Protocol):
         """float to uint8 [0, 255], rounded to nearest; values out of range are clamped."""
         ...
 
+    def preview(self, x0: "Tensor") -> "Tensor":
+        """As `decode`, of a batch, or nearly so and in less time: for what is looked at while it is
+        sampled."""
+        ...
+
     def to_dict(self) -> dict[str, Any]: ...
 
 
@@ -80,6 +85,9 @@ class PixelCodec:
 
     def decode(self, x0: "Tensor") -> "Tensor":
         return to_uint8(x0, self.value_range)
+
+    def preview(self, x0: "Tensor") -> "Tensor":
+        return self.decode(x0)
 
     def to_dict(self) -> dict[str, Any]:
         return {"codec": "pixels", **asdict(self)}
@@ -132,6 +140,9 @@ class LinearCodec:
         pixels = to_uint8(self.unit(x0[None] if alone else x0), (0.0, 1.0))
         return pixels[0] if alone else pixels
 
+    def preview(self, x0: "Tensor") -> "Tensor":
+        return self.decode(x0)
+
     def to_dict(self) -> dict[str, Any]:
         return {"codec": "linear", **asdict(self)}
 
@@ -183,10 +194,13 @@ class VaeCodec:
 
     `vae`: frozen, with the normalisation in its weights (`fit_vae_codec`); `samples`: training
     draws from the posterior instead of taking its mode, as everything else does.
+    `preview_decoder`: a module from what the VAE's decoder reads to nearly what it gives, float32;
+    it is no part of what the latents are, nor of `to_dict`.
     """
 
     vae: Any
     samples: bool = False
+    preview_decoder: Any = None
 
     x0_range: ClassVar[None] = None
 
@@ -229,6 +243,19 @@ class VaeCodec:
         pixels = to_uint8(self.unit(x0[None] if alone else x0), (0.0, 1.0))
         return pixels[0] if alone else pixels
 
+    def preview(self, x0: "Tensor") -> "Tensor":
+        if self.preview_decoder is None:
+            return self.decode(x0)
+        import torch
+
+        where, before = device_of(self.vae), self.vae.post_quant_conv
+        with torch.no_grad():
+            latents = x0.to(where, self.vae.dtype)
+            if before is not None:  # it holds the normalisation
+                latents = before(latents)
+            pixels = self.preview_decoder.to(where)(latents.float())
+        return to_uint8(pixels, (-1.0, 1.0))
+
     def to_dict(self) -> dict[str, Any]:
         sha256 = weights_digest(self.vae).hexdigest()
         return {"codec": "vae", "samples": self.samples, "sha256": sha256}
@@ -245,16 +272,16 @@ def vae_factor(config: Mapping[str, Any]) -> int:
 
 
 def codec_from_dict(
-    values: Mapping[str, Any], vae: Any = None
+    values: Mapping[str, Any], vae: Any = None, preview_decoder: Any = None
 ) -> PixelCodec | LinearCodec | VaeCodec:
-    """The codec that `to_dict` wrote; `vae`: that of a `VaeCodec`."""
+    """The codec that `to_dict` wrote; `vae` and `preview_decoder`: those of a `VaeCodec`."""
     if values["codec"] == "vae":
         if vae is None:
             raise InputError(
                 "The network works on the latents of a VAE, and there is none.",
                 hint="Open the pipeline with its VAE; output_type='latent' gives the latents.",
             )
-        return VaeCodec(vae.eval().requires_grad_(False), samples=values["samples"])
+        return VaeCodec(vae.eval().requires_grad_(False), values["samples"], preview_decoder)
     if values["codec"] == "linear":
         return LinearCodec(
             factor=values["factor"],

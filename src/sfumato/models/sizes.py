@@ -89,6 +89,9 @@ def _(experiment: VaeExperiment, channels: int = 3) -> int:
         for before, width in pairwise(path):
             count += _normed_block(before, width) + (depth - 1) * _normed_block(width, width)
         count += middle + sum(_convolution(width, width) for width in path[1:-1])
+    if width := network.preview_channels:
+        path = (latent, width, width, width, channels * network.factor**2)
+        count += sum(_convolution(a, b) for a, b in pairwise(path))
     judges = network.discriminator_channels if experiment.training.adversarial_weight else ()
     count += sum((16 * a + 1) * b for a, b in pairwise((channels, *judges)))
     return count + (9 * judges[-1] + 1 if judges else 0)

@@ -1,15 +1,16 @@
 """Variational autoencoders of diffusers as codecs."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from sfumato.base.errors import DamagedDataError, InputError
 from sfumato.base.hub import quiet_loading
-from sfumato.models.codec import VaeCodec
+from sfumato.models.codec import Codec, VaeCodec, codec_from_dict
+from sfumato.models.preview import PreviewDecoder, read_preview, save_preview
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -23,8 +24,7 @@ def open_vae(name: str) -> "AutoencoderKL":
     name; safetensors alone. `InputError` for what is none."""
     from diffusers import AutoencoderKL
 
-    folder = Path(name).expanduser()
-    where = folder / VAE if (folder / VAE).is_dir() else folder
+    where = _folder_of(name)
     try:
         with quiet_loading():
             vae = AutoencoderKL.from_pretrained(
@@ -39,14 +39,43 @@ def open_vae(name: str) -> "AutoencoderKL":
     return vae.float().eval().requires_grad_(False)
 
 
-def fit_vae_codec(vae: "AutoencoderKL", images: Iterable[Tensor], *, samples: bool) -> VaeCodec:
+def open_preview(name: str) -> PreviewDecoder | None:
+    """The decoder of previews beside the VAE that `open_vae` opens; None where there is none.
+    `DamagedDataError` for a damaged file."""
+    return read_preview(_folder_of(name))
+
+
+def open_vae_codec(values: Mapping[str, Any], folder: Path) -> Codec:
+    """The codec that `to_dict` wrote, with the VAE that `save_vae` wrote into `folder`."""
+    return codec_from_dict(values, open_vae(str(folder)), open_preview(str(folder)))
+
+
+def save_vae(codec: VaeCodec, folder: Path) -> None:
+    """Write the VAE of a codec as diffusers has it, and its decoder of previews beside it."""
+    codec.vae.save_pretrained(folder, safe_serialization=True)
+    if codec.preview_decoder is not None:
+        save_preview(codec.preview_decoder, folder)
+
+
+def _folder_of(name: str) -> Path:
+    folder = Path(name).expanduser()
+    return folder / VAE if (folder / VAE).is_dir() else folder
+
+
+def fit_vae_codec(
+    vae: "AutoencoderKL",
+    images: Iterable[Tensor],
+    *,
+    samples: bool,
+    preview_decoder: PreviewDecoder | None = None,
+) -> VaeCodec:
     """The codec of `vae` with latents normalised over batches of uint8 (B, C, H, W): each channel
     has mean 0 and deviation 1, that of the posterior's noise included where training `samples`.
 
     The normalisation goes into the weights of `vae`, which is changed. `DamagedDataError` for
     latents that are not finite or do not vary.
     """
-    raw = VaeCodec(vae, samples=samples)
+    raw = VaeCodec(vae, samples, preview_decoder)
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
     for batch in images:
         mode, deviation = (part.double() for part in raw.posterior(batch))

@@ -12,11 +12,13 @@ from sfumato.evaluation.extractors.extractor import Device, FeatureExtractor, We
 @dataclass(frozen=True, kw_only=True)
 class Entry:
     """`about`: one line on the network; `distance`: the name of a Frechet distance on its features;
-    `load`: the extractor, or `WeightsNotAtHandError`."""
+    `load`: the extractor, or `WeightsNotAtHandError`; `in_stages`: whether it has `stages`, through
+    which gradients pass to images."""
 
     about: str
     distance: str
     load: Callable[[FeaturesConfig, Device], FeatureExtractor]
+    in_stages: bool = False
 
 
 def _inception(resize: str) -> Callable[[FeaturesConfig, Device], FeatureExtractor]:
@@ -75,16 +77,19 @@ EXTRACTORS: dict[str, Entry] = {
         about="CLIP's image embeddings",
         distance="Frechet (CLIP)",
         load=_clip,
+        in_stages=True,
     ),
     "dinov2": Entry(
         about="DINOv2's class token",
         distance="Frechet (DINOv2)",
         load=_dinov2,
+        in_stages=True,
     ),
     "small-clip": Entry(
         about="the image tower of sfumato's small CLIP",
         distance="Frechet (small CLIP)",
         load=_small_clip,
+        in_stages=True,
     ),
     "classifier": Entry(
         about="last features of the data set's own classifier",

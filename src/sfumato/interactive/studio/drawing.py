@@ -103,7 +103,7 @@ def previews(job: Job, model: "Model", *, index: int, seed: int) -> "OnStep":
 def _png(model: "Model", step: "Step") -> bytes:
     from sfumato.base.images import png_bytes, to_pil
 
-    return png_bytes(to_pil(model.codec.decode(step.x0[:1])[0]))
+    return png_bytes(to_pil(model.codec.preview(step.x0[:1])[0]))
 
 
 def data_url(png: bytes) -> str:

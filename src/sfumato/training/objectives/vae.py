@@ -14,6 +14,7 @@ from sfumato.config.autoencoding import VaeTrainingConfig
 from sfumato.data.loading import Batch
 from sfumato.models.autoencoder import PatchDiscriminator
 from sfumato.models.ema import AveragedModel
+from sfumato.models.preview import PreviewDecoder
 from sfumato.training.features import FeatureDistance
 from sfumato.training.objectives.can import discriminator_loss, generator_loss
 from sfumato.training.optimizer import build_optimizer
@@ -25,26 +26,29 @@ _LARGEST_WEIGHT, _SMALLEST_SLOPE = 1e4, 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
-    """What a step weighs: 0-d, each as `VaeTrainingConfig` names it; `reconstructed` (B, C, H, W),
-    in [-1, 1] where it is right."""
+    """What a step weighs: 0-d, each as `VaeTrainingConfig` names it; `latents` (B, c, h, w), and
+    what came of them: `reconstructed` (B, C, H, W), in [-1, 1] where it is right."""
 
     reconstruction: Tensor
     divergence: Tensor
     perceptual: Tensor
+    latents: Tensor
     reconstructed: Tensor
 
 
 class VaeObjective:
-    """One step of the autoencoder, then, once it is time, one of the discriminator."""
+    """One step of the autoencoder, one of its decoder of previews, and, once it is time, one of the
+    discriminator."""
 
     def __init__(
         self,
         vae: torch.nn.Module,
         discriminator: PatchDiscriminator | None,
+        preview: PreviewDecoder | None,
         distance: FeatureDistance | None,
         config: VaeTrainingConfig,
     ) -> None:
-        self.vae, self.discriminator = vae.train(), discriminator
+        self.vae, self.discriminator, self.preview = vae.train(), discriminator, preview
         self.distance = distance
         self.config = config
         self.average = AveragedModel(vae, config.averaging)
@@ -56,26 +60,38 @@ class VaeObjective:
             self.discriminator_optimizer = build_optimizer(
                 config.discriminator_optimizer, discriminator
             )
+        if preview is not None:
+            self.preview_average = AveragedModel(preview, config.averaging)
+            self.preview_optimizer = build_optimizer(config.optimizer, preview)
 
     def parts(self) -> dict[str, Stateful]:
-        judges = {}
+        others: dict[str, Stateful] = {}
         if self.discriminator is not None:
-            judges = {
+            others |= {
                 "discriminator": self.discriminator,
                 "discriminator_optimizer": self.discriminator_optimizer,
             }
+        if self.preview is not None:
+            others |= {
+                "preview": self.preview,
+                "preview_average": self.preview_average.module,
+                "preview_optimizer": self.preview_optimizer,
+            }
         own = {"vae": self.vae, "average": self.average.module, "optimizer": self.optimizer}
-        return {**own, **judges}
+        return {**own, **others}
 
     def step(self, batch: Batch, context: StepContext) -> dict[str, Tensor]:
         """`loss` and `grad_norm` are the autoencoder's, and the discriminator's added; where one
-        step is not finite, the run ends with an error before anything is saved."""
+        step is not finite, the run ends with an error before anything is saved. The decoder of
+        previews changes nothing of this, nor of any random number."""
         images = to_float(batch.images, (-1.0, 1.0))
         if self.config.mirrored:
             flips = random_flips(context)[:, None, None, None]
             images = torch.where(flips, images.flip(3), images)
         terms = self.terms(images, context)
         metrics = self._autoencoder_step(terms, context)
+        if self.preview is not None:
+            metrics |= self._preview_step(terms, context)
         if self.is_adversarial(context):
             metrics |= self._discriminator_step(
                 images, terms.reconstructed.detach(), metrics, context
@@ -89,11 +105,7 @@ class VaeObjective:
 
     def terms(self, images: Tensor, context: StepContext) -> Terms:
         """The terms of images (B, C, H, W) in [-1, 1], with latents drawn from their posterior."""
-        mixed = self.config.precision == "bfloat16"
-        with (
-            stage("forward"),
-            torch.autocast(context.device.type, torch.bfloat16, enabled=mixed),
-        ):
+        with stage("forward"), self._autocast(context):
             posterior = self.vae.encode(images).latent_dist  # pyright: ignore
             mean, log_variance = posterior.mean.float(), posterior.logvar.float()
             shape = (context.batch_size, *mean.shape[1:])
@@ -109,6 +121,7 @@ class VaeObjective:
                 perceptual=torch.zeros((), device=images.device)
                 if distance is None
                 else distance(found, images).mean(),
+                latents=latents,
                 reconstructed=found,
             )
 
@@ -154,6 +167,29 @@ class VaeObjective:
             **dict.fromkeys(self._judged, torch.zeros_like(loss.detach())),
             **({} if weight is None else {"adaptive_weight": weight}),
         }
+
+    def _preview_step(self, terms: Terms, context: StepContext) -> dict[str, Tensor]:
+        """Distillation: of the same latents, the decoder of previews is to give what the
+        autoencoder's gave before its step. No gradient reaches the autoencoder."""
+        assert self.preview is not None
+        with self._autocast(context):
+            found = self.preview(terms.latents.detach()).float()
+        loss = F.mse_loss(found, terms.reconstructed.detach())
+        self.preview_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        finish_step(
+            list(self.preview.parameters()),
+            self.preview_optimizer,
+            self.config.optimizer,
+            loss.detach(),
+            context,
+            [self.preview_average],
+        )
+        return {"preview_loss": loss.detach()}
+
+    def _autocast(self, context: StepContext) -> torch.autocast:
+        mixed = self.config.precision == "bfloat16"
+        return torch.autocast(context.device.type, torch.bfloat16, enabled=mixed)
 
     def _discriminator_step(
         self,
