@@ -4,6 +4,7 @@
 # make slurm  the tests on a real SLURM, which they bring up: root, and apt-get where it is missing
 # make browser  the tests that drive a Chromium
 # make trackers  the tests against MLflow, TensorBoard and wandb, in .venv-trackers
+# make space  the page of `export --space`, installed and started in an environment of its own
 # Each creates the environment in .venv first; a second call reuses it.
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test slow slurm browser trackers lint types floors unit environment clean
+.PHONY: demo test slow slurm browser trackers space lint types floors unit environment clean
 
 demo: environment
 	$(BIN)/sfumato demo $(DEMO)
@@ -40,7 +41,7 @@ floors:
 	$(BIN)/lint-imports
 
 unit:
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "not slow and not soak and not gpu and not slurm and not browser"
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "not slow and not soak and not gpu and not slurm and not browser and not space"
 
 slow: environment
 	$(BIN)/python -m pytest -m slow
@@ -59,6 +60,10 @@ trackers: environment
 	echo "import site; site.addsitedir('$$($(BIN)/python $(SITE))')" > $$(.venv-trackers/bin/python $(SITE))/sfumato.pth
 	.venv-trackers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-trackers.txt mlflow tensorboard wandb
 	.venv-trackers/bin/python -m pytest -n 0 -m trackers tests/test_trackers_real.py
+
+# The test makes the environment itself, of what an exported folder requires, and removes it.
+space: environment
+	$(BIN)/python -m pytest -rs -n 0 -m space tests/test_space_started.py
 
 clean:
 	rm -rf $(VENV) .venv-trackers build dist .pytest_cache .ruff_cache .import_linter_cache
