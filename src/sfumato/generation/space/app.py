@@ -30,8 +30,9 @@ MOST_CHARACTERS = 500
 MOST_WAITING = 16
 LARGEST_SEED = 2**32 - 1
 THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
-# Small pictures are shown larger than they are, without a blur.
-STYLE = "#pictures img { image-rendering: pixelated; }" if SETTINGS["image_px"] <= 64 else ""
+STYLE = "#pictures .grid-wrap { max-height: none; }"
+if SETTINGS["image_px"] <= 64:  # shown larger than they are, without a blur
+    STYLE += " #pictures img { image-rendering: pixelated; }"
 
 
 def open_pipeline() -> Any:
