@@ -5,6 +5,7 @@
 # make browser  the tests that drive a Chromium
 # make trackers  the tests against MLflow, TensorBoard and wandb, in .venv-trackers
 # make notebooks  the lessons as build/notebooks/*.ipynb, and one of them in a Jupyter kernel, in .venv-notebooks
+# make space  the page of `export --space`, installed and started in an environment of its own
 # Each creates the environment in .venv first; a second call reuses it.
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test slow slurm browser trackers notebooks lint types floors unit environment clean
+.PHONY: demo test slow slurm browser trackers notebooks space lint types floors unit environment clean
 
 demo: environment
 	$(BIN)/sfumato demo $(DEMO)
@@ -41,7 +42,7 @@ floors:
 	$(BIN)/lint-imports
 
 unit:
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "not slow and not soak and not gpu and not slurm and not browser"
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "not slow and not soak and not gpu and not slurm and not browser and not space"
 
 slow: environment
 	$(BIN)/python -m pytest -m slow
@@ -67,6 +68,10 @@ notebooks: environment
 	mkdir -p build/notebooks
 	for lesson in docs/notebooks/*.py; do .venv-notebooks/bin/jupytext --quiet --to ipynb --output build/notebooks/$$(basename $$lesson .py).ipynb $$lesson || exit 1; done
 	.venv-notebooks/bin/python -m pytest -n 0 -m notebooks tests/test_notebooks_real.py
+
+# The test makes the environment itself, of what an exported folder requires, and removes it.
+space: environment
+	$(BIN)/python -m pytest -rs -n 0 -m space tests/test_space_started.py
 
 clean:
 	rm -rf $(VENV) .venv-trackers .venv-notebooks build dist .pytest_cache .ruff_cache .import_linter_cache

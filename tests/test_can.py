@@ -316,6 +316,9 @@ def test_the_result_is_the_average(conditional: bool, tmp_path: Path, refused) -
     for name in ("can.json", "generator.safetensors"):
         files = [tmp_path / place / name for place in ("run/can", "out")]
         assert files[0].read_bytes() == files[1].read_bytes()
+    with refused(InputError):
+        again.export(tmp_path / "page", space=True)
+    assert not (tmp_path / "page").exists()
     earlier = load(tmp_path / "run", device="cpu", checkpoint=48)
     assert earlier.provenance["images_seen"] == 48
     assert not torch.equal(earlier.sample(seeds=17).x0, alone.x0)

@@ -126,6 +126,7 @@ def test_commands(sfumato: Sfumato, runs: Path, tmp_path: Path) -> None:
         ("grid", classes),
         ("nfe", classes),
         ("curve", classes),
+        ("export", classes, "--out", "page", "--space"),
     ):
         found = sfumato(*arguments, cwd=tmp_path)
         assert found.code == 2, (arguments, found.out)

@@ -257,8 +257,14 @@ class CanModel(Model):
             return [NULL], [""]
         return list(self.provenance["captions"]), list(self.provenance["classes"])
 
-    def export(self, folder: str | Path) -> None:
-        """Write a folder for `sfumato.load`: the weights (safetensors), and can.json."""
+    def export(self, folder: str | Path, *, space: bool = False) -> None:
+        """Write a folder for `sfumato.load`: the weights (safetensors), and can.json. `InputError`
+        for a `space`, whose page runs without sfumato."""
+        if space:
+            raise InputError(
+                "A CAN has no page of Gradio: the page runs without sfumato, which a CAN needs.",
+                hint="Export it without --space, or open it on a page with `sfumato studio`.",
+            )
         with whole_folder(Path(folder)) as temporary:
             save_state(self.network.state_dict(), temporary / WEIGHTS)
             about = {

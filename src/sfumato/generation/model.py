@@ -396,9 +396,13 @@ class Model:
             )
         return import_module("sfumato.data.records").load_records(self.data, "test").examples(32)
 
-    def export(self, folder: str | Path) -> None:
-        """Write a diffusers folder that samples with or without sfumato."""
-        import_module("sfumato.generation.export").export_model(self, Path(folder))
+    def export(self, folder: str | Path, *, space: bool = False) -> None:
+        """Write a diffusers folder that samples with or without sfumato; as a `space` that is
+        `folder`/model, with a page of Gradio beside it."""
+        if space:
+            import_module("sfumato.generation.space.writing").export_space(self, Path(folder))
+        else:
+            import_module("sfumato.generation.export").export_model(self, Path(folder))
 
     def tokens(
         self, prompts: Sequence[str], negative: Sequence[str] | None = None

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Sequence
 
-from sfumato.base.errors import OtherSubjectWarning
+from sfumato.base.errors import OtherSubjectWarning, SfumatoError
 from sfumato.data.captions import (
     CLASS_FIELDS,
     captions_from_templates,
@@ -41,6 +41,14 @@ def warn_of_other_subjects(model: Model, prompts: Sequence[str]) -> None:
         OtherSubjectWarning,
         stacklevel=2,
     )
+
+
+def known_examples(model: Model) -> list[str]:
+    """Captions for a look at the model; none where the data that it learned from cannot be read."""
+    try:
+        return model.examples()[0]
+    except (SfumatoError, OSError):
+        return []
 
 
 def trained_classes(model: Model) -> list[str]:

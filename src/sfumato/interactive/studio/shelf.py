@@ -97,6 +97,8 @@ class Shelf:
 
 def description(model: "Model") -> dict[str, Any]:
     """What a page needs to know to offer a model's settings."""
+    from sfumato.generation.subjects import known_examples
+
     known = model.provenance
     about: dict[str, Any] = {
         "can": model.process is None,
@@ -105,19 +107,11 @@ def description(model: "Model") -> dict[str, Any]:
         "experiment": known.get("experiment", ""),
         "images_seen": known.get("images_seen", ""),
         "weights_sha256": known.get("weights_sha256", ""),
-        "examples": _examples(model),
+        "examples": known_examples(model),
     }
     if about["can"]:
         return about
     return {**about, **_sampling(model)}
-
-
-def _examples(model: "Model") -> list[str]:
-    """Prompts to try; none where the model's data cannot be read here."""
-    try:
-        return model.examples()[0]
-    except (SfumatoError, OSError):
-        return []
 
 
 def _sampling(model: "Model") -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""`sfumato export --space`: an exported model with a page of Gradio."""
