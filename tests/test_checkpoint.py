@@ -214,3 +214,9 @@ def test_another_machine_is_a_warning(checkpoints: Checkpoints, name: str, value
         warn_of_changed_environment(recorded)
     with warned(ResumeWarning, theirs=THIS_MACHINE):
         warn_of_changed_environment({**recorded, name: value})
+
+
+def test_a_copy_that_somebody_made_is_no_checkpoint(tmp_path: Path) -> None:
+    for name in ("images-000000100", "images-000000200", "images-000000200-copy", "images-best"):
+        (tmp_path / name).mkdir()
+    assert Checkpoints(tmp_path).counts() == [100, 200]

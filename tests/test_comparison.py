@@ -72,43 +72,50 @@ def test_collapse() -> None:
 
 
 def test_seconds_of_training() -> None:
-    """Two starts, of 10 and 20 images a second, and images that no record covers."""
+    """Two starts, of 10 images a second on one core and 20 on three, and images that no record
+    covers."""
+    first, second = (
+        {"images_per_second": 10.0, "processors": 1},
+        {"images_per_second": 20.0, "processors": 3},
+    )
     records = [
-        {"images": 100, "seconds": 9.0, "images_per_second": 10.0},
-        {"images": 200, "seconds": 19.0, "images_per_second": 10.0},
-        {"images": 300, "seconds": 4.5, "images_per_second": 20.0},
-        {"images": 400, "seconds": 9.5, "images_per_second": 20.0},
+        {"images": 100, "seconds": 9.0, **first},
+        {"images": 200, "seconds": 19.0, **first},
+        {"images": 300, "seconds": 4.5, **second},
+        {"images": 400, "seconds": 9.5, **second},
     ]
-    assert seconds_of(records, 400) == pytest.approx((19 + 9.5) * 400 / (190 + 190))
+    assert seconds_of(records, 400) == pytest.approx((19 + 3 * 9.5) * 400 / (190 + 190))
     assert seconds_of(records, 200) == pytest.approx(20)
     assert seconds_of(records, 100) == pytest.approx(10)
     assert seconds_of([], 100) is None
+    del records[1]["processors"]
+    assert seconds_of(records, 400) is None
 
 
-def trained_folder(folder: Path, experiment: DiffusionExperiment, **changes: object) -> None:
-    """10 seconds of 3 threads a process, on a machine that has a GPU."""
+def trained_folder(
+    folder: Path, experiment: DiffusionExperiment, *, processors: int, **changes: object
+) -> None:
+    """10 seconds on a machine that has a GPU."""
     write_json(
         folder / "checkpoints" / "images-000000100" / "state.json",
         {
             "format": 1,
-            "environment": {"threads": 3, "accelerator": "a GPU"},
+            "environment": {"accelerator": "a GPU"},
             "files": {},
             **changes,
         },
     )
-    append_record(
-        folder / "timing.jsonl", {"images": 100, "seconds": 10.0, "images_per_second": 10.0}
-    )
+    speed = {"images": 100, "seconds": 10.0, "images_per_second": 10.0, "processors": processors}
+    append_record(folder / "timing.jsonl", speed)
     (folder / "experiment.yaml").write_text(experiment.to_yaml())
 
 
 @pytest.mark.parametrize(
     ("changes", "wanted"),
     [
-        ({"device": "cpu", "processes": 1}, (30.0, "core")),
-        ({"device": "cpu", "processes": 4}, (120.0, "core")),
-        ({"device": "cuda", "processes": 2}, (20.0, "a GPU")),
-        ({}, (None, "")),
+        ({"device": "cpu", "processors": 3}, (30.0, "core")),
+        ({"device": "cuda", "processors": 2}, (20.0, "a GPU")),
+        ({"processors": 1}, (None, "")),
     ],
 )
 def test_core_seconds(changes: dict, wanted: tuple, small_run: Path, tmp_path: Path) -> None:
@@ -124,12 +131,11 @@ def test_core_seconds_of_latents_include_those_of_the_vae(small_run: Path, tmp_p
     pixels = load_experiment(small_run / "experiment.yaml", schema=DiffusionExperiment)
     codec = CodecConfig(kind="vae", vae=str(tmp_path / "vae"), factor=4)
     latents = pixels.model_copy(update={"codec": codec})
-    cpu = {"device": "cpu", "processes": 1}
-    trained_folder(tmp_path / "run", latents, **cpu)
+    trained_folder(tmp_path / "run", latents, device="cpu", processors=3)
     assert core_seconds(tmp_path / "run", 100) == (None, "")  # a VAE from elsewhere
-    trained_folder(tmp_path / "vae", pixels, **cpu | {"processes": 2})
+    trained_folder(tmp_path / "vae", pixels, device="cpu", processors=6)
     assert core_seconds(tmp_path / "run", 100) == (90.0, "core")
-    trained_folder(tmp_path / "vae", pixels, **cpu | {"device": "cuda"})
+    trained_folder(tmp_path / "vae", pixels, device="cuda", processors=1)
     assert core_seconds(tmp_path / "run", 100) == (None, "")  # hours of two kinds
 
 

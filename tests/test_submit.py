@@ -356,13 +356,31 @@ def test_every_combination_has_a_name() -> None:
         for channels in ("8,16", "16,32")
     }
     assert list(combinations(["about=a b,a/b"])) == ["about=a-b", "about=a-b-1"]
+    nested = combinations(["model.levels=[[1,2],[3]],[]", "about=it's, one's"])
+    assert list(nested.values()) == [
+        [f"model.levels={levels}", f"about={about}"]
+        for levels in ("[[1,2],[3]]", "[]")
+        for about in ("it's", "one's")
+    ]
     assert combinations(["data.caption=['a, b'],c"]) == {
         "caption=-a,-b": ["data.caption=['a, b']"],
         "caption=c": ["data.caption=c"],
     }
 
 
-@pytest.mark.parametrize("over", [["seed"], ["seed="], ["=1"], ["seed=1,2", "seed=3"]])
+@pytest.mark.parametrize(
+    "over",
+    [
+        ["seed"],
+        ["seed="],
+        ["seed=,"],
+        ["=1"],
+        ["seed=1,2", "seed=3"],
+        ["a=[1,2"],
+        ["a='b, c"],
+        ["a=1],2"],
+    ],
+)
 def test_a_setting_without_values_or_twice_is_refused(refused, over: list[str]) -> None:
     with refused(ConfigError):
         combinations(over)
@@ -403,9 +421,11 @@ def test_a_sweep_is_an_array_whose_tasks_are_its_runs(programs, sfumato) -> None
 
 
 def test_a_sweep_that_sbatch_refuses_leaves_no_folder(programs, sfumato) -> None:
-    programs("sbatch", "exit 1")
+    """It is there when the job is submitted: its first task may begin at once."""
+    programs("sbatch", "test -f runs/s/sweep.json && touch known; exit 1")
     given = ["submit", "sweep", "digits", "--over", "seed=0,1", "--out", "runs/s"]
     assert sfumato(*given).code == 2
+    assert Path("known").exists()
     assert not Path("runs").exists()
 
 

@@ -19,7 +19,7 @@ from sfumato.methods.registry import prepare_run, run_experiment
 from sfumato.training.records import Tail, append_record, cut_back, read_records
 from sfumato.training.trackers import registry, sending
 from sfumato.training.trackers.points import SOURCES, numbers
-from sfumato.training.trackers.protocol import End, Point, Sent, TrackedRun
+from sfumato.training.trackers.protocol import End, Point, Sent, TrackedRun, without_secrets
 from sfumato.training.trackers.registry import TRACKERS, check_trackers
 from sfumato.training.trackers.sending import Sender, TrackerWarning
 from sfumato.training.trackers.tensorboard import TensorBoard, masked_crc
@@ -432,3 +432,19 @@ def test_unknown_trackers_are_refused_and_several_are_read(refused) -> None:
     found = load_experiment("digits", ["training.trackers=mlflow,tensorboard,mlflow"])
     assert found.training.trackers == ("mlflow", "tensorboard")
     assert load_experiment("digits", [f"training.trackers={json.dumps(list(TRACKERS))}"])
+
+
+def test_passwords_of_addresses_stay_out_of_the_log(
+    server: Server, tmp_path: Path, monkeypatch
+) -> None:
+    text = "at http://ann:s3cret@127.0.0.1:9 (request to https://b:c@d.example/api?x=1 failed)"
+    clean = "at http://127.0.0.1:9 (request to https://d.example/api?x=1 failed)"
+    assert without_secrets(text) == clean
+    assert without_secrets("mail ann@example.org") == "mail ann@example.org"
+    monkeypatch.setattr(sending, "address_of", lambda name: "http://ann:s3cret@example.org")
+    server.away = True
+    with pytest.warns(TrackerWarning) as caught:
+        send_all(tmp_path)
+    texts = [str(one.message) for one in caught]
+    assert any("example.org" in one for one in texts)
+    assert not any("s3cret" in one for one in texts)

@@ -246,3 +246,15 @@ def test_what_is_not_needed_gives_room_to_the_time_left(run: Path) -> None:
     assert _figures(view, 80) == "loss 0.2633  lr 2.6e-07  53.1 images/s  1.30 GB  13:35 left"
     assert _figures(view, 50) == "loss 0.2633  lr 2.6e-07  53.1 images/s  13:35 left"
     assert _figures(view, 45) == "loss 0.2633  53.1 images/s  13:35 left"
+
+
+def test_what_somebody_put_beside_the_samples_is_passed_over(run: Path) -> None:
+    shutil.copy(run / "samples" / "images-000064000.png", run / "samples" / "images-final.png")
+    assert Watched(run).look().samples == run / "samples" / "images-000064000.png"
+
+
+def test_a_long_log_of_one_line_and_a_narrow_terminal(run: Path) -> None:
+    text_of(run, width=8)
+    (run / "metrics.jsonl").write_bytes(b"x" * 2_000_000)
+    view = Watched(run).look()
+    assert (view.losses, view.newest) == ([], {})

@@ -152,7 +152,7 @@ def sweep(
 ) -> None:
     """Train a preset with each combination of values as an array of jobs; results.md has one table
     of them."""
-    from sfumato.launch.sweep import check_sweep, combinations, write_sweep
+    from sfumato.launch.sweep import check_sweep, combinations
 
     if not which.over:
         raise ConfigError(
@@ -176,8 +176,6 @@ def sweep(
     _submit(
         folder, what.arguments(preset, source, settings), job, runs=runs, parallel=which.parallel
     )
-    if not job.print_:
-        write_sweep(folder, runs)
 
 
 def results(
@@ -225,7 +223,7 @@ def _submit(
     if job.print_:
         log(script.rstrip("\n"))
         return
-    number = submit_job(folder, script)
+    number = submit_job(folder, script, runs=runs)
     tasks = "" if runs is None else f", {counted(len(runs), 'run')}"
     log(f"Submitted job {number}{tasks}: {folder}")
     log(f"Script {folder / JOB / SCRIPT}; output in {folder / JOB}")

@@ -92,7 +92,7 @@ def curve(points: Sequence[Point], width: int) -> list[Text]:
     """Points as an area of block characters, with the range of values and of images. Values of one
     sign that span a factor of more than 4 are shown by their logarithm."""
     left = 7
-    columns = means(points, width - left - 2)
+    columns = means(points, max(1, width - left - 2))
     low, high = min(columns), max(columns)
     labels = [f"{high:.4g}", *[""] * (CURVE_ROWS - 2), f"{low:.4g}"]
     by_logarithm = low > 0 and high > 4 * low

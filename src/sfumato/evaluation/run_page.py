@@ -1,6 +1,7 @@
 """`report.html` of a run: pictures, curves, tables and how they were made."""
 
 from pathlib import Path
+from typing import Any
 
 from sfumato.base.environment import command
 from sfumato.base.files import read_json, write_text
@@ -12,7 +13,7 @@ from sfumato.evaluation.tables import card_tables, notes_of
 from sfumato.models.sizes import parameter_count
 from sfumato.report.page import data_url, loss_curve, rendered
 from sfumato.training.checkpoint import Checkpoints
-from sfumato.training.records import read_records
+from sfumato.training.records import read_records, sample_grids
 
 SHOWN_SAMPLE_GRIDS = 4
 
@@ -33,8 +34,8 @@ def write_report(folder: Path, *, experiment: DiffusionExperiment, card: Card, g
         example_caption=load_records(experiment.data, "test").examples()[0][-1],
         grid=data_url(grid.read_bytes()),
         samples=[
-            (int(path.stem.removeprefix("images-")), data_url(path.read_bytes()))
-            for path in _spread(sorted((folder / "samples").glob("images-*.png")))
+            (images_seen, data_url(path.read_bytes()))
+            for images_seen, path in _spread(sample_grids(folder))
         ],
         evaluation_grids=_pictures(card, "samples"),
         nearest=_pictures(card, "nearest"),
@@ -61,7 +62,7 @@ def _pictures(card: Card, kind: str) -> list[tuple[str, str]]:
     ]
 
 
-def _spread(paths: list[Path]) -> list[Path]:
+def _spread(paths: list[Any]) -> list[Any]:
     """At most `SHOWN_SAMPLE_GRIDS` of them, first and last among them."""
     if len(paths) <= SHOWN_SAMPLE_GRIDS:
         return paths

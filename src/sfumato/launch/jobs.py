@@ -5,7 +5,7 @@ inside.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,21 +30,29 @@ class Job:
     queued: QueuedJob | None
 
 
-def submit_job(folder: Path, script: str) -> str:
+def submit_job(
+    folder: Path, script: str, *, runs: Mapping[str, Sequence[str]] | None = None
+) -> str:
     """Submit the script of a job that trains in `folder`, and keep it there; the job's number.
+    `runs`: those of a sweep, which its first task may ask for at once.
 
-    `InputError` where a job of this folder is in the queue, or sbatch refuses; a folder that was
-    made for it is then removed.
+    `InputError` where a job of this folder is in the queue, or sbatch refuses; what was made for it
+    is then removed.
     """
     _refuse_second(folder)
     place = folder / JOB
     new = [one for one in (place, *place.parents) if not one.exists()]
     make_folder(place)  # SLURM does not make the folder of a job's output
+    first = runs is not None and not (folder / SWEEP).exists()
+    if first:
+        write_json(folder / SWEEP, {"runs": runs})
     try:
         for starts in place.glob("starts*"):  # those of an earlier job
             starts.unlink()
         job = submit(script)
     except InputError:
+        if first:
+            (folder / SWEEP).unlink()
         for one in new:
             with suppress(OSError):  # not empty
                 one.rmdir()

@@ -1,7 +1,7 @@
 """Runs that differ in a few settings: their combinations, and the table of what became of them."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -29,7 +29,7 @@ def combinations(over: Sequence[str]) -> dict[str, list[str]]:
                 f"--over {text}: {path or 'the setting'} {problem}.",
                 hint="Write each setting once: --over training.optimizer.lr=0.001,0.0003",
             )
-        axes[path] = list(dict.fromkeys(_split(values)))
+        axes[path] = list(dict.fromkeys(_split(text, values)))
     found: dict[str, list[str]] = {}
     for values in product(*axes.values()):
         settings = [f"{path}={value}" for path, value in zip(axes, values, strict=True)]
@@ -38,10 +38,31 @@ def combinations(over: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def _split(values: str) -> Iterator[str]:
-    """The parts of a text between commas that are not inside brackets or quotes."""
-    for found in re.finditer(r"""(?:[^,\[{"']|\[[^]]*\]|\{[^}]*\}|"[^"]*"|'[^']*')+""", values):
-        yield found[0].strip()
+def _split(text: str, values: str) -> list[str]:
+    """The parts of `values` between commas that are not inside brackets, nor inside quotes that
+    begin a value or lie in brackets; `ConfigError` for none, and for what is not closed."""
+    parts, open_brackets, quote = [""], 0, ""
+    for character in values:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "\"'" and (open_brackets or not parts[-1].strip()):
+            quote = character
+        elif character in "[{":
+            open_brackets += 1
+        elif character in "]}":
+            open_brackets -= 1
+        elif character == "," and not open_brackets:
+            parts.append("")
+            continue
+        parts[-1] += character
+    found = [part.strip() for part in parts if part.strip()]
+    if quote or open_brackets or not found:
+        problem = "a quote or a bracket is not closed" if found else "there are no values"
+        raise ConfigError(
+            f"--over {text}: {problem}.",
+            hint="Put commas between values: --over training.optimizer.lr=0.001,0.0003",
+        )
+    return found
 
 
 def _name(settings: Sequence[str]) -> str:
@@ -50,11 +71,6 @@ def _name(settings: Sequence[str]) -> str:
     pairs = [one.partition("=")[::2] for one in settings]
     text = ",".join(f"{path.rpartition('.')[2]}={value}" for path, value in pairs)
     return re.sub(r"[^\w.,=+-]+", "-", text).strip("-")[:150]
-
-
-def write_sweep(folder: Path, runs: Mapping[str, Sequence[str]]) -> None:
-    """Record which runs a sweep has."""
-    write_json(folder / SWEEP, {"runs": runs})
 
 
 def check_sweep(folder: Path, runs: Mapping[str, Sequence[str]]) -> None:

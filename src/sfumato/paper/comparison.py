@@ -189,8 +189,10 @@ def _check(models: Sequence[Model]) -> None:
 
 def _data_words(data: DataConfig) -> str:
     also = f", also_train {' '.join(data.also_train)}" if data.also_train else ""
+    left = f", left_out {', '.join(map(str, data.left_out))}" if data.left_out else ""
     return (
         f"'{source_name(data)}', split_seed {data.split_seed}, test_share {data.test_share:g}{also}"
+        f"{left}"
     )
 
 

@@ -10,7 +10,8 @@ from sfumato.training.records import read_records
 
 
 def seconds_of(records: Sequence[Mapping[str, Any]], images_seen: int) -> float | None:
-    """Seconds of training up to `images_seen`; None without records.
+    """Seconds of training up to `images_seen`, each times the processors that it ran on; None
+    without records, and where one does not say on how many.
 
     Each start of a run counts its seconds from 0 and records the mean speed since. Images that no
     record covers, such as those of a first step, are taken to be as fast as the others.
@@ -22,7 +23,9 @@ def seconds_of(records: Sequence[Mapping[str, Any]], images_seen: int) -> float 
         if sessions and one["seconds"] >= sessions[-1]["seconds"]:
             sessions.pop()
         sessions.append(one)
-    seconds = sum(one["seconds"] for one in sessions)
+    if not all("processors" in one for one in sessions):
+        return None
+    seconds = sum(one["seconds"] * one["processors"] for one in sessions)
     images = sum(one["seconds"] * one["images_per_second"] for one in sessions)
     return seconds * images_seen / images if images > 0 else None
 
@@ -62,7 +65,6 @@ def _own_core_seconds(folder: Path, images_seen: int) -> tuple[float | None, str
     state = Checkpoint(Checkpoints(folder / "checkpoints").path(images_seen)).state
     if seconds is None or "device" not in state:  # written before checkpoints said so
         return None, ""
-    machine, processes = state["environment"], state["processes"]
     if state["device"] == "cpu":
-        return seconds * processes * machine["threads"], "core"
-    return seconds * processes, machine["accelerator"] or state["device"]
+        return seconds, "core"
+    return seconds, state["environment"]["accelerator"] or state["device"]

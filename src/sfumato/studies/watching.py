@@ -15,7 +15,7 @@ from typing import IO, Any
 from sfumato.base.errors import InputError
 from sfumato.base.lock import is_locked
 from sfumato.studies.listing import UNREADABLE, experiment_of, total_of
-from sfumato.training.records import Tail, offset_after
+from sfumato.training.records import Tail, offset_after, sample_grids
 
 Point = tuple[int, float]
 """Images seen, and the loss."""
@@ -84,7 +84,7 @@ class Watched:
             images_per_second=speed,
             memory_bytes=timing.get("memory_bytes"),
             seconds_left=left,
-            samples=max((self.folder / "samples").glob("images-*.png"), default=None),
+            samples=grids[-1][1] if (grids := sample_grids(self.folder)) else None,
             problems=tuple(problems),
         )
 
@@ -125,8 +125,8 @@ class GrowingLog:
     def _begin(self) -> None:
         self.newest, self.points, after = {}, [], -1
         with self.path.open("rb") as file:
-            if file.seek(0, 2) > READ_WHOLE_BYTES:
-                records = lines_of(file, SAMPLED_LINES)
+            long = file.seek(0, 2) > READ_WHOLE_BYTES
+            if long and (records := lines_of(file, SAMPLED_LINES)):
                 self.newest, self.points = records[-1], self._points(records)
                 after = self.newest["images"]
         self._tail = Tail(self.path, after=after)
@@ -143,7 +143,8 @@ class GrowingLog:
 
 
 def lines_of(file: IO[bytes], count: int) -> list[dict[str, Any]]:
-    """Records at even distances of a long file of them, the last whole one among them."""
+    """Records at even distances of a long file of them, the last whole one among them; none of a
+    file that is one line."""
     length = file.seek(0, 2)
     found = []
     for index in range(count):
@@ -152,6 +153,8 @@ def lines_of(file: IO[bytes], count: int) -> list[dict[str, Any]]:
         line = file.readline()
         if line.endswith(b"\n"):
             found.append(json.loads(line))
+    if not found:  # one line
+        return []
     file.seek(offset_after(file, found[-1]["images"]))
     return found + [json.loads(line) for line in file if line.endswith(b"\n")][-1:]
 

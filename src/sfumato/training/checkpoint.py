@@ -126,7 +126,11 @@ class Checkpoints:
 
     def all(self) -> list[Checkpoint]:
         """Every checkpoint folder, oldest first; not yet verified."""
-        return [Checkpoint(path) for path in sorted(self.folder.glob("images-*"))]
+        return [
+            Checkpoint(path)
+            for path in sorted(self.folder.glob("images-*"))
+            if path.name.removeprefix("images-").isdecimal()  # not a copy that somebody made
+        ]
 
     def counts(self) -> list[int]:
         """Images seen at each, oldest first, by the folders' names: their files may be damaged."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from sfumato.training.loop import Run
 from sfumato.training.progress import TrainingProgress, state_line, whole_steps
-from sfumato.training.records import Tail
+from sfumato.training.records import Tail, sample_grids
 
 EVERY_SECONDS = 1.0
 MOST_POINTS = 500
@@ -54,9 +54,8 @@ class NotebookProgress(TrainingProgress):
         parts = [f"{bar} <code>{html.escape(line.strip())}</code>"]
         if len(self._losses) > 1:
             parts.append(loss_svg(self._losses))
-        samples = max((run.folder / "samples").glob("images-*.png"), default=None)
-        if samples is not None:
-            data = base64.b64encode(samples.read_bytes()).decode()
+        if grids := sample_grids(run.folder):
+            data = base64.b64encode(grids[-1][1].read_bytes()).decode()
             parts.append(f'<img src="data:image/png;base64,{data}" style="max-width: 100%">')
         return "".join(f"<div>{part}</div>" for part in parts)
 

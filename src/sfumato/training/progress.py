@@ -14,7 +14,8 @@ RECORD_SECONDS = 10
 
 
 class TrainingProgress(BaseHook):
-    """Images seen, images/s, loss and time left; speed and memory as records of timing.jsonl.
+    """Images seen, images/s, loss and time left; speed, memory and processors as records of
+    timing.jsonl.
 
     `show=False`: only the records.
     """
@@ -45,6 +46,7 @@ class TrainingProgress(BaseHook):
                 "seconds": round(seconds, 3),
                 "images_per_second": round(speed, 2),
                 "memory_bytes": peak_bytes(run.device),
+                "processors": _processors(run),
             }
             append_record(run.folder / "timing.jsonl", record)
 
@@ -52,6 +54,13 @@ class TrainingProgress(BaseHook):
         """The state after a step, where it is shown."""
         if self._line is not None:
             self._line.show(state_line(run, speed=speed, loss=loss), final=run.finished)
+
+
+def _processors(run: Run) -> int:
+    """The cores or accelerators that the run is on: threads of a CPU, in all processes."""
+    import torch
+
+    return run.world.size * (torch.get_num_threads() if run.device.type == "cpu" else 1)
 
 
 def state_line(run: Run, *, speed: float, loss: float) -> str:

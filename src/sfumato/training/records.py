@@ -100,3 +100,13 @@ def offset_after(file: IO[bytes], images_seen: int) -> int:
         else:
             high = middle
     return low
+
+
+def sample_grids(folder: Path) -> list[tuple[int, Path]]:
+    """The grids of samples that a run made, each with the images seen, in this order."""
+    found = []
+    for file in (folder / "samples").glob("images-*.png"):
+        number = file.stem.removeprefix("images-")
+        if number.isdecimal():  # not a copy that somebody put beside them
+            found.append((int(number), file))
+    return sorted(found)

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sfumato.base.errors import ConfigError
-from sfumato.training.trackers.protocol import End, Point, Sent, TrackedRun
+from sfumato.training.trackers.protocol import End, Point, Sent, TrackedRun, without_secrets
 
 ADDRESS = "MLFLOW_TRACKING_URI"
 KEY = "sfumato.run"
@@ -101,5 +101,7 @@ def address() -> str:
         raise ConfigError(f"The tracker 'mlflow' has no address: {ADDRESS} is not set.", hint=hint)
     parts = urlsplit(given)
     if not parts.scheme or (parts.scheme in ("http", "https") and not parts.hostname):
-        raise ConfigError(f"{ADDRESS} is not the address of a server: '{given}'.", hint=hint)
+        raise ConfigError(
+            f"{ADDRESS} is not the address of a server: '{without_secrets(given)}'.", hint=hint
+        )
     return given

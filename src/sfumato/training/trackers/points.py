@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.base.files import sha256_of_file
-from sfumato.training.records import ACCURACY, HELD_OUT, RECONSTRUCTION
+from sfumato.training.checkpoint import Checkpoints
+from sfumato.training.records import ACCURACY, HELD_OUT, RECONSTRUCTION, sample_grids
 
 Record = Mapping[str, Any]
-CLOCK = ("images", "step", "seconds")
+CLOCK = ("images", "step", "seconds", "processors")
 
 
 def numbers(record: Record, prefix: str = "") -> dict[str, float]:
-    """The finite numbers of a record, those in it by `name/name`, without the clock."""
+    """The finite numbers of a record, those in it by `name/name`, without `CLOCK`."""
     found: dict[str, float] = {}
     for name, value in record.items():
         if isinstance(value, Mapping):
@@ -40,8 +41,7 @@ SOURCES: Mapping[str, Callable[[Record], dict[str, float]]] = {
 
 def pictures(folder: Path, *, after: int) -> Iterator[tuple[int, Path]]:
     """The grids of samples made after more than `after` images, with these counts."""
-    for file in sorted((folder / "samples").glob("images-*.png")):
-        images_seen = int(file.stem.removeprefix("images-"))
+    for images_seen, file in sample_grids(folder):
         if images_seen > after:
             yield images_seen, file
 
@@ -58,7 +58,10 @@ def artifacts(
         for file in sorted(folder.glob(pattern))
     ]
     if finished:
-        found += sorted(folder.glob("checkpoints/images-*/average.safetensors"))[-1:]
+        averages = [
+            one.path / "average.safetensors" for one in Checkpoints(folder / "checkpoints").all()
+        ]
+        found += [one for one in averages if one.exists()][-1:]
     for file in found:
         name = file.relative_to(folder).as_posix()
         try:

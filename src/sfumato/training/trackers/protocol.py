@@ -1,5 +1,6 @@
 """What a tracker is, and what it is told."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,3 +59,8 @@ class Tracker(Protocol):
     def picture(self, images_seen: int, file: Path, sent: Sent) -> None: ...
     def artifact(self, name: str, file: Path) -> None: ...
     def close(self, end: End) -> None: ...
+
+
+def without_secrets(text: str) -> str:
+    """A text for a log, without the users and passwords of addresses in it."""
+    return re.sub(r"(?<=//)[^/\s]*@", "", text)

@@ -20,7 +20,14 @@ from sfumato.config.overrides import flattened
 from sfumato.training.loop import Run
 from sfumato.training.records import Tail
 from sfumato.training.trackers.points import SOURCES, artifacts, pictures
-from sfumato.training.trackers.protocol import End, Point, Sent, TrackedRun, Tracker
+from sfumato.training.trackers.protocol import (
+    End,
+    Point,
+    Sent,
+    TrackedRun,
+    Tracker,
+    without_secrets,
+)
 from sfumato.training.trackers.registry import address_of, tracker_of
 
 FOLDER = "trackers"
@@ -99,9 +106,11 @@ class Sender:
         self._said = True
         reason = (str(error).splitlines() or [""])[0][:200]
         warnings.warn(
-            f"The tracker '{self.name}' at {address_of(self.name)} does not take the run "
-            f"({type(error).__name__}: {reason}). Training goes on, and what is missing is sent "
-            "later.",
+            without_secrets(
+                f"The tracker '{self.name}' at {address_of(self.name)} does not take the run "
+                f"({type(error).__name__}: {reason}). Training goes on, and what is missing is "
+                "sent later."
+            ),
             TrackerWarning,
             stacklevel=2,
         )

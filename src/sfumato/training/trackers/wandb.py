@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sfumato.base.errors import ConfigError
-from sfumato.training.trackers.protocol import End, Point, Sent, TrackedRun
+from sfumato.training.trackers.protocol import End, Point, Sent, TrackedRun, without_secrets
 
 INIT_SECONDS = 10
 
@@ -79,7 +79,7 @@ def address() -> str:
     given = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
     if urlsplit(given).scheme not in ("http", "https") or not urlsplit(given).hostname:
         raise ConfigError(
-            f"WANDB_BASE_URL is not the address of a server: '{given}'.",
+            f"WANDB_BASE_URL is not the address of a server: '{without_secrets(given)}'.",
             hint="Unset it for wandb.ai, or give an address such as https://wandb.example.org.",
         )
     return given
