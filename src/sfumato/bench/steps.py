@@ -29,7 +29,7 @@ from sfumato.generation.model import Model, generators_from_seeds
 from sfumato.generation.runs import model_of
 from sfumato.methods.diffusion import with_bank_rows
 from sfumato.methods.registry import prepare_run
-from sfumato.models.codec import PixelCodec
+from sfumato.models.codec import Codec, PixelCodec
 from sfumato.models.unet import build_unet
 from sfumato.text.encoder import NULL
 from sfumato.text.opening import load_text_encoder
@@ -89,7 +89,7 @@ def compare(
     seconds: dict[str, list[float]] = {key: [] for key in contenders}
     for pair in range(-1, pairs):
         for key in sorted(contenders, reverse=pair % 2 == 1):
-            taken = _seconds(contenders[key], device, clock)
+            taken = timed(contenders[key], device, clock)
             if pair >= 0:
                 seconds[key].append(taken)
     ratios = [b / a for a, b in zip(seconds["ours"], seconds["plain"], strict=True)]
@@ -103,7 +103,9 @@ def compare(
     )
 
 
-def _seconds(work: Callable[[], object], device: torch.device, clock: Clock) -> float:
+def timed(work: Callable[[], object], device: torch.device, clock: Clock) -> float:
+    """Seconds of one call, up to the end of what it gave the device to do."""
+
     def wait() -> None:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
@@ -303,10 +305,13 @@ def _example_data(
 # Sampling -----------------------------------------------------------------------------------------
 
 
-def untrained_model(experiment: DiffusionExperiment, *, device: str) -> Model:
-    """A model whose network was never trained: as fast as a trained one."""
+def untrained_model(
+    experiment: DiffusionExperiment, *, device: str, codec: Codec | None = None
+) -> Model:
+    """A model whose network was never trained: as fast as a trained one. `codec`: that of an
+    experiment in latents."""
     experiment = experiment.model_copy(update={"data": settle(experiment.data)})
-    codec, where = pixel_codec(experiment), resolve_device(device)
+    codec, where = codec or pixel_codec(experiment), resolve_device(device)
     channels, side = experiment.network_shape
     network = build_unet(experiment.model, resolution=side, channels=channels, seed=experiment.seed)
     encoder = load_text_encoder(experiment.text)

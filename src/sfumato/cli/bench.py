@@ -11,6 +11,7 @@ from sfumato.cli.bench_data import data, decoding, order
 from sfumato.cli.evolution_bench import evolution
 from sfumato.cli.gpu_day import gpu_day
 from sfumato.cli.inpainting import inpainting
+from sfumato.cli.latents_bench import latents
 from sfumato.cli.options import Device, Pairs, Record, Scales, Settings, SolverOptions, register
 from sfumato.cli.profiling import batch_size, profile
 from sfumato.cli.scaling import scaling
@@ -94,6 +95,7 @@ register(
         (order, "sfumato bench order wikiart-sorted --out runs/order"),
         (decoding, "sfumato bench decoding wikiart"),
         (scaling, "sfumato bench scaling cifar10 --ranks 16"),
+        (latents, "sfumato bench latents wikiart-tiny --out runs/latents.json"),
         (inpainting, "sfumato bench inpainting bundled:mnist --out runs/inpainting.json"),
         (studio, "sfumato bench studio bundled:mnist --out runs/studio.json"),
         (evolution, "sfumato bench evolution bundled:mnist --steps 10 --out runs/evolution.json"),
