@@ -207,7 +207,11 @@ def document() -> dict[str, Any]:
             path: {one.method.lower(): _operation(path, one) for one in endpoints}
             for path, endpoints in PATHS.items()
         },
-        "components": {"schemas": {**schemas["$defs"], "Error": error}},
+        "components": {
+            "schemas": {**schemas["$defs"], "Error": error},
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{"token": []}],
     }
 
 
