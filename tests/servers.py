@@ -67,7 +67,7 @@ def ask(
         named.setdefault("content-type", "application/json")
     request = urllib.request.Request(url, data=body, headers=named, method=method)
     try:
-        with _OPENER.open(request, timeout=60) as answer:
+        with _OPENER.open(request, timeout=240) as answer:
             return Answer(answer.status, answer.headers, answer.read())
     except urllib.error.HTTPError as error:
         with error:

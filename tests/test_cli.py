@@ -251,6 +251,7 @@ WRONG = {
     "sample|bundled:mnist|x|--count|0": ["--count", "1"],
     "sample|bundled:mnist|x|--sampler|dim": ["dim", "DDIM"],
     "sample|bundled:mnist|x|--guidance-form|apgg": ["Did you mean 'apg'"],
+    "sample|bundled:mnist|x|--timestep-spacing|even": ["even", "trailing, leading or linspace"],
     "sample|bundled:mnist|x|--mask|pyproject.toml": ["--mask", "--init-image"],
     "sample|bundled:mnist|x|--strength|0.5": ["--strength", "--init-image"],
     "sample|bundled:mnist|x|--init-image|no-such.png": ["no-such.png", "does not exist"],

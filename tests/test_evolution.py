@@ -239,7 +239,9 @@ def test_only_children_are_sampled(model, tmp_path: Path, monkeypatch) -> None:
     counts = []
     monkeypatch.setattr(
         "sfumato.interactive.evolution.sample_genomes",
-        lambda model, genomes: counts.append(len(genomes)) or sample_genomes(model, genomes),
+        lambda model, genomes, **how: (
+            counts.append(len(genomes)) or sample_genomes(model, genomes, **how)
+        ),
     )
     history.advance((2, 5, 7))
     last = history.generations[-1]

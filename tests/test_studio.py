@@ -22,12 +22,16 @@ pytest.importorskip("uvicorn", reason="the extra `studio` is not installed")
 
 from sfumato.base.errors import InputError
 from sfumato.base.images import png_bytes, settings_in_png
+from sfumato.base.lock import locked
 from sfumato.interactive.serving import Refusal
 from sfumato.interactive.studio import runs
 from sfumato.interactive.studio.app import HANDLERS, LIVE, Studio, application
+from sfumato.interactive.studio.asked import Cells, Picture
+from sfumato.interactive.studio.drawing import draw_cells
 from sfumato.interactive.studio.gallery import Gallery
 from sfumato.interactive.studio.openapi import PATHS
 from sfumato.interactive.studio.png import MOST_TEXT_BYTES, settings_of
+from sfumato.interactive.studio.settings import as_command
 from sfumato.interactive.studio.shelf import Shelf
 from sfumato.interactive.studio.work import Job, Worker
 from sfumato.training.records import read_records
@@ -78,8 +82,16 @@ def done(url: str, path: str, body: Any) -> list[tuple[str, dict[str, Any]]]:
 # The same picture everywhere ----------------------------------------------------------------------
 
 
-def test_the_page_the_api_the_command_and_python_give_the_same_picture(url, sfumato):
-    asked = {**SEVEN, "seed": 5, "guidance": 2.5, "form": "apg:eta=0.5", "sampler": "DDIM"}
+@pytest.mark.parametrize(
+    ("own", "nfe"),
+    [
+        ({"guidance": 2.5, "form": "apg:eta=0.5", "sampler": "DDIM"}, 6),
+        ({"guidance": 2, "form": "cfg", "timestep_spacing": "leading"}, 6),
+        ({"guidance": 0, "form": "cfg", "prompt": ""}, 3),
+    ],
+)
+def test_the_page_the_api_the_command_and_python_give_the_same_picture(url, sfumato, own, nfe):
+    asked = {**SEVEN, "seed": 5, **own}
     by_api = ask(f"{url}/api/picture", asked)
     assert by_api.headers["content-type"] == "image/png"
     page = {**{k: v for k, v in asked.items() if k != "seed"}, "seeds": [4, 5]}
@@ -87,7 +99,7 @@ def test_the_page_the_api_the_command_and_python_give_the_same_picture(url, sfum
     names = [values["name"] for name, values in told if name == "picture"]
     by_page = ask(f"{url}/api/gallery/{names[1]}").body
     known = ask(f"{url}/api/check", asked).json
-    assert known["nfe"] == 6
+    assert known["nfe"] == nfe
     command = shlex.split(known["command"])
     assert command[0] == "sfumato"
     result = sfumato(*command[1:], "--out", "by-command")
@@ -96,6 +108,35 @@ def test_the_page_the_api_the_command_and_python_give_the_same_picture(url, sfum
     exec(known["python"], {})
     by_python = Path("picture.png").read_bytes()
     assert by_api.body == by_page == by_command == by_python
+
+
+def test_the_command_of_a_restored_picture_has_all_its_settings(url, studio):
+    """Every setting of `Picture` that is not its default, and the device of the studio."""
+    made = studio.shelf.get(MODEL).sample("-", 3, steps=2, timestep_spacing="linspace")
+    found = ask(f"{url}/api/inspect", body=made.png(0)).json["picture"]
+    command = ask(f"{url}/api/check", found).json["command"]
+    settings = made.settings[0]
+    assert command == (
+        f"sfumato sample {MODEL} --seed 3 --guidance {settings['guidance_scale']} "
+        f"--guidance-form {settings['guidance']} --sampler {settings['sampler']} --steps 2 "
+        "--timestep-spacing linspace --device cpu -- -"
+    )
+    named = {name.replace("_", "-") for name in Picture.model_fields} - {"model", "prompt", "alone"}
+    options = {one.removeprefix("--") for one in as_command(everything()).split() if "--" in one}
+    assert options == {name.replace("form", "guidance-form") for name in named}
+
+
+def everything() -> Picture:
+    return Picture(
+        model=MODEL,
+        prompt="x",
+        negative_prompt="y",
+        guidance=1,
+        form="cfg",
+        sampler="DDIM",
+        steps=1,
+        timestep_spacing="leading",
+    )
 
 
 @pytest.mark.parametrize("rows", [True, False])
@@ -149,6 +190,25 @@ def test_cells_are_made_once_and_are_those_of_make(url):
     assert len({one["name"] for one in first}) == 4
     cell = ask(f"{url}/api/cells/{first[3]['name']}").body
     assert cell == ask(f"{url}/api/picture", cells[3]).body
+
+
+def test_a_cell_is_known_by_the_settings_that_its_model_has(studio):
+    """A model that was exported again under another default guidance scale, or is elsewhere."""
+    model, gallery = studio.shelf.get(MODEL), Gallery(Path("gallery"))
+    made: list[tuple[bool, bytes]] = []
+    for name, scale in (("m", 1), ("m", 5), ("m", 1), ("elsewhere", 5)):
+        shelf = Shelf([name])
+        own = shelf._models[name] = model.with_(guidance=scale, form="cfg")
+        shelf._tell(name, state="ready")
+        job = Job(lambda job: None)
+        asked = Picture(**{**SEVEN, "model": name})
+        draw_cells(job, Cells(pictures=(asked,)), shelf, gallery)
+        (told,) = [values for _, _, values in job.after(0)]
+        png = gallery.cell(told["name"]).read_bytes()
+        assert png == own.sample(SEVEN["prompt"], 0, steps=3).png(0)
+        made.append((told["cached"], png))
+    assert [cached for cached, _ in made] == [False, False, True, True]
+    assert made[0][1] != made[1][1]
 
 
 # Jobs ---------------------------------------------------------------------------------------------
@@ -226,6 +286,12 @@ def test_the_gallery_is_there_after_a_restart(url, studio):
     assert ask(f"{url}/api/gallery/{names[0]}").status == 404
 
 
+def test_a_folder_that_is_there_becomes_one_of_this_user_alone():
+    Path("pictures").mkdir(mode=0o755)
+    Gallery(Path("pictures"))
+    assert Path("pictures").stat().st_mode & 0o777 == 0o700
+
+
 def test_the_gallery_is_for_this_user_alone():
     gallery = Gallery(Path("pictures"))
     assert Path("pictures").stat().st_mode & 0o777 == 0o700
@@ -291,6 +357,22 @@ def test_a_long_curve_is_thinned_to_its_end():
     assert 200 <= len(losses) <= 400
 
 
+def test_a_loss_that_is_no_number_is_left_out(url, studio):
+    run = studio.runs / "diverged"
+    run.mkdir(parents=True)
+    lines = [
+        '{"images": 1, "loss": NaN}',
+        '{"images": 2, "loss": 0.5}',
+        '{"images": 3, "loss": Infinity}',
+    ]
+    (run / "metrics.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
+    (run / "experiment.yaml").write_text("preset: digits\n", "utf-8")
+    with locked(run):  # it trains, so that all its records count
+        assert ask(f"{url}/api/run?name=diverged").json["losses"] == [[2, 0.5]]
+        (one,) = ask(f"{url}/api/runs").json["runs"]
+    assert (one["folder"], one["loss"]) == ("diverged", 0.5)
+
+
 # What is refused ----------------------------------------------------------------------------------
 
 
@@ -335,6 +417,10 @@ def test_only_json_is_taken_so_that_no_form_of_another_site_is(url):
         "/api/run/sample?name=..&file=..%2fsecret.png",
         "/static/..%2fstudio%2f..%2f..%2fserving.py",
         "/api/jobs/nonesuch/events",
+        f"/api/gallery/{'a' * 300}.png",
+        f"/api/cells/{'a' * 300}.png",
+        f"/api/evolutions/{'a' * 300}",
+        f"/api/run/sample?name=..&file={'a' * 300}.png",
     ],
 )
 def test_no_path_leaves_its_folder(url, studio, path):
@@ -420,20 +506,22 @@ def test_no_page_names_another_host(url):
 # Many at once -------------------------------------------------------------------------------------
 
 
-def asked_at_once(url: str, asked: Sequence[Mapping[str, object]]) -> dict[int, Answer]:
+def asked_at_once(
+    url: str, asked: Sequence[Mapping[str, object]], **headers: str
+) -> dict[int, Answer]:
     """What twenty clients get, while two more send nonsense."""
     answers: dict[int, Answer] = {}
 
     def client(first: int) -> None:
         for index in range(first, len(asked), 20):
-            answers[index] = ask(f"{url}/api/picture", asked[index])
+            answers[index] = ask(f"{url}/api/picture", asked[index], **headers)
 
     threads = [threading.Thread(target=client, args=(first,)) for first in range(20)]
     for thread in threads:
         thread.start()
     for _ in range(5):
-        ask(f"{url}/api/inspect", body=BAD["text that inflates"])
-        ask(f"{url}/api/sample", body=b"{" * 10_000, content_type="application/json")
+        ask(f"{url}/api/inspect", body=BAD["text that inflates"], **headers)
+        ask(f"{url}/api/sample", body=b"{" * 10_000, content_type="application/json", **headers)
     for thread in threads:
         thread.join()
     return answers
@@ -463,9 +551,14 @@ def test_the_command_serves_the_page_before_the_model_and_ends_on_ctrl_c():
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
         assert process.stdout is not None
-        url = process.stdout.readline().strip()
-        page = ask(url)
-        states = [one["state"] for one in ask(url + "api/models").json["models"]]
+        url, _, token = process.stdout.readline().strip().partition("?token=")
+        file = Path("pictures/token.txt")
+        assert (file.read_text("utf-8"), file.stat().st_mode & 0o777) == (f"{token}\n", 0o600)
+        assert [ask(url + path).status for path in ("", "api/gallery", "api/picture")] == [401] * 3
+        assert ask(f"{url}?token={token}").status == 303
+        own = {"authorization": f"Bearer {token}"}
+        page = ask(url, **own)
+        states = [one["state"] for one in ask(url + "api/models", **own).json["models"]]
         process.send_signal(2)
         out, err = process.communicate(timeout=60)
     assert page.status == 200
@@ -510,11 +603,12 @@ def test_memory_stays_flat_over_200_requests(tmp_path: Path) -> None:
     ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
-        url = process.stdout.readline().strip().rstrip("/")
+        url, _, token = process.stdout.readline().strip().partition("/?token=")
+        own = {"authorization": f"Bearer {token}"}
         try:
-            asked_at_once(url, asked[:40])
+            asked_at_once(url, asked[:40], **own)
             before = resident_bytes(process.pid)
-            answers = asked_at_once(url, asked)
+            answers = asked_at_once(url, asked, **own)
             grown = resident_bytes(process.pid) - before
         finally:
             process.send_signal(2)

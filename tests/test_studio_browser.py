@@ -26,6 +26,7 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium"),
 ]
 MODEL = "bundled:mnist"
+TOKEN = "of-the-browser"
 PATIENT_MS = 240_000
 expect = playwright.expect
 
@@ -38,7 +39,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory, small_run: Path) -> Studio:
 
 @pytest.fixture(scope="module")
 def url(studio: Studio) -> Iterator[str]:
-    with running(application(studio, token=None)) as url:
+    with running(application(studio, token=TOKEN)) as url:
         yield url
 
 
@@ -62,9 +63,10 @@ def page(browser, url: str) -> Iterator[Any]:
     one.on("request", lambda request: asked.append(request.url))
     one.on("console", lambda message: wrong.append(message.text))
     one.on("pageerror", lambda error: wrong.append(str(error)))
-    one.goto(url)
+    one.goto(f"{url}/?token={TOKEN}")
     expect(one.locator("#status")).to_contain_text(f"{LIVE} ready")
     expect(one.locator("#cost")).to_contain_text("NFE")
+    assert one.url == f"{url}/"  # the token became a cookie
     yield one
     one.close()
     assert wrong == []

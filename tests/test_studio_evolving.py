@@ -1,6 +1,7 @@
 """The evolve tab below its API: a CAN, class accuracy, what is refused."""
 
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +23,7 @@ from sfumato.interactive.studio.drawing import draw
 from sfumato.interactive.studio.gallery import Gallery
 from sfumato.interactive.studio.settings import restored
 from sfumato.interactive.studio.shelf import Shelf, description
-from sfumato.interactive.studio.work import Job
+from sfumato.interactive.studio.work import Cancelled, Job
 from sfumato.models.can import Generator
 
 NAMES = ("cubism", "ukiyo-e")
@@ -82,6 +83,45 @@ def test_a_can_draws_and_evolves(can, shelf_of):
     assert found["notes"] == []
     assert found["picture"]["prompt"] == "cubism"
     assert gallery.path(name).read_bytes() == can.sample("cubism", 3).png(0)
+
+
+def cancelled_at(number: int) -> Job:
+    """A job that is cancelled when it is asked for the so-manieth time."""
+    made, seen = job(), count(1)
+
+    def check() -> None:
+        made.cancelled = next(seen) >= number
+        Job.check(made)
+
+    made.check = check
+    return made
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(one): one.read_bytes() for one in folder.rglob("*") if one.is_file()}
+
+
+@pytest.mark.parametrize("number", [1, 3, 4])
+def test_a_cancelled_generation_ends_at_its_next_step_and_leaves_nothing(
+    small_model, shelf_of, number
+):
+    """Of three steps, and before it is written."""
+    shelf, folder = shelf_of(small_model), Path("evolutions")
+    prompts = ("A handwritten digit 7",)
+    new = NewEvolution(
+        model="one", name="a", prompts=prompts, size=6, steps=3, sampler="DDIM", guidance=1
+    )
+    with pytest.raises(Cancelled):
+        evolving.begin(cancelled_at(number), new, shelf, folder, nothing)
+    assert not folder.exists()
+    evolving.begin(cancelled_at(5), new, shelf, folder, nothing)  # nothing is asked after that
+    before = files_of(folder)
+    assert "evolutions/a/evolution.json" in before
+    with pytest.raises(Cancelled):
+        evolving.advance(
+            cancelled_at(number), "a", Picks(generation=0, picks=(2,)), shelf, folder, nothing
+        )
+    assert files_of(folder) == before
 
 
 def test_class_accuracy_is_the_share_of_the_classes_in_the_captions(small_model, shelf_of):

@@ -156,8 +156,9 @@ def test_a_token_stays_after_the_server_was_started_again(tmp_path: Path) -> Non
         place = place_of(folder, "0.0.0.0", None)
         place.socket.close()
         tokens.append(place.token)
+        (folder / TOKEN).chmod(0o644)  # as an earlier version left it
     assert tokens[0] == tokens[1]
-    assert len(tokens[0]) >= 32
+    assert len(tokens[0] or "") >= 32
     assert place_of_closed(folder) is None
     with running(survey_application(folder, token=tokens[0])) as url:
         assert ask(url).status == 401

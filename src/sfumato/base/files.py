@@ -70,16 +70,16 @@ def make_folder(path: Path) -> Path:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
     """A temporary file in the same folder that becomes `path` in one rename when the block ends
-    well; a reader sees the whole file or none."""
+    well; a reader sees the whole file or none. `mode`: its permissions."""
     make_folder(path.parent)
     with writing(path):
         handle, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=path.parent)
         os.close(handle)
         try:
             yield Path(name)
-            os.chmod(name, 0o644)  # mkstemp makes files that only their owner can read
+            os.chmod(name, mode)  # mkstemp makes files that only their owner can read
             sync(Path(name))
             os.replace(name, path)
         except BaseException:
@@ -87,14 +87,14 @@ def whole_file(path: Path) -> Iterator[Path]:
             raise
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, *, mode: int = 0o644) -> None:
     """Write a whole file or nothing: temporary file in the same folder, fsync, rename."""
-    with whole_file(path) as temporary:
+    with whole_file(path, mode=mode) as temporary:
         temporary.write_bytes(content)
 
 
-def write_text(path: Path, text: str) -> None:
-    write_bytes(path, text.encode("utf-8"))
+def write_text(path: Path, text: str, *, mode: int = 0o644) -> None:
+    write_bytes(path, text.encode("utf-8"), mode=mode)
 
 
 def write_json(path: Path, value: Any) -> None:

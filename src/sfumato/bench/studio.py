@@ -45,7 +45,7 @@ def measure_studio(model: str, prompt: str, *, pictures: int) -> StudioTimes:
     more. `SfumatoError` where it does not start."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, _started(model, Path(folder)) as url:
-        _answer(url)
+        _answer(url, "")
         page = time.monotonic() - began
         _picture(url, model, prompt, 0)
         first = time.monotonic() - began
@@ -80,12 +80,15 @@ def _seconds_of_picture(url: str, model: str, prompt: str, seed: int) -> float:
 
 def _picture(url: str, model: str, prompt: str, seed: int) -> bytes:
     body = json.dumps({"model": model, "prompt": prompt, "seed": seed}).encode()
-    return _answer(f"{url}api/picture", body)
+    return _answer(url, "api/picture", body)
 
 
-def _answer(url: str, body: bytes | None = None) -> bytes:
-    """Of a GET, or of a POST of JSON; `SfumatoError` with what the studio says is wrong."""
-    request = urllib.request.Request(url, data=body, headers={"content-type": "application/json"})
+def _answer(url: str, path: str, body: bytes | None = None) -> bytes:
+    """Of a GET, or of a POST of JSON, to a path below the address that was printed; `SfumatoError`
+    with what the studio says is wrong."""
+    base, _, token = url.partition("?token=")
+    headers = {"content-type": "application/json", "authorization": f"Bearer {token}"}
+    request = urllib.request.Request(base + path, data=body, headers=headers)
     try:
         with _OPENER.open(request, timeout=_PATIENCE_SECONDS) as answer:
             return answer.read()

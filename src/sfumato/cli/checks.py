@@ -91,6 +91,20 @@ def checked_sampler(name: str | None) -> str | None:
     return None if name is None else sampler_name(name)
 
 
+def checked_spacing(name: str | None) -> str | None:
+    from typing import get_args
+
+    from sfumato.diffusion.solvers.registry import TimestepSpacing
+
+    known = get_args(TimestepSpacing)
+    if name is not None and name not in known:
+        raise InputError(
+            f"No timestep spacing named '{name}'.",
+            hint=f"Use {', '.join(known[:-1])} or {known[-1]}.",
+        )
+    return name
+
+
 def checked_samplers(names: list[str] | None) -> list[str]:
     return [str(checked_sampler(name)) for name in names or ()]
 

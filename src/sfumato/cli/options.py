@@ -23,6 +23,7 @@ from sfumato.cli.checks import (
     checked_model,
     checked_sampler,
     checked_source,
+    checked_spacing,
     parsed_counts,
     parsed_scales,
 )
@@ -131,6 +132,15 @@ FORM_METAVAR = "NAME[:KEY=VALUE,...]"
 Form = Annotated[
     str | None,
     typer.Option("--guidance-form", metavar=FORM_METAVAR, callback=checked_form, help=FORM_HELP),
+]
+Spacing = Annotated[
+    str | None,
+    typer.Option(
+        "--timestep-spacing",
+        metavar="NAME",
+        callback=checked_spacing,
+        help="Which timesteps are visited: trailing, leading or linspace.",
+    ),
 ]
 Forms = Annotated[
     list[str] | None,
@@ -242,11 +252,13 @@ class SamplingOptions(SolverOptions):
 
     guidance: Guidance = None
     form: Form = None
+    timestep_spacing: Spacing = None
 
     def changes(self) -> dict[str, Any]:
         return {
             "steps": self.steps,
             "sampler": self.sampler,
+            "timestep_spacing": self.timestep_spacing,
             "guidance": self.guidance,
             "form": self.form,
         }

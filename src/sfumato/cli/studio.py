@@ -34,7 +34,7 @@ def studio(
         ),
     ] = None,
     host: Annotated[
-        str, typer.Option(help="Where to listen; another than this machine asks for a token.")
+        str, typer.Option(help="Where to listen; 0.0.0.0 for all machines that reach this one.")
     ] = "127.0.0.1",
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Else 7878, or a free one.")
@@ -47,13 +47,13 @@ def studio(
         checked_model(name)
     check_server_packages("studio")
     from sfumato.base.lock import locked
-    from sfumato.interactive.serving import listen, serve
+    from sfumato.interactive.serving import TOKEN, kept_token, listen, serve
     from sfumato.interactive.studio.app import Studio, application
     from sfumato.interactive.studio.gallery import Gallery, private_folder
     from sfumato.interactive.studio.shelf import Shelf
 
-    place = listen(host, port)
     with locked(private_folder(gallery)):
+        place = listen(host, port, token=kept_token(gallery / TOKEN))
         made = Studio(
             shelf=Shelf(models or DEFAULT_MODELS, device=device),
             gallery=Gallery(gallery),

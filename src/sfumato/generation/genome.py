@@ -14,7 +14,7 @@ from torch import Tensor
 from sfumato.base.errors import InputError
 from sfumato.base.images import settings_in_png
 from sfumato.base.randomness import generator_for
-from sfumato.diffusion.sampling import Sampled, initial_noise
+from sfumato.diffusion.sampling import OnStep, Sampled, initial_noise
 from sfumato.diffusion.solvers.registry import SAMPLERS
 from sfumato.generation.asked import generators_from_seeds
 from sfumato.generation.model import Model
@@ -255,11 +255,13 @@ def sample_genomes(
     genomes: Sequence[Genome],
     *,
     batch_size: int = 64,
+    on_step: OnStep | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> Samples:
     """One image of each genome, the same bits as in any other set; its settings hold the genome.
 
-    `InputError` for no genomes, and for a sampler that draws noise.
+    `on_step`: as in `Model.sample`; a CAN has no steps. `InputError` for no genomes, and for a
+    sampler that draws noise.
     """
     if not genomes:
         raise InputError("There is no genome.", hint="Give at least one.")
@@ -277,6 +279,7 @@ def sample_genomes(
             {"cond": cond, "uncond": uncond, "weak": cond},
             generators_from_seeds([0] * len(own)),  # the sampler draws nothing from them
             noise=torch.stack([genome.first.noise(drawn) for genome in own]).float(),
+            on_step=on_step,
         )
 
     return model.collected([genome.settings for genome in genomes], denoise, batch_size, on_batch)

@@ -5,7 +5,7 @@ function of the first seed and of the picks that led to it, so the same picks gi
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,15 @@ HISTORY, IMAGES = "evolution.json", "images"
 FORMAT = 1
 SIZE = 16
 """Images of a generation."""
+
+
+Check = Callable[[], None]
+"""Called at every step and before anything is written: what it raises ends a generation, of which
+nothing is kept."""
+
+
+def _wanted() -> None:
+    """The check of a generation that nobody cancels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +84,10 @@ class Evolution:
         size: int = SIZE,
         operators: Operators | None = None,
         start: Sequence[Path] = (),
+        check: Check = _wanted,
     ) -> "Evolution":
         """Sample generation 0 into a new folder: `start`, PNGs with genomes, then the images of
-        `seed` and the next ones, of the `prompts` in turn.
+        `seed` and the next ones, of the `prompts` in turn. `check`: see `Check`.
 
         `InputError` for no prompt, a sampler that draws noise, sizes that are too small, and a
         folder that has a history.
@@ -101,7 +111,8 @@ class Evolution:
         given = [_with_weights(path) for path in start]
         seeds = range(seed, seed + size - len(given))
         new = [operators.founder(one, prompts[i % len(prompts)]) for i, one in enumerate(seeds)]
-        history._add(given + new, parent=None, picks=(), kept=0, key=f"evolution/{seed}")
+        about = {"parent": None, "picks": (), "kept": 0, "key": f"evolution/{seed}"}
+        history._add(given + new, check, **about)
         return history
 
     @classmethod
@@ -137,9 +148,12 @@ class Evolution:
         history.generations = generations
         return history
 
-    def advance(self, picks: Sequence[int], *, generation: int | None = None) -> int:
+    def advance(
+        self, picks: Sequence[int], *, generation: int | None = None, check: Check = _wanted
+    ) -> int:
         """Sample the generation that follows from `picks`, numbers from 1, of a generation, the
         newest unless given. Returns its number: that of the one there already for the same picks.
+        `check`: see `Check`.
 
         Up to half of a generation's size of the picked are kept; they are parents in turn, those
         that are not kept first. No picks: all are new. `InputError` for a number that is not there.
@@ -161,6 +175,7 @@ class Evolution:
         parents = [self.genome(before.images[pick - 1]) for pick in chosen]
         return self._add(
             self.operators.following(parents, self.about["prompts"], size=size, key=key),
+            check,
             parent=parent,
             picks=chosen,
             kept=min(len(parents), size // 2),
@@ -175,16 +190,19 @@ class Evolution:
             raise InputError(f"There is no generation {number}.", hint=f"Give 0 to {newest}.")
         return number
 
-    def _add(self, genomes: Sequence[Genome], **about: Any) -> int:
+    def _add(self, genomes: Sequence[Genome], check: Check, **about: Any) -> int:
         """Sample the images that are not there yet, then write the tree and the grid."""
         remove_incomplete(self.folder / IMAGES)
         names = [f"{derived_seed(str(genome)):016x}" for genome in genomes]
         new = {n: g for n, g in zip(names, genomes, strict=True) if not self.path(n).exists()}
+        pngs: list[bytes] = []
         if new:
-            samples = sample_genomes(self.model, list(new.values()))
-            for index, name in enumerate(new):
-                write_bytes(self.path(name), samples.png(index))
+            samples = sample_genomes(self.model, list(new.values()), on_step=lambda step: check())
+            pngs = [samples.png(index) for index in range(len(new))]
         spread = deviation(genomes, self.model.shape)
+        check()
+        for name, png in zip(new, pngs, strict=True):
+            write_bytes(self.path(name), png)
         self.generations.append(Generation(images=tuple(names), deviation=spread, **about))
         number = len(self.generations) - 1
         self.write_grid(number)

@@ -1,56 +1,46 @@
-"""What the servers for people share: where they listen, who may ask, limits, headers and errors.
+"""What the servers for people share: where they listen, limits, files and errors.
 
-Needs the extra `studio`. A server listens on this machine alone unless told; for any other address
-it asks for a token. A page of it asks nothing of other machines, and the browser enforces that.
+Needs the extra `studio`. A server listens on this machine alone unless told; for any other address,
+and where what it shows is for one user, it asks for a token. A page of it asks nothing of other
+machines, and the browser enforces that.
 """
 
 import asyncio
-import hmac
+import os
 import re
 import secrets
 import socket
 import threading
 import webbrowser
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from importlib.resources import files
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit
 
+import h11
 import uvicorn
 from starlette.applications import Starlette
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request, cookie_parser
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.routing import BaseRoute
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sfumato.base.errors import InputError, SfumatoError
+from sfumato.base.files import write_text
+from sfumato.interactive.guard import LOCAL, Guard, error_response, is_local
 
-LOCAL = "127.0.0.1"
 BODY_BYTES = 8_000_000
 """Of a request, unless an application says otherwise."""
 CONNECTIONS = 200
-"""At once; more are answered with 503."""
+"""At once; for one more, that is closed which waits longest for a whole request."""
+TOKEN = "token.txt"
 _GRACE_SECONDS = 2
-_HEADERS = {
-    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
-    "img-src 'self' data: blob:; connect-src 'self'; manifest-src 'self'; form-action 'self'; "
-    "base-uri 'none'; frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-    "x-frame-options": "DENY",
-    "referrer-policy": "no-referrer",
-    "cross-origin-resource-policy": "same-origin",
-    "cross-origin-opener-policy": "same-origin",
-    "permissions-policy": "camera=(), geolocation=(), microphone=()",
-    "cache-control": "no-store",
-}
-"""Of every answer; an answer's own `cache-control` stays."""
+_NAME_BYTES = 255
+"""Of a file; the systems take no longer ones."""
 _TYPES = {
     ".css": "text/css; charset=utf-8",
     ".html": "text/html; charset=utf-8",
@@ -88,6 +78,7 @@ def application(
     handlers: dict[Any, Any] = {
         SfumatoError: _answer_error,
         HTTPException: _answer_http_error,
+        ClientDisconnect: _answer_nobody,
         Exception: _answer_bug,
     }
     guard = Middleware(Guard, token=token, body_bytes=body_bytes)
@@ -95,11 +86,8 @@ def application(
         routes=list(routes), middleware=[guard], exception_handlers=handlers, lifespan=lifespan
     )
     app.state.stopping = False
+    app.state.once = None
     return app
-
-
-def error_response(status: int, what: str, hint: str = "") -> JSONResponse:
-    return JSONResponse({"error": what, "hint": hint}, status_code=status, headers=_HEADERS)
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
@@ -112,100 +100,14 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
     return error_response(error.status_code, f"{error.detail}.")
 
 
+async def _answer_nobody(request: Request, error: Exception) -> Response:
+    """The client went away before its request was whole: nothing for the terminal."""
+    return error_response(400, "The request is not whole.")
+
+
 async def _answer_bug(request: Request, error: Exception) -> Response:
     """Nothing of an unexpected error goes out; the terminal has all of it."""
     return error_response(500, "The server failed.", "Its terminal says why.")
-
-
-class Guard:
-    """Refuses who may not ask and what is too large, and gives every answer its headers."""
-
-    def __init__(self, app: ASGIApp, *, token: str | None, body_bytes: int) -> None:
-        self.app = app
-        self.token = token
-        self.body_bytes = body_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in _HEADERS.items():
-                    headers.setdefault(name, value)
-            await send(message)
-
-        refused = self._refused(scope)
-        if refused is not None:
-            await refused(scope, receive, send_with_headers)
-            return
-        await self.app(scope, self._limited(receive), send_with_headers)
-
-    def _refused(self, scope: Scope) -> Response | None:
-        """The answer to a request that goes no further; None where it may."""
-        headers = Headers(scope=scope)
-        host = headers.get("host", "")
-        if self.token is None and not is_local(urlsplit(f"//{host}").hostname or ""):
-            return error_response(
-                403, f"{host or 'No host'} is not this machine.", f"Use {LOCAL} or localhost."
-            )
-        origin = headers.get("origin")
-        changes = scope["method"] not in ("GET", "HEAD")
-        if changes and origin is not None and urlsplit(origin).netloc != host:
-            return error_response(403, "The request comes from another site.")
-        length = headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > self.body_bytes:
-            return error_response(
-                413, "The request is too large.", f"Send up to {self.body_bytes:,} bytes."
-            )
-        return None if self.token is None else self._without_token(scope, headers)
-
-    def _without_token(self, scope: Scope, headers: Headers) -> Response | None:
-        """A token in the address becomes a cookie, so that it is not in the page's address."""
-        cookie = f"sfumato-{(scope.get('server') or ('', 0))[1]}"
-        kept = cookie_parser(headers.get("cookie", "")).get(cookie, "")
-        bearer = headers.get("authorization", "").removeprefix("Bearer ")
-        if self._is_token(kept) or self._is_token(bearer):
-            return None
-        asked = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
-        if not self._is_token(dict(asked).get("token", "")):
-            return error_response(
-                401, "A token is needed.", "Open the address that the server printed."
-            )
-        rest = urlencode([(name, value) for name, value in asked if name != "token"])
-        path = "/" + scope["path"].lstrip("/\\")  # never the address of another host
-        response = RedirectResponse(path + (f"?{rest}" if rest else ""), status_code=303)
-        response.set_cookie(cookie, self.token or "", httponly=True, samesite="lax")
-        return response
-
-    def _is_token(self, given: str) -> bool:
-        return hmac.compare_digest(given.encode(), (self.token or "").encode())
-
-    def _limited(self, receive: Receive) -> Receive:
-        """A body without a length is counted as it comes."""
-        seen = 0
-
-        async def counted() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self.body_bytes:
-                raise HTTPException(413, "The request is too large")
-            return message
-
-        return counted
-
-
-def is_local(host: str) -> bool:
-    """Whether a name or an address is that of this machine alone."""
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 # Files --------------------------------------------------------------------------------------------
@@ -242,7 +144,7 @@ def page(package: str, template: str, **values: Any) -> Response:
 def inside(folder: Path, name: str) -> Path:
     """The path of an entry of `folder`; `Refusal` (404) for a name that could lead out of it."""
     path = folder / name
-    plain = re.fullmatch(r"[\w][\w .,+=@-]*", name) is not None
+    plain = re.fullmatch(r"[\w][\w .,+=@-]*", name) and len(name.encode()) <= _NAME_BYTES
     if not plain or path.is_symlink() or path.resolve().parent != folder.resolve():
         raise Refusal(f"There is no '{name[:80]}'.", status=404)
     return path
@@ -262,18 +164,38 @@ class Place:
     @property
     def url(self) -> str:
         """The address for a browser, with the token where there is one."""
+        return self.url_with(self.token)
+
+    def url_with(self, token: str | None) -> str:
+        """The address with another token."""
         port = self.socket.getsockname()[1]
         host = {"0.0.0.0": socket.gethostname(), "::": socket.gethostname()}.get(
             self.host, self.host
         )
         host = f"[{host}]" if ":" in host else host
-        return f"http://{host}:{port}/" + (f"?token={self.token}" if self.token else "")
+        return f"http://{host}:{port}/" + (f"?token={token}" if token else "")
 
 
-def listen(host: str = LOCAL, port: int | None = None, *, usual: int = 7878) -> Place:
-    """Listen on `port`, or on `usual` or any free one. Another host than this machine gets a random
-    token. `InputError` for a host that is not of this machine and a port that is taken."""
-    token = None if is_local(host) else secrets.token_urlsafe(24)
+def kept_token(file: Path) -> str:
+    """The token in a file, which this user alone can read; a new one where there is none. So an
+    address is good after the server was started again, until the file is removed."""
+    token = file.read_text("utf-8").strip() if file.is_file() else ""
+    if not token:
+        token = secrets.token_urlsafe(24)
+        write_text(file, token + "\n", mode=0o600)
+    with suppress(PermissionError):  # of another user
+        os.chmod(file, 0o600)
+    return token
+
+
+def listen(
+    host: str = LOCAL, port: int | None = None, *, usual: int = 7878, token: str | None = None
+) -> Place:
+    """Listen on `port`, or on `usual` or any free one. Without a `token`, another host than this
+    machine gets a random one. `InputError` for a host that is not of this machine and a port that
+    is taken."""
+    if token is None and not is_local(host):
+        token = secrets.token_urlsafe(24)
     refused = OSError()
     for wanted in (usual, 0) if port is None else (port,):
         try:
@@ -304,6 +226,42 @@ def _bound(host: str, port: int) -> socket.socket:
     return made
 
 
+_INCOMPLETE = (h11.IDLE, h11.SEND_BODY)
+"""States of a client before its request has all headers, and all of its body."""
+
+
+class _Connection(H11Protocol):
+    """One of at most `CONNECTIONS`: requests that are half sent make way, so they hold no place."""
+
+    since = 0.0
+    """When it began to wait for a request."""
+
+    def connection_made(self, transport: Any) -> None:
+        self.since = self.loop.time()
+        if len(self.connections) >= CONNECTIONS:
+            waiting = _waiting(self.connections)
+            if waiting:
+                _abort(min(waiting, key=lambda one: one.since))
+            else:
+                self.app = error_response(503, "The server is busy.", "Try again.")
+                self.app.headers["connection"] = "close"
+        super().connection_made(transport)
+
+    def on_response_complete(self) -> None:
+        self.since = self.loop.time()
+        super().on_response_complete()
+
+
+def _waiting(connections: Iterable[Any]) -> list[_Connection]:
+    """Those whose client has not sent a whole request."""
+    return [one for one in connections if one.conn.their_state in _INCOMPLETE]
+
+
+def _abort(connection: _Connection) -> None:
+    connection.connections.discard(connection)
+    connection.transport.abort()
+
+
 class _Server(uvicorn.Server):
     """Says when it answers, and when it stops: streams of an application end by its `stopping`."""
 
@@ -318,6 +276,8 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._app.state.stopping = True
+        for one in _waiting(self.server_state.connections):
+            _abort(one)
         await super().shutdown(sockets)
 
 
@@ -325,11 +285,11 @@ def server(app: Starlette, *, started: Callable[[], None] = lambda: None) -> uvi
     """A server of an application; `run(sockets=[place.socket])` serves until it is told to stop."""
     config = uvicorn.Config(
         app,
+        http=_Connection,
         log_level="warning",
         access_log=False,
         server_header=False,
         date_header=False,
-        limit_concurrency=CONNECTIONS,
         timeout_graceful_shutdown=_GRACE_SECONDS,
         ws="none",
     )
@@ -338,12 +298,14 @@ def server(app: Starlette, *, started: Callable[[], None] = lambda: None) -> uvi
 
 def serve(app: Starlette, place: Place, *, browser: bool, started: Callable[[], None]) -> None:
     """Serve until SIGINT or SIGTERM, then end what is open within two seconds. `started` is called
-    once requests are answered; `browser` opens the page."""
+    once requests are answered; `browser` opens the page, with a token that is good once."""
+    app.state.once = secrets.token_urlsafe(24) if browser and place.token else None
 
     def ready() -> None:
         started()
-        if browser:  # a browser in a terminal would block the server
-            threading.Thread(target=webbrowser.open, args=(place.url,), daemon=True).start()
+        if browser:  # one in a terminal would block the server
+            address = place.url_with(app.state.once)
+            threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
 
     one = server(app, started=ready)
     try:

@@ -4,6 +4,7 @@ Files are read as they are; a folder that cannot be understood is listed with wh
 """
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -45,7 +46,7 @@ class BestFigure:
 @dataclass(frozen=True, kw_only=True)
 class RunSummary:
     """One run folder. `total_images` is None where the number of training images is not recorded;
-    `problems`: what could not be read."""
+    `loss`: the newest that is finite; `problems`: what could not be read."""
 
     folder: str
     state: State
@@ -92,6 +93,7 @@ def summary(run: Path) -> RunSummary:
     locked = is_locked(run)
     seen = max([saved or 0, *(one["images"] for one in records)]) if locked else saved or 0
     total = None if experiment is None else total_of(run, experiment)
+    losses = (one["loss"] for one in reversed(records) if one["images"] <= seen)
     state: State = "interrupted"
     if locked:
         state = "training"
@@ -105,7 +107,7 @@ def summary(run: Path) -> RunSummary:
         preset="" if experiment is None else experiment.name,
         images_seen=seen,
         total_images=total,
-        loss=next((one["loss"] for one in reversed(records) if one["images"] <= seen), None),
+        loss=next((loss for loss in losses if math.isfinite(loss)), None),
         best=max(_figures(run, problems), key=lambda one: (one.low, one.count), default=None),
         date=_date(run),
         problems=tuple(problems),

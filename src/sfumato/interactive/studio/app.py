@@ -148,8 +148,8 @@ def _checked(studio: Studio, picture: Picture) -> dict[str, Any]:
     model = studio.shelf.ready(picture.model)
     return {
         "nfe": None if model is None else model.with_(**picture.changes()).nfe(),
-        "command": as_command(picture),
-        "python": as_python(picture),
+        "command": as_command(picture, studio.shelf.device),
+        "python": as_python(picture, studio.shelf.device),
     }
 
 

@@ -49,7 +49,7 @@ def draw_cells(job: Job, asked: Cells, shelf: Shelf, gallery: Gallery) -> None:
     missing: list[tuple[int, str, Picture]] = []
     for index, picture in enumerate(asked.pictures):
         model = shelf.get(picture.model, check=job.check)
-        name = gallery.cell_name(picture, str(model.provenance.get("weights_sha256")))
+        name = gallery.cell_name(depends_on(picture, model))
         if gallery.has_cell(name):
             job.tell("cell", index=index, name=name, cached=True)
         else:
@@ -60,6 +60,14 @@ def draw_cells(job: Job, asked: Cells, shelf: Shelf, gallery: Gallery) -> None:
         samples = with_notes(job, lambda one=picture, of=model: drawn(of, one, stopping(job)))
         gallery.add_cell(name, samples.png(0))
         job.tell("cell", index=index, name=name, cached=False)
+
+
+def depends_on(picture: Picture, model: "Model") -> dict[str, Any]:
+    """Everything that a picture of a model depends on. What is not given is the model's own, and
+    two exports of the same weights may differ in that."""
+    asked = picture.model_dump(include={"prompt", "negative_prompt", "seed", "alone"})
+    own = model.with_(**picture.changes())
+    return {**asked, **own.settings(), "device": str(own.device)}
 
 
 def with_notes(job: Job, make: "Callable[[], Samples]") -> "Samples":

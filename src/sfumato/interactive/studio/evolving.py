@@ -98,7 +98,7 @@ def check_new(folder: Path, asked: NewEvolution) -> None:
 
 
 def begin(job: Job, asked: NewEvolution, shelf: Shelf, folder: Path, classify: Classify) -> None:
-    """Generation 0; an event `generation`."""
+    """Generation 0; an event `generation`. A job that is cancelled before leaves nothing."""
     from sfumato.interactive.evolution import Evolution
     from sfumato.interactive.operators import Operators
 
@@ -113,6 +113,7 @@ def begin(job: Job, asked: NewEvolution, shelf: Shelf, folder: Path, classify: C
             seed=asked.seed,
             size=asked.size,
             operators=Operators(angle=asked.angle),
+            check=job.check,
         )
         _measure(job, history, 0, classify)
     job.tell("generation", number=0)
@@ -134,7 +135,7 @@ def advance(
     own = folder / name
     with locked(own):
         history = Evolution.resume(model, own)
-        number = history.advance(asked.picks, generation=asked.generation)
+        number = history.advance(asked.picks, generation=asked.generation, check=job.check)
         _measure(job, history, number, classify)
     job.tell("generation", number=number)
 

@@ -1,17 +1,18 @@
 """Pictures in a folder: a gallery that is there after a restart, and cells that are made once."""
 
 import hashlib
+import json
 import os
 import re
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from sfumato.base.errors import InputError, SfumatoError
 from sfumato.base.files import make_folder, remove_incomplete, write_bytes
 from sfumato.interactive.serving import Refusal, inside
-from sfumato.interactive.studio.asked import Picture
 from sfumato.interactive.studio.png import settings_of
 
 MOST_PICTURES = 10_000
@@ -22,9 +23,10 @@ _NAME = re.compile(r"[0-9]{19}-[0-9a-f]{8}\.png")
 
 
 def private_folder(folder: Path) -> Path:
-    """A folder, made where it is not there such that no other user can read it."""
-    if not folder.exists():
-        make_folder(folder)
+    """A folder that no other user can enter, made where it is not there. One that belongs to
+    another user stays as it is."""
+    make_folder(folder)
+    with suppress(PermissionError):
         os.chmod(folder, 0o700)
     return folder
 
@@ -87,9 +89,9 @@ class Gallery:
 
     # Cells ----------------------------------------------------------------------------------------
 
-    def cell_name(self, picture: Picture, weights: str) -> str:
-        """The name of a cell: by everything that its pixels depend on."""
-        text = f"{weights}\n{picture.model_dump_json()}"
+    def cell_name(self, known: dict[str, Any]) -> str:
+        """The name of a cell by everything that it depends on."""
+        text = json.dumps(known, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32] + ".png"
 
     def has_cell(self, name: str) -> bool:

@@ -200,14 +200,18 @@ def document() -> dict[str, Any]:
         "info": {
             "title": "sfumato studio",
             "version": __version__,
-            "description": "Pictures, grids, runs and evolutions. On another host than this "
-            "machine every request takes the token, as `Authorization: Bearer TOKEN`.",
+            "description": "Pictures, grids, runs and evolutions. Every request takes the token "
+            "in token.txt of the gallery, as `Authorization: Bearer TOKEN`.",
         },
         "paths": {
             path: {one.method.lower(): _operation(path, one) for one in endpoints}
             for path, endpoints in PATHS.items()
         },
-        "components": {"schemas": {**schemas["$defs"], "Error": error}},
+        "components": {
+            "schemas": {**schemas["$defs"], "Error": error},
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{"token": []}],
     }
 
 

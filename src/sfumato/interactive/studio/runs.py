@@ -1,5 +1,6 @@
 """What the train tab shows: the runs in a folder, read as they are. Nothing is trained here."""
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,9 @@ def curve(run: Path) -> dict[str, Any]:
 
 
 def _has_loss(record: dict[str, Any]) -> bool:
-    return isinstance(record.get("loss"), int | float) and isinstance(record.get("images"), int)
+    """Whether it has one that is a number: JSON for a browser has no NaN."""
+    loss, images = record.get("loss"), record.get("images")
+    return isinstance(loss, int | float) and math.isfinite(loss) and isinstance(images, int)
 
 
 def _accuracies(run: Path) -> list[list[float]]:

@@ -59,21 +59,23 @@ def _whole(text: str | None) -> int | None:
     return None if text is None else int(text)
 
 
-def as_command(picture: Picture) -> str:
-    """The command that makes the same picture."""
+def as_command(picture: Picture, device: str = "auto") -> str:
+    """The command that makes the same picture. `device`: as `load` takes it."""
     options = {
         "--seed": picture.seed,
         "--guidance": _exact(picture.guidance),
         "--guidance-form": picture.form,
         "--sampler": picture.sampler,
         "--steps": picture.steps,
+        "--timestep-spacing": picture.timestep_spacing,
         "--negative-prompt": picture.negative_prompt or None,
+        "--device": None if device == "auto" else device,
     }
     words = ["sfumato", "sample", picture.model]
     for name, value in options.items():
         words += [] if value is None else [name, str(value)]
-    if picture.prompt:  # after `--` one that begins with a dash is no option
-        words += ["--", picture.prompt] if picture.prompt.startswith("-") else [picture.prompt]
+    # After `--` one that begins with a dash is no option. An empty one is given too.
+    words += ["--", picture.prompt] if picture.prompt.startswith("-") else [picture.prompt]
     return shlex.join(words)
 
 
@@ -84,8 +86,8 @@ def _exact(number: float | None) -> str | None:
     return str(int(number)) if number.is_integer() else repr(number)
 
 
-def as_python(picture: Picture) -> str:
-    """Lines of Python that make the same picture."""
+def as_python(picture: Picture, device: str = "auto") -> str:
+    """Lines of Python that make the same picture. `device`: as `load` takes it."""
     given: dict[str, Any] = picture.changes()
     if picture.negative_prompt:
         given = {"negative_prompt": picture.negative_prompt, **given}
@@ -93,9 +95,10 @@ def as_python(picture: Picture) -> str:
         given["alone"] = False
     first = f"{picture.prompt!r}, seeds={picture.seed}"
     more = "".join(f", {name}={value!r}" for name, value in given.items())
+    where = "" if device == "auto" else f", device={device!r}"
     return (
         "import sfumato\n\n"
-        f"model = sfumato.load({picture.model!r})\n"
+        f"model = sfumato.load({picture.model!r}{where})\n"
         f"picture = model.sample({first}{more})\n"
         'open("picture.png", "wb").write(picture.png(0))\n'
     )

@@ -5,7 +5,6 @@ page holds it, and nobody gets the answers of others: the server only says how m
 """
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from sfumato.base.files import write_text
-from sfumato.interactive.serving import Place, Refusal, application, listen
+from sfumato.interactive.serving import (
+    TOKEN,
+    Place,
+    Refusal,
+    application,
+    is_local,
+    kept_token,
+    listen,
+)
 from sfumato.interactive.survey.answers import DATABASE, AnswerStore, Session
 from sfumato.interactive.survey.build import PAGE, PAGE_FILES, PICTURES
 from sfumato.interactive.survey.key import PLAN, PUBLIC, read_key
@@ -23,7 +29,6 @@ from sfumato.interactive.survey.key import PLAN, PUBLIC, read_key
 PORT = 7879
 BODY_BYTES = 2_000
 """Of one answer."""
-TOKEN = "token.txt"
 MOST_PEOPLE = 10_000
 """Who may begin: nobody fills the disk."""
 _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
@@ -108,10 +113,5 @@ def _new(store: AnswerStore) -> Session:
 def place_of(folder: Path, host: str, port: int | None) -> Place:
     """Where a survey is served. Its token is kept in its folder, so that people go on with the
     address that they have after the server was started again."""
-    place = listen(host, port, usual=PORT)
-    if place.token is None:
-        return place
-    file = folder / TOKEN
-    if not file.is_file():
-        write_text(file, place.token)
-    return replace(place, token=file.read_text("utf-8").strip())
+    token = None if is_local(host) else kept_token(folder / TOKEN)
+    return listen(host, port, usual=PORT, token=token)
