@@ -286,4 +286,6 @@ def _agreement(key: Key, answers: Answers, question: int, seed: int) -> Estimate
     if not np.isfinite(alpha):
         return Estimate(value=alpha, count=len(value))
     low, high = alpha_interval(unit, value, rng=np.random.default_rng(seed))
+    if low == high:  # all agree: what is drawn anew does too
+        return Estimate(value=alpha, count=len(value))
     return Estimate(value=alpha, low=low, high=high, count=len(value))
