@@ -526,6 +526,9 @@ def test_two_people_who_agree_are_no_proof() -> None:
         (4.0, *(None,) * 4),
     ] * 2
     assert {plainly(one) for one in found["differences"]} == {(1.0, *(None,) * 4)}
+    dense = as_told(bare("likert", 3, 8, 2), 2, lambda person, one: 5.0 - one.arms[0])
+    agreement = analyse(*dense).everyone.agreement["creativity"]
+    assert (agreement.value, agreement.low, agreement.high) == (1.0, None, None)
     told = as_told(bare("real", 2, 4, 2), 2, lambda person, one: float(one.arms[0] == 2))
     found = analyse(*told).everyone.results
     assert {plainly(one)[1:] for kind in ("errors", "differences") for one in found[kind]} == {

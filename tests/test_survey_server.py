@@ -215,7 +215,7 @@ def test_a_database_that_cannot_be_opened(tmp_path: Path, refused) -> None:
         AnswerStore(tmp_path / "s" / DATABASE, key)
 
 
-def test_reading_changes_nothing(tmp_path: Path) -> None:
+def test_reading_changes_nothing(tmp_path: Path, monkeypatch) -> None:
     """Not a byte, beside a server and in a folder that is closed; a server that was killed before
     it had tables has no answers."""
     folder = tmp_path / "s"
@@ -229,6 +229,11 @@ def test_reading_changes_nothing(tmp_path: Path) -> None:
     assert [len(one.answers) for one in read_sessions(folder, key)] == [1]
     file = folder / DATABASE
     assert file.read_bytes() == content
+    with monkeypatch.context() as closed:
+        closed.setattr(os, "access", lambda *asked: False)
+        before = sorted(folder.iterdir())
+        assert [len(one.answers) for one in read_sessions(folder, key)] == [1]
+        assert sorted(folder.iterdir()) == before
     file.write_bytes(b"")
     empty = AnswerStore(folder / DATABASE, key, reading=True)
     assert empty.sessions() == []
