@@ -6,7 +6,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sfumato.interactive.survey.bootstrap import Answers, Statistic, crossed_bootstrap, means
+from sfumato.interactive.survey.analysis import differences_of, means_of
+from sfumato.interactive.survey.bootstrap import (
+    Answers,
+    Crossed,
+    Statistic,
+    crossed_bootstrap,
+    means,
+)
 from sfumato.interactive.survey.build import build_survey
 from sfumato.interactive.survey.crowd import Asked, Crowd, simulated_answers, true_means
 from sfumato.interactive.survey.designs import design_of
@@ -14,7 +21,7 @@ from sfumato.interactive.survey.forms import Settings, make_layout
 from sfumato.interactive.survey.key import Key
 from sfumato.interactive.survey.pictures import Arm
 
-NAMES = ("secretcan", "secretflow", "secretstudent")
+NAMES = ("secretcan", "secretflow", "secretstudent", "secretteacher", "secretunet")
 PROMPTS = [f"secretprompt number {number}" for number in range(10)]
 SEED = 987654321
 
@@ -47,34 +54,45 @@ def key_of(settings: Settings, models: int, seed: int = 0) -> Key:
     return Key.of(layout, names, [f"t{n}" for n in range(len(layout.trials))], "a-survey")
 
 
-def difference(totals: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Of the first two groups."""
-    values = means(totals, counts)
-    return values[..., :1] - values[..., 1:2]
-
-
 def calibration(
-    settings: Settings, crowd: Crowd, *, surveys: int, resamples: int = 200, seed: int = 0
+    settings: Settings,
+    crowd: Crowd,
+    *,
+    surveys: int,
+    models: int = 2,
+    resamples: int = 200,
+    seed: int = 0,
 ) -> dict[str, float]:
-    """Over simulated surveys: how often the truth is in the interval, and, where it is that of no
-    effect, how often an effect is found; the same of a binomial test that knows no people."""
-    key = key_of(settings, 2, seed)
+    """Over simulated surveys and all pairs of models (of single pictures the first difference):
+    how often the truth is in the interval, and, where it is that of no effect, how often an effect
+    is found before p-values are adjusted; the same of a binomial test that knows no people.
+
+    What has no interval says nothing: it holds the truth and finds nothing."""
+    key = key_of(settings, models, seed)
     asked, rng = Asked.of(key), np.random.default_rng(seed)
     pair = key.design.pair
-    statistic: Statistic = means if pair else difference
     true = true_means(key, crowd)
-    truth, null = (true[0], 0.5) if pair else (true[0] - true[1], 0.0)
+    truths = true if pair else true[:1] - true[1:2]
     inside = found = naive = 0
     for _ in range(surveys):
         answers = simulated_answers(key, asked, crowd, rng)
-        one = crossed_bootstrap(answers, statistic, resamples=resamples, rng=rng)
-        low, high = one.limits(share=pair)
-        inside += int(low[0] <= truth <= high[0])
-        found += int(one.p_values(null, share=pair)[0] < 0.05)
+
+        def crossed(statistic: Statistic, answers: Answers = answers) -> Crossed:
+            return crossed_bootstrap(answers, statistic, resamples=resamples, rng=rng)
+
+        if pair:
+            results = means_of(key, answers, crossed(means))
+        else:
+            results = differences_of(key, answers, crossed)[:1]
+        for one, truth in zip(results, truths, strict=True):
+            low, high = one.estimate.low, one.estimate.high
+            inside += int(low is None or low <= truth <= high)
+            found += int(one.p_value is not None and one.p_value < 0.05)
         naive += int(abs(_z(answers, pair)) > 1.96)
+    asked_about = surveys * len(truths)
     return {
-        "coverage": inside / surveys,
-        "found": found / surveys,
+        "coverage": inside / asked_about,
+        "found": found / asked_about,
         "naive": naive / surveys,
     }
 

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import stat
 import subprocess
 import sys
 from collections import Counter
@@ -15,8 +16,9 @@ import torch
 from PIL import Image
 
 from sfumato.base.errors import DamagedDataError, DataWarning, InputError
+from sfumato.base.randomness import derived_seed
 from sfumato.interactive.survey.analysis import Result as ResultOf
-from sfumato.interactive.survey.analysis import analyse, answers_of, estimates, holm
+from sfumato.interactive.survey.analysis import analyse, answers_of, differences_of, holm
 from sfumato.interactive.survey.answers import Answer, Session, read_sessions, returned
 from sfumato.interactive.survey.bootstrap import Answers, Crossed, crossed_bootstrap, means
 from sfumato.interactive.survey.build import build_survey
@@ -28,13 +30,31 @@ from sfumato.interactive.survey.crowd import (
     simulated_answers,
     true_means,
 )
-from sfumato.interactive.survey.designs import DESIGNS, REAL, design_of
+from sfumato.interactive.survey.designs import DESIGNS, REAL, design_of, groups_of
 from sfumato.interactive.survey.exclusions import Rules, reasons
-from sfumato.interactive.survey.forms import Settings
-from sfumato.interactive.survey.key import read_key
-from sfumato.interactive.survey.pictures import arms_of, real_arm
-from sfumato.interactive.survey.power import Effect, crowd_with, power_of, power_table, smallest
-from sfumato.interactive.survey.strengths import PRIOR, bradley_terry, krippendorff_alpha
+from sfumato.interactive.survey.forms import Settings, make_layout, most_trials
+from sfumato.interactive.survey.key import Key, read_key
+from sfumato.interactive.survey.pictures import alike, arms_of, real_arm
+from sfumato.interactive.survey.power import (
+    Effect,
+    Given,
+    crowd_with,
+    power_of,
+    power_table,
+    smallest,
+)
+from sfumato.interactive.survey.strengths import (
+    PRIOR,
+    bradley_terry,
+    is_connected,
+    krippendorff_alpha,
+)
+from sfumato.interactive.survey.unanimous import (
+    exact_limits,
+    hidden_variances,
+    independent_answers,
+    sign_test,
+)
 from tests.surveys import (
     NAMES,
     PROMPTS,
@@ -83,6 +103,53 @@ def test_pairs_are_balanced(models: int) -> None:
     assert all(abs(2 * left[unit] - count) <= 1 for unit, count in shown.items())
 
 
+SHAPES = [
+    ("preference", 2, 20, 20),
+    ("preference", 3, 7, 3),
+    ("preference", 5, 33, 4),
+    ("real", 1, 23, 12),
+    ("real", 2, 42, 22),
+    ("real", 3, 39, 21),
+    ("real", 3, 40, 21),
+    ("real", 5, 38, 20),
+    ("likert", 2, 11, 3),
+    ("caption", 3, 8, 3),
+]
+
+
+@pytest.mark.parametrize(("design", "models", "trials", "items"), SHAPES)
+def test_nobody_is_asked_the_same_twice(
+    design: str, models: int, trials: int, items: int, refused
+) -> None:
+    """Over 60 forms from five seeds; and one trial more than `most_trials` is refused."""
+    settings = Settings(design=design, people=12, trials=trials, items=items)
+    for seed in range(5):
+        for form in key_of(settings, models, seed).forms:
+            assert len({name for name, _ in form}) == len(form)
+    groups = groups_of(design_of(design), models)
+    most = most_trials(groups, items)
+    assert trials <= most
+    full = Settings(design=design, people=12, trials=most, items=items)
+    for form in key_of(full, models).forms:
+        assert len({name for name, _ in form}) == len(form)
+    with pytest.raises(InputError, match="nobody is asked"):
+        key_of(Settings(design=design, people=12, trials=most + 1, items=items), models)
+
+
+@pytest.mark.parametrize(("models", "trials"), [(4, 6), (5, 10), (5, 30), (3, 9)])
+def test_sides_are_balanced_in_each_form(models: int, trials: int) -> None:
+    """Where a form has as many trials of each pair, the first model of its pair is on the left in
+    half of them, to within one."""
+    for seed in range(5):
+        key = key_of(Settings(design="preference", people=9, trials=trials, items=40), models, seed)
+        for form in key.forms:
+            left = sum(
+                (one.arms[::-1] if flip else one.arms) == key.groups[one.group].arms
+                for one, flip in trials_of(key, form)
+            )
+            assert abs(2 * left - trials) <= 1
+
+
 def test_half_of_the_pictures_are_real() -> None:
     key = key_of(Settings(design="real", people=6, trials=16, items=12), 2)
     for form in key.forms:
@@ -127,6 +194,17 @@ def test_the_right_caption_is_anywhere() -> None:
     for one in key.trials.values():
         assert one.values[one.right] == 1.0
         assert sum(one.values) == 1.0
+
+
+def test_the_key_is_its_owners(tmp_path: Path) -> None:
+    small_survey(tmp_path / "s", "preference")
+    modes = {
+        path.name: stat.S_IMODE(path.stat().st_mode)
+        for path in (tmp_path / "s", *(tmp_path / "s").iterdir())
+    }
+    assert modes == {"s": 0o700, "key.json": 0o600, "public": 0o755}
+    for path in (tmp_path / "s" / "public").rglob("*.*"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o644
 
 
 def test_a_seed_gives_the_same_survey(tmp_path: Path) -> None:
@@ -242,6 +320,39 @@ def test_pictures_of_two_sizes_are_made_alike(tmp_path: Path, refused) -> None:
         build_survey([small, wide], settings, tmp_path / "t", seed=0)
 
 
+def as_told(settings: Settings, models: int, value) -> tuple:
+    """A key and everyone's answers, each worth `value(person, trial)`."""
+    key = key_of(settings, models)
+    sessions = []
+    for person, form in enumerate(key.forms):
+        rows = []
+        for number, (name, flip) in enumerate(form):
+            values = key.trials[name].values
+            place = values.index(value(person, key.trials[name]))
+            rows.append(Answer(number, name, len(values) - 1 - place if flip else place, 900))
+        sessions.append(Session(f"person{person:02d}", person, rows))
+    return key, sessions
+
+
+def bare(design: str, people: int, trials: int, items: int) -> Settings:
+    return Settings(
+        design=design, people=people, trials=trials, items=items, practice=0, attention=0
+    )
+
+
+def test_pictures_of_one_shape_are_scaled_together() -> None:
+    """By the longer side: 640x480 to 512x384, and 320x240 of another arm too; a flat grey stays."""
+    from dataclasses import replace
+
+    large = replace(arm("a", 1), images=torch.full((1, 1, 480, 640), 90, dtype=torch.uint8))
+    small = replace(arm("b", 1), images=torch.full((1, 3, 240, 320), 90, dtype=torch.uint8))
+    for [image] in alike([large, small]) + alike([small, large]):
+        assert image.shape == (3, 384, 512)
+        assert (image == 90).all()
+    [[kept]] = alike([small])
+    assert torch.equal(kept, small.images[0])
+
+
 # Intervals ----------------------------------------------------------------------------------------
 
 
@@ -322,6 +433,29 @@ SIZES = {
 }
 
 
+SMALL = {
+    "2 models, 10 people, 10 trials, 10 pairs": (2, bare("preference", 10, 10, 10)),
+    "5 models, 15 people, 20 trials, 40 pairs": (5, bare("preference", 15, 20, 40)),
+    "5 models, 10 people, 10 trials, 40 pairs": (5, bare("preference", 10, 10, 40)),
+    "likert, 2 models, 10 people, 10 trials": (2, bare("likert", 10, 10, 40)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("gap", [0.0, 0.8])
+def test_calibration_of_small_surveys(name: str, gap: float) -> None:
+    """Over 2,000 crowds false positives are at most nominal, and coverage is at least nominal but
+    for four standard deviations."""
+    models, settings = SMALL[name]
+    crowd = Crowd(strengths=[gap / 2, -gap / 2, 0.0, 0.0, 0.0][:models])
+    found = calibration(settings, crowd, surveys=2_000, models=models)
+    print(name, gap, found)
+    assert found["coverage"] >= 0.93
+    if gap == 0.0:
+        assert found["found"] <= 0.07
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SIZES)
 @pytest.mark.parametrize("gap", [0.0, 0.8])
@@ -336,21 +470,119 @@ def test_calibration_over_2000_crowds(name: str, gap: float) -> None:
         assert found["naive"] > (0.2 if SIZES[name].design == "preference" else 0.06)
 
 
-def test_one_person_and_one_mind() -> None:
-    """One person has no interval; where all agree it is Wilson's of the people."""
+def test_nothing_that_is_drawn_is_certain() -> None:
+    """One person has no error, and neither have answers that all agree."""
     one = Answers(*(np.zeros(5, int) for _ in range(3)), np.ones(5), 1)
-    lonely = crossed_bootstrap(one, rng=np.random.default_rng(0))
-    assert np.isnan(lonely.error)
-    value = estimates(lonely, [5], share=False, units=1)[0]
-    assert (value.value, value.low, value.high) == (1.0, None, None)
     person, item = (of.ravel() for of in np.meshgrid(range(8), range(10)))
-    agreed = Answers(person, item, np.zeros(80, int), np.ones(80), 1)
-    found = crossed_bootstrap(agreed, rng=np.random.default_rng(0))
-    value = estimates(found, [80], share=True, units=8)[0]
-    assert value.low == pytest.approx(8 / (8 + 1.959964**2))  # Wilson, all of n: n / (n + z^2)
-    assert value.high == 1.0
+    agreed = Answers(person, item, np.zeros(80, int), np.full(80, 0.1), 1)
+    for answers in (one, agreed):
+        found = crossed_bootstrap(answers, rng=np.random.default_rng(0))
+        assert np.isnan([found.error, found.p_values(), *found.limits(share=True)]).all()
     with pytest.raises(ValueError, match="no answers"):
         crossed_bootstrap(agreed.where(agreed.value < 0), rng=np.random.default_rng(0))
+
+
+def test_independent_answers() -> None:
+    """Group 0: 6 people, 4 pictures, all of both: 4. Group 1: one person saw 9 pictures and the
+    others one of them: 2, though 6 people and 9 pictures are there. Group 2: one answer."""
+    rows = [(person, item, 0) for person in range(6) for item in range(4)]
+    rows += [(0, item, 1) for item in range(9)] + [(person, 8, 1) for person in range(1, 6)]
+    table = np.array([*rows, (3, 3, 2)]).T
+    answers = Answers(*table, np.ones(table.shape[1]), 3)
+    assert independent_answers(answers).tolist() == [4, 2, 1]
+
+
+@pytest.mark.parametrize("units", range(2, 12))
+def test_exact_limits_and_the_sign_test_agree(units: int) -> None:
+    """Clopper and Pearson's of scipy, the binomial test of scipy; the interval leaves 1/2 out
+    where the test finds something."""
+    from scipy.stats import binomtest
+
+    every = binomtest(units, units, 0.5)
+    known = every.proportion_ci(0.95, method="exact")
+    assert exact_limits(1.0, units) == pytest.approx((known.low, known.high))
+    assert exact_limits(0.0, units) == pytest.approx((1 - known.high, 1 - known.low))
+    assert sign_test(units) == pytest.approx(every.pvalue)
+    assert (exact_limits(1.0, units)[0] > 0.5) == (sign_test(units) < 0.05)
+
+
+def plainly(one: ResultOf) -> tuple:
+    return one.estimate.value, one.estimate.low, one.estimate.high, one.p_value, one.adjusted
+
+
+def test_two_people_who_agree_are_no_proof() -> None:
+    """Two independent answers: 0.025^(1/2) to 1 and 2 * 2^-2. Levels and differences that nothing
+    varies have neither interval nor p-value, and strengths that only the prior bounds."""
+    agreed = as_told(bare("preference", 2, 2, 2), 2, lambda person, one: 1.0)
+    [share] = analyse(*agreed).everyone.results["means"]
+    assert plainly(share) == pytest.approx((1.0, 0.025**0.5, 1.0, 0.5, 0.5))
+    three = as_told(bare("preference", 2, 3, 2), 3, lambda person, one: 1.0)
+    for one in analyse(*three).everyone.results["strengths"]:
+        assert plainly(one)[1:] == (None,) * 4
+    levels = as_told(bare("likert", 2, 4, 2), 2, lambda person, one: 5.0 - one.arms[0])
+    found = analyse(*levels).everyone.results
+    assert [plainly(one) for one in found["means"]] == [
+        (5.0, *(None,) * 4),
+        (4.0, *(None,) * 4),
+    ] * 2
+    assert {plainly(one) for one in found["differences"]} == {(1.0, *(None,) * 4)}
+    dense = as_told(bare("likert", 3, 8, 2), 2, lambda person, one: 5.0 - one.arms[0])
+    agreement = analyse(*dense).everyone.agreement["creativity"]
+    assert (agreement.value, agreement.low, agreement.high) == (1.0, None, None)
+    told = as_told(bare("real", 2, 4, 2), 2, lambda person, one: float(one.arms[0] == 2))
+    found = analyse(*told).everyone.results
+    assert {plainly(one)[1:] for kind in ("errors", "differences") for one in found[kind]} == {
+        (None,) * 4
+    }
+
+
+def test_a_difference_from_a_unanimous_group_has_its_uncertainty() -> None:
+    """The error is that of the other group and, of the unanimous one, the reach of its exact
+    interval in standard deviations."""
+    settings = bare("caption", 12, 24, 12)
+    told = as_told(
+        settings, 2, lambda person, one: float(one.arms[0] == 0 or (person + one.item) % 3 > 0)
+    )
+    key, sessions = told
+    answers = answers_of(key, sessions)
+    hidden = hidden_variances(answers, share=True)
+    assert hidden == pytest.approx([((1 - 0.025 ** (1 / 12)) / 1.959964) ** 2, 0.0])
+    assert np.isnan(hidden_variances(answers, share=False)).tolist() == [True, False]
+
+    def crossed(statistic) -> Crossed:
+        return crossed_bootstrap(answers, statistic, rng=np.random.default_rng(0))
+
+    def drop(totals: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        return -means(totals, counts)[..., 1:]
+
+    [found] = differences_of(key, answers, crossed)
+    alone = crossed(drop)
+    error = math.hypot(alone.error[0], math.sqrt(hidden[0]))
+    wide = Crossed(np.array([found.estimate.value]), np.array([error]), alone.df)
+    assert found.estimate.interval == pytest.approx([limit[0] for limit in wide.limits()])
+    assert found.p_value == pytest.approx(wide.p_values()[0])
+
+
+def test_units_are_those_of_the_group() -> None:
+    """Of ten people one answered about the first pair, once: that says nothing, though all of its
+    answers agree."""
+    key, sessions = as_told(bare("preference", 10, 10, 10), 5, lambda person, one: 1.0)
+    [place] = [n for n, (name, _) in enumerate(key.forms[0]) if key.trials[name].group == 0]
+    others = [
+        Session(one.name, one.form, [a for a in one.answers if key.trials[a.trial].group])
+        for one in sessions
+    ]
+    others[0].answers.append(sessions[0].answers[place])
+    first, second = analyse(key, others).everyone.results["means"][:2]
+    assert plainly(first) == pytest.approx((1.0, 0.025, 1.0, 1.0, 1.0))
+    assert plainly(second)[:4] == pytest.approx((1.0, 0.025**0.1, 1.0, 2.0**-9))
+
+
+def test_connected_strengths() -> None:
+    """Ford 1957: of three models in a ring each has a finite strength; not where one never wins."""
+    ring = np.array([[0, 1, 0], [0, 0, 1], [1, 0, 0]])
+    assert is_connected(ring)
+    assert not is_connected(np.triu(np.ones((3, 3)), 1))
 
 
 def test_holm() -> None:
@@ -361,6 +593,8 @@ def test_holm() -> None:
         ResultOf(title="", estimate=Estimate(value=0), p_value=p) for p in (0.01, 0.04, 0.03)
     ]
     assert [one.adjusted for one in holm(results)] == pytest.approx([0.03, 0.06, 0.06])
+    unknown = ResultOf(title="", estimate=Estimate(value=0))
+    assert [one.adjusted for one in holm([results[0], unknown])] == [0.02, None]
 
 
 # Strengths and agreement --------------------------------------------------------------------------
@@ -561,6 +795,61 @@ def test_power_grows(refused) -> None:
         smallest(sizes[:1], 1.1)
 
 
+@pytest.mark.parametrize("design", ["preference", "real"])
+def test_power_is_that_of_the_analysis(design: str) -> None:
+    """The share of the surveys of a crowd whose first result `findings` finds, adjusted for all."""
+    settings, effect = bare(design, 12, 20, 20), Effect(size=0.75, models=3)
+    if design == "real":
+        effect = Effect(size=0.4, models=3)
+    seed = derived_seed("power", 0, settings.people, settings.trials, settings.items)
+    rng = np.random.default_rng(seed)
+    crowd = crowd_with(design_of(design), settings, effect)
+    layout = make_layout(design_of(design), 3, settings, rng)
+    names = [str(number) for number in range(len(layout.trials))]
+    key = Key.of(layout, [str(arm) for arm in range(len(crowd.strengths))], names, "power")
+    adjusted = alone = 0
+    for _ in range(40):
+        answers = simulated_answers(key, Asked.of(key), crowd, rng)
+
+        def crossed(statistic, answers=answers) -> Crossed:
+            return crossed_bootstrap(answers, statistic, resamples=200, rng=rng)
+
+        if design == "preference":
+            p_values = crossed(means).p_values(0.5, share=True)
+        else:
+            p_values = np.array([one.p_value for one in differences_of(key, answers, crossed)])
+        # Holm's procedure by hand: each below the last is compared with a larger bound.
+        order = np.argsort(p_values)
+        below = p_values[order] < 0.05 / np.arange(len(p_values), 0, -1)
+        stop = len(below) if below.all() else int(np.argmin(below))
+        adjusted += 0 in order[:stop]
+        alone += p_values[0] < 0.05
+    found = power_of(settings, effect, surveys=40).found
+    assert found.successes == adjusted
+    assert 10 <= adjusted < alone
+
+
+def test_power_of_what_is_given(refused) -> None:
+    """Only sizes with it are tried; one that cannot reach the power is refused."""
+    settings, effect = Settings(design="preference", items=20), Effect(size=0.75)
+    people = power_table(settings, effect, 0.99, surveys=10, given=Given(people=9))
+    assert [(one.people, one.trials) for one in people] == [(9, 10), (9, 20)]
+    trials = power_table(settings, effect, 0.5, surveys=10, given=Given(trials=13))
+    assert {one.trials for one in trials} == {13}
+    both = Given(people=9, trials=13)
+    assert len(power_table(settings, effect, 0.99, surveys=10, given=both)) == 1
+    with refused(InputError):
+        smallest(people, 1.1, Given(people=9))
+    with refused(InputError):
+        smallest(people, 1.1, both)
+    few = power_table(Settings(design="preference", items=5), effect, 0.0, surveys=2)
+    assert [one.trials for one in few] == [5]  # fewer than any number that is tried else
+    many = power_table(
+        Settings(design="preference", items=5), Effect(size=0.75, models=6), 0.0, surveys=2
+    )
+    assert min(one.trials for one in many) >= 15  # as many pairs
+
+
 # Files and the command ----------------------------------------------------------------------------
 
 
@@ -581,6 +870,7 @@ def test_answers_of_files(tmp_path: Path, refused) -> None:
         {"form": 99},
         {"form": True},
         {"session": 5},
+        {"session": "\ud800" * 10},
         {"answers": [[number, trial, 7, ms]]},
         {"answers": [[number, "another", choice, ms]]},
         {"answers": [[number, trial, choice]]},
@@ -593,6 +883,14 @@ def test_answers_of_files(tmp_path: Path, refused) -> None:
         (tmp_path / "wrong.json").write_text(text)
         with pytest.raises(InputError):
             read_sessions(tmp_path / "s", key, [tmp_path / "wrong.json"])
+
+
+def test_practice_alone_says_nothing(refused) -> None:
+    key, [one] = as_told(
+        Settings(design="preference", people=1, trials=4, items=4), 2, lambda *_: 1.0
+    )
+    with refused(InputError):
+        analyse(key, [Session(one.name, one.form, one.answers[:2])])
 
 
 def test_a_folder_that_is_no_survey(tmp_path: Path, refused) -> None:

@@ -140,6 +140,23 @@ def test_a_session_on_a_phone(page: Page, tmp_path: Path) -> None:
     assert {one for one in page.asked if not one.startswith((f"{url}/", "data:"))} == set()
 
 
+def test_agreeing_while_the_server_is_away(page: Page, tmp_path: Path) -> None:
+    """The page of consent says so, and goes on by itself."""
+    small_survey(tmp_path / "s", "preference")
+    first = listen(LOCAL, 0)
+    port = first.socket.getsockname()[1]
+    with running(survey_application(tmp_path / "s"), first) as url:
+        page.goto(url)
+        page.wait_for_selector("#agree:visible")
+        page.wait_for_load_state("networkidle")
+    page.tap("#agree")
+    page.wait_for_selector("#consent .note:visible:has-text('No connection')")
+    assert fits(page)
+    with running(survey_application(tmp_path / "s"), listen(LOCAL, port)):
+        wait_for_pictures(page)
+        assert page.inner_text("#note") == ""
+
+
 @pytest.mark.parametrize(
     ("design", "keys"), [("fit", 2), ("real", 2), ("caption", 4), ("likert", 7)]
 )

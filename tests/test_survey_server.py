@@ -5,6 +5,8 @@ import json
 import os
 import random
 import signal
+import sqlite3
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +17,9 @@ import pytest
 
 pytest.importorskip("uvicorn", reason="the extra `studio` is not installed")
 
+from sfumato.base.errors import SfumatoError
 from sfumato.interactive.serving import LOCAL, listen, serve
+from sfumato.interactive.survey import answers
 from sfumato.interactive.survey.answers import DATABASE, AnswerStore, read_sessions
 from sfumato.interactive.survey.build import PAGE_FILES, PICTURES
 from sfumato.interactive.survey.designs import DESIGNS
@@ -113,6 +117,8 @@ def test_a_session_goes_on_and_is_ones_own(tmp_path: Path) -> None:
         ("start", b"[]", 400),
         ("start", b"[" * 1_000, 400),
         ("start", b'{"session": "nobody"}', 404),
+        ("start", b'{"session": "\\ud800nobodynobody"}', 404),
+        ("answer", b'{"session": "\\ud800nobodynobody", "answer": []}', 404),
         ("start", b'{"session": ["nobody"]}', 404),
         ("answer", b"{}", 404),
         ("answer", b"x" * 3_000, 413),
@@ -171,6 +177,69 @@ def place_of_closed(folder: Path) -> str | None:
     place = place_of(folder, LOCAL, None)
     place.socket.close()
     return place.token
+
+
+def test_files_are_their_owners(tmp_path: Path) -> None:
+    """Also those that were there with the rights of earlier versions."""
+    folder = tmp_path / "s"
+    small_survey(folder, "preference")
+    private = {KEY: 0o600, DATABASE: 0o600, f"{DATABASE}-wal": 0o600, TOKEN: 0o600, "": 0o700}
+    for _ in range(2):
+        place_of(folder, "0.0.0.0", None).socket.close()
+        with served(folder) as url:
+            ask(f"{url}/api/start", {})
+            for name, mode in private.items():
+                assert stat.S_IMODE((folder / name).stat().st_mode) == mode, name
+                (folder / name).chmod(0o755)
+
+
+def test_a_database_in_use(tmp_path: Path, monkeypatch, refused) -> None:
+    """Nobody is told to move it away, by the server or by an analysis."""
+    monkeypatch.setattr(answers, "WAIT_SECONDS", 0.05)
+    folder = tmp_path / "s"
+    key = small_survey(folder, "preference")
+    AnswerStore(folder / DATABASE, key).close()
+    other = sqlite3.connect(folder / DATABASE, isolation_level=None)
+    other.execute("PRAGMA locking_mode=EXCLUSIVE")
+    other.execute("INSERT INTO people VALUES ('somebody', 0, '')")
+    for reading in (False, True):
+        with refused(SfumatoError):
+            AnswerStore(folder / DATABASE, key, reading=reading)
+    other.close()
+    assert [one.name for one in AnswerStore(folder / DATABASE, key).sessions()] == ["somebody"]
+
+
+def test_a_database_that_cannot_be_opened(tmp_path: Path, refused) -> None:
+    key = small_survey(tmp_path / "s", "preference")
+    (tmp_path / "s" / DATABASE).mkdir()
+    with refused(SfumatoError):
+        AnswerStore(tmp_path / "s" / DATABASE, key)
+
+
+def test_reading_changes_nothing(tmp_path: Path, monkeypatch) -> None:
+    """Not a byte, beside a server and in a folder that is closed; a server that was killed before
+    it had tables has no answers."""
+    folder = tmp_path / "s"
+    key = small_survey(folder, "preference", people=2)
+    store = AnswerStore(folder / DATABASE, key)
+    session = store.start()
+    store.add(session, [0, key.forms[0][0][0], 1, 400])
+    assert [len(one.answers) for one in read_sessions(folder, key)] == [1]
+    store.close()
+    content = (folder / DATABASE).read_bytes()
+    assert [len(one.answers) for one in read_sessions(folder, key)] == [1]
+    file = folder / DATABASE
+    assert file.read_bytes() == content
+    with monkeypatch.context() as closed:
+        closed.setattr(os, "access", lambda *asked: False)
+        before = sorted(folder.iterdir())
+        assert [len(one.answers) for one in read_sessions(folder, key)] == [1]
+        assert sorted(folder.iterdir()) == before
+    file.write_bytes(b"")
+    empty = AnswerStore(folder / DATABASE, key, reading=True)
+    assert empty.sessions() == []
+    empty.close()
+    assert file.read_bytes() == b""
 
 
 def test_a_database_that_is_none(tmp_path: Path, refused) -> None:

@@ -7,14 +7,15 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from sfumato.base.errors import DamagedDataError, InputError, SfumatoError
 
 TEMPORARY_PREFIX = ".incomplete-"
+PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
 REQUEST = "request.json"
 JOB = "slurm"
 """Inside a run folder: the batch script of a run that is a job of a queue, and its output."""
@@ -70,16 +71,17 @@ def make_folder(path: Path) -> Path:
 
 
 @contextmanager
-def whole_file(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
+def whole_file(path: Path, *, private: bool = False) -> Iterator[Path]:
     """A temporary file in the same folder that becomes `path` in one rename when the block ends
-    well; a reader sees the whole file or none. `mode`: its permissions."""
+    well; a reader sees the whole file or none. `private`: no other user can read it."""
     make_folder(path.parent)
     with writing(path):
         handle, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=path.parent)
         os.close(handle)
         try:
             yield Path(name)
-            os.chmod(name, mode)  # mkstemp makes files that only their owner can read
+            # mkstemp makes files that only their owner can read
+            os.chmod(name, PRIVATE_FILE if private else 0o644)
             sync(Path(name))
             os.replace(name, path)
         except BaseException:
@@ -87,14 +89,21 @@ def whole_file(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
             raise
 
 
-def write_bytes(path: Path, content: bytes, *, mode: int = 0o644) -> None:
+def write_bytes(path: Path, content: bytes, *, private: bool = False) -> None:
     """Write a whole file or nothing: temporary file in the same folder, fsync, rename."""
-    with whole_file(path, mode=mode) as temporary:
+    with whole_file(path, private=private) as temporary:
         temporary.write_bytes(content)
 
 
-def write_text(path: Path, text: str, *, mode: int = 0o644) -> None:
-    write_bytes(path, text.encode("utf-8"), mode=mode)
+def write_text(path: Path, text: str, *, private: bool = False) -> None:
+    write_bytes(path, text.encode("utf-8"), private=private)
+
+
+def make_private(path: Path) -> None:
+    """Take from other users what they may do with a file or folder of ours, where it is there."""
+    with suppress(OSError):
+        if path.stat().st_uid == os.getuid():
+            os.chmod(path, PRIVATE_FOLDER if path.is_dir() else PRIVATE_FILE)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -114,10 +123,11 @@ def read_json(path: Path) -> Any:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def whole_folder(path: Path, *, private: Collection[str] = ()) -> Iterator[Path]:
     """A temporary folder that becomes `path` in one rename when the block ends well.
 
-    A folder already at `path` is replaced; a reader sees the old one or the new one.
+    A folder already at `path` is replaced; a reader sees the old one or the new one. Files named
+    in `private` and a folder that has some are for their owner alone.
     """
     make_folder(path.parent)
     with writing(path):
@@ -126,9 +136,11 @@ def whole_folder(path: Path) -> Iterator[Path]:
             yield temporary
             for file in temporary.rglob("*"):
                 if file.is_file():
-                    os.chmod(file, 0o644)  # safetensors writes files that only their owner reads
+                    # safetensors writes files that only their owner reads
+                    os.chmod(file, PRIVATE_FILE if file.name in private else 0o644)
                     sync(file)
-            os.chmod(temporary, 0o755)  # mkdtemp makes folders that only their owner can enter
+            # mkdtemp makes folders that only their owner can enter
+            os.chmod(temporary, PRIVATE_FOLDER if private else 0o755)
             if path.exists():
                 old = _set_aside(path)
                 os.replace(temporary, path)

@@ -196,11 +196,13 @@ def _check_asked(subjects: "Sequence[str]", settings: "Settings", real: str | No
 def _powered(
     settings: "Settings", simulated: PowerOptions, size: SizeOptions, models: int
 ) -> "Settings":
-    """With the fewest people and trials that find the effect, unless they are given."""
+    """With the fewest people and trials that find the effect; what is given stays, and the rest
+    is looked for beside it."""
     from sfumato.interactive.survey.designs import design_of
     from sfumato.interactive.survey.power import (
         SURVEYS,
         Effect,
+        Given,
         power_table,
         smallest,
         usual_size,
@@ -214,11 +216,12 @@ def _powered(
         f"{effect.person_sd:g} over people and {effect.item_sd:g} over pictures in log odds, and "
         f"{settings.items} pictures of each model:"
     )
-    sizes = power_table(settings, effect, simulated.power)
+    given = Given(people=size.people, trials=size.trials)
+    sizes = power_table(settings, effect, simulated.power, given=given)
     _print_power(sizes)
-    found = smallest(sizes, simulated.power)
+    found = smallest(sizes, simulated.power, given)
     log(f"{found.people} people with {found.trials} trials each find it in {found.found}.")
-    return replace(settings, people=size.people or found.people, trials=size.trials or found.trials)
+    return replace(settings, people=found.people, trials=found.trials)
 
 
 def _print_power(sizes: "Sequence[Power]") -> None:

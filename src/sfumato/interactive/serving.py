@@ -6,14 +6,13 @@ machines, and the browser enforces that.
 """
 
 import asyncio
-import os
 import re
 import secrets
 import socket
 import threading
 import webbrowser
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -30,7 +29,7 @@ from starlette.routing import BaseRoute
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sfumato.base.errors import InputError, SfumatoError
-from sfumato.base.files import write_text
+from sfumato.base.files import make_private, write_text
 from sfumato.interactive.guard import LOCAL, Guard, error_response, is_local
 
 BODY_BYTES = 8_000_000
@@ -182,9 +181,8 @@ def kept_token(file: Path) -> str:
     token = file.read_text("utf-8").strip() if file.is_file() else ""
     if not token:
         token = secrets.token_urlsafe(24)
-        write_text(file, token + "\n", mode=0o600)
-    with suppress(PermissionError):  # of another user
-        os.chmod(file, 0o600)
+        write_text(file, token + "\n", private=True)
+    make_private(file)  # one that was copied here
     return token
 
 

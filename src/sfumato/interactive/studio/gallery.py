@@ -6,12 +6,11 @@ import os
 import re
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from sfumato.base.errors import InputError, SfumatoError
-from sfumato.base.files import make_folder, remove_incomplete, write_bytes
+from sfumato.base.files import make_folder, make_private, remove_incomplete, write_bytes
 from sfumato.interactive.serving import Refusal, inside
 from sfumato.interactive.studio.png import settings_of
 
@@ -25,9 +24,7 @@ _NAME = re.compile(r"[0-9]{19}-[0-9a-f]{8}\.png")
 def private_folder(folder: Path) -> Path:
     """A folder that no other user can enter, made where it is not there. One that belongs to
     another user stays as it is."""
-    make_folder(folder)
-    with suppress(PermissionError):
-        os.chmod(folder, 0o700)
+    make_private(make_folder(folder))
     return folder
 
 

@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 
+from sfumato.base.errors import InputError
+from sfumato.base.words import counted
 from sfumato.evaluation.metrics.intervals import Estimate
-from sfumato.evaluation.metrics.shares import wilson_limits
 from sfumato.interactive.survey.answers import Session
 from sfumato.interactive.survey.bootstrap import (
     RESAMPLES,
     Answers,
     Array,
     Crossed,
+    Statistic,
     crossed_bootstrap,
     means,
 )
@@ -25,8 +27,16 @@ from sfumato.interactive.survey.key import Key, title_of
 from sfumato.interactive.survey.strengths import (
     alpha_interval,
     bradley_terry,
+    is_connected,
     krippendorff_alpha,
     wins_of,
+)
+from sfumato.interactive.survey.unanimous import (
+    exact_limits,
+    hidden_variances,
+    independent_answers,
+    sign_test,
+    unanimous_groups,
 )
 
 
@@ -84,10 +94,17 @@ def analyse(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Analysis:
-    """Everything that a survey says; the same for the same answers and `seed`."""
+    """Everything that a survey says; the same for the same answers and `seed`. `InputError` where
+    nobody has answered a question that counts."""
     rules = rules or Rules()
     kept, excluded = split(key, sessions, rules)
     began = [one for one in sessions if of_kind(key, one, "trial")]
+    if not began:
+        raise InputError(
+            f"Nobody has answered a question that counts yet: {counted(len(sessions), 'form')} "
+            "with answers to practice or attention checks alone.",
+            hint="Wait for more answers, or give files of people who went on.",
+        )
     times = [answer.ms for one in began for answer in of_kind(key, one, "trial")]
     return Analysis(
         key=key,
@@ -120,18 +137,18 @@ def findings(key: Key, sessions: Sequence[Session], *, resamples: int, seed: int
     """Of some people; `ValueError` for no answers."""
     answers = answers_of(key, sessions)
 
-    def crossed(statistic: Callable[[Array, Array], Array]) -> Crossed:
+    def crossed(statistic: Statistic) -> Crossed:
         return crossed_bootstrap(
             answers, statistic, resamples=resamples, rng=np.random.default_rng(seed)
         )
 
-    results = {"means": _means(key, answers, crossed(means))}
+    results = {"means": means_of(key, answers, crossed(means))}
     if key.design.pair and len(key.arms) > 2:
-        results["strengths"] = _strengths(key, crossed)
+        results["strengths"] = _strengths(key, answers, crossed)
     elif key.design.real:
-        results["errors"] = _errors(key, crossed)
+        results["errors"] = _errors(key, answers, crossed)
     if not key.design.pair:
-        results["differences"] = _differences(key, crossed)
+        results["differences"] = differences_of(key, answers, crossed)
     agreement = {}
     for question, word in enumerate(key.design.words):
         agreement[word or "answers"] = _agreement(key, answers, question, seed)
@@ -143,43 +160,35 @@ def findings(key: Key, sessions: Sequence[Session], *, resamples: int, seed: int
 # Results ------------------------------------------------------------------------------------------
 
 
-def estimates(found: Crossed, counts: Sequence[int], *, share: bool, units: int) -> list[Estimate]:
-    """Values with their intervals. Where all answers agree there is nothing to draw anew: the
-    interval is Wilson's of so many `units`, the fewer of people and pictures."""
-    low, high = found.limits(share=share)
-    made = []
-    for place, count in enumerate(counts):
-        value = float(found.value[place])
-        limits: tuple[float | None, float | None] = float(low[place]), float(high[place])
-        if share and value in (0.0, 1.0) and units:
-            limits = wilson_limits(round(value * units), units)
-        elif not np.isfinite(found.error[place]):
-            limits = None, None
-        made.append(
-            Estimate(value=value, low=limits[0], high=limits[1], count=count, percent=share)
-        )
-    return made
+def estimate(value: float, limits: Sequence[float], *, percent: bool) -> Estimate:
+    """A value with its interval, where that is known."""
+    low, high = (_known(limit) for limit in limits)
+    return Estimate(value=float(value), low=low, high=high, percent=percent)
 
 
-def _means(key: Key, answers: Answers, found: Crossed) -> list[Result]:
-    counts = np.bincount(answers.group, minlength=answers.groups)
-    units = min(len(np.unique(answers.person)), len(np.unique(answers.item)))
+def means_of(key: Key, answers: Answers, found: Crossed) -> list[Result]:
+    """Of the groups that have answers. A share of 0 or 1 has its exact interval and test."""
     share, null = key.design.share, key.design.null
-    values = estimates(found, counts.tolist(), share=share, units=units)
+    counts = np.bincount(answers.group, minlength=answers.groups).tolist()
+    units, agreed = independent_answers(answers), unanimous_groups(answers)
+    found = found.with_hidden(np.where(units < 2, np.nan, 0.0))
+    limits = np.stack(found.limits(share=share), axis=1).tolist()
     p_values = found.p_values(null or 0.0, share=share)
-    made = [
-        Result(
-            title=title_of(key, number),
-            estimate=value,
-            p_value=_known(p_values[number]) if null is not None else None,
-        )
-        for number, value in enumerate(values)
-        if value.count
-    ]
+    made = []
+    for group in np.flatnonzero(counts).tolist():
+        if share and agreed[group] and found.value[group] in (0.0, 1.0):
+            limits[group] = exact_limits(found.value[group], units[group])
+            p_values[group] = sign_test(units[group])
+        value = estimate(found.value[group], limits[group], percent=share)
+        p_value = _known(p_values[group]) if null is not None else None
+        value = replace(value, count=counts[group])
+        made.append(Result(title=title_of(key, group), estimate=value, p_value=p_value))
     return holm(made)
 
 
-def _differences(key: Key, crossed: Callable[..., Crossed]) -> list[Result]:
+def differences_of(
+    key: Key, answers: Answers, crossed: Callable[[Statistic], Crossed]
+) -> list[Result]:
     """Between models, of the same question; first less second."""
     pairs = [
         (a, b)
@@ -194,25 +203,30 @@ def _differences(key: Key, crossed: Callable[..., Crossed]) -> list[Result]:
         values = means(totals, counts)
         return values[..., first] - values[..., second]
 
-    found = crossed(statistic)
+    hidden = hidden_variances(answers, share=key.design.share)
     return _tested(
         [f"{title_of(key, a)} less {key.arms[key.groups[b].arms[0]]}" for a, b in pairs],
-        found,
+        crossed(statistic).with_hidden(hidden[first] + hidden[second]),
         percent=key.design.share,
     )
 
 
-def _strengths(key: Key, crossed: Callable[..., Crossed]) -> list[Result]:
-    """Bradley-Terry's, in log odds against the mean of all models."""
+def _strengths(key: Key, answers: Answers, crossed: Callable[[Statistic], Crossed]) -> list[Result]:
+    """Bradley-Terry's, in log odds against the mean of all models. Where the answers leave them
+    without bounds only the prior has any, and there is no interval."""
     pairs = [(group.arms[0], group.arms[1]) for group in key.groups]
 
     def statistic(totals: Array, counts: Array) -> Array:
         return bradley_terry(wins_of(totals, counts, pairs))
 
-    return _tested(list(key.arms), crossed(statistic), percent=False)
+    found = crossed(statistic)
+    totals, counts = (table.sum((1, 2)) for table in answers.tables())
+    hidden = 0.0 if is_connected(wins_of(totals, counts, pairs)) else np.nan
+    found = found.with_hidden(np.full(len(key.arms), hidden))
+    return _tested(list(key.arms), found, percent=False)
 
 
-def _errors(key: Key, crossed: Callable[..., Crossed]) -> list[Result]:
+def _errors(key: Key, answers: Answers, crossed: Callable[[Statistic], Crossed]) -> list[Result]:
     """HYPE of each model: how often people are wrong about its pictures and real ones, half of
     each. 50 % where nobody can tell them apart."""
     models = len(key.arms) - 1
@@ -221,23 +235,25 @@ def _errors(key: Key, crossed: Callable[..., Crossed]) -> list[Result]:
         taken = means(totals, counts)
         return (taken[..., :models] + 1 - taken[..., models:]) / 2
 
+    hidden = hidden_variances(answers, share=True)
+    found = crossed(statistic).with_hidden((hidden[:models] + hidden[models]) / 4)
     return [
         replace(one, p_value=None, adjusted=None)
-        for one in _tested(list(key.arms[:models]), crossed(statistic), percent=True)
+        for one in _tested(list(key.arms[:models]), found, percent=True)
     ]
 
 
 def _tested(titles: Sequence[str], found: Crossed, *, percent: bool) -> list[Result]:
-    values = estimates(found, [0] * len(titles), share=False, units=0)
-    p_values = found.p_values()
+    """Values that are 0 without an effect."""
+    rows = zip(titles, found.value, *found.limits(), found.p_values(), strict=True)
     return holm(
         [
             Result(
                 title=title,
-                estimate=replace(value, count=None, percent=percent),
-                p_value=_known(p),
+                estimate=estimate(value, limits, percent=percent),
+                p_value=_known(p_value),
             )
-            for title, value, p in zip(titles, values, p_values, strict=True)
+            for title, value, *limits, p_value in rows
         ]
     )
 
@@ -247,12 +263,13 @@ def _known(p_value: float) -> float | None:
 
 
 def holm(results: Sequence[Result]) -> list[Result]:
-    """p-values adjusted for their number (Holm 1979); a single one stays as it is."""
+    """p-values adjusted for their number (Holm 1979); a single one stays as it is. Those that are
+    not known count as 1: how many were asked about does not depend on the answers."""
     known = [one.p_value for one in results if one.p_value is not None]
     adjusted: dict[float, float] = {}
     largest = 0.0
     for place, p_value in enumerate(sorted(known)):
-        largest = max(largest, min(1.0, p_value * (len(known) - place)))
+        largest = max(largest, min(1.0, p_value * (len(results) - place)))
         adjusted.setdefault(p_value, largest)
     return [
         one if one.p_value is None else replace(one, adjusted=adjusted[one.p_value])
@@ -269,4 +286,6 @@ def _agreement(key: Key, answers: Answers, question: int, seed: int) -> Estimate
     if not np.isfinite(alpha):
         return Estimate(value=alpha, count=len(value))
     low, high = alpha_interval(unit, value, rng=np.random.default_rng(seed))
+    if low == high:  # all agree: what is drawn anew does too
+        return Estimate(value=alpha, count=len(value))
     return Estimate(value=alpha, low=low, high=high, count=len(value))

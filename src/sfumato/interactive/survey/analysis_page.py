@@ -30,7 +30,8 @@ _NOTES = {
 }
 INTERVALS = (
     "Intervals are 95 %, from a bootstrap over people and pictures; p-values are adjusted for "
-    "their number (Holm)."
+    "their number (Holm). A result has neither where too few answered, or all the same: nothing in "
+    "the answers says how far it may be off."
 )
 _JSON, _PAGE = "analysis.json", "analysis.html"
 
@@ -108,15 +109,23 @@ def rows_of(analysis: Analysis, kind: str) -> tuple[list[str], list[list[str]]]:
     rows = []
     for one in every:
         own = kept.get(one.title)
-        row = [one.title, str(own.estimate) if own else ""]
+        row = [one.title, _estimate(own)]
         row += [_p_value(own)] if tested else []
-        rows.append([*row, str(one.estimate)])
+        rows.append([*row, _estimate(one)])
     return columns, rows
 
 
-def _p_value(result: Result | None) -> str:
-    if result is None or result.adjusted is None:
+def _estimate(result: Result | None) -> str:
+    if result is None:
         return ""
+    return f"{result.estimate}{' (no interval)' if result.estimate.low is None else ''}"
+
+
+def _p_value(result: Result | None) -> str:
+    if result is None:
+        return ""
+    if result.adjusted is None:
+        return "-"
     return "< 0.001" if result.adjusted < 0.001 else f"{result.adjusted:.3f}"
 
 

@@ -1,19 +1,23 @@
 """Answers: a row each in SQLite, or the JSON files that the page without a server returns."""
 
 import json
+import os
 import secrets
 import sqlite3
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from sfumato.base.environment import now
-from sfumato.base.errors import DamagedDataError, InputError
-from sfumato.base.files import writing
+from sfumato.base.errors import DamagedDataError, InputError, SfumatoError
+from sfumato.base.files import PRIVATE_FILE, make_private, writing
 from sfumato.interactive.survey.key import Key
 
 DATABASE = "answers.sqlite"
+WAIT_SECONDS = 30.0
+"""For another program that has the database."""
 MOST_BYTES = 4_000_000
 """Of a returned file: 40,000 answers."""
 _TABLES = """
@@ -43,6 +47,11 @@ class Session:
     answers: list[Answer]
 
 
+def is_name(name: Any) -> TypeGuard[str]:
+    """Whether something from outside can be the random name of a person."""
+    return isinstance(name, str) and name.isascii() and 8 <= len(name) <= 64
+
+
 def checked(key: Key, form: Any, answer: Sequence[Any]) -> Answer:
     """An answer from outside; `ValueError` where the form does not ask it."""
     if len(answer) != 4 or any(type(answer[place]) is not int for place in (0, 2, 3)):
@@ -58,27 +67,23 @@ def checked(key: Key, form: Any, answer: Sequence[Any]) -> Answer:
 
 
 class AnswerStore:
-    """The database of a survey that is served: every answer is on the disk when `add` returns."""
+    """The database of a survey that is served: every answer is on the disk when `add` returns.
+    `reading`: one that is there, which stays as it is."""
 
-    def __init__(self, file: Path, key: Key) -> None:
+    def __init__(self, file: Path, key: Key, *, reading: bool = False) -> None:
+        """`SfumatoError` for a database that cannot be opened, `DamagedDataError` for another
+        file."""
         self._key = key
         with writing(file):
             try:
-                self._open(file)
+                self._connection = _to_read(file) if reading else _to_write(file)
+            except sqlite3.OperationalError as error:
+                raise _refused(file, error) from error
             except sqlite3.DatabaseError as error:
                 raise DamagedDataError(
                     f"{file} is no database of answers ({error}).",
                     hint="Move it away; a new one is made.",
                 ) from error
-
-    def _open(self, file: Path) -> None:
-        # A server makes it in one thread and uses it in another, one at a time.
-        self._connection = sqlite3.connect(
-            file, isolation_level=None, timeout=30, check_same_thread=False
-        )
-        self._connection.execute("PRAGMA journal_mode=WAL")
-        self._connection.execute("PRAGMA synchronous=FULL")
-        self._connection.executescript(_TABLES)
 
     def close(self) -> None:
         self._connection.close()
@@ -116,9 +121,63 @@ class AnswerStore:
         )
 
     def sessions(self) -> list[Session]:
-        """All people who began."""
+        """All people who began; none in a database whose server was killed before it had tables."""
+        tables = self._connection.execute("SELECT COUNT(*) FROM sqlite_master WHERE type = 'table'")
+        if not tables.fetchone()[0]:
+            return []
         names = self._connection.execute("SELECT session FROM people ORDER BY started, session")
         return [one for (name,) in names.fetchall() if (one := self.session(name)) is not None]
+
+
+def _connected(address: str) -> sqlite3.Connection:
+    # A server makes it in one thread and uses it in another, one at a time.
+    return sqlite3.connect(
+        address, isolation_level=None, timeout=WAIT_SECONDS, check_same_thread=False, uri=True
+    )
+
+
+def _to_write(file: Path) -> sqlite3.Connection:
+    # SQLite would make a file that others can read; what it puts beside it gets the same rights.
+    with suppress(FileExistsError):
+        os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, PRIVATE_FILE))
+    for ending in ("", "-wal", "-shm"):
+        make_private(file.with_name(file.name + ending))
+    connection = _connected(f"{file.absolute().as_uri()}?mode=rw")
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.executescript(_TABLES)
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+def _to_read(file: Path) -> sqlite3.Connection:
+    """In a folder that cannot be written SQLite must be told that nobody else writes, which is so
+    where no journal lies beside the file."""
+    alone = not file.with_name(f"{file.name}-wal").exists() and not os.access(file.parent, os.W_OK)
+    connection = _connected(f"{file.absolute().as_uri()}?{'immutable=1' if alone else 'mode=ro'}")
+    try:
+        connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+def _refused(file: Path, error: sqlite3.OperationalError) -> SfumatoError:
+    if error.sqlite_errorcode in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return SfumatoError(
+            f"{file} is in use by another program ({error}).",
+            hint="The answers are in it: leave it there. Close the other program, and start the "
+            "same command again.",
+        )
+    return SfumatoError(
+        f"{file} cannot be opened ({error}).",
+        hint="The answers that it has are in it: leave it there. Its folder needs free space, and "
+        "permission to write.",
+    )
 
 
 # Reading ------------------------------------------------------------------------------------------
@@ -150,7 +209,7 @@ def read_sessions(folder: Path, key: Key, files: Iterable[Path] = ()) -> list[Se
 def _served(folder: Path, key: Key) -> list[Session]:
     if not (folder / DATABASE).is_file():
         return []
-    store = AnswerStore(folder / DATABASE, key)
+    store = AnswerStore(folder / DATABASE, key, reading=True)
     try:
         return store.sessions()
     finally:
@@ -168,7 +227,7 @@ def read_returned(file: Path, key: Key) -> Session:
         if plain["survey"] != key.survey:
             raise ValueError("of another survey")
         name = plain["session"]
-        if not isinstance(name, str) or not 8 <= len(name) <= 64:
+        if not is_name(name):
             raise ValueError("no name")
         answers = {one[0]: checked(key, plain["form"], one) for one in plain["answers"]}
         return Session(name, plain["form"], [answers[number] for number in sorted(answers)])

@@ -14,12 +14,14 @@ has it once. It is never below the noise of single answers, which the true varia
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
 
 RESAMPLES = 1_000
+_NO_VARIANCE = 1e-18
+"""What is below it is rounding: answers are worth between 0 and 7."""
 Array: TypeAlias = np.ndarray
 Statistic = Callable[[Array, Array], Array]
 """From totals (..., G) and counts (..., G) of the answers of each group to values (..., M)."""
@@ -65,8 +67,8 @@ class Crossed:
     df: Array
 
     def limits(self, *, confidence: float = 0.95, share: bool = False) -> tuple[Array, Array]:
-        """The interval. Of a `share` it is made on the scale of log odds, so that it stays
-        between 0 and 1; it has no width where all answers agree (see `analysis.estimate`)."""
+        """The interval, NaN where the error is. Of a `share` it is made on the scale of log odds,
+        so that it stays between 0 and 1."""
         from scipy.special import expit, logit, stdtrit
 
         reach = stdtrit(self.df, (1 + confidence) / 2) * self.error
@@ -77,16 +79,19 @@ class Crossed:
         return expit(logit(inside) - reach), expit(logit(inside) + reach)
 
     def p_values(self, null: float = 0.0, *, share: bool = False) -> Array:
-        """Two-sided, of `value` = `null`; below 0.05 where the 95 % interval leaves it out."""
+        """Two-sided, of `value` = `null`; below 0.05 where the 95 % interval leaves it out. NaN
+        where the error is."""
         from scipy.special import logit, stdtr
 
         distance, error = self.value - null, self.error
         if share:
             inside = self.value.clip(1e-12, 1 - 1e-12)
             distance, error = logit(inside) - logit(null), error / (inside * (1 - inside))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            t = np.abs(distance) / error
-        return np.where(error > 0, 2 * stdtr(self.df, -t), np.where(distance == 0, 1.0, 0.0))
+        return 2 * stdtr(self.df, -np.abs(distance) / error)
+
+    def with_hidden(self, variance: Array) -> "Crossed":
+        """With `variance` (M,) that the bootstrap does not see; NaN where it is not known."""
+        return replace(self, error=np.sqrt(self.error**2 + variance))
 
 
 def means(totals: Array, counts: Array) -> Array:
@@ -104,7 +109,8 @@ def crossed_bootstrap(
 ) -> Crossed:
     """`statistic` of the answers with its standard error over people and items.
 
-    `ValueError` for no answers. The error is NaN with fewer than two people or two items.
+    `ValueError` for no answers. The error is NaN with fewer than two people or two items, and
+    where nothing that is drawn changes the value: that is not known to be exact.
     """
     if not len(answers):
         raise ValueError("there are no answers")
@@ -125,7 +131,8 @@ def crossed_bootstrap(
     parts = [_variance(by_person) * first, _variance(by_item) * second]
     noise = _variance(common) * first * second
     variance = np.maximum(parts[0] + parts[1] - noise, noise)
-    return Crossed(value, np.sqrt(variance), _degrees(variance, parts, (people, items)))
+    error = np.sqrt(np.where(variance > _NO_VARIANCE, variance, np.nan))
+    return Crossed(value, error, _degrees(variance, parts, (people, items)))
 
 
 def _moved(statistic: Statistic, totals: Array, counts: Array, weights: Array) -> Array:

@@ -80,7 +80,7 @@ def build_survey(
     captions = _Captions(design, arms, settings, rng)
     shown = [_shown(design, trial, captions, names, pictures) for trial in layout.trials]
     plan = _plan(key, words, dict(zip(trials, shown, strict=True)))
-    with whole_folder(out) as folder:
+    with whole_folder(out, private=(KEY,)) as folder:
         _write_public(folder / PUBLIC, plan, _bytes_of(every, pictures, seed))
         _write_key(folder / KEY, key, every, pictures, seed)
     return key

@@ -2,7 +2,8 @@
 
 Over all forms each group (a pair of models, or a model) has as many trials as any other by its
 weight, and each picture of it is seen equally often, to within one. In a form the first model of a
-pair is on the left in half of the trials; over the forms each pair is seen either way round.
+pair is on the left in half of the trials of that pair, to within one; over the forms each picture
+of it is seen either way round.
 """
 
 from collections.abc import Sequence
@@ -95,8 +96,7 @@ def make_layout(design: Design, arms: int, settings: Settings, rng: np.random.Ge
 def check_size(design: Design, arms: int, settings: Settings) -> list[Group]:
     """The groups of a survey of `arms` models; `InputError` for a size that it cannot have."""
     groups = groups_of(design, arms)
-    total = sum(group.weight for group in groups)
-    most = max(-(-settings.trials * group.weight // total) for group in groups)
+    most = most_of_a_group(groups, settings.trials)
     if most > settings.items:
         raise InputError(
             f"{counted(settings.trials, 'trial')} of the design '{design.name}' take {most} "
@@ -110,6 +110,20 @@ def check_size(design: Design, arms: int, settings: Settings) -> list[Group]:
             hint=f"Give --trials {len(groups)} or more.",
         )
     return groups
+
+
+def most_of_a_group(groups: Sequence[Group], trials: int) -> int:
+    """Of one group in a form, which is a piece of rounds: whole ones, and a rest that may hold all
+    that a round has of a group."""
+    rounds, rest = divmod(trials, sum(group.weight for group in groups))
+    return max(rounds * group.weight + min(group.weight, rest) for group in groups)
+
+
+def most_trials(groups: Sequence[Group], items: int) -> int:
+    """Of a form that asks nothing twice, where each group has so many pictures."""
+    weight = max(group.weight for group in groups)
+    rounds, rest = divmod(items, weight)
+    return rounds * sum(group.weight for group in groups) + rest
 
 
 # Trials -------------------------------------------------------------------------------------------
@@ -191,7 +205,8 @@ def _visits(
     """
     turn = rng.permutation([n for n, group in enumerate(groups) for _ in range(group.weight)])
     taken = [0] * len(groups)
-    offset = rng.integers(2, size=len(groups))
+    # Half of the groups begin on either side, so that a form with one trial of each is balanced.
+    offset = rng.permutation(np.arange(len(groups)) % 2)
     forms = []
     for form in range(settings.people):
         visits = []

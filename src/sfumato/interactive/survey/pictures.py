@@ -138,33 +138,35 @@ def check_subjects(subjects: Sequence[str]) -> list[str]:
 
 def alike(arms: Sequence[Arm]) -> list[list["Tensor"]]:
     """The pictures of all arms in one size and number of channels, so that neither tells whose they
-    are: the largest size, at most 512 pixels. Bicubic, where sizes differ."""
+    are: the largest size, its longer side at most 512 pixels. Bicubic, where sizes differ."""
     channels = max(arm.images.shape[1] for arm in arms)
-    largest = max(max(arm.images.shape[-2:]) for arm in arms)
-    shapes = {arm.images.shape[-2:] for arm in arms}
-    if len(shapes) == 1 and largest <= SHOWN_PX:
-        size = None
-    elif all(height == width for height, width in shapes):
-        size = min(largest, SHOWN_PX)
-    else:
-        sizes = [f"{arm.name}: {arm.images.shape[-1]}x{arm.images.shape[-2]}" for arm in arms]
+    sizes = [(arm.images.shape[-2], arm.images.shape[-1]) for arm in arms]
+    height, width = max(sizes)
+    if any(one * width != other * height for one, other in sizes):
+        named = [
+            f"{arm.name}: {width}x{height}"
+            for arm, (height, width) in zip(arms, sizes, strict=True)
+        ]
         raise InputError(
-            f"Pictures of these sizes cannot be shown alike: {', '.join(sizes)}.",
-            hint="Cut them to squares.",
+            f"Pictures of these shapes cannot be shown alike: {', '.join(named)}.",
+            hint="Cut them to one shape, squares for example.",
         )
+    scale = min(1.0, SHOWN_PX / max(height, width))
+    size = (max(1, round(scale * height)), max(1, round(scale * width)))
     return [[_fitted(image, channels, size) for image in arm.images] for arm in arms]
 
 
-def _fitted(image: "Tensor", channels: int, size_px: int | None) -> "Tensor":
+def _fitted(image: "Tensor", channels: int, size_px: tuple[int, int]) -> "Tensor":
     import numpy as np
     import torch
     from PIL import Image
 
     from sfumato.base.images import to_pil
 
-    if size_px is not None and image.shape[-1] != size_px:
-        resized = to_pil(image).resize((size_px, size_px), Image.Resampling.BICUBIC)
-        array = np.asarray(resized).reshape(size_px, size_px, -1)
+    height, width = size_px
+    if tuple(image.shape[-2:]) != size_px:
+        resized = to_pil(image).resize((width, height), Image.Resampling.BICUBIC)
+        array = np.asarray(resized).reshape(height, width, -1)
         image = torch.from_numpy(array.copy()).permute(2, 0, 1)
     return image.expand(channels, -1, -1)
 

@@ -1,6 +1,6 @@
 """How many people and trials a survey needs: surveys of synthetic crowds, analysed as real ones."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -8,7 +8,8 @@ import numpy as np
 from sfumato.base.errors import InputError
 from sfumato.base.randomness import derived_seed
 from sfumato.evaluation.metrics.intervals import Estimate, wilson
-from sfumato.interactive.survey.bootstrap import Array, crossed_bootstrap, means
+from sfumato.interactive.survey.analysis import differences_of, means_of
+from sfumato.interactive.survey.bootstrap import Crossed, Statistic, crossed_bootstrap, means
 from sfumato.interactive.survey.crowd import (
     USUAL_SD,
     Asked,
@@ -17,7 +18,7 @@ from sfumato.interactive.survey.crowd import (
     simulated_answers,
 )
 from sfumato.interactive.survey.designs import Design, design_of, groups_of
-from sfumato.interactive.survey.forms import Settings, make_layout
+from sfumato.interactive.survey.forms import Settings, make_layout, most_trials
 from sfumato.interactive.survey.key import Key
 
 PEOPLE = (10, 15, 20, 30, 40, 60, 80, 120)
@@ -46,6 +47,14 @@ class Power:
     found: Estimate
 
 
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What of a size is not to be looked for."""
+
+    people: int | None = None
+    trials: int | None = None
+
+
 USUAL_SIZE = {"pair": 0.6, "share": 0.1, "levels": 0.5}
 
 
@@ -61,51 +70,50 @@ def power_table(
     *,
     seed: int = 0,
     surveys: int = SURVEYS,
-    on_size: Callable[[Power], None] = lambda size: None,
+    given: Given = Given(),
 ) -> list[Power]:
     """For each number of trials that the pictures allow, more and more people until the effect is
-    found in a share `power` of the surveys."""
+    found in a share `power` of the surveys; of what is `given` that alone."""
     found = []
-    for trials in TRIALS:
-        if trials > _most_trials(settings, effect.models):
-            break
-        for people in PEOPLE:
+    for trials in _numbers_of_trials(settings, effect.models, given):
+        for people in PEOPLE if given.people is None else (given.people,):
             size = replace(settings, people=people, trials=trials, practice=0, attention=0)
             found.append(power_of(size, effect, seed=seed, surveys=surveys))
-            on_size(found[-1])
             if found[-1].found.value >= power:
                 break
     return found
 
 
-def _most_trials(settings: Settings, models: int) -> int:
-    """Of one person, who is not asked the same twice."""
-    design = design_of(settings.design)
-    groups = groups_of(design, models)
-    return (
-        sum(group.weight for group in groups)
-        * settings.items
-        // max(group.weight for group in groups)
-    )
+def _numbers_of_trials(settings: Settings, models: int, given: Given) -> Sequence[int]:
+    """Each group is asked about, and nobody is asked the same twice."""
+    if given.trials is not None:
+        return (given.trials,)
+    groups = groups_of(design_of(settings.design), models)
+    most = most_trials(groups, settings.items)
+    return [one for one in TRIALS if len(groups) <= one <= most] or [most]
 
 
-def smallest(sizes: Sequence[Power], power: float) -> Power:
+def smallest(sizes: Sequence[Power], power: float, given: Given = Given()) -> Power:
     """The size with enough power and the fewest answers, fewer people of as many; `InputError`
     where there is none."""
     enough = [one for one in sizes if one.found.value >= power]
     if not enough:
         best = max(sizes, key=lambda one: one.found.value)
+        named = (("--people", given.people), ("--trials", given.trials))
+        left_out = [f"leave {name} out" for name, value in named if value is not None]
+        ways = [*left_out, "look for a larger --effect", "give more pictures (--count)"]
         raise InputError(
             f"No size that was tried finds the effect in {100 * power:.0f} % of surveys; "
             f"{best.people} people and {best.trials} trials find it in "
             f"{100 * best.found.value:.0f} %.",
-            hint="Look for a larger --effect, or give more pictures (--count).",
+            hint=f"To find it, {', '.join(ways[:-1])}, or {ways[-1]}.",
         )
     return min(enough, key=lambda one: (one.people * one.trials, one.people))
 
 
 def power_of(settings: Settings, effect: Effect, *, seed: int = 0, surveys: int = SURVEYS) -> Power:
-    """Between the first two models, in so many simulated surveys."""
+    """Between the first two models, in so many simulated surveys, analysed as a real one: the
+    p-value is adjusted for those of all other models."""
     design = design_of(settings.design)
     rng = np.random.default_rng(
         derived_seed("power", seed, settings.people, settings.trials, settings.items)
@@ -120,21 +128,17 @@ def power_of(settings: Settings, effect: Effect, *, seed: int = 0, surveys: int 
     return Power(people=settings.people, trials=settings.trials, found=wilson(significant, surveys))
 
 
-def _first(totals: Array, counts: Array) -> Array:
-    return means(totals[..., :1], counts[..., :1])
-
-
 def _finds(key: Key, asked: Asked, crowd: Crowd, rng: np.random.Generator) -> bool:
     answers = simulated_answers(key, asked, crowd, rng)
-    pair = key.design.pair
 
-    def difference(totals: Array, counts: Array) -> Array:
-        values = means(totals, counts)
-        return values[..., :1] - values[..., 1:2]
+    def crossed(statistic: Statistic) -> Crossed:
+        return crossed_bootstrap(answers, statistic, resamples=_RESAMPLES, rng=rng)
 
-    statistic = _first if pair else difference
-    found = crossed_bootstrap(answers, statistic, resamples=_RESAMPLES, rng=rng)
-    return bool(found.p_values(0.5 if pair else 0.0, share=pair)[0] < 0.05)
+    if key.design.pair:
+        first = means_of(key, answers, crossed(means))[0]
+    else:
+        first = differences_of(key, answers, crossed)[0]
+    return first.adjusted is not None and first.adjusted < 0.05
 
 
 def crowd_with(design: Design, settings: Settings, effect: Effect) -> Crowd:

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from sfumato.base.files import make_private
 from sfumato.interactive.serving import (
     TOKEN,
     Place,
@@ -22,9 +23,9 @@ from sfumato.interactive.serving import (
     kept_token,
     listen,
 )
-from sfumato.interactive.survey.answers import DATABASE, AnswerStore, Session
+from sfumato.interactive.survey.answers import DATABASE, AnswerStore, Session, is_name
 from sfumato.interactive.survey.build import PAGE, PAGE_FILES, PICTURES
-from sfumato.interactive.survey.key import PLAN, PUBLIC, read_key
+from sfumato.interactive.survey.key import KEY, PLAN, PUBLIC, read_key
 
 PORT = 7879
 BODY_BYTES = 2_000
@@ -38,6 +39,8 @@ _MARK = b'name="survey-server" content="no"'
 def survey_application(folder: Path, *, token: str | None = None) -> Starlette:
     """The server of a survey's folder. `InputError` where it is none."""
     key = read_key(folder)
+    for private in (folder, folder / KEY):
+        make_private(private)
     store = AnswerStore(folder / DATABASE, key)
 
     async def start(request: Request) -> Response:
@@ -98,7 +101,7 @@ async def _body(request: Request) -> dict[str, Any]:
 
 def _session(store: AnswerStore, body: dict[str, Any]) -> Session:
     name = body.get("session")
-    session = store.session(name) if isinstance(name, str) else None
+    session = store.session(name) if is_name(name) else None
     if session is None:
         raise Refusal("Nobody of that name takes part.", status=404)
     return session

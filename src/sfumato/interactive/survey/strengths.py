@@ -32,6 +32,14 @@ def bradley_terry(wins: Array) -> Array:
     return strength - strength.mean(-1, keepdims=True)
 
 
+def is_connected(wins: Array) -> bool:
+    """Whether strengths have a finite best estimate from wins (K, K) without a prior: no models
+    are there that the others never win against (Ford 1957)."""
+    from scipy.sparse.csgraph import connected_components
+
+    return connected_components(wins > 0, directed=True, connection="strong")[0] == 1
+
+
 def wins_of(totals: Array, counts: Array, pairs: list[tuple[int, int]]) -> Array:
     """Wins (..., K, K) from totals and counts (..., G) of `pairs`: a value of 1 is a win of the
     first model of the pair."""

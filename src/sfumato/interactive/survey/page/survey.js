@@ -84,7 +84,9 @@ async function persist(path, body) {
       note("");
       return answer;
     } catch (error) {
-      note("No connection. Your answers are kept here and sent as soon as there is one.");
+      note(answered()
+        ? "No connection. Your answers are kept here and sent as soon as there is one."
+        : "No connection. This page goes on as soon as there is one.");
       await pause(RETRY_MS);
     }
   }
@@ -182,12 +184,12 @@ function element(tag, text) {
 }
 
 function note(text) {
-  byId("note").textContent = text;
+  for (const one of document.querySelectorAll(".note")) one.textContent = text;
   if (!byId("end").hidden && text) byId("saved").textContent = text;
 }
 
 function answered() {
-  return state.answers.length;
+  return state ? state.answers.length : 0;
 }
 
 function next() {
