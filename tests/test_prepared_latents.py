@@ -12,6 +12,7 @@ from diffusers import AutoencoderKL
 from sfumato.base.errors import ConfigError, DamagedDataError, InputError
 from sfumato.base.files import sha256_of_file
 from sfumato.base.images import to_pil
+from sfumato.config.schema import load_experiment
 from sfumato.config.sections import DataConfig
 from sfumato.data.latents import drawn, read_latents, write_latents
 from sfumato.data.prepare import prepare
@@ -19,7 +20,7 @@ from sfumato.data.prepared import mapped_images
 from sfumato.data.records import load_records
 from sfumato.generation.loading import load
 from sfumato.methods import codecs
-from sfumato.methods.codecs import codec_to_prepare
+from sfumato.methods.codecs import check_codec, codec_to_prepare
 from sfumato.methods.registry import prepare_run, run_experiment
 from sfumato.models.codec import LinearCodec, VaeCodec
 from sfumato.models.vae import fit_vae_codec
@@ -332,3 +333,15 @@ def test_a_posterior_that_is_not_followed_is_refused(
     alone = sfumato("prepare", str(pictures), "out", "--posterior", own, cwd=tmp_path)
     assert (alone.code, "without --codec none are" in alone.err) == (2, True)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["can", "nowhere"])
+def test_a_codec_that_is_none_is_refused_before_an_image_is_decoded(
+    name: str, refused, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("nowhere").mkdir()
+    Path("can").mkdir()
+    Path("can/experiment.yaml").write_text(load_experiment("can", ["data.source=digits"]).to_yaml())
+    with refused(InputError):
+        check_codec(name)

@@ -531,3 +531,10 @@ def test_programs_of_slurm_that_know_of_no_cluster(refused, programs, program: s
     programs(program, f"echo '{program}: {said}' >&2; echo '{program}: {fatal}' >&2; exit 1")
     with refused(InputError):
         submit("#!/bin/bash\n") if program == "sbatch" else queued_jobs()
+
+
+@pytest.mark.parametrize("option", ["qos=long", "--nodes=4", "-t 10"])
+def test_options_of_sbatch_that_are_none_or_set_already(refused, option: str) -> None:
+    with refused(InputError):
+        Resources(options=[option])
+    assert Resources(options=["--qos=long", "-p gpu"]).options == ["--qos=long", "-p gpu"]

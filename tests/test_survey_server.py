@@ -11,17 +11,21 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("uvicorn", reason="the extra `studio` is not installed")
 
-from sfumato.base.errors import SfumatoError
+from sfumato.base.errors import InputError, SfumatoError
 from sfumato.interactive.serving import LOCAL, listen, serve
 from sfumato.interactive.survey import answers
+from sfumato.interactive.survey.analysis import analyse
+from sfumato.interactive.survey.analysis_page import summary
 from sfumato.interactive.survey.answers import DATABASE, AnswerStore, read_sessions
 from sfumato.interactive.survey.build import PAGE_FILES, PICTURES
+from sfumato.interactive.survey.crowd import Crowd, write_crowd
 from sfumato.interactive.survey.designs import DESIGNS
 from sfumato.interactive.survey.forms import Settings
 from sfumato.interactive.survey.key import KEY, PLAN, PUBLIC, read_key
@@ -102,7 +106,7 @@ def test_a_session_goes_on_and_is_ones_own(tmp_path: Path) -> None:
             body = {"session": first, "answer": [number, key.forms[0][number][0], 1, 400 + number]}
             assert ask(f"{url}/api/answer", body).json == {"saved": True}
         again = {"session": first, "answer": [2, key.forms[0][2][0], 0, 9]}
-        assert ask(f"{url}/api/answer", again).status == 200  # the first one stays
+        assert ask(f"{url}/api/answer", again).json == {"saved": False}  # the first one stays
     with served(folder) as url:
         known = ask(f"{url}/api/start", {"session": first}).json
         assert known == {"session": first, "form": 0, "answered": [0, 1, 2, 3]}
@@ -387,3 +391,25 @@ def test_no_kill_loses_an_answer(kills: int, tmp_path: Path) -> None:
     print(f"{kills} kills, {person.reloads} reloads, {total} answers")
     assert total > kills
     assert person.reloads > 0
+
+
+# A crowd beside people ----------------------------------------------------------------------------
+
+
+def test_simulated_people_are_marked_and_not_mixed_with_others(tmp_path: Path, refused) -> None:
+    folder = tmp_path / "s"
+    key = small_survey(folder, "preference", people=2)
+    write_crowd(tmp_path / "crowd", key, Crowd(strengths=[0.0] * len(key.arms)), seed=0)
+    sessions = read_sessions(folder, key, [tmp_path / "crowd"])
+    assert [one.simulated for one in sessions] == [True, True]
+    found = analyse(key, sessions, resamples=100)
+    assert summary(found).startswith("Simulated: ")
+    assert not analyse(
+        key, [replace(one, simulated=False) for one in sessions], resamples=100
+    ).simulated
+    with served(folder) as url:
+        first = ask(f"{url}/api/start", {}).json["session"]
+        body = {"session": first, "answer": [0, key.forms[0][0][0], 1, 400]}
+        assert ask(f"{url}/api/answer", body).json == {"saved": True}
+    with refused(InputError):
+        read_sessions(folder, key, [tmp_path / "crowd"])

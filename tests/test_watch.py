@@ -56,7 +56,14 @@ def test_a_finished_run(run: Path) -> None:
     assert (view.images_per_second, view.seconds_left) == (None, None)
 
 
+def test_what_was_saved_counts_before_it_is_logged(run: Path) -> None:
+    (run / "metrics.jsonl").unlink()
+    view = Watched(run).look()
+    assert (view.images_seen, view.state) == (64_000, "finished")
+
+
 def test_a_run_in_training_has_its_time_left(run: Path) -> None:
+    shutil.rmtree(run / "checkpoints")
     cut_back(run / "metrics.jsonl", images_seen=32_000)
     os.utime(run / "metrics.jsonl", OLD)
     append_record(run / "timing.jsonl", {"images": 30_000, "images_per_second": 100.0})

@@ -87,7 +87,7 @@ def _take(file: Path) -> IO[str]:
                 continue
             raise InputError(
                 f"{file.parent} is in use by {holder}.",
-                hint="Wait until that process ends, or give another folder with --out.",
+                hint="Wait until that process ends, or give another folder.",
             ) from None
         except OSError as error:
             if error.errno not in _UNSUPPORTED:

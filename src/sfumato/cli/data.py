@@ -67,6 +67,10 @@ def prepare(
     command resumes; the folder is a source: `--data OUT`."""
     _refuse_posterior_alone(codec, posterior)
     config = data_config(source, settings, resolution=resolution)
+    if codec is not None:
+        from sfumato.methods.codecs import check_codec
+
+        check_codec(codec)
     from sfumato.data.prepare import prepare as prepare_images
     from sfumato.data.prepared import IMAGES
 

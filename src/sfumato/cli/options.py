@@ -140,6 +140,7 @@ Spacing = Annotated[
         metavar="NAME",
         callback=checked_spacing,
         help="Which timesteps are visited: trailing, leading or linspace.",
+        hidden=True,  # for the commands that the studio writes: a model has its own
     ),
 ]
 Forms = Annotated[

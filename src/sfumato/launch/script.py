@@ -17,6 +17,12 @@ _TIMES = (
     r"(?P<hours>\d+):(?P<minutes>\d+):(?P<seconds>\d+)",
     r"(?P<days>\d+)-(?P<hours>\d+)(:(?P<minutes>\d+)(:(?P<seconds>\d+))?)?",
 )
+_OWN = {
+    *("--job-name", "--chdir", "--output", "--open-mode", "--array", "--nodes", "-N", "-J", "-o"),
+    *("--ntasks-per-node", "--gpus-per-node", "--cpus-per-task", "-c", "--mem", "--time", "-t"),
+    *("--requeue", "--no-requeue", "--signal", "-D", "-a"),
+}
+"""Options of sbatch that the script has already."""
 _UNITS = {"days": 86_400, "hours": 3600, "minutes": 60, "seconds": 1}
 
 
@@ -36,7 +42,18 @@ class Resources:
     options: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        """`InputError` for a time that SLURM does not know, or that leaves none to train."""
+        """`InputError` for a time that SLURM does not know, or that leaves none to train, and for
+        an option of sbatch that is none, or that the script sets itself."""
+        for option in self.options:
+            name = re.split("[= ]", option)[0]
+            if name.startswith("-") and name not in _OWN:
+                continue
+            problem = "is set by sfumato" if name in _OWN else "does not begin with a dash"
+            raise InputError(
+                f"--sbatch {option}: {name} {problem}.",
+                hint="Write options as sbatch has them: --sbatch=--qos=long. Nodes, GPUs, CPUs, "
+                "memory and time have options of their own.",
+            )
         if self.time is None:
             return
         seconds = time_seconds(self.time)

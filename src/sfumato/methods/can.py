@@ -34,14 +34,8 @@ WATCHED, _FEWEST_WATCHED, _WATCHED_PX = 256, 5, 16
 
 
 def _resolve(experiment: CanExperiment) -> CanExperiment:
-    return experiment.model_copy(update={"data": settle(experiment.data)})
-
-
-def _build(experiment: CanExperiment, folder: Path, device: torch.device, world: World) -> Run:
-    """`ConfigError` for images of another size than the network's and for a stream, `InputError`
-    for a data set without two classes."""
-    data, training = experiment.data, experiment.training
-    size = experiment.network.resolution
+    """`ConfigError` for images of another size than the network's: before any is decoded."""
+    data, size = settle(experiment.data), experiment.network.resolution
     if data.resolution != size:
         raise ConfigError(
             f"network.generator_channels makes images of {size} pixels; data.resolution is "
@@ -49,6 +43,12 @@ def _build(experiment: CanExperiment, folder: Path, device: torch.device, world:
             hint=f"Set data.resolution={size}, or give another number of levels to "
             "network.generator_channels and network.discriminator_channels: n make 4 * 2^n pixels.",
         )
+    return experiment.model_copy(update={"data": data})
+
+
+def _build(experiment: CanExperiment, folder: Path, device: torch.device, world: World) -> Run:
+    """`ConfigError` for a stream, `InputError` for a data set without two classes."""
+    data, training = experiment.data, experiment.training
     refuse_stream(data, experiment.name)
     records = _of_present_classes(load_records(data, "train"))
     _check_classes(records, experiment)

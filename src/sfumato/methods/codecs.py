@@ -12,7 +12,7 @@ from sfumato.base.errors import ConfigError, InputError
 from sfumato.base.files import whole_folder
 from sfumato.base.weights import weights_digest
 from sfumato.base.words import set_options
-from sfumato.config.schema import DiffusionExperiment, load_experiment
+from sfumato.config.schema import DiffusionExperiment, VaeExperiment, load_experiment
 from sfumato.config.sections import DataConfig
 from sfumato.data.latents import FOLDER as LATENTS_FOLDER
 from sfumato.data.latents import PreparedLatents, read_latents
@@ -225,6 +225,21 @@ def _check_vae(vae: Mapping[str, Any], experiment: DiffusionExperiment) -> None:
             + ".",
             hint=" ".join(f"--set {name}={there}" for name, (_, there) in wrong.items()),
         )
+
+
+def check_codec(name: str) -> None:
+    """`InputError` for what `codec_to_prepare` cannot take, whatever the images."""
+    file = Path(name).expanduser() / "experiment.yaml"
+    experiment = load_experiment(file) if file.is_file() else None
+    if isinstance(experiment, DiffusionExperiment):
+        _codec_of_run(name, experiment)
+    elif experiment is not None and not isinstance(experiment, VaeExperiment):
+        raise InputError(
+            f"{name} is a run of another method, '{experiment.method}', and has no codec.",
+            hint="Give a run of `sfumato train vae`, or one that was trained in latents.",
+        )
+    else:
+        open_vae(name)
 
 
 def codec_to_prepare(

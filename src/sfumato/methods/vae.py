@@ -168,9 +168,10 @@ class _Test:
         return images, {name: self.real.measure(one) for name, one in images.items()}
 
     def grid(self) -> bytes:
-        """A PNG: real images above what comes back of them, by each codec."""
+        """A PNG: real images above what comes back of them, by each codec, the VAE last: the last
+        row is what `sfumato watch` shows."""
         images = self.shown
-        recodes = {**self._own(), **self.others}
+        recodes = dict(reversed({**self._own(), **self.others}.items()))
         rows = {_TITLES[name]: recode(images) for name, recode in recodes.items()}
         return labelled_grid(
             [images, *rows.values()],

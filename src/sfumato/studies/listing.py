@@ -88,7 +88,7 @@ def summary(run: Path) -> RunSummary:
     """What the files of one run folder say."""
     problems: list[str] = []
     experiment = experiment_of(run, problems)
-    saved = _saved(run, problems)
+    saved = saved_images(run, problems)
     records = _records(run / "metrics.jsonl", problems)
     locked = is_locked(run)
     seen = max([saved or 0, *(one["images"] for one in records)]) if locked else saved or 0
@@ -122,7 +122,7 @@ def experiment_of(run: Path, problems: list[str]) -> Experiment | None:
         return None
 
 
-def _saved(run: Path, problems: list[str]) -> int | None:
+def saved_images(run: Path, problems: list[str]) -> int | None:
     """Images seen at the newest checkpoint whose files have the recorded sizes; 0 before the first
     checkpoint, None where all are damaged."""
     folders = sorted((run / "checkpoints").glob("images-*"), reverse=True)

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from sfumato.base.errors import InputError
 from sfumato.base.lock import is_locked
-from sfumato.studies.listing import UNREADABLE, experiment_of, total_of
+from sfumato.studies.listing import UNREADABLE, experiment_of, saved_images, total_of
 from sfumato.training.records import Tail, offset_after, sample_grids
 
 Point = tuple[int, float]
@@ -66,7 +66,8 @@ class Watched:
                 problems.append(f"{log.path.name} cannot be read: {error}")
         experiment = experiment_of(self.folder, problems)
         total = None if experiment is None else total_of(self.folder, experiment)
-        seen = int(self._log.newest.get("images", 0))
+        logged = [log.newest.get("images", 0) for log in (self._log, self._timing)]
+        seen = int(max(*logged, saved_images(self.folder, problems) or 0))
         state = self._state(seen, total)
         timing = self._timing.newest
         speed = timing.get("images_per_second")
@@ -171,5 +172,5 @@ def check_watchable(folder: Path) -> None:
         raise InputError(
             f"No permission to read {folder}.", hint="Ask its owner for it."
         ) from error
-    if not names & {"experiment.yaml", "metrics.jsonl"}:
+    if "experiment.yaml" not in names:
         raise InputError(f"{folder} is not a run of sfumato.", hint=hint)

@@ -74,7 +74,8 @@ class Findings:
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
-    """`kept` and `everyone`: with and without exclusions; `excluded`: reasons by name."""
+    """`kept` and `everyone`: with and without exclusions; `excluded`: reasons by name; `simulated`:
+    of a synthetic crowd."""
 
     key: Key
     rules: Rules
@@ -84,6 +85,7 @@ class Analysis:
     median_ms: float
     seed: int
     resamples: int
+    simulated: bool
 
 
 def analyse(
@@ -115,6 +117,7 @@ def analyse(
         median_ms=float(median(times)),
         seed=seed,
         resamples=resamples,
+        simulated=all(one.simulated for one in began),
     )
 
 

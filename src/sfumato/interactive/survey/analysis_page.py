@@ -1,5 +1,6 @@
 """An analysis as one page, one JSON file and a table for the terminal."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -56,13 +57,17 @@ def write_analysis(folder: Path, analysis: Analysis) -> Path:
 
 
 def summary(analysis: Analysis) -> str:
-    """Who answered, in a sentence."""
+    """Who answered, and why some are left out."""
     every = analysis.everyone
     kept = analysis.kept.people if analysis.kept else 0
+    reasons = Counter(reason for why in analysis.excluded.values() for reason in why)
+    left = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
     return (
-        f"{counted(every.people, 'person').replace('persons', 'people')}, "
+        ("Simulated: " if analysis.simulated else "")
+        + f"{counted(every.people, 'person').replace('persons', 'people')}, "
         f"{counted(every.answers, 'answer')}; {kept} kept. "
-        f"Median time of an answer {analysis.median_ms / 1000:.1f} s."
+        + (f"Left out: {left}. " if left else "")
+        + f"Median time of an answer {analysis.median_ms / 1000:.1f} s."
     )
 
 
@@ -73,6 +78,7 @@ def _plain(analysis: Analysis) -> dict[str, Any]:
         "date": now(),
         "command": command(),
         "survey": key.survey,
+        "simulated": analysis.simulated,
         "design": key.design.name,
         "measure": key.design.measure,
         "arms": key.arms,
@@ -203,6 +209,7 @@ def _facts(analysis: Analysis) -> list[tuple[str, str]]:
             f"{size.practice} for practice; {size.items} pictures of a model",
         ),
         ("survey", f"{key.survey}, built {key.about.get('date', '')}"),
+        ("people", "a synthetic crowd" if analysis.simulated else "real ones"),
         ("bootstrap", f"{analysis.resamples:,} resamples, seed {analysis.seed}"),
         ("analysed", now()),
         ("command", command()),

@@ -40,11 +40,13 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class Session:
-    """The answers of one person, by number, under a random name."""
+    """The answers of one person, by number, under a random name; `simulated`: of a synthetic
+    crowd."""
 
     name: str
     form: int
     answers: list[Answer]
+    simulated: bool = False
 
 
 def is_name(name: Any) -> TypeGuard[str]:
@@ -113,12 +115,18 @@ class AnswerStore:
         )
         return Session(name, row[0], [Answer(*one) for one in rows])
 
-    def add(self, session: Session, answer: Sequence[Any]) -> None:
-        """Append an answer; one that is there stays as it is. `ValueError` as of `checked`."""
+    def add(self, session: Session, answer: Sequence[Any]) -> bool:
+        """Append an answer; one that is there stays as it is, and False is returned where its
+        choice is another. `ValueError` as of `checked`."""
         row = checked(self._key, session.form, answer)
         self._connection.execute(
             "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?)", (session.name, *row, now())
         )
+        (kept,) = self._connection.execute(
+            "SELECT choice FROM answers WHERE session = ? AND number = ?",
+            (session.name, row.number),
+        ).fetchone()
+        return kept == row.choice
 
     def sessions(self) -> list[Session]:
         """All people who began; none in a database whose server was killed before it had tables."""
@@ -186,8 +194,8 @@ def _refused(file: Path, error: sqlite3.OperationalError) -> SfumatoError:
 def read_sessions(folder: Path, key: Key, files: Iterable[Path] = ()) -> list[Session]:
     """The answers of the database in a survey's folder, and of returned files and folders of them.
 
-    A person who is there twice counts once, with the longer list. `InputError` for none, and for a
-    file that is not of this survey.
+    A person who is there twice counts once, with the longer list. `InputError` for none, for a file
+    that is not of this survey, and for simulated people beside real ones.
     """
     found: dict[str, Session] = {}
     given = list(_served(folder, key))
@@ -202,6 +210,15 @@ def read_sessions(folder: Path, key: Key, files: Iterable[Path] = ()) -> list[Se
         raise InputError(
             f"{folder} has no answers yet.",
             hint="Serve it with `sfumato survey serve`, or give the files that people returned.",
+        )
+    kinds = {session.simulated for session in found.values() if session.answers}
+    if len(kinds) > 1:
+        simulated = sum(session.simulated for session in found.values())
+        raise InputError(
+            f"{simulated} of {len(found)} people are simulated, the others are real: together they "
+            "say nothing.",
+            hint="Analyse the real answers alone, or simulate with a survey that nobody has "
+            "answered.",
         )
     return list(found.values())
 
@@ -230,7 +247,8 @@ def read_returned(file: Path, key: Key) -> Session:
         if not is_name(name):
             raise ValueError("no name")
         answers = {one[0]: checked(key, plain["form"], one) for one in plain["answers"]}
-        return Session(name, plain["form"], [answers[number] for number in sorted(answers)])
+        ordered = [answers[number] for number in sorted(answers)]
+        return Session(name, plain["form"], ordered, bool(plain.get("simulated", False)))
     except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise InputError(
             f"{file} is no list of answers to this survey ({error}).", hint="Leave it out."
@@ -240,9 +258,10 @@ def read_returned(file: Path, key: Key) -> Session:
 def returned(session: Session, survey: str) -> dict[str, Any]:
     """As the page writes it."""
     answers = [list(answer) for answer in session.answers]
-    return {
+    found = {
         "survey": survey,
         "session": session.name,
         "form": session.form,
         "answers": answers,
     }
+    return {**found, "simulated": True} if session.simulated else found

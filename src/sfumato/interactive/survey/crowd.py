@@ -66,7 +66,7 @@ def simulate(key: Key, crowd: Crowd, rng: np.random.Generator) -> list[Session]:
         stop = stops[person]
         rows = zip(form[:stop], shown[person].tolist(), ms[person].tolist(), strict=False)
         answers = [Answer(place, one[0], *rest) for place, (one, *rest) in enumerate(rows)]
-        found.append(Session(rng.bytes(16).hex(), person, answers))
+        found.append(Session(rng.bytes(16).hex(), person, answers, simulated=True))
     return found
 
 

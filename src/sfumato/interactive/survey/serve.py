@@ -54,10 +54,10 @@ def survey_application(folder: Path, *, token: str | None = None) -> Starlette:
         body = await _body(request)
         given = body.get("answer")
         try:
-            store.add(_session(store, body), given if isinstance(given, list) else [])
+            saved = store.add(_session(store, body), given if isinstance(given, list) else [])
         except ValueError as error:
             raise Refusal(f"Not an answer: {error}.", status=400) from error
-        return JSONResponse({"saved": True})
+        return JSONResponse({"saved": saved})
 
     routes = [
         *_page_routes(folder / PUBLIC),
