@@ -22,7 +22,7 @@ from sfumato.generation.loading import load
 from sfumato.methods.can import collapse
 from sfumato.paper.comparison import Comparison, ComparisonConfig, labels_of, measure_comparison
 from sfumato.paper.comparison_claims import Measured, claim_of, claims_of, fair, times_of
-from sfumato.paper.training_time import core_seconds, seconds_of
+from sfumato.paper.training_time import core_seconds, processor_seconds
 from sfumato.studies.study import ACCURACY, FRECHET
 from sfumato.studies.verdicts import HELD, NOT_HELD, UNDECIDED
 from sfumato.training.records import append_record
@@ -84,12 +84,12 @@ def test_seconds_of_training() -> None:
         {"images": 300, "seconds": 4.5, **second},
         {"images": 400, "seconds": 9.5, **second},
     ]
-    assert seconds_of(records, 400) == pytest.approx((19 + 3 * 9.5) * 400 / (190 + 190))
-    assert seconds_of(records, 200) == pytest.approx(20)
-    assert seconds_of(records, 100) == pytest.approx(10)
-    assert seconds_of([], 100) is None
+    assert processor_seconds(records, 400) == pytest.approx((19 + 3 * 9.5) * 400 / (190 + 190))
+    assert processor_seconds(records, 200) == pytest.approx(20)
+    assert processor_seconds(records, 100) == pytest.approx(10)
+    assert processor_seconds([], 100) is None
     del records[1]["processors"]
-    assert seconds_of(records, 400) is None
+    assert processor_seconds(records, 400) is None
 
 
 def trained_folder(

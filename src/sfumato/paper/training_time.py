@@ -9,7 +9,7 @@ from sfumato.training.checkpoint import Checkpoint, Checkpoints
 from sfumato.training.records import read_records
 
 
-def seconds_of(records: Sequence[Mapping[str, Any]], images_seen: int) -> float | None:
+def processor_seconds(records: Sequence[Mapping[str, Any]], images_seen: int) -> float | None:
     """Seconds of training up to `images_seen`, each times the processors that it ran on; None
     without records, and where one does not say on how many.
 
@@ -61,7 +61,7 @@ def _of_vae(folder: Path) -> tuple[float | None, str]:
 
 
 def _own_core_seconds(folder: Path, images_seen: int) -> tuple[float | None, str]:
-    seconds = seconds_of(read_records(folder / "timing.jsonl"), images_seen)
+    seconds = processor_seconds(read_records(folder / "timing.jsonl"), images_seen)
     state = Checkpoint(Checkpoints(folder / "checkpoints").path(images_seen)).state
     if seconds is None or "device" not in state:  # written before checkpoints said so
         return None, ""
