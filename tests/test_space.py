@@ -76,6 +76,21 @@ def test_the_folder_is_an_export_with_a_page(sfumato, small_run: Path, tmp_path:
     assert (folder / "README.md").read_text("utf-8") == space_card(model, settings)
 
 
+def test_no_path_of_this_machine_is_published(small_run: Path, tmp_path: Path) -> None:
+    """Folders have their names; a student is called after its teacher."""
+    model = load(small_run, device="cpu")
+    data = {**model.provenance["data"], "source": str(tmp_path), "also_train": [str(tmp_path)]}
+    origin = {"origin": str(tmp_path / "teacher"), "experiment": "student-1"}
+    model = replace(model, provenance={**model.provenance, "data": data, **origin})
+    model.export(tmp_path / "page", space=True)
+    index = (tmp_path / "page" / "model" / "model_index.json").read_text("utf-8")
+    card = (tmp_path / "page" / "README.md").read_text("utf-8")
+    assert str(tmp_path) not in index + card
+    assert json.loads(index)["provenance"]["data"]["source"] == tmp_path.name
+    assert front_of(card)["title"] == "teacher, student-1"
+    assert f"- Trained on: {tmp_path.name}\n" in card
+
+
 def test_the_app_is_short_and_needs_what_is_required_alone() -> None:
     source = (files("sfumato.generation.space") / "app.py").read_text("utf-8")
     assert len(source.splitlines()) < 120

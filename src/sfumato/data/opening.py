@@ -144,9 +144,15 @@ def source_folder(source: str) -> Path:
 
 
 def source_name(config: DataConfig) -> str:
-    """What to call a source: a folder's own name, without the path to it; else as it was given."""
-    folder = Path(config.source).expanduser()
-    return folder.resolve().name if config.source and folder.is_dir() else config.source
+    """What to call the data."""
+    return folder_name(config.source)
+
+
+def folder_name(name: str) -> str:
+    """A folder's own name, without the path to it; anything else as it was given."""
+    folder = Path(name).expanduser()
+    known = name and (folder.is_dir() or folder.is_absolute())
+    return folder.resolve().name if known else name
 
 
 def same_source(one: str, other: str) -> bool:

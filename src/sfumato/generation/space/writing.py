@@ -8,6 +8,8 @@
 It runs without sfumato, and its requirements are not ours: Gradio needs pillow < 13.
 """
 
+from collections.abc import Mapping
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import yaml
 from sfumato import __version__
 from sfumato.base.files import whole_folder, write_bytes, write_json, write_text
 from sfumato.base.words import counted
+from sfumato.data.opening import folder_name
 from sfumato.diffusion.solvers.registry import Sampling
 from sfumato.generation.export import export_model
 from sfumato.generation.model import Model
@@ -37,6 +40,7 @@ MOST_PICTURES, MOST_STEPS, MOST_GUIDANCE = 8, 100, 10.0
 
 def export_space(model: Model, folder: Path) -> None:
     """Write `folder` whole or not at all; one already there is replaced."""
+    model = replace(model, provenance=published(model.provenance))
     settings = page_settings(model)
     with whole_folder(folder) as temporary:
         export_model(model, temporary / MODEL)
@@ -47,6 +51,18 @@ def export_space(model: Model, folder: Path) -> None:
         write_text(temporary / CARD, space_card(model, settings))
 
 
+def published(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """The provenance for others to read: of folders of this machine the names, without the paths to
+    them."""
+    found = dict(provenance)
+    if (data := found.get("data")) is not None:
+        also = [folder_name(source) for source in data["also_train"]]
+        found["data"] = {**data, "source": folder_name(data["source"]), "also_train": also}
+    if (origin := found.get("origin")) is not None:
+        found["origin"] = folder_name(origin)
+    return found
+
+
 def page_settings(model: Model) -> dict[str, Any]:
     """`settings.json`: what the page offers; None for what the model leaves no choice of."""
     _, height, width = model.image_shape
@@ -55,7 +71,7 @@ def page_settings(model: Model) -> dict[str, Any]:
     most_steps = max(min(MOST_STEPS, most_steps), sampling.steps)
     takes_negative = not (sampling.form.folded or sampling.form.needs_weak_network)
     return {
-        "title": model.provenance.get("experiment") or "sfumato",
+        "title": _title(model.provenance),
         "about": f"Makes pictures of {width} x {height} pixels from captions, in "
         f"{counted(model.nfe(), 'network evaluation')} each.",
         "image_px": max(height, width),
@@ -67,6 +83,12 @@ def page_settings(model: Model) -> dict[str, Any]:
         else {"value": sampling.steps, "low": 1, "high": most_steps},
         "count": {"value": 4, "low": 1, "high": MOST_PICTURES},
     }
+
+
+def _title(provenance: Mapping[str, Any]) -> str:
+    """The experiment, after the model that it began with: a student's own name says little."""
+    names = [provenance.get("origin"), provenance.get("experiment")]
+    return ", ".join(str(name) for name in names if name) or "sfumato"
 
 
 def _guidance(sampling: Sampling) -> dict[str, float] | None:
@@ -116,8 +138,8 @@ Create a Space with the SDK Gradio, then, in this folder:
     hf upload YOU/SPACE . --repo-type space
 
 The lines at the top of this file are what the Space reads. Before you publish, look at
-`{SETTINGS}`, which has captions of the data, and at `{MODEL}/model_index.json`, which says where
-the data was. The licence at the top is that of the code, `{APP}` and `{MODEL}/pipeline.py`; which
+`{SETTINGS}`, which has captions of the data, and at `{MODEL}/model_index.json`, which names
+the data. The licence at the top is that of the code, `{APP}` and `{MODEL}/pipeline.py`; which
 one the weights have is yours to say.
 
 ## The model
@@ -128,6 +150,9 @@ def _facts(model: Model) -> str:
     known, sampling = model.provenance, model.sampling
     facts = {
         "Experiment": known.get("experiment", ""),
+        "Begun with": known.get("origin", ""),
+        "Trained on": "" if model.data is None else folder_name(model.data.source),
+        "Sees": _seen(model),
         "Images seen in training": f"{known['images_seen']:,}" if "images_seen" in known else "",
         "Seed": str(known.get("seed", "")),
         "Text encoder": known.get("text_encoder", ""),
@@ -137,3 +162,11 @@ def _facts(model: Model) -> str:
     }
     lines = [f"- {name}: {value}" for name, value in facts.items() if value]
     return "\n".join(["", *lines, ""])
+
+
+def _seen(model: Model) -> str:
+    """What the network sees of an image, where that is not its pixels."""
+    if model.codec.factor == 1:
+        return ""
+    numbers = " x ".join(map(str, model.shape))
+    return f"{numbers} numbers of the codec '{model.codec.to_dict()['codec']}', not pixels"
