@@ -435,6 +435,14 @@ def test_a_sweep_without_values_or_with_a_mistyped_one(programs, sfumato) -> Non
     assert "Did you mean 'training.optimizer.lr'?" in result.err
 
 
+def test_a_sweep_has_no_run_twice(sfumato) -> None:
+    result = sfumato(
+        *("submit", "sweep", "digits", "--print"), "--over", "training.optimizer.lr=0.001,1e-3"
+    )
+    assert result.code == 2
+    assert "have the same settings" in result.err
+
+
 def test_a_folder_with_something_else_is_no_place_for_a_sweep(refused) -> None:
     write_text(Path("s/notes.txt"), "mine")
     with refused(ConfigError):

@@ -1,6 +1,7 @@
 """`sfumato evolve`."""
 
 import sys
+import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import typer
 
 from sfumato.base.errors import InputError, LintWarning
 from sfumato.base.lock import locked
+from sfumato.base.words import counted
 from sfumato.cli.checks import checked_folder, checked_prompts
 from sfumato.cli.options import LoadingOptions, ModelPath, SamplingOptions, Seed
 from sfumato.cli.show import log, open_model
@@ -109,9 +111,10 @@ def evolve(
         if picks is None and sys.stdin.isatty():
             _ask(history, number)
             return
+        if not picks:
+            _show(history, number)
         for chosen in [_picked(history, text) for text in picks or ()]:
-            number = history.advance(chosen, generation=number)
-        _show(history, number)
+            number = _advance(history, chosen, number)
         log(f'Go on with: sfumato evolve {model} --out {out} --generation {number} --picks "3 7"')
 
 
@@ -141,6 +144,17 @@ def _picked(history: "Evolution", text: str) -> tuple[int, ...]:
     return parse_picks(text, history.about["size"])
 
 
+def _advance(history: "Evolution", chosen: tuple[int, ...], number: int) -> int:
+    """Sample the next generation, show it, and say how long it took."""
+    started = time.monotonic()
+    number = history.advance(chosen, generation=number)
+    seconds = time.monotonic() - started
+    _show(history, number)
+    new = len(history.generations[number].images) - history.generations[number].kept
+    log(f"{counted(new, 'new image')} in {seconds:.1f} s")
+    return number
+
+
 def _show(history: "Evolution", number: int) -> None:
     log(f"{history.title(number)}\n{history.grid_path(number)}")
 
@@ -157,8 +171,6 @@ def _ask(history: "Evolution", number: int) -> None:
         if not text.strip():
             return
         try:
-            number = history.advance(_picked(history, text), generation=number)
+            number = _advance(history, _picked(history, text), number)
         except InputError as error:
             log(f"{error.what} {error.hint}")
-            continue
-        _show(history, number)

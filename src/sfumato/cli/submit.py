@@ -165,6 +165,7 @@ def sweep(
         name: loaded(preset, source, [*settings, *own], origin=what.origin, out=None)
         for name, own in runs.items()
     }
+    _check_distinct(experiments)
     first = next(iter(experiments.values()))
     folder = out or new_folder(Path("runs") / f"{first.name}-sweep")
     check_sweep(folder, runs)
@@ -228,6 +229,18 @@ def _submit(
     log(f"Submitted job {number}{tasks}: {folder}")
     log(f"Script {folder / JOB / SCRIPT}; output in {folder / JOB}")
     log("`sfumato jobs` shows where it runs.")
+
+
+def _check_distinct(experiments: Mapping[str, Experiment]) -> None:
+    """`ConfigError` for two runs of the same settings, such as 0.001 and 1e-3."""
+    known: dict[str, str] = {}
+    for name, experiment in experiments.items():
+        same = known.setdefault(experiment.model_dump_json(), name)
+        if same != name:
+            raise ConfigError(
+                f"The runs {same} and {name} have the same settings.",
+                hint="Give each value of --over once.",
+            )
 
 
 def _check_processes(experiment: Experiment, resources: "Resources") -> None:
