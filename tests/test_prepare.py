@@ -24,7 +24,7 @@ from sfumato.config.sections import DataConfig
 from sfumato.data import decode, prepare
 from sfumato.data.decode import Target
 from sfumato.data.loading import DeviceBatches
-from sfumato.data.opening import open_images
+from sfumato.data.opening import open_images, same_source
 from sfumato.data.prepared import IMAGES, MANIFEST, ROWS, MappedImages
 from sfumato.data.records import Records, load_records
 from sfumato.data.survey import resolve, survey
@@ -119,6 +119,16 @@ def test_any_source_will_do_and_splits_are_kept(tmp_path: Path) -> None:
         ours = ours.model_copy(update={"split_seed": 5, "test_share": 0.3})
         if name != "digits":  # these are split by the seed before they are prepared
             assert_same(load_records(ours, "test"), load_records(again, "test"))
+
+
+def test_prepared_twice_it_is_the_same_source(source: Path, tmp_path: Path) -> None:
+    """Runs on latents and on pixels compare, though only one of two folders has latents."""
+    for name, size in {"one": 16, "two": 16, "larger": 32}.items():
+        prepare.prepare(config(source, resolution=size, max_damaged=0.1), tmp_path / name)
+    one, two, larger = (str(tmp_path / name) for name in ("one", "two", "larger"))
+    assert same_source(one, two)
+    assert not same_source(one, larger)
+    assert not same_source(one, str(source))
 
 
 def test_numpy_reads_the_array(source: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from sfumato.config.sections import DataConfig
 from sfumato.data.captions import CLASS_FIELDS, OWN, column_fields
 from sfumato.data.files import find_images, visible_files
 from sfumato.data.memo import recall
-from sfumato.data.prepared import read_prepared, refuse_other_settings
+from sfumato.data.prepared import MANIFEST, read_prepared, refuse_other_settings
 from sfumato.data.sources.digits import read_digits
 from sfumato.data.sources.folder import read_folder
 from sfumato.data.sources.hub import hub_folder
@@ -156,11 +156,17 @@ def folder_name(name: str) -> str:
 
 
 def same_source(one: str, other: str) -> bool:
-    """Whether two sources are the same name or the same folder."""
+    """Whether two sources are the same name, the same folder, or folders of `sfumato prepare` with
+    the same images, such as one with latents and one without."""
+    if one == other:
+        return True
     folders = [Path(source).expanduser() for source in (one, other)]
-    return one == other or (
-        all(folder.is_dir() for folder in folders) and folders[0].resolve() == folders[1].resolve()
-    )
+    if not all(folder.is_dir() for folder in folders):
+        return False
+    if folders[0].resolve() == folders[1].resolve():
+        return True
+    first, second = (folder / MANIFEST for folder in folders)
+    return first.is_file() and second.is_file() and first.read_bytes() == second.read_bytes()
 
 
 def same_images(one: DataConfig, other: DataConfig) -> bool:
