@@ -13,14 +13,13 @@ import torch
 from sfumato.base.errors import InputError
 from sfumato.bench.gpu_day import Plan, gpu_day
 from sfumato.bench.network_cost import network_cost
+from sfumato.bench.order import compare_orders
+from sfumato.bench.plain_loops import example_training, plain_sampling, plain_training
 from sfumato.bench.steps import (
     LEAST_PAIRS,
     compare,
     compare_sampling,
     compare_training,
-    example_training,
-    plain_sampling,
-    plain_training,
     prepared_training,
     untrained_model,
 )
@@ -84,6 +83,18 @@ def test_the_plain_sampling_loop_draws_the_same_pictures(scale: float) -> None:
     plain = plain_sampling(model, ["A handwritten digit 3"], scale=scale)()
     ours = model.sample("A handwritten digit 3", 0, guidance=scale).x0
     torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-3)
+
+
+def test_a_flow_has_no_loop_beside_it(refused, tmp_path: Path) -> None:
+    flow = tiny("diffusion.process=rectified_flow", "sampling.sampler=Heun")
+    run = prepare_run(flow, tmp_path / "run")
+    for written_plainly in (plain_training, example_training):
+        with refused(InputError):
+            written_plainly(flow, run)
+    with refused(InputError):
+        plain_sampling(untrained_model(flow, device="cpu"), ["a digit"], scale=1)
+    with refused(InputError):
+        compare_orders(flow, tmp_path / "orders", seeds=[0])
 
 
 def test_the_order_changes_from_pair_to_pair_and_warming_up_is_not_timed() -> None:

@@ -22,13 +22,12 @@ from sfumato import __version__
 from sfumato.base.environment import command, hardware, now
 from sfumato.base.files import write_json
 from sfumato.bench.network_cost import network_cost
+from sfumato.bench.plain_loops import example_training, plain_training
 from sfumato.bench.stand_in import on_stand_in
 from sfumato.bench.steps import (
     LEAST_PAIRS,
     Comparison,
     compare_training,
-    example_training,
-    plain_training,
     prepared_training,
 )
 from sfumato.config.schema import DiffusionExperiment, load_experiment

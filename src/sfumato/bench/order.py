@@ -19,6 +19,7 @@ from sfumato.base.environment import environment, now
 from sfumato.base.errors import InputError
 from sfumato.base.files import write_json
 from sfumato.base.randomness import derived_seed, generator_for
+from sfumato.bench.plain_loops import discrete_process
 from sfumato.config.schema import DiffusionExperiment
 from sfumato.data.loading import DeviceBatches, SampleOrder
 from sfumato.data.records import Records, load_records
@@ -107,8 +108,9 @@ def compare_orders(
     """Train every order and seed in `folder`, measure, and write `order.json`.
 
     Killed, the same arguments go on; None where it was asked to stop. `experiment.data` is
-    resolved and names Parquet files; raises as `open_stream` and `prepare_run`.
+    resolved and names Parquet files; raises as `open_stream`, `prepare_run` and `discrete_process`.
     """
+    discrete_process(experiment.diffusion)
     streamed = open_stream(experiment.data, "train")
     held = load_records(experiment.data, "train")
     if len(held) != len(streamed):
@@ -158,7 +160,7 @@ def held_out_losses(
     """(N,) float64: each test image's loss by the averaged network, at noise that is the same for
     every run."""
     records: Records = with_bank_rows(load_records(experiment.data, "test"), objective.bank)
-    levels = objective.process.num_train_timesteps
+    levels = discrete_process(experiment.diffusion).num_train_timesteps
     generator = generator_for("held-out loss")
     total = torch.zeros(len(records), dtype=torch.float64)
     for level in range(_NOISE_LEVELS):

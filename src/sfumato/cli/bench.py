@@ -34,7 +34,8 @@ def train(
 ) -> None:
     """Our training step against a bare loop on the same network, data and batch."""
     experiment = load_experiment(preset, settings or [], schema=DiffusionExperiment)
-    from sfumato.bench.steps import compare_training, plain_training, prepared_training
+    from sfumato.bench.plain_loops import plain_training
+    from sfumato.bench.steps import compare_training, prepared_training
     from sfumato.generation.loading import resolve_device
 
     with prepared_training(experiment, device) as run:
