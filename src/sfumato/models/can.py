@@ -71,6 +71,9 @@ class Discriminator(nn.Module):
         features = config.discriminator_channels[-1] * COARSEST_PX**2
         self.real = normal(nn.Linear(features, 1))
         project = _embedding(config, classes, text_width, features)
+        if project is not None:
+            # Its product with thousands of features would drown the other logit: as DCGAN's weights.
+            nn.init.normal_(project.weight, 0, 0.02)
         self.project = None if project is None else normal(project)
         styles: list[nn.Module] = []
         for width, out in pairwise((features, *config.style_hidden)):
