@@ -184,6 +184,25 @@ def test_sizes(levels: int, upsampling: str) -> None:
     assert (real.shape, styles.shape) == ((2,), (2, 7))
 
 
+def test_a_class_does_not_drown_z() -> None:
+    """At first images of one class differ more than classes do: else they would become one; and
+    what the discriminator says of the class is no larger than what else it says."""
+    config = CanNetworkConfig(
+        generator_channels=(32, 16),
+        discriminator_channels=(16, 32),
+        spectral_norm=False,
+        conditional=True,
+    )
+    generator, discriminator = build_can(config, channels=1, classes=10, seed=0)
+    with torch.no_grad():
+        z = torch.randn(500, config.latent, generator=torch.Generator().manual_seed(0))
+        labels = torch.arange(500) % 10
+        images = generator(z, labels).unflatten(0, (50, 10))
+        logits, _ = discriminator(images.flatten(0, 1), labels)
+    assert images.var(0).mean() > 10 * images.mean(0).var(0).mean()
+    assert logits.abs().max() < 2
+
+
 def test_diff_augment() -> None:
     """Translation moves, cutout takes a square out, and gradients pass."""
     images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)) + 0.1

@@ -25,7 +25,7 @@ class UserOptions:
     attributes: Annotated[
         str, typer.Option(help="What they want, with commas: slant, stroke, brightness.")
     ] = "slant,stroke,brightness"
-    targets: Annotated[int, typer.Option(help="Users, each with a target of its own.")] = 40
+    targets: Annotated[int, typer.Option(help="Users, 20 or more, each with a target.")] = 40
     generations: Annotated[int, typer.Option(min=1, help="Generations after the first.")] = 8
     picks: Annotated[int, typer.Option(min=1, help="Images that a user picks.")] = 3
     noise: Annotated[

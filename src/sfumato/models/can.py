@@ -15,6 +15,10 @@ from sfumato.base.randomness import derived_seed
 from sfumato.config.adversarial import CanNetworkConfig
 
 COARSEST_PX = 4
+GENERATOR_STD, DISCRIMINATOR_STD = 0.1, 0.02
+"""Deviation of embeddings of classes at first. Where the generator's is 1, as that of z is, the
+class drowns z: all images of a class become one. The discriminator's is multiplied with thousands
+of features, and would drown the logit beside it."""
 
 
 class Generator(nn.Module):
@@ -27,7 +31,7 @@ class Generator(nn.Module):
         super().__init__()
         self.config, self.channels, self.classes = config, channels, classes
         widths = config.generator_channels
-        self.embed = _embedding(config, classes, text_width, config.latent)
+        self.embed = _embedding(config, classes, text_width, config.latent, GENERATOR_STD)
         inputs = config.latent * (2 if config.conditional else 1)
         self.start = nn.Linear(inputs, widths[0] * COARSEST_PX**2, bias=False)
         layers: list[nn.Module] = [nn.BatchNorm2d(widths[0]), nn.ReLU()]
@@ -70,10 +74,7 @@ class Discriminator(nn.Module):
         self.body = nn.Sequential(*layers, nn.Flatten())
         features = config.discriminator_channels[-1] * COARSEST_PX**2
         self.real = normal(nn.Linear(features, 1))
-        project = _embedding(config, classes, text_width, features)
-        if project is not None:
-            # Its product with thousands of features would drown the other logit: as DCGAN's weights.
-            nn.init.normal_(project.weight, 0, 0.02)
+        project = _embedding(config, classes, text_width, features, DISCRIMINATOR_STD)
         self.project = None if project is None else normal(project)
         styles: list[nn.Module] = []
         for width, out in pairwise((features, *config.style_hidden)):
@@ -90,12 +91,17 @@ class Discriminator(nn.Module):
 
 
 def _embedding(
-    config: CanNetworkConfig, classes: int, text_width: int, out: int
+    config: CanNetworkConfig, classes: int, text_width: int, out: int, std: float
 ) -> nn.Module | None:
-    """Conditions, labels (B,) or captions (B, `text_width`), to (B, `out`); None without."""
+    """Conditions, labels (B,) or captions (B, `text_width`), to (B, `out`); None without. `std`: of
+    the weights of labels."""
     if not config.conditional:
         return None
-    return nn.Linear(text_width, out) if config.reads_captions else nn.Embedding(classes, out)
+    if config.reads_captions:
+        return nn.Linear(text_width, out)
+    embedding = nn.Embedding(classes, out)
+    nn.init.normal_(embedding.weight, 0, std)
+    return embedding
 
 
 def build_can(
