@@ -40,8 +40,8 @@ MOST_PICTURES, MOST_STEPS, MOST_GUIDANCE = 8, 100, 10.0
 
 def export_space(model: Model, folder: Path) -> None:
     """Write `folder` whole or not at all; one already there is replaced."""
+    settings = page_settings(model)  # reads the data set, where the examples come from
     model = replace(model, provenance=published(model.provenance))
-    settings = page_settings(model)
     with whole_folder(folder) as temporary:
         export_model(model, temporary / MODEL)
         for name in (APP, REQUIREMENTS):
@@ -87,7 +87,7 @@ def page_settings(model: Model) -> dict[str, Any]:
 
 def _title(provenance: Mapping[str, Any]) -> str:
     """The experiment, after the model that it began with: a student's own name says little."""
-    names = [provenance.get("origin"), provenance.get("experiment")]
+    names = [folder_name(provenance.get("origin", "")), provenance.get("experiment")]
     return ", ".join(str(name) for name in names if name) or "sfumato"
 
 
