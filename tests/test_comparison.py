@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from math import log
 from pathlib import Path
 
@@ -15,15 +16,23 @@ from sfumato.base.files import write_json
 from sfumato.config.finetuning import OriginConfig
 from sfumato.config.schema import CanExperiment, DiffusionExperiment, load_experiment
 from sfumato.config.sections import CodecConfig
+from sfumato.evaluation.baselines import changed_baselines
 from sfumato.evaluation.metrics.features import ImageFeatures
 from sfumato.evaluation.metrics.intervals import Estimate, wilson
 from sfumato.evaluation.metrics.novelty import NOVELTY, style_ambiguity
 from sfumato.generation.loading import load
 from sfumato.methods.can import collapse
-from sfumato.paper.comparison import Comparison, ComparisonConfig, labels_of, measure_comparison
+from sfumato.models.codec_fitting import fit_linear_codec
+from sfumato.paper.comparison import (
+    Comparison,
+    ComparisonConfig,
+    labels_of,
+    measure_comparison,
+    through_codecs,
+)
 from sfumato.paper.comparison_claims import Measured, claim_of, claims_of, fair, times_of
 from sfumato.paper.training_time import core_seconds, processor_seconds
-from sfumato.studies.study import ACCURACY, FRECHET
+from sfumato.studies.study import ACCURACY, FRECHET, Study
 from sfumato.studies.verdicts import HELD, NOT_HELD, UNDECIDED
 from sfumato.training.records import append_record
 from tests.conftest import CommandResult
@@ -274,6 +283,29 @@ def test_comparison(runs: Path, small_run: Path, config, tmp_path: Path, refused
         measure_comparison(models[:1], config, base=tmp_path / "one")
     with refused(InputError):
         measure_comparison([models[0], models[0]], config, base=tmp_path / "twice")
+
+
+def test_what_a_codec_loses(small_model, config) -> None:
+    """All four components of 2 x 2 pixels lose nothing, so the distance is that of the images as
+    they are; one component loses much. A codec is there once, pixels are not."""
+    study = Study.of(small_model, config)
+    images = study.reference.images.images()
+    fit = partial(fit_linear_codec, [images], factor=2)
+    models = [
+        replace(small_model, codec=codec, provenance={"experiment": name})
+        for name, codec in (
+            ("all", fit(channels=4)),
+            ("all again", fit(channels=4)),
+            ("one", fit(channels=1)),
+            ("pixels", small_model.codec),
+        )
+    ]
+    whole, one = through_codecs(study, models)
+    assert whole.title == "real test images through the codec of 'all'"
+    same = {"the same": torch.clone}
+    [as_is] = changed_baselines(study.reference, "classifier", same, count=40, balanced=True)
+    assert whole.frechet == pytest.approx(as_is.frechet, abs=1e-9)
+    assert one.frechet > 5 * whole.frechet
 
 
 def changed(run: Path, folder: Path, **values: object) -> Path:

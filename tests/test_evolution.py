@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from math import cos, radians, sqrt
+from math import acos, cos, degrees, radians, sqrt
 from pathlib import Path
 
 import pytest
@@ -123,9 +123,9 @@ def test_deepie_crossover_takes_each_value_of_a_parent() -> None:
 @pytest.mark.parametrize("picks", [2, 3, 4, 7, 10, 12])
 def test_half_of_the_children_have_two_parents(picks: int, monkeypatch) -> None:
     """To half a child; those that are not kept are first parents before those that are."""
-    operators, crossed, mutated = Operators(), [], []
+    operators, crossed, mutated = Operators(newcomers=2), [], []
     monkeypatch.setattr(Operators, "_crossed", lambda self, a, b, key: crossed.append((a, b)) or a)
-    monkeypatch.setattr(Operators, "_mutated", lambda self, one, key: mutated.append(one) or one)
+    monkeypatch.setattr(Operators, "_mutated", lambda self, one, *_: mutated.append(one) or one)
     parents = [operators.founder(seed, PROMPT) for seed in range(picks)]
     operators.following(parents, [PROMPT], size=16, key="test")
     kept = min(picks, 8)
@@ -137,6 +137,26 @@ def test_half_of_the_children_have_two_parents(picks: int, monkeypatch) -> None:
     twice = [operators.child(parents, index, "test") for index in range(2 * picks)]
     assert sorted(str(one) for one, _ in crossed[-picks:]) == sorted(map(str, parents))
     assert len(twice) == 2 * picks
+
+
+def test_mutation_decays_until_all_are_new(model, tmp_path: Path) -> None:
+    """A child of one parent is turned by 45 degrees, its own by 0.8 of that; after `none` by 45."""
+    history = evolved(model, tmp_path / "e", [(3,), (16,), (), (5,)])
+    turned = []
+    for parent, pick, child in ((0, 3, 1), (1, 16, 2), (3, 5, 4)):
+        one = history.genome(history.generations[parent].images[pick - 1]).first
+        other = history.genome(history.generations[child].images[1]).first
+        assert isinstance(one, Weights)
+        assert isinstance(other, Weights)
+        turned.append(degrees(acos(one.correlation(other))))
+    assert turned == pytest.approx([45, 36, 45], abs=1e-4)
+    with_newcomers = Operators(newcomers=3, decay=0.5).following(
+        [Genome.of_seed(1, PROMPT)], [PROMPT], size=8, key="test", depth=2
+    )
+    first, *children = [one.first for one in with_newcomers]
+    assert isinstance(first, Weights)
+    found = [first.correlation(child) for child in children if isinstance(child, Weights)]
+    assert found == pytest.approx([cos(radians(45 / 4))] * 4 + [0] * 3, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["rotation", "deepie"])
@@ -290,7 +310,9 @@ def test_what_is_refused(model, tmp_path: Path, refused) -> None:
     with refused(InputError):
         Evolution.begin(model, [], tmp_path / "none")
     with refused(InputError):
-        Evolution.begin(model, [PROMPT], tmp_path / "small", size=4)
+        Evolution.begin(
+            model, [PROMPT], tmp_path / "small", size=4, operators=Operators(newcomers=2)
+        )
     with refused(InputError):
         Evolution.resume(model, tmp_path)
     history = evolved(model, tmp_path / "e", [])
@@ -309,7 +331,7 @@ def test_what_is_refused(model, tmp_path: Path, refused) -> None:
     (tmp_path / "e" / "evolution.json").write_text("{}")
     with refused(DamagedDataError):
         Evolution.resume(model, tmp_path / "e")
-    for wrong in ({"name": "sexual"}, {"angle": 0}, {"scale": 0}, {"newcomers": -1}):
+    for wrong in ({"name": "sexual"}, {"angle": 0}, {"decay": 0}, {"scale": 0}, {"newcomers": -1}):
         with refused(InputError):
             Operators(**wrong)
 

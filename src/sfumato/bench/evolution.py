@@ -233,7 +233,11 @@ def _one_user(
     def children(best: list[int], number: int) -> Tensor:
         nonlocal last
         genomes[:] = operators.following(
-            [known[i] for i in best], [prompt], size=study.size, key=f"{key}/{number}"
+            [known[i] for i in best],
+            [prompt],
+            size=study.size,
+            key=f"{key}/{number}",
+            depth=number,
         )
         new = genomes[len(best) :]
         known.extend(new)

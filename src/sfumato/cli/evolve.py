@@ -32,16 +32,25 @@ class OperatorOptions:
     operators: Annotated[
         str, typer.Option(help="rotation, or deepie, whose noise grows in every generation.")
     ] = "rotation"
-    angle: Annotated[float, typer.Option(help="Mutation of rotation, in degrees.")] = 30.0
+    angle: Annotated[
+        float, typer.Option(help="Mutation of rotation in the first generation, in degrees.")
+    ] = 45.0
+    decay: Annotated[
+        float, typer.Option(help="The angle of a generation over that of the one before.")
+    ] = 0.8
     scale: Annotated[float, typer.Option(help="Mutation of deepie: deviation of its noise.")] = 0.5
-    newcomers: Annotated[int, typer.Option(min=0, help="New images in every generation.")] = 2
+    newcomers: Annotated[int, typer.Option(min=0, help="New images in every generation.")] = 0
     size: Annotated[int, typer.Option(min=4, max=100, help="Images of a generation.")] = 16
 
     def chosen(self) -> "Operators":
         from sfumato.interactive.operators import Operators
 
         return Operators(
-            name=self.operators, angle=self.angle, scale=self.scale, newcomers=self.newcomers
+            name=self.operators,
+            angle=self.angle,
+            decay=self.decay,
+            scale=self.scale,
+            newcomers=self.newcomers,
         )
 
 

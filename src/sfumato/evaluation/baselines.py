@@ -1,5 +1,6 @@
 """What real images score: real sets against the reference, and slightly changed real images."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -191,11 +192,11 @@ def perturbation_baselines(
     """Slightly changed real test images, as many as are measured, against the reference; from the
     cache, or put there. Empty where there are not so many."""
     images = reference.tuning or reference.split
-    rows = balanced_images(images, count) if balanced else None
     if count > images.count:
         return []
+    even = balanced and balanced_images(images, count) is not None
+    request = [FORMAT, digest_of(images.settings), count, reference.images.count, even]
     extractor = reference.extractors[key]
-    request = [FORMAT, digest_of(images.settings), count, reference.images.count, rows is not None]
     path = reference.images.file(extractor, f"perturbations-{digest_of(request)}.json")
     assert path is not None
     if path.exists():
@@ -203,19 +204,38 @@ def perturbation_baselines(
             return [PerturbationBaseline.model_validate(one) for one in read_json(path)]
         except (DamagedDataError, ValueError):
             path.unlink()  # damaged, or of another version: it is made again
+    changes = {one.title: one.apply for one in PERTURBATIONS.values()}
+    found = changed_baselines(reference, key, changes, count=count, balanced=balanced)
+    write_json(path, [one.model_dump(mode="json") for one in found])
+    return found
+
+
+def changed_baselines(
+    reference: Reference,
+    key: str,
+    changes: Mapping[str, Callable[[Tensor], Tensor]],
+    *,
+    count: int,
+    balanced: bool,
+) -> list[PerturbationBaseline]:
+    """Real test images, as many as are measured, after each of the `changes` of uint8 (N, C, H, W),
+    by title, against the reference. Empty where there are not so many."""
+    images = reference.tuning or reference.split
+    if count > images.count:
+        return []
+    rows = balanced_images(images, count) if balanced else None
     pixels = images.images(range(count) if rows is None else rows.tolist())
     against = reference.features(key)
     found = []
-    for perturbation in PERTURBATIONS.values():
-        own = feature_statistics(extractor(perturbation.apply(pixels)))
+    for title, change in changes.items():
+        own = feature_statistics(reference.extractors[key](change(pixels)))
         distance = frechet_to(own, against.statistics, root=against.covariance_root)
         found.append(
             PerturbationBaseline(
-                title=perturbation.title,
+                title=title,
                 frechet=max(0.0, distance),
                 count=count,
                 of_reference=reference.tuning is None,
             )
         )
-    write_json(path, [one.model_dump(mode="json") for one in found])
     return found

@@ -174,7 +174,9 @@ class Evolution:
         key = f"{before.key}/{','.join(map(str, chosen)) or 'none'}"
         parents = [self.genome(before.images[pick - 1]) for pick in chosen]
         return self._add(
-            self.operators.following(parents, self.about["prompts"], size=size, key=key),
+            self.operators.following(
+                parents, self.about["prompts"], size=size, key=key, depth=self._depth(parent)
+            ),
             check,
             parent=parent,
             picks=chosen,
@@ -189,6 +191,13 @@ class Evolution:
         if not 0 <= number <= newest:
             raise InputError(f"There is no generation {number}.", hint=f"Give 0 to {newest}.")
         return number
+
+    def _depth(self, number: int) -> int:
+        """Generations between one of new images alone and this one."""
+        depth, one = 0, self.generations[number]
+        while one.picks and one.parent is not None:
+            depth, one = depth + 1, self.generations[one.parent]
+        return depth
 
     def _add(self, genomes: Sequence[Genome], check: Check, **about: Any) -> int:
         """Sample the images that are not there yet, then write the tree and the grid."""

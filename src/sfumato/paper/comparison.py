@@ -6,9 +6,13 @@ by one classifier that is neither's.
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
 
 from sfumato.base.errors import InputError
 from sfumato.base.files import sibling
@@ -18,14 +22,17 @@ from sfumato.config.overrides import flattened
 from sfumato.config.schema import load_experiment
 from sfumato.config.sections import DataConfig
 from sfumato.data.opening import same_images, source_name
-from sfumato.evaluation.card import Spread
+from sfumato.evaluation.baselines import changed_baselines
+from sfumato.evaluation.card import PerturbationBaseline, Spread
 from sfumato.evaluation.image_set import ImageSet, OnImages
 from sfumato.evaluation.metrics.intervals import Estimate
 from sfumato.evaluation.prompt_set import PromptSet
 from sfumato.evaluation.reference import Scores
 from sfumato.evaluation.sampled_images import complete
+from sfumato.evaluation.store import digest_of
 from sfumato.generation.can import CanModel
 from sfumato.generation.model import Model
+from sfumato.models.codec import Codec
 from sfumato.paper.comparison_claims import CAN, LATENT, PIXELS, Measured, claims_of
 from sfumato.paper.training_time import core_seconds
 from sfumato.studies.study import (
@@ -52,6 +59,8 @@ NAMES = (
     "novelty",
 )
 """What is measured."""
+_ROWS = 50
+"""Images that a codec gets at once."""
 
 
 class ComparisonConfig(StudyConfig):
@@ -239,6 +248,8 @@ def _comparison(
     real = study.reference.score(study.real_images, ("diversity", "style_ambiguity")).metrics
     assert study.reference.classifier is not None  # the data have classes
     of_none = {"sampler": "", "timestep_spacing": "", "steps": 0}
+    baselines = study.baselines()
+    baselines["perturbations"] += through_codecs(study, [one.model for one in subjects])
     return Comparison(
         models=models,
         groups=_groups(models),
@@ -246,11 +257,33 @@ def _comparison(
         folder=folder,
         **study.card_fields(
             subjects[0].model,
-            **study.baselines(),
+            **baselines,
             real={ACCURACY: study.reference.classifier.test_accuracy, **real},
             **of_none,
         ),
     )
+
+
+def through_codecs(study: Study, models: Sequence[Model]) -> list[PerturbationBaseline]:
+    """Real images that each codec of latents encoded and decoded: a model in its latents cannot be
+    expected nearer to the reference."""
+    codecs: dict[str, tuple[str, Codec]] = {}
+    for model in models:
+        if _kind(model) == LATENT:
+            name = model.provenance.get("experiment", "model")
+            codecs.setdefault(digest_of(model.codec.to_dict()), (name, model.codec))
+    changes = {
+        f"real test images through the codec of '{name}'": partial(_recoded, codec)
+        for name, codec in codecs.values()
+    }
+    return changed_baselines(
+        study.reference, "classifier", changes, count=len(study.prompts), balanced=True
+    )
+
+
+def _recoded(codec: Codec, images: Tensor) -> Tensor:
+    """uint8 (N, C, H, W) encoded and decoded."""
+    return torch.cat([codec.decode(codec.encode(part)) for part in images.split(_ROWS)]).cpu()
 
 
 def _metrics(study: Study, subject: _Subject, scores: Scores) -> ModelMetrics:

@@ -80,8 +80,9 @@ class NewEvolution(Settings):
     seed: Seed = 0
     size: Annotated[int, Field(ge=6, le=36)] = 16
     """Pictures of a generation."""
-    angle: Annotated[float, Field(gt=0, le=90)] = 30.0
-    """Mutation in degrees: the larger, the less children are like their parents."""
+    angle: Annotated[float, Field(gt=0, le=90)] = 45.0
+    """Mutation of the first generation in degrees: the larger, the less children are like their
+    parents. Less in each that follows (`Operators`)."""
 
 
 class Picks(Section):

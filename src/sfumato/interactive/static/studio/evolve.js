@@ -8,7 +8,7 @@ export function evolveTab(root, make) {
   const prompts = el("textarea", { rows: 2, name: "prompts" });
   const seed = el("input", { type: "number", value: 0, min: 0 });
   const size = el("input", { type: "number", value: 12, min: 6, max: 36 });
-  const angle = el("input", { type: "number", value: 30, min: 1, max: 90 });
+  const angle = el("input", { type: "number", value: 45, min: 1, max: 90 });
   const begin = button("Begin", start, { className: "first", id: "begin-evolution" });
   const known = el("select", { ariaLabel: "Evolutions", on: { change: () => known.value && open(known.value) } });
   const told = el("p", { className: "cost", id: "evolve-told" });
@@ -27,7 +27,7 @@ export function evolveTab(root, make) {
     el("div", { className: "form card" }, field("Go on with", known), el("strong", {}, "A new one"),
       field("Name", name), field("Prompts, one a line (of a CAN: none for every class)", prompts),
       el("div", { className: "pair" }, field("First seed", seed), field("Pictures", size)),
-      field("Mutation in degrees", angle),
+      field("First mutation in degrees", angle),
       el("small", {}, "Model and sampling are those of Make; the sampler must draw no noise."), begin),
     el("div", {}, told, facts, trail, stage,
       el("p", { className: "row" }, breed, clear, el("small", {}, "Pick by click; a locked picture is picked in every generation and stays. Keep saves it as PNG.")))));
