@@ -14,6 +14,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
+from PIL import Image
 
 from sfumato.base.errors import InputError
 from sfumato.diffusion.solvers.registry import Sampling
@@ -89,6 +90,27 @@ def test_no_path_of_this_machine_is_published(small_run: Path, tmp_path: Path) -
     assert json.loads(index)["provenance"]["data"]["source"] == tmp_path.name
     assert front_of(card)["title"] == "teacher, student-1"
     assert f"- Trained on: {tmp_path.name}\n" in card
+
+
+def test_examples_of_a_page_are_read_from_a_folder_of_images(
+    small_run: Path, tmp_path: Path
+) -> None:
+    """Of a model that was trained on this machine, before its path is left out."""
+    for number in range(6):
+        for name in ("cat", "dog"):
+            file = tmp_path / "pets" / name / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (16, 16), 40 * number).save(file)
+    model = load(small_run, device="cpu")
+    data = {
+        **model.provenance["data"],
+        "source": str(tmp_path / "pets"),
+        "caption": ["a {class_name}"],
+    }
+    model = replace(model, provenance={**model.provenance, "data": data, "examples": None})
+    model.export(tmp_path / "page", space=True)
+    settings = json.loads((tmp_path / "page" / "settings.json").read_text("utf-8"))
+    assert settings["examples"] == ["a cat", "a dog"]
 
 
 def test_the_app_is_short_and_needs_what_is_required_alone() -> None:
