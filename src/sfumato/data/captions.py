@@ -37,8 +37,8 @@ def captions_from_templates(templates: Sequence[str], class_names: Sequence[str]
     for template in templates:
         if needed := required_fields(template) - CLASS_FIELDS:
             raise ConfigError(
-                f"data.caption: {template!r} needs {{{min(needed)}}}, and a class alone has no "
-                "value for it.",
+                f"The caption template {template!r} needs {{{min(needed)}}}, and a class alone has "
+                "no value for it.",
                 hint="Use {label} for the class index, {class_name} for its name, {style_name} for "
                 "its name with underscores as spaces, {word} for its name in words; or put what "
                 f"may be missing in brackets, such as [{{{min(needed)}}}|painting].",
@@ -109,7 +109,8 @@ def _refuse_class_fields(templates: Sequence[str]) -> None:
     for template in templates:
         if required_fields(template) & CLASS_FIELDS:
             raise ConfigError(
-                f"data.caption: {template!r} asks for a class, but the data set has no classes.",
+                f"The caption template {template!r} asks for a class, but the data set has no "
+                "classes.",
                 hint="Use {caption} where the images have captions of their own, or a text "
                 "without fields.",
             )
@@ -206,8 +207,8 @@ def _parts(template: str) -> list[list[str]]:
             parts.append([*choices, ""])
         elif "[" in part or "]" in part:
             raise ConfigError(
-                f"data.caption: {template!r} has a bracket without its other half, or brackets in "
-                "brackets.",
+                f"The caption template {template!r} has a bracket without its other half, or "
+                "brackets in brackets.",
                 hint="[by {artist}] is left out where there is no artist; [[ and ]] are brackets "
                 "in the caption.",
             )
@@ -218,7 +219,7 @@ def _parts(template: str) -> list[list[str]]:
             _names(one)
         except ValueError as error:
             raise ConfigError(
-                f"data.caption: {template!r} is not a template ({error}).",
+                f"The caption template {template!r} is not a template ({error}).",
                 hint="Fields stand in braces, {class_name}; {{ and }} are braces in the caption.",
             ) from error
     return parts

@@ -82,7 +82,7 @@ def _refuse_unknown_fields(config: DataConfig, raw: RawImages) -> None:
             close = nearest(name, [*there, *CLASS_FIELDS, OWN])
             close = f"{close} " if close.startswith("Did") else ""
             raise ConfigError(
-                f"data.caption: unknown field {{{name}}} in {template!r}.",
+                f"The caption template {template!r} has an unknown field, {{{name}}}.",
                 hint=f"{close}{own}With any data: {{label}} for the class index, {{class_name}} "
                 "for its name, {style_name} for its name with underscores as spaces, {word} for "
                 "its name in words, {caption} for the image's own caption.",
