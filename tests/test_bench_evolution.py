@@ -12,7 +12,15 @@ import torch
 from sfumato.base.errors import InputError
 from sfumato.base.randomness import derived_seed
 from sfumato.bench.attributes import ATTRIBUTES, attributes_of, brightness, slant, stroke_width
-from sfumato.bench.evolution import SUCCESS, Study, User, class_judge, measure_evolution
+from sfumato.bench.evolution import (
+    SUCCESS,
+    Study,
+    User,
+    class_judge,
+    measure_evolution,
+    share_of_users,
+)
+from sfumato.evaluation.metrics.intervals import wilson
 from sfumato.generation.genome import Genome, sample_genomes
 from sfumato.interactive.operators import Operators
 
@@ -116,6 +124,16 @@ def test_the_last_pictures_of_both_ways_are_judged(small_model) -> None:
     assert torch.equal(judged[1], sample_genomes(model, others).tensor)
 
 
+def test_children_of_one_user_are_relatives() -> None:
+    """One of ten users went astray with all 13 children: that is one event and not 13."""
+    shares = [torch.full((13,), user > 0) for user in range(10)]
+    found, pooled = share_of_users(shares), wilson(117, 130)
+    assert found.value == pytest.approx(0.9)
+    assert (found.low, found.high) == (pytest.approx(0.7), 1.0)
+    assert found.low < pooled.low < pooled.high < found.high
+    assert share_of_users(shares[1:]) == wilson(117, 117)
+
+
 def test_a_judge_knows_the_class_of_the_prompt(refused) -> None:
     classifier: Any = SimpleNamespace(
         class_names=["0", "1", "7"], predict=lambda images: torch.tensor([2, 1])
@@ -138,6 +156,8 @@ def test_what_is_refused(small_model, refused) -> None:
             Study(**wrong)
     with refused(InputError):
         measure_evolution(small_model.with_(sampler="DDPM"), "a 7", Study(), Operators())
+    with refused(InputError):
+        measure_evolution(small_model, "a 7", Study(), Operators(newcomers=13))
 
 
 def test_bench_evolution(sfumato, small_run: Path, tmp_path: Path) -> None:

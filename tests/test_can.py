@@ -17,7 +17,7 @@ from sfumato.config.overrides import build
 from sfumato.config.schema import CanExperiment, load_experiment
 from sfumato.config.sections import DataConfig, TextConfig
 from sfumato.data.records import load_records
-from sfumato.generation.can import ClassReader, caption_means
+from sfumato.generation.can import ClassReader, caption_means, prompts_of_classes
 from sfumato.generation.loading import load
 from sfumato.methods.registry import prepare_run, run_experiment
 from sfumato.models.can import build_can
@@ -427,6 +427,11 @@ def test_without_classes_there_is_no_prompt(tmp_path: Path, refused) -> None:
 def test_names_of_classes() -> None:
     names = ["Expressionism", "Abstract_Expressionism", "claude-monet", "7"]
     reader = ClassReader(names, [f"A work of {name}" for name in names])
+    shared = ["A photo", "A photo", *(f"A work of {name}" for name in names[2:])]
+    prompts = prompts_of_classes(names, shared)
+    assert [ClassReader(names, shared).label(one) for one in prompts] == list(range(len(names)))
+    with pytest.raises(InputError, match="names no class"):
+        ClassReader(names, shared).label("A photo")
     asked = {
         "A work of Abstract_Expressionism": 1,
         "abstract expressionism, large": 1,

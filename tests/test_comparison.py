@@ -28,9 +28,17 @@ from sfumato.paper.comparison import (
     ComparisonConfig,
     labels_of,
     measure_comparison,
+    prompts_for,
     through_codecs,
 )
-from sfumato.paper.comparison_claims import Measured, claim_of, claims_of, fair, times_of
+from sfumato.paper.comparison_claims import (
+    Measured,
+    claim_of,
+    claims_of,
+    effects_of,
+    fair,
+    times_of,
+)
 from sfumato.paper.training_time import core_seconds, processor_seconds
 from sfumato.studies.study import ACCURACY, FRECHET, Study
 from sfumato.studies.verdicts import HELD, NOT_HELD, UNDECIDED
@@ -184,6 +192,16 @@ def test_verdicts() -> None:
     assert mixed.sentence.endswith(" b is better by: recall (classifier).")
 
 
+def test_many_reference_images_make_no_interval_narrower() -> None:
+    """Recall is a share of 10,000 reference images here, and varies with 1,000 generated ones."""
+    few = measured("a", frechet=5.0, right=0.9, recall=500)
+    many = replace(few, metrics={**few.metrics, "recall.classifier": wilson(5_000, 10_000)})
+    other = measured("b", frechet=5.0, right=0.9, recall=450)
+    alike = [effects_of(one, other)[1] for one in (few, many)]
+    assert alike[0].measure == "recall.classifier"
+    assert (alike[0].low, alike[0].high) == pytest.approx((alike[1].low, alike[1].high))
+
+
 def test_unequal_training_decides_nothing() -> None:
     """A side may win with less time, and lose with more."""
     wanted = {0.5: HELD, 1.2: HELD, 2: UNDECIDED, None: UNDECIDED}
@@ -287,25 +305,34 @@ def test_comparison(runs: Path, small_run: Path, config, tmp_path: Path, refused
 
 def test_what_a_codec_loses(small_model, config) -> None:
     """All four components of 2 x 2 pixels lose nothing, so the distance is that of the images as
-    they are; one component loses much. A codec is there once, pixels are not."""
+    they are; one component loses much. A codec is there once."""
     study = Study.of(small_model, config)
     images = study.reference.images.images()
     fit = partial(fit_linear_codec, [images], factor=2)
-    models = [
-        replace(small_model, codec=codec, provenance={"experiment": name})
-        for name, codec in (
-            ("all", fit(channels=4)),
-            ("all again", fit(channels=4)),
-            ("one", fit(channels=1)),
-            ("pixels", small_model.codec),
-        )
-    ]
-    whole, one = through_codecs(study, models)
-    assert whole.title == "real test images through the codec of 'all'"
+    codecs = {"all, w = 2": fit(channels=4), "all, w = 0": fit(channels=4), "one": fit(channels=1)}
+    whole, one = through_codecs(study, codecs)
+    assert whole.title == "real images through the codec of all, w = 2"
     same = {"the same": torch.clone}
     [as_is] = changed_baselines(study.reference, "classifier", same, count=40, balanced=True)
     assert whole.frechet == pytest.approx(as_is.frechet, abs=1e-9)
     assert one.frechet > 5 * whole.frechet
+
+
+def test_each_model_is_asked_in_its_own_words(small_model, runs: Path, config) -> None:  # noqa: F811
+    """Whichever is given first; the classes are the same."""
+    data = {**small_model.provenance["data"], "caption": ["number {word}"]}
+    other = replace(small_model, provenance={**small_model.provenance, "data": data})
+    study = Study.of(other, config)
+    own = prompts_for(small_model, study)
+    assert (own.prompts[7], prompts_for(other, study).prompts[7]) == (
+        "A handwritten digit 7",
+        "number seven",
+    )
+    assert own.labels is not None
+    assert torch.equal(own.labels, study.prompts.labels)
+    assert set(prompts_for(load(runs / "plain", device="cpu"), study).prompts) == {""}
+    unknown = replace(small_model, provenance={})
+    assert prompts_for(unknown, study) is study.prompts
 
 
 def changed(run: Path, folder: Path, **values: object) -> Path:

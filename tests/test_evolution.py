@@ -1,6 +1,7 @@
 """Interactive evolution: noise as a genome, its operators, the history in a folder."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from math import acos, cos, degrees, radians, sqrt
@@ -157,6 +158,20 @@ def test_mutation_decays_until_all_are_new(model, tmp_path: Path) -> None:
     assert isinstance(first, Weights)
     found = [first.correlation(child) for child in children if isinstance(child, Weights)]
     assert found == pytest.approx([cos(radians(45 / 4))] * 4 + [0] * 3, abs=1e-6)
+
+
+@pytest.mark.parametrize(("angle", "least"), [(45, 5), (2, 2)])
+def test_children_differ_however_long_one_picks(angle: float, least: float) -> None:
+    """By `LEAST_ANGLE`, or a smaller one that was given; a genome that is full makes room."""
+    operators, one = Operators(angle=angle), Genome.of_seed(0, PROMPT)
+    for depth in range(150):
+        child = operators.child([one], 0, f"test/{depth}", depth)
+        assert isinstance(one.first, Weights)
+        assert isinstance(child.first, Weights)
+        turned = degrees(acos(min(1.0, one.first.correlation(child.first))))
+        assert turned >= least - 1e-3
+        one = child
+    assert len(one.first.parts) == MOST_SEEDS
 
 
 @pytest.mark.parametrize("name", ["rotation", "deepie"])
@@ -328,9 +343,13 @@ def test_what_is_refused(model, tmp_path: Path, refused) -> None:
     history.path(history.generations[0].images[2]).unlink()
     with refused(DamagedDataError):
         history.advance((3,))
-    (tmp_path / "e" / "evolution.json").write_text("{}")
-    with refused(DamagedDataError):
-        Evolution.resume(model, tmp_path / "e")
+    file = tmp_path / "e" / "evolution.json"
+    about = json.loads(file.read_text())
+    for changed in ({"format": 1}, {"operators": None}, {"settings": ...}):
+        wrong = {**about, **changed}
+        file.write_text(json.dumps({k: v for k, v in wrong.items() if v is not ...}))
+        with refused(DamagedDataError):
+            Evolution.resume(model, tmp_path / "e")
     for wrong in ({"name": "sexual"}, {"angle": 0}, {"decay": 0}, {"scale": 0}, {"newcomers": -1}):
         with refused(InputError):
             Operators(**wrong)
@@ -353,7 +372,9 @@ def test_evolve(sfumato, small_run: Path, tmp_path: Path) -> None:
     began = sfumato("evolve", str(small_run), PROMPT, *options, cwd=tmp_path)
     assert began.code == 0, began.err
     assert "Generation 0: deviation of the noise" in began.out
-    went = sfumato("evolve", str(small_run), *options, "--picks", "1 3", cwd=tmp_path)
+    command = began.out[began.out.index("sfumato evolve ") :].replace('"3 7"', '"1 3"')
+    assert "--steps" not in command  # they are the history's own
+    went = sfumato(*shlex.split(command)[1:], "--device", "cpu", cwd=tmp_path)
     assert "Generation 1 from 0 by 1, 3" in went.out
     sfumato("evolve", str(small_run), *options, "--picks", "2 9 16", "--picks", "4", cwd=tmp_path)
     branch = sfumato(
@@ -388,6 +409,13 @@ def test_evolve_says_what_is_wrong(sfumato, small_run: Path, tmp_path: Path) -> 
     assert "There is no generation 7." in wrong.err
     again = sfumato("evolve", str(small_run), PROMPT, *options, cwd=tmp_path)
     assert "has a history already" in again.err
+    for given, message in (
+        (("--angle", "5"), "e began with --angle 45.0, not 5.0."),
+        (("--operators", "rotation", "--size", "8"), "e began with --size 16, not 8."),
+        (("--steps", "3"), "was evolved with steps '2', not '3'."),
+    ):
+        other = sfumato("evolve", str(small_run), *options, *given, cwd=tmp_path)
+        assert (other.code, message in " ".join(other.err.split())) == (2, True), other.err
     assert files_of(tmp_path / "e") == before
 
 

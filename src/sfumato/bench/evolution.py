@@ -4,7 +4,7 @@ A user wants an image with given attributes and sees only how near each picture 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from sfumato.base.environment import command, environment, now
 from sfumato.base.errors import InputError, nearest
 from sfumato.base.files import write_json
 from sfumato.base.randomness import derived_seed, generator_for
+from sfumato.base.words import counted
 from sfumato.bench.attributes import ATTRIBUTES, attributes_of
 from sfumato.evaluation.metrics.intervals import Estimate, bootstrap_mean, wilson
 from sfumato.evaluation.metrics.paired import share_difference
@@ -79,7 +80,8 @@ class Found:
 
     `successes`: users who end within `SUCCESS`, by evolution and by search, and `more_successes`
     the difference, over the same users. `accuracies`, where a classifier was given: class accuracy
-    of the children of the last generations, and of as many plain samples, the last of the search.
+    of the children of the last generations, with an interval over users, and of as many plain
+    samples, the last of the search.
     """
 
     evolution: tuple[float, ...]
@@ -155,9 +157,16 @@ def measure_evolution(
 ) -> Found:
     """Every user evolves and searches, from the same first page and with as many pictures.
 
-    `InputError` for a sampler that draws noise, and for attributes that no two images differ in.
+    `InputError` for a sampler that draws noise, for picks and newcomers that leave no room for
+    children, and for attributes that no two images differ in.
     """
     model.text_encoder.check([prompt])
+    if study.picks + operators.newcomers >= study.size:
+        raise InputError(
+            f"{study.picks} picks and {counted(operators.newcomers, 'newcomer')} leave no room for "
+            f"children among {study.size} images.",
+            hint="Give fewer picks or newcomers, or a larger --size.",
+        )
     seeds = [derived_seed("target", study.seed, i) for i in range(study.population)]
     population = sample_genomes(model, [Genome.of_seed(seed, prompt) for seed in seeds]).tensor
     known = attributes_of(population, study.attributes)
@@ -208,13 +217,22 @@ def _found(users: Sequence[_Ended], settings: dict[str, Any]) -> Found:
         accuracies=None
         if rights[0][0] is None
         else (
-            _share([right for right, _ in rights if right is not None]),
+            share_of_users([right for right, _ in rights if right is not None]),
             _share([right for _, right in rights if right is not None]),
         ),
         pictures=tuple(one.pictures for one in users),
         deviation=sum(one.deviation for one in users) / len(users),
         settings=settings,
     )
+
+
+def share_of_users(right: Sequence[Tensor]) -> Estimate:
+    """As `_share`, with an interval over users: the children of one are relatives, and no
+    independent images. Where all users have the same share it is that of the images."""
+    shares = torch.stack([own.double().mean() for own in right])
+    if bool((shares == shares[0]).all()):
+        return _share(right)
+    return replace(bootstrap_mean(shares), percent=True)
 
 
 def _share(right: Sequence[Tensor]) -> Estimate:
@@ -241,8 +259,9 @@ def _one_user(
         )
         new = genomes[len(best) :]
         known.extend(new)
-        last = sample_genomes(model, new).tensor
-        return user.distances(last)
+        images = sample_genomes(model, new).tensor
+        last = images[: len(images) - operators.newcomers]
+        return user.distances(images)
 
     evolved, pictures = user.walk(first, children)
     others = [Genome.of_seed(derived_seed(key, i), prompt) for i in range(study.size, pictures)]

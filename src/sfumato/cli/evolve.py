@@ -1,11 +1,12 @@
 """`sfumato evolve`."""
 
+import shlex
 import sys
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -107,7 +108,10 @@ def evolve(
             LintWarning,
             stacklevel=2,
         )
-    opened = open_model(model, loading, can=True, **sampling.changes())
+    changes = sampling.changes()
+    if there:
+        changes = _as_begun(out, operators, seed, changes)
+    opened = open_model(model, loading, can=True, **changes)
     from sfumato.interactive.evolution import Evolution
 
     with locked(out):
@@ -124,7 +128,27 @@ def evolve(
             _show(history, number)
         for chosen in [_picked(history, text) for text in picks or ()]:
             number = _advance(history, chosen, number)
-        log(f'Go on with: sfumato evolve {model} --out {out} --generation {number} --picks "3 7"')
+        goes_on = shlex.join(["sfumato", "evolve", model, "--out", str(out)])
+        log(f'Go on with: {goes_on} --generation {number} --picks "3 7"')
+
+
+def _as_begun(
+    out: Path, operators: OperatorOptions, seed: int, sampling: dict[str, Any]
+) -> dict[str, Any]:
+    """How the model of a history samples, with what is given in `sampling`. `InputError` for other
+    operators, another size or seed than it began with: they are its own."""
+    from sfumato.interactive.evolution import begun
+
+    known, own = begun(out)
+    usual = {**asdict(OperatorOptions()), "seed": 0}
+    for option, value in {**asdict(operators), "seed": seed}.items():
+        began = known["name" if option == "operators" else option]
+        if value not in (usual[option], began):
+            raise InputError(
+                f"{out} began with --{option} {began}, not {value}.",
+                hint="Leave it out to go on, or give another --out.",
+            )
+    return {name: own.get(name) if value is None else value for name, value in sampling.items()}
 
 
 def _begin(

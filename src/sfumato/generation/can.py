@@ -1,6 +1,7 @@
 """A creative adversarial network as a `Model`: one evaluation of a network, classes as prompts."""
 
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,6 @@ from sfumato.config.adversarial import CanNetworkConfig
 from sfumato.config.schema import CanExperiment, load_experiment
 from sfumato.config.sections import TextConfig
 from sfumato.data.captions import in_words
-from sfumato.data.records import load_records
 from sfumato.diffusion.sampling import Sampled, initial_noise
 from sfumato.generation.asked import seed_numbers
 from sfumato.generation.bundle_names import CAN_FILE
@@ -62,9 +62,11 @@ class ClassReader:
     """
 
     def __init__(self, names: Sequence[str], captions: Sequence[str]) -> None:
-        """`captions`: one of each class, in the order of `names`."""
+        """`captions`: one of each class, in the order of `names`; one that several share names none
+        of them."""
         self.names = names
-        self._captions = {caption: label for label, caption in enumerate(captions)}
+        of_one = [caption for caption, count in Counter(captions).items() if count == 1]
+        self._captions = {caption: captions.index(caption) for caption in of_one}
         self._phrases = {
             phrase: label
             for label, name in enumerate(names)
@@ -98,6 +100,15 @@ class ClassReader:
             f"{f'several classes: {named}' if found else 'no class'}; one is needed.",
             hint=f"Name one of {known}.",
         )
+
+
+def prompts_of_classes(names: Sequence[str], captions: Sequence[str]) -> list[str]:
+    """What asks a `ClassReader` for each class: its caption, or its name where others share it."""
+    shared = Counter(captions)
+    return [
+        caption if shared[caption] == 1 else name
+        for name, caption in zip(names, captions, strict=True)
+    ]
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -301,9 +312,6 @@ def can_of_run(
     if part not in averages_in(checkpoint):
         raise InputError(f"{checkpoint.path} has no '{part}'.", hint=f"It holds {AVERAGE}.")
     state = checkpoint.state
-    if "classes" not in state:  # it was written before checkpoints said so
-        known = load_records(experiment.data, "test")
-        state = {**state, "classes": known.class_names, "captions": known.class_captions}
     assert experiment.data.channels != "auto"  # that of a run is resolved
     provenance = {
         "experiment": experiment.name,

@@ -76,9 +76,14 @@ class Weights:
         return Weights.of(both) if any(abs(weight) > 1e-9 for weight in both.values()) else self
 
     def rotated(self, seed: int, degrees: float) -> "Weights":
-        """Turned by an angle towards the noise of a seed that it does not have yet."""
+        """Turned by an angle towards the noise of a seed that it does not have yet, for which the
+        smallest weight of `MOST_SEEDS` makes room."""
         kept, new = cos(radians(degrees)), sin(radians(degrees))
-        return Weights.of({own: kept * weight for own, weight in self.parts} | {seed: new})
+        own = self
+        if len(self.parts) >= MOST_SEEDS:
+            smallest = min(self.parts, key=lambda part: abs(part[1]))
+            own = Weights.of(dict(part for part in self.parts if part != smallest))
+        return Weights.of({one: kept * weight for one, weight in own.parts} | {seed: new})
 
     def correlation(self, other: "Weights") -> float:
         """Of the noise of both, at every pixel."""

@@ -5,7 +5,7 @@ function of the first seed and of the picks that led to it, so the same picks gi
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,18 @@ from sfumato.report.grids import numbered_grid
 
 HISTORY, IMAGES = "evolution.json", "images"
 """The tree, and the folder of its images, each once, whichever generations it is in."""
-FORMAT = 1
+FORMAT = 2
+"""Counts how children are made: a history of another number is not gone on with."""
+_ABOUT = ("prompts", "seed", "size", "operators", "settings")
+"""What a history says of itself."""
+_SAMPLING = {
+    "guidance": "guidance_scale",
+    "form": "guidance",
+    "sampler": "sampler",
+    "steps": "steps",
+    "timestep_spacing": "timestep_spacing",
+}
+"""Names of settings in `Model.with_` and in a history."""
 SIZE = 16
 """Images of a generation."""
 
@@ -123,19 +134,8 @@ class Evolution:
             raise InputError(
                 f"{folder} has no history of an evolution.", hint="Give a prompt to begin one."
             )
-        known = read_json(folder / HISTORY)
-        try:
-            about = {name: known[name] for name in known if name != "generations"}
-            generations = [
-                Generation(**{**one, "picks": tuple(one["picks"]), "images": tuple(one["images"])})
-                for one in known["generations"]
-            ]
-            operators, settings = Operators(**about["operators"]), about["settings"]
-        except (KeyError, TypeError, AttributeError) as error:
-            raise DamagedDataError(
-                f"{folder / HISTORY} is not what sfumato wrote.",
-                hint="The genomes are in the PNGs too: begin again with --start.",
-            ) from error
+        about, generations = _history(folder)
+        settings = about["settings"]
         check_deterministic(model)
         for name, value in _settings(model).items():
             if settings.get(name) != value:
@@ -144,7 +144,7 @@ class Evolution:
                     f"'{settings.get(name)}', not '{value}'.",
                     hint="Give the model and the options that it began with, or another folder.",
                 )
-        history = cls(model, folder, operators, about)
+        history = cls(model, folder, Operators(**about["operators"]), about)
         history.generations = generations
         return history
 
@@ -255,6 +255,43 @@ class Evolution:
         picked = ", ".join(map(str, one.picks)) or "none"
         origin = "" if one.parent is None else f" from {one.parent} by {picked}"
         return f"Generation {number}{origin}: deviation of the noise {one.deviation:.3f}"
+
+
+def begun(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The operators, size and seed that the history in a folder began with, by name, and how its
+    model samples (`sampling_of`); `DamagedDataError` for a file that sfumato did not write."""
+    about, _ = _history(folder)
+    own = {**about["operators"], "size": about["size"], "seed": about["seed"]}
+    return own, sampling_of(about["settings"])
+
+
+def _history(folder: Path) -> tuple[dict[str, Any], list[Generation]]:
+    """What a history says of itself, and its generations."""
+    known = read_json(folder / HISTORY)
+    if known.get("format") != FORMAT:
+        raise DamagedDataError(
+            f"{folder / HISTORY} is of another version of sfumato, which made children in another "
+            "way.",
+            hint="Begin in another folder; --start takes the PNGs of this one.",
+        )
+    try:
+        about = {name: known[name] for name in ("format", *_ABOUT)}
+        generations = [
+            Generation(**{**one, "picks": tuple(one["picks"]), "images": tuple(one["images"])})
+            for one in known["generations"]
+        ]
+        Operators(**about["operators"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DamagedDataError(
+            f"{folder / HISTORY} is not what sfumato wrote.",
+            hint="The genomes are in the PNGs too: begin again with --start.",
+        ) from error
+    return about, generations
+
+
+def sampling_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """How a history's `settings` say that its model samples, as `Model.with_` takes it."""
+    return {ours: settings[theirs] for ours, theirs in _SAMPLING.items() if theirs in settings}
 
 
 def _settings(model: Model) -> dict[str, Any]:

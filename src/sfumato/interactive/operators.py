@@ -11,13 +11,16 @@ from sfumato.base.randomness import derived_seed
 from sfumato.generation.genome import Genome, Recipe, Weights
 
 OPERATORS = ("rotation", "deepie")
+LEAST_ANGLE = 5.0
+"""Degrees that a decaying angle does not go below; a smaller one that is given stays as it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Operators:
     """`rotation`: crossover adds weights over seeds and brings the sum to length 1, mutation turns
     it towards a new seed, so noise stays N(0, I): by `angle` degrees at first, by `decay` of that
-    in every generation after, so that a search ends near what it has found.
+    in every generation after, but no less than `LEAST_ANGLE`, so that a search ends near what it
+    has found and children still differ.
 
     `deepie`: uniform crossover and additive Gaussian mutation of `scale` of DeepIE (Bontrager et
     al. 2018), whose noise grows. Every second child has two parents, where two were picked;
@@ -111,7 +114,7 @@ class Operators:
 
     def _mutated(self, one: Genome, key: int, depth: int) -> Genome:
         if isinstance(one.first, Weights):
-            angle = self.angle * self.decay**depth
+            angle = max(self.angle * self.decay**depth, min(self.angle, LEAST_ANGLE))
             return Genome(one.first.rotated(key, angle), one.captions)
         return Genome(one.first.added(key, self.scale), one.captions)
 

@@ -18,7 +18,7 @@ from sfumato.data.records import Records, load_records, trained_on
 from sfumato.data.survey import settle
 from sfumato.evaluation.metrics.manifold import precision_recall
 from sfumato.generation.bundle_names import CAN_FILE
-from sfumato.generation.can import RESULT, TEXT, caption_means
+from sfumato.generation.can import RESULT, TEXT, caption_means, prompts_of_classes
 from sfumato.generation.loading import load
 from sfumato.models.can import Generator, build_can
 from sfumato.text.opening import load_text_encoder
@@ -83,7 +83,7 @@ def _build(experiment: CanExperiment, folder: Path, device: torch.device, world:
         provenance={"experiment": experiment.name},
         notes={
             "classes": list(records.class_names),
-            "captions": list(records.class_captions),
+            "captions": conditions.prompts,
             **conditions.notes,
         },
         hooks=(sample,),
@@ -99,24 +99,28 @@ def _build(experiment: CanExperiment, folder: Path, device: torch.device, world:
 @dataclass(frozen=True, kw_only=True)
 class _Conditions:
     """What a conditional network is given: `captions` (P, D) of the data set, `width` D, or None
-    and 0 where that is the class; `shown`: the condition of each class, (K,) or (K, D)."""
+    and 0 where that is the class; `shown`: the condition of each class, (K,) or (K, D), and
+    `prompts` what asks for it."""
 
     captions: Tensor | None
     width: int
     shown: Tensor
+    prompts: list[str]
     notes: Mapping[str, Any]
 
     @classmethod
     def of(cls, experiment: CanExperiment, records: Records, device: torch.device) -> Self:
         if not experiment.network.reads_captions:
             labels = torch.arange(len(records.class_names))
-            return cls(captions=None, width=0, shown=labels, notes={})
+            prompts = prompts_of_classes(records.class_names, records.class_captions)
+            return cls(captions=None, width=0, shown=labels, prompts=prompts, notes={})
         encoder = load_text_encoder(experiment.text)
         captions = caption_means(encoder, records.captions)
         return cls(
             captions=captions.to(device),
             width=encoder.dim,
             shown=caption_means(encoder, records.class_captions),
+            prompts=list(records.class_captions),
             notes={TEXT: {**experiment.text.model_dump(), "identity": encoder.identity}},
         )
 

@@ -50,8 +50,7 @@ class CpuAttention(TorchFunctionMode):
 
     torch's kernel multiplies by matrices as wide as a head, and takes the softmax over rows as
     long as there are keys; heads of 8 channels and captions of 8 tokens, as small U-Nets have
-    them, leave most of a vector register empty there (docs/progress.md has the speed before and
-    after). Anything else goes to torch.
+    them, leave most of a vector register empty there. Anything else goes to torch.
     """
 
     def __torch_function__(

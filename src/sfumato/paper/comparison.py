@@ -4,7 +4,7 @@ Every model samples with the same seeds and classes and is scored once, against 
 by one classifier that is neither's.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -21,12 +21,13 @@ from sfumato.base.section import Section
 from sfumato.config.overrides import flattened
 from sfumato.config.schema import load_experiment
 from sfumato.config.sections import DataConfig
+from sfumato.data.captions import CLASS_FIELDS, required_fields
 from sfumato.data.opening import same_images, source_name
 from sfumato.evaluation.baselines import changed_baselines
 from sfumato.evaluation.card import PerturbationBaseline, Spread
 from sfumato.evaluation.image_set import ImageSet, OnImages
 from sfumato.evaluation.metrics.intervals import Estimate
-from sfumato.evaluation.prompt_set import PromptSet
+from sfumato.evaluation.prompt_set import PromptSet, class_prompts
 from sfumato.evaluation.reference import Scores
 from sfumato.evaluation.sampled_images import complete
 from sfumato.evaluation.store import digest_of
@@ -106,7 +107,7 @@ class Comparison(StudyCard):
     """
 
     NAME: ClassVar[str] = "comparison"
-    FORMAT: ClassVar[int] = 2
+    FORMAT: ClassVar[int] = 3
 
     models: list[ModelMetrics]
     groups: dict[str, dict[str, Spread]]
@@ -224,9 +225,7 @@ def _seed(model: Model) -> int:
 def _subject(
     model: Model, label: str, study: Study, config: ComparisonConfig, store: Path
 ) -> _Subject:
-    prompts = study.prompts
-    if isinstance(model, CanModel) and not model.conditional:
-        prompts = PromptSet(prompts=[NULL] * len(prompts))
+    prompts = prompts_for(model, study)
     seen, earlier = model.provenance.get("images_seen"), []
     if config.curves and model.folder is not None:
         counts = Checkpoints(model.folder / "checkpoints").counts()
@@ -239,6 +238,23 @@ def _subject(
     )
 
 
+def prompts_for(model: Model, study: Study) -> PromptSet:
+    """The study's classes in the words that `model` was trained with first; none where it takes
+    none."""
+    asked, data = study.prompts, model.data
+    if isinstance(model, CanModel) and not model.conditional:
+        return PromptSet(prompts=[NULL] * len(asked))
+    if data is None or asked.labels is None:
+        return asked
+    templates = data.caption[:1]
+    if not templates or required_fields(templates[0]) - CLASS_FIELDS:
+        return asked
+    own = class_prompts(study.reference.records, asked.labels, templates)
+    if own == asked.prompts:
+        return asked
+    return PromptSet(prompts=own, labels=asked.labels, templates=templates, balanced=asked.balanced)
+
+
 def _comparison(
     study: Study, config: ComparisonConfig, subjects: Sequence[_Subject], folder: Path
 ) -> Comparison:
@@ -249,7 +265,8 @@ def _comparison(
     assert study.reference.classifier is not None  # the data have classes
     of_none = {"sampler": "", "timestep_spacing": "", "steps": 0}
     baselines = study.baselines()
-    baselines["perturbations"] += through_codecs(study, [one.model for one in subjects])
+    of_codecs = {one.label: one.model.codec for one in subjects if _kind(one.model) == LATENT}
+    baselines["perturbations"] += through_codecs(study, of_codecs)
     return Comparison(
         models=models,
         groups=_groups(models),
@@ -264,17 +281,15 @@ def _comparison(
     )
 
 
-def through_codecs(study: Study, models: Sequence[Model]) -> list[PerturbationBaseline]:
-    """Real images that each codec of latents encoded and decoded: a model in its latents cannot be
-    expected nearer to the reference."""
-    codecs: dict[str, tuple[str, Codec]] = {}
-    for model in models:
-        if _kind(model) == LATENT:
-            name = model.provenance.get("experiment", "model")
-            codecs.setdefault(digest_of(model.codec.to_dict()), (name, model.codec))
+def through_codecs(study: Study, codecs: Mapping[str, Codec]) -> list[PerturbationBaseline]:
+    """Real images that each codec encoded and decoded, equal codecs once: a model in its latents
+    cannot be expected nearer to the reference. `codecs`: by the label of a model."""
+    different: dict[str, str] = {}
+    for label, codec in codecs.items():
+        different.setdefault(digest_of(codec.to_dict()), label)
     changes = {
-        f"real test images through the codec of '{name}'": partial(_recoded, codec)
-        for name, codec in codecs.values()
+        f"real images through the codec of {label}": partial(_recoded, codecs[label])
+        for label in different.values()
     }
     return changed_baselines(
         study.reference, "classifier", changes, count=len(study.prompts), balanced=True

@@ -2,11 +2,11 @@
 by the studies' rule."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from sfumato.evaluation.metrics.intervals import Estimate, difference_of_shares
+from sfumato.evaluation.metrics.intervals import Estimate, difference_of_shares, wilson_limits
 from sfumato.evaluation.metrics.paired import paired_bootstrap, share_difference
 from sfumato.evaluation.metrics.registry import title_of
 from sfumato.studies.study import ACCURACY, FRECHET
@@ -106,8 +106,18 @@ def _effect(key: str, first: Measured, second: Measured) -> Effect:
         margin = MARGINS[ACCURACY]
         found = share_difference(first.values[key], second.values[key])
     else:
-        found = difference_of_shares(a, b)
+        found = difference_of_shares(_of_images(a, first), _of_images(b, second))
     return Effect.of(f"{title_of(key)}, {what}", found, measure=key, margin=margin)
+
+
+def _of_images(share: Estimate, run: Measured) -> Estimate:
+    """A share with the interval of no more rows than `run` has images: recall and coverage are
+    shares of reference images, but it is the generated ones that vary from draw to draw."""
+    most = len(run.values[FRECHET])
+    if share.count is None or share.count <= most:
+        return share
+    low, high = wilson_limits(share.value * most, most)
+    return replace(share, low=low, high=high, count=most)
 
 
 def fair(verdict: Verdict, times: float | None) -> Verdict:

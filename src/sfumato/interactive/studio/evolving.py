@@ -21,14 +21,6 @@ if TYPE_CHECKING:
 
 HISTORY, ACCURACY = "evolution.json", "accuracy.json"
 MOST_EVOLUTIONS = 200
-_SAMPLING = {
-    "guidance": "guidance_scale",
-    "form": "guidance",
-    "sampler": "sampler",
-    "steps": "steps",
-    "timestep_spacing": "timestep_spacing",
-}
-"""Names of settings in `Model.with_` and in a history."""
 Classify = Callable[["Model"], "ImageClassifier | None"]
 
 
@@ -148,8 +140,9 @@ def _model_of(settings: dict[str, Any], shelf: Shelf) -> "Model":
             f"The model of this evolution, {settings.get('experiment', 'unknown')}, is not open.",
             hint="Give it to `sfumato studio` too, and wait until it is loaded.",
         )
-    changes = {ours: settings[theirs] for ours, theirs in _SAMPLING.items() if theirs in settings}
-    return shelf.get(name).with_(**changes)
+    from sfumato.interactive.evolution import sampling_of
+
+    return shelf.get(name).with_(**sampling_of(settings))
 
 
 def _measure(job: Job, history: "Evolution", number: int, classify: Classify) -> None:
