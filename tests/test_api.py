@@ -192,6 +192,26 @@ def test_every_form_of_captioned_images_is_the_same_file(tmp_path: Path, form: s
     assert len(list((tmp_path / "data").iterdir())) == 1
 
 
+def test_pillow_images_are_read_as_files_are(tmp_path: Path, refused) -> None:
+    """Turned as EXIF says, and greyscale or RGB, whatever their mode."""
+    pixels = arrays()[0][0]
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    PIL.Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    turned = PIL.Image.open(tmp_path / "turned.png")
+    write_images(([turned, turned], ["a", "b"]), tmp_path / "turned")
+    wanted = np.ascontiguousarray(np.rot90(pixels, -1))
+    write_images(([wanted, wanted], ["a", "b"]), tmp_path / "turned")  # the same file
+    modes = ("CMYK", "YCbCr", "RGBA", "P", "I", "I;16", "LA", "1")
+    wide = {mode: PIL.Image.new(mode, (8, 8)) for mode in ("I", "I;16")}
+    some = [wide.get(mode) or PIL.Image.fromarray(pixels).convert(mode) for mode in modes]
+    write_images((some, list(modes)), tmp_path / "modes")
+    with refused(InputError):
+        write_images(([PIL.Image.new("F", (8, 8))] * 2, ["a", "b"]), tmp_path / "float")
+    with refused(InputError):
+        write_images(([pixels, pixels], ["a", ["b", "c"]]), tmp_path / "mixed")
+
+
 @pytest.mark.parametrize(("form", "names"), [("labels", ["dark", "red"]), ("numbers", ["0", "1"])])
 def test_a_dataset_of_classes(tmp_path: Path, form: str, names: list[str]) -> None:
     section = {"source": Squares(form), "resolution": 8, "caption": "a {class_name} square"}

@@ -11,6 +11,7 @@ from PIL import Image
 
 from sfumato.base.errors import DamagedDataError, InputError
 from sfumato.config.sections import DataConfig
+from sfumato.data.identity import identities
 from sfumato.data.opening import open_images, source_identity
 from sfumato.data.records import load_records
 from sfumato.data.survey import resolve, survey
@@ -258,6 +259,31 @@ def test_two_data_sets_in_a_folder_are_a_question(hub_layout, refused) -> None:
     write_parquet(folder / "other" / "train.parquet", [encoded(eights(1)[0])], [0])
     with refused(InputError):
         open_images(config(folder))
+
+
+def test_other_images_under_the_same_names_and_sizes(tmp_path: Path) -> None:
+    """As of MNIST and Fashion-MNIST: what is kept for the one is not used for the other."""
+    found = []
+    for number, folder in enumerate((tmp_path / "a" / "raw", tmp_path / "b" / "raw")):
+        for part in ("train", "t10k"):
+            write_idx(folder / f"{part}-images-idx3-ubyte", noise(number, (6, 8, 8)))
+            write_idx(folder / f"{part}-labels-idx1-ubyte", np.arange(6, dtype=np.uint8) % 2)
+        found.append(source_identity(DataConfig(source=str(folder))))
+    assert found[0] != found[1]
+    labels = tmp_path / "a" / "raw" / "t10k-labels-idx1-ubyte"
+    write_idx(labels, 1 - np.arange(6, dtype=np.uint8) % 2)
+    assert source_identity(DataConfig(source=str(tmp_path / "a" / "raw"))) not in found
+
+
+def test_identities_are_those_of_the_column(tmp_path: Path) -> None:
+    before, after = ([encoded(noise(seed + add, (8, 8, 3))) for seed in range(4)] for add in (0, 9))
+    edited = [{"bytes": data, "path": None} for data in after]
+    write_parquet(tmp_path / "a.parquet", before, image="before", after=edited)
+    known = [
+        identities(open_images(DataConfig(source=str(tmp_path), image_column=name)), "all")[:, 0]
+        for name in ("before", "after")
+    ]
+    assert not set(known[0].tolist()) & set(known[1].tolist())
 
 
 def test_idx_counts_that_disagree(tmp_path: Path, refused) -> None:

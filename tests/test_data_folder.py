@@ -148,6 +148,20 @@ def test_a_broken_line_of_metadata_is_a_damaged_row(
     assert any(problem in item.reason for records in everything for item in records.damage)
 
 
+def test_several_rows_of_an_image_are_several_captions(tmp_path: Path) -> None:
+    """As in the tables of Flickr30k: a CSV file cannot hold a list."""
+    lines = ["file_name,text"]
+    for index in range(4):
+        write_image(tmp_path / f"{index}.png", noise(index, (8, 8, 3)))
+        lines += [f"{index}.png,no. {index}", f'{index}.png,"{index}, again"']
+    (tmp_path / "metadata.csv").write_text("\n".join(lines), "utf-8")
+    for split in ("train", "test"):
+        records = load_records(config(tmp_path), split)
+        for rows in records.prompts.tolist():
+            first, second = (records.captions[row] for row in rows)
+            assert second == f"{first.removeprefix('no. ')}, again"
+
+
 def test_captions_in_a_csv_table(tmp_path: Path) -> None:
     arrays = [noise(index, (8, 8, 3)) for index in range(4)]
     for index, array in enumerate(arrays):

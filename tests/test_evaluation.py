@@ -26,7 +26,7 @@ from sfumato.evaluation.evaluate import evaluate
 from sfumato.evaluation.extractors.registry import Opened
 from sfumato.evaluation.extractors.small import load_small_clip
 from sfumato.evaluation.image_files import read_folder, read_npz
-from sfumato.evaluation.image_set import ImageSet
+from sfumato.evaluation.image_set import ImageSet, in_turn
 from sfumato.evaluation.metrics.adherence import class_accuracy
 from sfumato.evaluation.metrics.features import MOST_ROWS, ImageFeatures
 from sfumato.evaluation.metrics.frechet import frechet_distance
@@ -478,6 +478,14 @@ def test_settings_that_make_no_sense(settings: dict, refused) -> None:
     )
 
 
+def test_a_class_without_images_takes_no_turn() -> None:
+    labels = torch.tensor([0, 0, 2, 2, 2])
+    found = in_turn(labels, 4)
+    assert found is not None
+    assert [(rows.tolist(), share) for rows, share in found] == [([0, 1], 2), ([2, 3, 4], 2)]
+    assert in_turn(labels, 6) is None
+
+
 def test_classes_in_turn_do_not_bias_the_kernel_distance(refused) -> None:
     """Mean over 200 draws of ten well separated classes: 0 with strata, below without."""
     generator = torch.Generator().manual_seed(0)
@@ -488,11 +496,11 @@ def test_classes_in_turn_do_not_bias_the_kernel_distance(refused) -> None:
 
     plain, weighted = [], []
     for _ in range(200):
-        in_turn = torch.arange(40) % 10
-        drawn = rows(in_turn)
+        turns = torch.arange(40) % 10
+        drawn = rows(turns)
         reference = rows(torch.randint(10, (200,), generator=generator))
         plain.append(kernel_distance(drawn, reference).value)
-        weighted.append(kernel_distance(drawn, reference, strata=in_turn).value)
+        weighted.append(kernel_distance(drawn, reference, strata=turns).value)
     error = torch.tensor(weighted).std() / 200**0.5
     assert abs(torch.tensor(weighted).mean()) < 3 * error
     assert torch.tensor(plain).mean() < -5 * error

@@ -154,6 +154,8 @@ def test_copies_of_training_images_are_found_and_named(refused) -> None:
     assert copied.distances[[4, 9]].tolist() == [0, 0]
     itself = memorisation(test, training, test=test, quantile=0.29)
     assert itself.share.successes == 29
+    doubled = torch.cat([training[:10], test])  # of a test part that has training images
+    assert memorisation(generated, training, test=doubled).threshold == copied.threshold
     with refused(ValueError):
         memorisation(generated, training, test=test[:19])
     with refused(ValueError):

@@ -11,7 +11,7 @@ import numpy as np
 
 from sfumato.base.errors import ConfigError, InputError
 from sfumato.base.files import TEMPORARY_PREFIX, make_folder, sync, writing
-from sfumato.base.images import png_bytes
+from sfumato.base.images import BadImage, coloured, png_bytes, upright
 from sfumato.data.sources.columns import CAPTION_NAMES, IMAGE_NAMES, LABEL_NAMES
 from sfumato.data.sources.parquet_file import open_parquet
 
@@ -69,11 +69,12 @@ def _write(items: Iterable[Item], columns: Sequence[str], file: Path) -> str:
 
     digest = hashlib.sha256()
     rows = iter(items)
-    writer = None
+    writer, several = None, None
     with file.open("wb") as opened:  # Arrow takes no name that is not UTF-8
         while part := list(islice(rows, _GROUP_ROWS)):
             for item in part:
-                _check_item(item, columns)
+                several = _has_several(item) if several is None else several
+                _check_item(item, columns, several)
                 image = item["image"]
                 digest.update(repr((image.mode, image.size, *list(item.values())[1:])).encode())
                 digest.update(image.tobytes())
@@ -87,7 +88,16 @@ def _write(items: Iterable[Item], columns: Sequence[str], file: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _check_item(item: Item, columns: Sequence[str]) -> None:
+def _has_several(item: Item) -> bool:
+    return isinstance(item.get("caption"), list | tuple)
+
+
+def _check_item(item: Item, columns: Sequence[str], several: bool) -> None:
+    if _has_several(item) != several:
+        raise InputError(
+            "Some items of data have one caption, others a list of captions.",
+            hint="Give every image a list, of one caption too.",
+        )
     if list(item)[1:] != list(columns):
         raise InputError(
             f"An item of data has {', '.join(item)}; the first has "
@@ -151,11 +161,17 @@ def _item(row: Any, what: str) -> Item:
 
 
 def _pillow(image: Any, what: str) -> "PIL.Image.Image":
-    """A Pillow image of a Pillow image, or of uint8 (H, W), (H, W, C) or (C, H, W)."""
+    """A Pillow image, greyscale or RGB and as its EXIF orientation says, of a Pillow image, or of
+    uint8 (H, W), (H, W, C) or (C, H, W)."""
     from PIL import Image
 
     if isinstance(image, Image.Image):
-        return image
+        grey = image.mode in ("1", "L", "LA", "La", "I") or image.mode.startswith("I;16")
+        mode = "L" if grey and "transparency" not in image.info else "RGB"
+        try:
+            return coloured(upright(image), mode)
+        except BadImage as error:
+            raise InputError(f"{what} has {error}.", hint="Give an 8-bit image.") from error
     array = np.asarray(image)
     if array.dtype != np.uint8:
         raise InputError(

@@ -18,7 +18,7 @@ from sfumato.data.sources.parquet_pages import index_images
 from sfumato.data.table import GroupedPart, Part, RawImages, Row, RowGroup
 
 _CHUNK_ROWS = 256
-_FORMAT = 1
+_FORMAT = 2
 _SHOWN_AFTER_SECONDS = 5.0
 
 
@@ -37,9 +37,12 @@ def _read_or_make(raw: RawImages, name: str) -> np.ndarray:
         return part.identities()
     if not raw.version:
         return _of_rows(part, raw.class_names)
-    key = repr(
-        (_FORMAT, raw.version, name, part.count, raw.labels, raw.captions, *raw.used_columns)
-    )
+    where = ()
+    if isinstance(part, GroupedPart):
+        groups = tuple((group.name, group.index) for group in part.groups)
+        where = (part.image_column, groups)
+    known = (raw.version, name, part.count, raw.labels, raw.captions, *raw.used_columns)
+    key = repr((_FORMAT, *known, where))
     file = cache_folder() / "identities" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy"
     if file.is_file():
         try:

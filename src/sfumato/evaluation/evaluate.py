@@ -186,7 +186,7 @@ def _model_task(
     prompts = prompts_of(data, config, model)
     has_classes = prompts.labels is not None
     # A CAN sees the class alone, in whatever words.
-    captions = prompts.templates or (data.caption[:1] if has_classes else ())
+    captions = prompts.templates or data.caption[:1]
     return _Task(
         sets=sampled_sets(model, prompts, config),
         data=data,
@@ -467,7 +467,8 @@ def _card(task: _Task, reference: Reference, rows: list[Row]) -> Card:
 def _warnings(card: Card, reference: Reference) -> list[str]:
     count = card.rows[0].count
     warnings = [f"blind: {why}" for why in dict.fromkeys(card.blind.values())]
-    chance = 1 / max(1, len(reference.records.present))
+    labels = reference.images.labels
+    chance = 0.0 if labels is None else float(labels.bincount().max()) / len(labels)
     accuracy = None if reference.classifier is None else reference.classifier.test_accuracy
     if accuracy is not None and accuracy.interval[0] <= chance:
         warnings.append(

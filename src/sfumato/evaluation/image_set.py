@@ -290,11 +290,11 @@ class ImageSet:
 
 
 def in_turn(labels: Tensor, count: int) -> list[tuple[Tensor, int]] | None:
-    """The rows of each class, and how many of them a balanced set of `count` holds; None where a
-    class has not so many."""
-    classes = int(labels.max()) + 1
-    shares = [len(range(label, count, classes)) for label in range(classes)]
-    rows = [(labels == label).nonzero().flatten() for label in range(classes)]
+    """The rows of each class that is there, and how many of them a balanced set of `count` holds;
+    None where a class has not so many."""
+    present = labels.unique().tolist()
+    shares = [len(range(place, count, len(present))) for place in range(len(present))]
+    rows = [(labels == label).nonzero().flatten() for label in present]
     if any(len(own) < share for own, share in zip(rows, shares, strict=True)):
         return None
     return list(zip(rows, shares, strict=True))

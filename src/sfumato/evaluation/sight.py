@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from sfumato.base.errors import SfumatoError
 from sfumato.base.randomness import generator_for
 from sfumato.evaluation.card import Baseline, PerturbationBaseline, Row
 from sfumato.evaluation.metrics.adherence import clip_scores
@@ -44,7 +45,10 @@ def blind_metrics(
         embedded = reference.features(key)
         text = ""
         if embedded.embed_text is not None:
-            text = captions_blind(key, embedded.rows, embedded.text)
+            try:
+                text = captions_blind(key, embedded.rows, embedded.text)
+            except (SfumatoError, ValueError) as error:  # no text half, or no tokenizer
+                text = f"agreement with captions cannot be measured on {key}: {error}"
         for metric in all_metrics().values():
             why = {"features": features, "text": text}.get(metric.needs, "")
             if why:

@@ -38,14 +38,16 @@ def _build(
 
 def _finish(experiment: ClassifierExperiment, run: Run) -> None:
     """Choose weights and temperature, measure, and write the result."""
-    if not (run.folder / RESULT / FILE_NAME).exists():
+    file = run.folder / RESULT / FILE_NAME
+    if not file.exists() or read_json(file)["images_seen"] != run.images_seen:
         write_classifier(run, experiment.data, run.folder / RESULT)
 
 
 def _describe(experiment: ClassifierExperiment, run: Run) -> Sequence[str]:
     about = read_json(run.folder / RESULT / FILE_NAME)
     accuracy = about["test_accuracy"]
-    chance = 1 / sum(any(row) for row in about["confusion"])  # classes that real images have
+    of_class = [sum(row) for row in about["confusion"]]
+    chance = max(of_class) / sum(of_class)  # always the largest class
     tuned = f", temperature {about['temperature']:.2f}" if about["tuning"] else ""
     lines = [
         f"Classifier in {run.folder / RESULT}: {100 * accuracy['value']:.2f} % of "

@@ -150,7 +150,7 @@ def _items_by_part(
     entries: Sequence[Entry],
     classes: Mapping[Path, str],
 ) -> dict[str, list[_Item]]:
-    known = {entry.path: entry for entry in entries if entry.path is not None}
+    known = _of_images(entries)
     groups = {**splits.parts, **splits.left_out}
     there = {path for group in groups.values() for path in group}
     items: dict[str, list[_Item]] = {name: [] for name in groups}
@@ -177,6 +177,20 @@ def _items_by_part(
                 )
             )
     return items
+
+
+def _of_images(entries: Sequence[Entry]) -> dict[Path, Entry]:
+    """What a table says of each image; several rows of one image are several captions of it."""
+    known: dict[Path, Entry] = {}
+    for entry in entries:
+        if entry.path is None:
+            continue
+        first = known.setdefault(entry.path, entry)
+        if first is not entry:
+            captions = [caption for caption in (first.caption, entry.caption) if caption]
+            problem = first.problem or entry.problem
+            known[entry.path] = first._replace(caption="\n".join(captions) or None, problem=problem)
+    return known
 
 
 def _part(items: Sequence[_Item], names: Sequence[str], texts: Mapping[Path, Path]) -> Part:

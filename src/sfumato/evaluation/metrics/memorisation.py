@@ -43,19 +43,21 @@ def memorisation(
     """Compare nearest distances to `training` (M, D): `generated` (N, D) and real `test` (T, D).
 
     The reasoning of the three-sample test (Meehan et al. 2020), read at one quantile so that the
-    figure is a share of images. `ValueError` unless T x `quantile` >= 1 (the quantile would lie
-    below the closest test image), for unequal D, no rows, NaN.
+    figure is a share of images. Test rows that are training rows too are left out: with them the
+    threshold could be 0. `ValueError` unless `quantile` of the others is one row or more (it would
+    lie below the closest test image), for unequal D, no rows, NaN.
     """
     if not 0 < quantile < 1:
         raise ValueError(f"quantile must lie between 0 and 1, got {quantile}")
-    if len(test) * quantile < 1:
-        raise ValueError(
-            f"test has {len(test)} rows; the {quantile:g} quantile needs at least "
-            f"{ceil(1 / quantile)}"
-        )
     real = nearest_rows(test, training, name="test")
+    apart = real.distances[real.distances > 0].sort().values
+    if len(apart) * quantile < 1:
+        raise ValueError(
+            f"test has {len(apart)} rows that are no training rows; the {quantile:g} quantile "
+            f"needs at least {ceil(1 / quantile)}"
+        )
     near = nearest_rows(generated, training, name="generated")
-    threshold = float(real.distances.sort().values[int(len(test) * quantile + 1e-9) - 1])
+    threshold = float(apart[int(len(apart) * quantile + 1e-9) - 1])
     return Memorisation(
         share=wilson(
             int((near.distances <= threshold).sum()), len(near.distances), confidence=confidence
