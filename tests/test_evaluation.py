@@ -5,6 +5,8 @@ from collections.abc import Callable
 from contextlib import chdir
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from sfumato.base.images import TEXT_PREFIX, png_bytes, to_pil
 from sfumato.config.sections import DataConfig, EvaluationConfig
 from sfumato.data.records import Records, load_records
 from sfumato.evaluation import reference
-from sfumato.evaluation.baselines import real_pairs
+from sfumato.evaluation.baselines import can_balance, real_pairs
 from sfumato.evaluation.card import Card, Classes, read_card
 from sfumato.evaluation.compare import Side, compare, compare_sides
 from sfumato.evaluation.confusion import confusion_panels
@@ -484,6 +486,22 @@ def test_a_class_without_images_takes_no_turn() -> None:
     assert found is not None
     assert [(rows.tolist(), share) for rows, share in found] == [([0, 1], 2), ([2, 3, 4], 2)]
     assert in_turn(labels, 6) is None
+
+
+def test_both_baselines_are_balanced_or_neither() -> None:
+    """50 images of a class are enough among 4,000 training images, and not among 200 test images;
+    of fewer test images than are asked for there is no baseline to agree with."""
+
+    def images(large: int, small: int) -> Any:
+        labels = torch.tensor([0] * large + [1] * small)
+        return SimpleNamespace(count=len(labels), labels=labels)
+
+    def reference(*test: int) -> Any:
+        return SimpleNamespace(training=images(3_900, 100), tuning=None, split=images(*test))
+
+    assert not can_balance(reference(190, 10), 100)
+    assert can_balance(reference(150, 50), 100)
+    assert can_balance(reference(50, 10), 100)
 
 
 def test_classes_in_turn_do_not_bias_the_kernel_distance(refused) -> None:

@@ -186,6 +186,14 @@ def _scores(
     return found
 
 
+def can_balance(reference: Reference, count: int) -> bool:
+    """Whether `count` images, as many of each class, are among the training images, and among the
+    test images where there are so many: both baselines are of balanced sets, or neither is."""
+    test = reference.tuning or reference.split
+    sides = [reference.training, *([test] if test.count >= count else [])]
+    return all(one.labels is not None and in_turn(one.labels, count) for one in sides)
+
+
 def perturbation_baselines(
     reference: Reference, key: str, *, count: int, balanced: bool
 ) -> list[PerturbationBaseline]:

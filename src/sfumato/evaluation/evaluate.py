@@ -17,7 +17,12 @@ from sfumato.config.sections import DataConfig, EvaluationConfig
 from sfumato.data.annotations import classes_of_captions
 from sfumato.data.opening import same_source
 from sfumato.data.records import load_records
-from sfumato.evaluation.baselines import FORMAT, perturbation_baselines, real_baseline
+from sfumato.evaluation.baselines import (
+    FORMAT,
+    can_balance,
+    perturbation_baselines,
+    real_baseline,
+)
 from sfumato.evaluation.card import (
     FILE_NAME,
     Card,
@@ -432,7 +437,8 @@ def _real_row(reference: Reference, count: int) -> Row:
 
 
 def _card(task: _Task, reference: Reference, rows: list[Row]) -> Card:
-    count, balanced = task.sets[0].count, task.sets[0].balanced
+    count = task.sets[0].count
+    balanced = task.sets[0].balanced and can_balance(reference, count)
     baselines, perturbations = {}, {}
     for key in reference.extractors:
         found = real_baseline(

@@ -16,7 +16,7 @@ from sfumato.base.section import Section, validate
 from sfumato.config.sections import DataConfig, EvaluationConfig
 from sfumato.data.records import load_records
 from sfumato.diffusion.guidance import CONVENTION
-from sfumato.evaluation.baselines import perturbation_baselines, real_baseline
+from sfumato.evaluation.baselines import can_balance, perturbation_baselines, real_baseline
 from sfumato.evaluation.card import Baseline, ClassifierInfo, PerturbationBaseline
 from sfumato.evaluation.image_set import ImageSet
 from sfumato.evaluation.metrics.intervals import Estimate
@@ -221,7 +221,8 @@ class Study:
 
     def baselines(self) -> dict[str, Any]:
         """Real-vs-real and perturbation baselines, as fields of a `StudyCard`."""
-        of = {"count": len(self.prompts), "balanced": True}
+        count = len(self.prompts)
+        of = {"count": count, "balanced": can_balance(self.reference, count)}
         pairs = self.config.baseline_pairs
         return {
             "baseline": real_baseline(self.reference, "classifier", pairs=pairs, **of),
