@@ -202,6 +202,12 @@ def test_many_reference_images_make_no_interval_narrower() -> None:
     assert (alike[0].low, alike[0].high) == pytest.approx((alike[1].low, alike[1].high))
 
 
+def test_class_accuracy_decides_nothing_at_w_0() -> None:
+    run = measured("a", frechet=5.0, right=0.9, recall=500, conditional=False)
+    other = measured("b", frechet=5.0, right=0.5, recall=500, conditional=False)
+    assert [one.measure for one in effects_of(run, other)] == [FRECHET, "recall.classifier"]
+
+
 def test_unequal_training_decides_nothing() -> None:
     """A side may win with less time, and lose with more."""
     wanted = {0.5: HELD, 1.2: HELD, 2: UNDECIDED, None: UNDECIDED}

@@ -87,11 +87,13 @@ def _without_partner(
 
 
 def effects_of(first: Measured, second: Measured) -> list[Effect]:
-    """How much better the first is, by each metric that both have; images of one seed are pairs."""
+    """How much better the first is, by each metric that both have; images of one seed are pairs.
+    Models that are not asked for classes have no class accuracy to be better by."""
     return [
         effect
         for key in DECIDING
         if key in first.metrics and key in second.metrics
+        if key != ACCURACY or (first.conditional and second.conditional)
         for effect in [_effect(key, first, second)]
     ]
 
