@@ -1,6 +1,7 @@
 """Charts, tables and text of studies: metrics with their intervals over a scale."""
 
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _SHIFT = 0.09
+_LOG_FROM = 20
+"""Frechet distances that differ by more than this factor stand on a logarithmic axis."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +52,7 @@ def scale_panels(
     columns = math.ceil(len(measures) / 2)
     canvas = Canvas(figsize=(1 + 5 * columns, 7.7), dpi=130, layout="constrained")
     title = f"{card.how}; {count:,} images a point"
-    canvas.suptitle(title, fontsize=10, color="#555555")
+    canvas.suptitle(textwrap.fill(title, width=120), fontsize=10, color="#555555")
     panels = canvas.subplots(2, columns).flatten()
     scales = sorted({scale for line in lines for scale in line.points})
     places = dict(zip(scales, scales if to_scale else range(len(scales)), strict=True))
@@ -98,7 +101,12 @@ def _panel(
     title = title_of(measure)
     axes.set_title(title + (", %" if percent and not title.endswith("%") else ""), fontsize=10)
     axes.margins(y=0.08)
-    axes.set_ylim(bottom=0)
+    values = [metrics[measure].value for line in lines for metrics in line.points.values()]
+    if measure == FRECHET and max(values) > _LOG_FROM * min(values) > 0:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+    else:
+        axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 
