@@ -3,17 +3,21 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sfumato.base.errors import ConfigError, InputError
+from sfumato.base.section import validate
 from sfumato.config.ablation import Ablation, VariantConfig, ablation_names, load_ablation
 from sfumato.studies.ablation import (
     AblationResult,
     Curve,
     Variant,
     is_reached,
+    markdown,
     ratio_text,
+    read_curve,
     run_ablation,
     run_folder,
 )
@@ -45,7 +49,7 @@ TINY = Ablation(
 
 def curve(*correct: int) -> Curve:
     images = [100 * (i + 1) for i in range(len(correct))]
-    return Curve(images=images, correct=list(correct), count=10)
+    return Curve(images=images, correct=list(correct), counts=[10] * len(correct))
 
 
 def variant(name: str, *curves: Curve) -> Variant:
@@ -66,6 +70,23 @@ def test_images_to_a_level_are_the_median_seed_or_a_lower_bound() -> None:
     assert (reached.final.successes, reached.final.count) == (28, 30)
 
 
+def test_each_line_of_a_curve_has_its_own_count() -> None:
+    """`evaluation.quick_count` may change when a run goes on."""
+    records = [
+        {"images": 100, "count": 10, "correct": {"1": 6}},
+        {"images": 200, "count": 20, "correct": {"1": 8}},
+        {"images": 300, "count": 20, "correct": {"1": 14}},
+    ]
+    found = read_curve(records, "1")
+    assert found.shares == [60, 40, 70]
+    assert found.reached(0.7) == 300
+    assert (found.final.successes, found.final.count) == (14, 20)
+    both = variant("one", found, curve(5))
+    assert (both.final.successes, both.final.count) == (19, 30)
+    result = AblationResult(ablation=TINY, scale="1", classifier="c", variants=[both])
+    assert "10 or 20 images at each evaluation" in markdown(result)
+
+
 def test_a_run_ends_where_every_scale_has_reached_the_level() -> None:
     assert not is_reached([], 0.5)
     assert is_reached([{"count": 10, "correct": {"1": 5, "3": 9}}], 0.5)
@@ -78,6 +99,8 @@ def test_every_arm_of_the_ablations_that_come_with_sfumato_is_an_experiment(name
     experiments = {variant: ablation.experiment(variant, seed=1) for variant in ablation.variants}
     assert len({experiment.to_yaml() for experiment in experiments.values()}) == len(experiments)
     assert all(experiment.seed == 1 for experiment in experiments.values())
+    quick = [one.evaluation for one in experiments.values()]
+    assert len({(one.quick_count, one.quick_scales) for one in quick}) == 1
     assert load_ablation(name).levels[-1] == 0.98
 
 
@@ -111,11 +134,32 @@ def test_mistakes_are_named_before_anything_is_trained(tmp_path: Path, refused) 
     blind = TINY.model_copy(update={"settings": TINY.settings[:4]})
     with refused(ConfigError):
         run_ablation(blind, tmp_path / "runs")
+    for setting in ("evaluation.quick_count=20", "evaluation.quick_scales=[1,3]"):
+        other = VariantConfig(preset="digits", settings=(setting,))
+        uneven = TINY.model_copy(update={"variants": {**TINY.variants, "b": other}})
+        with refused(ConfigError):
+            run_ablation(uneven, tmp_path / "runs")
     with refused(InputError):
         run_ablation(TINY, tmp_path / "runs", only=["two"])
     with refused(InputError):
         run_ablation(TINY, tmp_path / "runs", seeds=[0, 7])
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"variants": dict.fromkeys(("one", "A, b", "a b"), TINY.variants["one"])},
+        {"variants": dict.fromkeys(("one", ".."), TINY.variants["one"])},
+        {"seeds": []},
+        {"stop_at": 0},
+        {"stop_at": 95},
+    ],
+    ids=["one folder", "no folder", "no seed", "level of 0", "level in per cent"],
+)
+def test_what_an_ablation_refuses(changes: dict[str, Any], refused) -> None:
+    with refused(ConfigError):
+        validate(Ablation, {**TINY.model_dump(), **changes}, source="mine.yaml")
 
 
 def test_arms_are_trained_once_and_all_are_read(tmp_path: Path) -> None:
@@ -136,6 +180,7 @@ def test_arms_are_trained_once_and_all_are_read(tmp_path: Path) -> None:
     assert run_folder(tmp_path, "8 groups, eps", 0).parent.name == "8-groups-eps"
     record = json.loads((tmp_path / "ablation.json").read_text())
     assert record["curves"]["1"]["one"]["0"]["images"] == [16, 32]
+    assert record["curves"]["1"]["one"]["0"]["counts"] == [10, 10]
     assert "| one |" in (tmp_path / "ablation.md").read_text()
     assert (tmp_path / "ablation.png").read_bytes().startswith(b"\x89PNG")
 

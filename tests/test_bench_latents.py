@@ -5,11 +5,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from sfumato.base.errors import ConfigError, InputError
 from sfumato.bench import latents
 from sfumato.bench.latents import KINDS, Cost, measure_latents
 from sfumato.config.schema import DiffusionExperiment, load_experiment
+from sfumato.config.sections import CodecConfig
 
 SMALL = ["model.block_out_channels=[8,16]", "model.levels=[plain,attention]", "sampling.steps=2"]
 SMALL += [
@@ -54,6 +56,13 @@ def test_networks_see_latents(experiment, monkeypatch) -> None:
     monkeypatch.setattr(latents, "_sampling", noted)
     measure_latents(experiment, resolutions=[16], channels=5, batch=2, rounds=1, device="cpu")
     assert shapes == {"PixelCodec": (3, 16, 16), "LinearCodec": (5, 4, 4), "VaeCodec": (5, 4, 4)}
+
+
+def test_the_vae_is_on_the_device(experiment) -> None:
+    data = experiment.data.model_copy(update={"resolution": 16})
+    experiment = experiment.model_copy(update={"data": data, "codec": CodecConfig(kind="linear")})
+    found = latents._codecs(experiment, None, torch.device("meta"))
+    assert found["VAE"].vae.device.type == "meta"
 
 
 def test_what_is_refused(experiment, refused) -> None:

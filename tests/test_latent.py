@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from sfumato.base.errors import ConfigError, DamagedDataError, InputError
 from sfumato.config.sections import DataConfig
@@ -21,10 +21,10 @@ from sfumato.generation.export import pipeline_of
 from sfumato.generation.loading import load
 from sfumato.generation.origin import load_from
 from sfumato.generation.pipeline import TextToImagePipeline
-from sfumato.methods.registry import run_experiment
+from sfumato.methods.registry import prepare_run, run_experiment
 from sfumato.models.codec import LinearCodec, VaeCodec, codec_from_dict
 from sfumato.models.codec_fitting import fit_linear_codec
-from sfumato.models.vae import fit_vae_codec
+from sfumato.models.vae import fit_vae_codec, fold_normalisation, open_vae
 from tests.test_export import PROMPTS, SEEDS, run_python, without_sfumato
 from tests.test_training import StopAfter, equal_states, final_state, tiny
 
@@ -256,6 +256,14 @@ def test_sizes_that_do_not_fit_are_refused(refused) -> None:
         tiny("codec.kind=linear", "codec.factor=3", "data.resolution=16")
 
 
+def test_settings_of_another_codec_are_refused(refused) -> None:
+    vae = ("codec.vae=folder", "codec.posterior=sample")
+    with refused(ConfigError):
+        tiny("codec.factor=2", "codec.channels=3", *vae)
+    with refused(ConfigError):
+        tiny(*LATENTS, *vae)
+
+
 # Variational autoencoders -------------------------------------------------------------------------
 
 
@@ -296,6 +304,29 @@ def test_the_folded_vae_has_normalised_latents_and_the_same_images(convolutions:
     assert codec.vae.config["scaling_factor"] == 1
 
 
+@pytest.mark.parametrize("convolutions", [True, False])
+def test_a_vae_is_folded_where_it_is(convolutions: bool) -> None:
+    vae = stand_in_vae(convolutions=convolutions).to("meta")
+    fold_normalisation(vae, torch.zeros(4), torch.ones(4))
+    assert {weight.device.type for weight in vae.parameters()} == {"meta"}
+
+
+def test_a_vae_that_overflows_in_float16_runs_in_float32() -> None:
+    images, latents = pictures(3, channels=1, side=16), torch.full((2, 4, 8, 8), 9.0)
+    vae = stand_in_vae()
+    with torch.no_grad():
+        for half in (vae.encoder, vae.decoder):
+            half.conv_in.weight *= 1e5
+    codec = VaeCodec(vae.half())
+    exact = VaeCodec(copy.deepcopy(vae).float())
+    assert torch.equal(codec.encode(images), exact.encode(images))
+    assert torch.equal(codec.unit(latents), exact.unit(latents))
+    assert codec.unit(latents).isfinite().all()
+    assert vae.dtype == torch.float16
+    vae.register_to_config(force_upcast=False)
+    assert codec.unit(latents).isnan().any()
+
+
 def test_drawn_latents_have_deviation_one() -> None:
     images = pictures(200, channels=1, side=16)
     codec = fit_vae_codec(stand_in_vae(), images.split(50), samples=True)
@@ -325,6 +356,20 @@ def vae_run(request, tmp_path_factory) -> Path:
 
 def test_a_run_on_a_vae_resumes_exactly(vae_run: Path) -> None:
     assert equal_states(final_state(vae_run.parent / "broken"), final_state(vae_run))
+
+
+def test_a_run_killed_before_its_first_checkpoint_has_the_vae_that_it_trains_with(
+    tmp_path: Path,
+) -> None:
+    experiment = tiny(*VAE_LATENTS, f"codec.vae={tmp_path}/vae", "training.images=16")
+    vae = stand_in_vae()
+    vae.save_pretrained(tmp_path / "vae")
+    prepare_run(experiment, tmp_path / "run", device="cpu")
+    with torch.no_grad():
+        vae.encoder.conv_in.weight *= 2
+    vae.save_pretrained(tmp_path / "vae")
+    run = run_experiment(experiment, tmp_path / "run", device="cpu")
+    assert load(tmp_path / "run", device="cpu").codec.to_dict() == run.notes["codec"]
 
 
 def test_an_exported_vae_samples_the_same_images_without_sfumato(
@@ -361,6 +406,17 @@ def test_a_run_begins_with_the_vae_of_its_origin(vae_run: Path, tmp_path: Path) 
         folder = tmp_path / origin.name
         run_experiment(experiment, folder)
         assert load(folder, device="cpu").codec.to_dict() == recorded
+
+
+def test_a_run_is_resumed_from_the_new_place_of_its_export(vae_run: Path, tmp_path: Path) -> None:
+    origin, moved = tmp_path / "model", tmp_path / "moved"
+    shutil.copytree(vae_run / "model", origin)
+    for place, images in ((origin, 16), (moved, 32)):
+        settings = [f"training.images={images}"]
+        experiment = load_from(str(place), "digits", settings, tmp_path / "run")
+        assert run_experiment(experiment, tmp_path / "run").images_seen == images
+        if place == origin:
+            origin.rename(moved)
 
 
 def test_a_damaged_vae_is_noticed(vae_run: Path, tmp_path: Path, refused) -> None:
@@ -403,6 +459,22 @@ def test_vaes_that_do_not_fit_are_refused(tmp_path: Path, refused) -> None:
     with refused(ConfigError):
         run_experiment(tiny(*VAE_LATENTS, *wrong), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_what_is_no_whole_autoencoder_kl_is_refused(tmp_path: Path, refused) -> None:
+    """diffusers would give it random weights."""
+    stand_in_vae().save_pretrained(tmp_path)
+    file, weights = tmp_path / "config.json", tmp_path / "diffusion_pytorch_model.safetensors"
+    config, state = json.loads(file.read_text()), load_file(weights)
+    for change in ({"_class_name": "AutoencoderTiny"}, {"latent_channels": 3}):
+        file.write_text(json.dumps(config | change))
+        with refused(InputError):
+            open_vae(str(tmp_path))
+    file.write_text(json.dumps(config))
+    del state["decoder.conv_in.weight"]
+    save_file(state, weights, metadata={"format": "pt"})
+    with refused(InputError):
+        open_vae(str(tmp_path))
 
 
 STABLE_DIFFUSION = """

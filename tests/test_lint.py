@@ -63,6 +63,10 @@ CAUGHT = {
         r"nothing to squaredcos_cap_v2.* 2\.4e-09",
     ),
     "norms_that_hide_the_time": (["model.norm_num_groups=32"], "32 on 32 channels.*instance norm"),
+    "edm_of_pixels_on_latents": (
+        ["diffusion.process=edm", "sampling.sampler=Heun", "codec.kind=linear"],
+        r"diffusion\.sigma_data=0\.5 .* latents have deviation 1; set diffusion\.sigma_data=1",
+    ),
     "weak_checkpoint_not_kept": (
         ["sampling.guidance=autoguidance", "training.keep_checkpoints=1"],
         "keep two",
@@ -96,6 +100,13 @@ def test_every_rule_has_a_test() -> None:
         ["diffusion.beta_schedule=linear", "diffusion.rescale_zero_terminal_snr=true"],
         ["training.epochs=60"],
         ["diffusion.process=rectified_flow", "sampling.sampler=Euler"],
+        ["diffusion.process=edm", "sampling.sampler=Heun"],
+        [
+            "diffusion.process=edm",
+            "sampling.sampler=Heun",
+            "codec.kind=linear",
+            "diffusion.sigma_data=1",
+        ],
     ],
 )
 def test_what_is_well_is_not_warned_of(overrides) -> None:

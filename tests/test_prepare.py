@@ -152,6 +152,16 @@ def test_auto_finds_what_was_prepared(source: Path, tmp_path: Path) -> None:
     assert sentence.startswith("Found 105 images (prepared from Parquet), 128x128, RGB; 3 classes")
 
 
+def test_prepared_images_have_the_fit_that_they_were_prepared_with(
+    source: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    prepare.prepare(config(source, fit="squash", max_damaged=0.1), out)
+    for given in (config(out, fit="crop"), DataConfig(source=str(out))):
+        assert resolve(given).fit == "squash"
+    assert resolve(config(source, fit="crop")).fit == "crop"
+
+
 def test_rows_without_captions_are_damage_only_where_captions_are_used(tmp_path: Path) -> None:
     captions = [None if row in (4, 5) else f"row {row}" for row in range(20)]
     images = [encoded(noise(row)) for row in range(20)]

@@ -149,7 +149,8 @@ def test_latents_that_do_not_fit_are_refused(
     with refused(ConfigError):  # another number of channels
         run_experiment(tiny(*settings(prepared, "codec.channels=8")), tmp_path / "run")
     with refused(ConfigError):  # another kind
-        run_experiment(tiny(*settings(prepared, "codec.kind=linear")), tmp_path / "run")
+        linear = tiny(*VAE_SETTINGS, f"data.source={prepared}", "codec.kind=linear")
+        run_experiment(linear, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     copied = tmp_path / "copied"
     shutil.copytree(prepared, copied)
@@ -287,6 +288,23 @@ def test_prepare_codec(sfumato, pictures: Path, stand_in: Path, tmp_path: Path, 
             str(Path(__file__).parent / "data" / "small-run"),
             DataConfig(source=str(pictures), caption=("{label}",)),
         )
+
+
+def test_prepare_codec_with_damage_and_images_that_are_left_out(
+    sfumato, pictures: Path, stand_in: Path, tmp_path: Path
+) -> None:
+    """As training, the codec is fitted without them."""
+    shutil.copytree(pictures, tmp_path / "pictures")
+    for row in range(5):
+        (tmp_path / "pictures" / "0" / f"damaged-{row}.png").write_bytes(f"damaged {row}".encode())
+    command = ("--resolution", "16", "--codec", str(stand_in), "--set", "data.max_damaged=0.2")
+    codecs = []
+    for out, more in (("all", ()), ("some", ("--set", "data.left_out=A photo of a 3"))):
+        made = sfumato("prepare", "pictures", out, *command, *more, cwd=tmp_path)
+        assert made.code == 0, made.err
+        assert made.out.count("--set data.max_damaged=0.2") == 2
+        codecs.append(read_latents(tmp_path / out).manifest.codec)
+    assert codecs[0] != codecs[1]
 
 
 def test_codecs_that_do_not_fit_are_refused(pictures: Path, tmp_path: Path, refused) -> None:

@@ -18,7 +18,7 @@ from sfumato.config.schema import VaeExperiment, load_experiment
 from sfumato.data.records import load_records
 from sfumato.evaluation.level_losses import chosen
 from sfumato.evaluation.metrics.fidelity import psnr, ssim
-from sfumato.evaluation.reconstruction import bicubic_size, through_bicubic
+from sfumato.evaluation.reconstruction import Reconstructed, bicubic_size, through_bicubic
 from sfumato.methods.registry import prepare_run, run_experiment
 from sfumato.models.autoencoder import build_discriminator, build_vae
 from sfumato.models.codec_fitting import fit_linear_codec
@@ -129,6 +129,13 @@ def test_bicubic_has_as_many_numbers() -> None:
     found = F.interpolate(images[:1].float(), (18, 18), mode="bicubic", antialias=True)
     ours = found[0].permute(1, 2, 0).round().clamp(0, 255).numpy()
     assert np.abs(ours - np.asarray(small, dtype=float)).max() <= 1
+
+
+def test_what_comes_back_is_where_the_images_are() -> None:
+    images = torch.zeros(60, 1, 8, 8, dtype=torch.uint8, device="meta")
+    real = Reconstructed(images=images, extractor=None, statistics=None)
+    found = real.through(lambda part: torch.zeros(part.shape, dtype=torch.uint8))
+    assert (found.device, found.shape) == (images.device, images.shape)
 
 
 # Losses -------------------------------------------------------------------------------------------

@@ -37,8 +37,8 @@ _COLOURS = {"pixels": "#7a4b2a", "PCA": "#1f618d", "VAE": "#196f3d"}
 class Cost:
     """Of one kind of latents at one side of the images, in px: seconds an image, by round.
 
-    `training`: of steps on latents that are ready, which are alike for `PCA` and `VAE`; `decoding`
-    is a part of `sampling`."""
+    `training`: of steps that encode their images by `PCA`, also of `VAE`, which would train on
+    prepared latents; `decoding` is a part of `sampling`."""
 
     kind: str
     resolution: int
@@ -117,14 +117,14 @@ def _works(
             ready = on_stand_in(one.model_copy(update={"training": own}), folder, images=_IMAGES)
             run: Any = stack.enter_context(prepared_training(ready, device))
             works["train", name] = run.take_step
-            for kind, codec in _codecs(ready, run.objective.codec).items():
+            for kind, codec in _codecs(ready, run.objective.codec, run.device).items():
                 model = untrained_model(ready, device=device, codec=codec)
                 works["sample", kind] = _sampling(model, batch)
                 works["decode", kind] = _decoding(model, batch)
         yield works
 
 
-def _codecs(experiment: DiffusionExperiment, known: Any) -> dict[str, Any]:
+def _codecs(experiment: DiffusionExperiment, known: Any, device: torch.device) -> dict[str, Any]:
     """Those of the network's shape; the VAE is untrained and as fast as a trained one."""
     if experiment.codec.kind == "pixel":
         return {"pixels": known}
@@ -138,7 +138,7 @@ def _codecs(experiment: DiffusionExperiment, known: Any) -> dict[str, Any]:
     side = experiment.data.resolution
     assert side != "auto"
     vae = build_vae(network, channels=3, resolution=side, seed=0).eval().requires_grad_(False)
-    return {"PCA": known, "VAE": VaeCodec(vae)}
+    return {"PCA": known, "VAE": VaeCodec(vae.to(device))}
 
 
 def _sampling(model: Model, batch: int) -> Callable[[], object]:

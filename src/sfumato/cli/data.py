@@ -86,9 +86,9 @@ def prepare(
         f"{out}: {counted(count, 'image')} of {made.source} at {_format(side, channels)}, "
         f"{size / 1e9:.3g} GB ({clock(time.monotonic() - started)})"
     )
-    log(f"Train on them: {_train_command(out, {'data.resolution': side})}")
+    log(f"Train on them: {_train_command(out, config, {'data.resolution': side})}")
     if codec is not None:
-        _prepare_latents(out, codec, posterior)
+        _prepare_latents(out, codec, posterior, config)
 
 
 def _refuse_posterior_alone(codec: str | None, posterior: str | None) -> None:
@@ -99,13 +99,18 @@ def _refuse_posterior_alone(codec: str | None, posterior: str | None) -> None:
         )
 
 
-def _prepare_latents(out: Path, codec: str, posterior: Literal["mode", "sample"] | None) -> None:
-    """Latents beside the prepared images, and how to train on them."""
+def _prepare_latents(
+    out: Path, codec: str, posterior: Literal["mode", "sample"] | None, config: DataConfig
+) -> None:
+    """Latents beside the images that were prepared with `config`, and how to train on them."""
     from sfumato.data.latents import FOLDER, read_latents, write_latents
     from sfumato.data.survey import resolve
     from sfumato.methods.codecs import codec_to_prepare
 
-    data = resolve(DataConfig(source=str(out), caption=("an image",)))
+    changes: dict[str, object] = {"source": str(out)}
+    if not config.left_out:  # captions matter to these alone
+        changes |= {"caption": ("an image",), "phrases": ()}
+    data = resolve(config.model_copy(update=changes))
     made, made_from = codec_to_prepare(codec, data, posterior=posterior)
     there = read_latents(out)
     if there is not None and not there.manifest.is_of(made):
@@ -131,10 +136,12 @@ def _prepare_latents(out: Path, codec: str, posterior: Literal["mode", "sample"]
         f"{out / FOLDER}: {side}x{side} latents of {channels} numbers, of every image and of its "
         "mirror image"
     )
-    log(f"Train on these: {_train_command(out, settings)}")
+    log(f"Train on these: {_train_command(out, config, settings)}")
 
 
-def _train_command(out: Path, settings: Mapping[str, object]) -> str:
+def _train_command(out: Path, config: DataConfig, settings: Mapping[str, object]) -> str:
+    if config.max_damaged != DataConfig().max_damaged:
+        settings = {**settings, "data.max_damaged": config.max_damaged}
     words = ["sfumato", "train", "PRESET", "--data", str(out)]
     return f"{shlex.join(words)} {set_options(settings)}"
 

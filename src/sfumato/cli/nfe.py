@@ -67,7 +67,7 @@ def nfe(
     teacher = open_model(model, study.device, student=False, guidance=guidance, form=form)
     chosen = samplers or usual_samplers(teacher)
     config = study.config(NfeConfig, nfe=evaluations, samplers=tuple(chosen))
-    others = [open_model(path, study.device) for path in students or []]
+    others = {path: open_model(path, study.device) for path in students or []}
     with stoppable():
         card = measure_nfe(
             teacher,
@@ -97,6 +97,6 @@ def print_nfe(card: "NfeCard") -> None:
     log("")
     log_wrapped(
         f"{card.config.count:,} images of each setting, the same seeds and captions, "
-        f"{card.guidance} at w = {card.guidance_scale:g}; in brackets 95 % intervals."
+        f"{card.how}; in brackets 95 % intervals."
     )
     log(f"\nCurve   {card.folder}")

@@ -1,9 +1,11 @@
 """Ablations: what is compared, read from a preset or a YAML file."""
 
+import re
 from collections.abc import Sequence
 from importlib.resources import files
+from typing import Annotated
 
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from sfumato.base.errors import ConfigError
 from sfumato.base.section import Section, validate
@@ -31,8 +33,31 @@ class Ablation(Section):
     seeds: tuple[int, ...] = (0, 1, 2)
     levels: tuple[float, ...] = (0.95, 0.98)
     """Class accuracies; for each, the images seen until a run reaches it are reported."""
-    stop_at: float | None = None
+    stop_at: Annotated[float, Field(gt=0, le=1)] | None = None
     """A run stops once it reaches this accuracy at every scale; null for equal images."""
+
+    @field_validator("variants")
+    @classmethod
+    def _own_folders(cls, values: dict[str, VariantConfig]) -> dict[str, VariantConfig]:
+        names: dict[str, str] = {}
+        for variant in values:
+            folder = folder_name(variant)
+            if not folder:
+                raise ValueError(
+                    f"no letter or digit of '{variant}' can name its folder: rename it"
+                )
+            if (other := names.setdefault(folder, variant)) != variant:
+                raise ValueError(
+                    f"'{other}' and '{variant}' would have the same folder, {folder}: rename one"
+                )
+        return values
+
+    @field_validator("seeds")
+    @classmethod
+    def _some(cls, values: tuple[int, ...]) -> tuple[int, ...]:
+        if not values:
+            raise ValueError("give at least one")
+        return values
 
     @field_validator("levels")
     @classmethod
@@ -63,6 +88,11 @@ class Ablation(Section):
                 hint="Add training.accuracy_every_images=N to its settings.",
             )
         return experiment
+
+
+def folder_name(variant: str) -> str:
+    """The name of a variant's folder: that of "8 groups, eps" is 8-groups-eps."""
+    return re.sub(r"[^\w.]+", "-", variant.lower()).strip("-.")
 
 
 def ablation_names() -> list[str]:

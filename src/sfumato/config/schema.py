@@ -49,6 +49,20 @@ CHANGEABLE_ON_RESUME = {
     "training.trackers": "output",
 }
 """Settings that may differ when a run is resumed; others make another experiment."""
+CODEC_SETTINGS = {
+    "factor": ("linear", "vae"),
+    "channels": ("linear", "vae"),
+    "vae": ("vae",),
+    "posterior": ("vae",),
+}
+"""Settings of the section `codec`, with the kinds of codec that use them."""
+UNUSED_BY_STUDENTS = {
+    "caption_dropout": 0,
+    "mirrored": False,
+    "loss_weight": "uniform",
+    "min_snr_gamma": 5,
+}
+"""Settings of training that have no effect on a student, with the values that say so."""
 
 
 class Experiment(Section):
@@ -70,6 +84,12 @@ class Experiment(Section):
     def length(self, data_set_size: int) -> tuple[int, int]:
         """Length of the run and of a batch, in images."""
         raise NotImplementedError
+
+    def may_change(self, setting: str) -> bool:
+        """Whether the setting of that dotted name may differ when a run is resumed."""
+        return any(
+            setting == key or setting.startswith(f"{key}.") for key in self.changeable_on_resume
+        )
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -143,13 +163,28 @@ class DiffusionExperiment(Experiment):
         student, folded = self.distillation, self.sampling.form.folded
         if (student is not None) != folded:
             yield "sampling.guidance is folded for a student of `sfumato distil`, and only for that"
-        if student is not None and student.nfe != self.sampling.steps:
+        if student is None:
+            return
+        if student.nfe != self.sampling.steps:
             yield "sampling.steps is distillation.nfe"
+        if self.training.lora is not None and self.model.scale_embedding is not None:
+            yield "training.lora does not train the input of w: leave out training.lora or --scales"
+        used = [
+            f"training.{name}={str(unused).lower()}"
+            for name, unused in UNUSED_BY_STUDENTS.items()
+            if getattr(self.training, name) != unused
+        ]
+        if used:
+            yield f"a student, which learns from trajectories, has to have {', '.join(used)}"
 
     def _codec_problems(self) -> Iterator[str]:
-        if self.codec.kind == "pixel":
+        kind, defaults = self.codec.kind, CodecConfig()
+        for name, kinds in CODEC_SETTINGS.items():
+            if kind not in kinds and getattr(self.codec, name) != getattr(defaults, name):
+                yield f"codec.{name} is for codec.kind={' or '.join(kinds)} (got {kind})"
+        if kind == "pixel":
             return
-        if self.codec.kind == "vae" and not self.codec.vae:
+        if kind == "vae" and not self.codec.vae:
             yield "codec.vae names the AutoencoderKL: a folder or a Hub name"
         if self.sampling.form.needs_range:
             yield f"sampling.guidance: {self.sampling.form.form} is for pixels, not for latents"
@@ -177,6 +212,11 @@ class DiffusionExperiment(Experiment):
 
     def length(self, data_set_size: int) -> tuple[int, int]:
         return self.training.total_images(data_set_size), self.training.batch_size
+
+    def may_change(self, setting: str) -> bool:
+        if self.distillation is not None and setting.startswith("sampling."):
+            return False  # a student samples as it was trained to
+        return super().may_change(setting)
 
 
 class ClassSet(Section):

@@ -329,7 +329,8 @@ class TrainingConfig(Section):
     images: Count | None = None
     """Length of the run in images; or give `epochs`."""
     epochs: Positive | None = None
-    """Length of the run in passes over the data; or give `images`."""
+    """Length of the run in passes over the data, of a student over the trajectories that it trains
+    on; or give `images`."""
     micro_batches: Count = 1
     """Parts a rank's batch is computed in, to save memory."""
     caption_dropout: Share = 0.1

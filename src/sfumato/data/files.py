@@ -23,7 +23,7 @@ SUFFIXES = {
     ".avif": "AVIF",
 }
 """Formats by the suffixes of their files: the one list for all readers."""
-_ENDS, _BYTES, _LEAST_END = 2**20, 2**24, 2**10
+_ENDS, _BYTES, _LEAST_END = 2**16, 2**24, 2**10
 """Bytes that `fingerprint` reads at either end of a file, in all, and where it reads none: of more
 than 16,384 files."""
 _FOREIGN = {

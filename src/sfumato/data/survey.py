@@ -13,6 +13,7 @@ from sfumato.config.sections import AUTO_CAPTION, DataConfig
 from sfumato.data.decode import BadImage, read_header
 from sfumato.data.memo import recall
 from sfumato.data.opening import BUNDLED, open_images
+from sfumato.data.prepared import MANIFEST, read_manifest
 from sfumato.data.table import RawImages
 
 RESOLUTIONS = (8, 16, 28, 32, 64)
@@ -111,8 +112,10 @@ def resolve(config: DataConfig, found: Survey | None = None) -> DataConfig:
 
     Resolution: the largest of `RESOLUTIONS` that the median short side reaches, or the one that
     the images were prepared at. Channels: 1 where all images are greyscale. Caption: the images'
-    own; else by the class.
+    own; else by the class. Images that were prepared have the fit of their preparation, whatever
+    `config` says.
     """
+    config = _with_prepared_fit(config)
     if config.is_resolved:
         return config
     found = found or survey(config)
@@ -143,6 +146,13 @@ def settle(config: DataConfig, found: Survey | None = None) -> DataConfig:
     if config.source not in BUNDLED and folder.is_dir():
         config = config.model_copy(update={"source": str(folder.resolve())})
     return config
+
+
+def _with_prepared_fit(config: DataConfig) -> DataConfig:
+    folder = Path(config.source).expanduser()
+    if config.source in BUNDLED or not (folder / MANIFEST).is_file():
+        return config
+    return config.model_copy(update={"fit": read_manifest(folder).settings.fit})
 
 
 def _spread(count: int, total: int) -> np.ndarray | None:

@@ -54,7 +54,7 @@ class Reconstructed:
 
     def through(self, recode: Recode) -> Tensor:
         """What comes back of the images."""
-        return torch.cat([recode(part) for part in self.images.split(_ROWS)])
+        return torch.cat([recode(part).to(part.device) for part in self.images.split(_ROWS)])
 
     def measure(self, found: Tensor) -> dict[str, float]:
         """PSNR in dB, SSIM and the Frechet distance of what came back, to the originals."""

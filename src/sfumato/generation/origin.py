@@ -139,7 +139,7 @@ def _images_of_export(codec: Mapping[str, Any], unet: Mapping[str, Any], folder:
             kind="vae",
             factor=vae_factor(vae),
             channels=channels,
-            vae=str(folder),
+            vae=f"sha256:{codec['sha256']}",  # the model may be moved; its own VAE is used
             posterior="sample" if codec["samples"] else "mode",
         )
         data = {"resolution": side * section.factor, "channels": vae["out_channels"]}

@@ -71,14 +71,16 @@ def make_trajectories(
     `ConfigError` where the folder holds those of another teacher or request.
     """
     model = _as_teacher(teacher, request)
+    settings = model.settings(nfe=model.nfe())
+    version = settings.pop("sfumato")  # another may go on: it is recorded, not compared
     about = {
-        "teacher": model.settings(nfe=model.nfe()),
+        "teacher": settings,
         "request": asdict(request),
         "times": student_times(model.process, request.levels).tolist(),
         "captions": list(captions),
     }
     index = folder / INDEX
-    found = read_json(index) if index.is_file() else {**about, "parts": {}}
+    found = read_json(index) if index.is_file() else {**about, "sfumato": version, "parts": {}}
     if {name: found[name] for name in about} != about:
         raise ConfigError(
             f"{folder} holds the trajectories of another teacher or with other settings.",
@@ -130,9 +132,12 @@ def _fitting_steps(process: Process, levels: int) -> str:
 
 
 def _scale_of(request: Request, part: int) -> float:
-    """The guidance scale of a part: spread evenly over the range, in no order of the parts."""
+    """The guidance scale of a part: the lowest, the highest, then others spread evenly over the
+    range, in no order."""
+    if part < 2:
+        return (request.low, request.high)[part]
     golden = 0.6180339887498949
-    return request.low + (request.high - request.low) * ((part + 0.5) * golden % 1)
+    return request.low + (request.high - request.low) * ((part - 1.5) * golden % 1)
 
 
 def _write_part(

@@ -300,8 +300,9 @@ def _check_images(codec: Codec, data: DataConfig) -> None:
 
 
 def keep_codec(codec: Codec, folder: Path) -> None:
-    """Write the VAE of a codec into the run's folder, if it is not there."""
-    if not isinstance(codec, VaeCodec) or (folder / VAE).is_dir():
+    """Write the VAE of a codec into the run's folder. With a checkpoint it is there; what a run
+    left that was killed before its first may be of another fit."""
+    if not isinstance(codec, VaeCodec) or Checkpoints(folder / "checkpoints").all():
         return
     with whole_folder(folder / VAE) as temporary:
         save_vae(codec, temporary)

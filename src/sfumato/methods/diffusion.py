@@ -34,7 +34,12 @@ from sfumato.methods.codecs import (
     open_codec,
     prepared_records,
 )
-from sfumato.methods.distillation import student_hooks, student_objective, trajectories_of
+from sfumato.methods.distillation import (
+    student_hooks,
+    student_objective,
+    student_provenance,
+    trajectories_of,
+)
 from sfumato.models.codec import Codec
 from sfumato.models.lora import add_adapter
 from sfumato.models.sizes import parameter_count
@@ -108,20 +113,22 @@ def _build(
     codec = open_codec(experiment, folder, records, latents=latents, **where)
     records = prepared_records(experiment, records, codec, latents)
     objective, batches = _learning(experiment, network, codec, encoder, records, device, world)
+    size = batches.trained if isinstance(batches, TrajectoryBatches) else len(records)
     return DiffusionRun(
         folder=folder,
         objective=objective,
         batches=batches,
         seed=experiment.seed,
-        total_images=training.total_images(len(records)),
+        total_images=training.total_images(size),
         device=device,
         world=world,
         micro_batches=training.micro_batches,
-        milestones=training.milestones(len(records)),
+        milestones=training.milestones(size),
         provenance={
             "experiment": experiment.name,
             "text_encoder": encoder.identity,
             **origin_provenance(experiment),
+            **student_provenance(experiment),
         },
         notes={"classes": list(records.class_names), **codec_notes(codec, latents)},
         hooks=()

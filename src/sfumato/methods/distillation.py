@@ -14,9 +14,10 @@ from sfumato.config.schema import DiffusionExperiment
 from sfumato.data.loaders import open_training
 from sfumato.data.loading import SampleOrder, chosen_captions
 from sfumato.data.records import Annotations
-from sfumato.data.trajectories import Trajectories, open_trajectories, places_of
+from sfumato.data.trajectories import PART_SIZE, Trajectories, open_trajectories, places_of
 from sfumato.diffusion.guidance import scale_embedding
 from sfumato.diffusion.solvers.registry import STUDENT_SAMPLERS
+from sfumato.evaluation.store import digest_of
 from sfumato.generation.model import Model
 from sfumato.generation.origin import load_from
 from sfumato.generation.trajectories import Request, check_steps, make_trajectories
@@ -32,6 +33,8 @@ from sfumato.training.records import HELD_OUT
 
 PRESET = "student"
 """The preset that every student is trained by."""
+FEWEST_SCALES = 16
+"""Guidance scales that a student learns from, where it takes w as an input."""
 SCALE_EMBEDDING = 32
 """Width of the embedding of w, where a student takes it as an input."""
 
@@ -43,6 +46,16 @@ def trajectories_of(experiment: DiffusionExperiment) -> Trajectories | None:
     """What a student learns from; None for a model that learns from images."""
     student = experiment.distillation
     return None if student is None else open_trajectories(Path(student.trajectories))
+
+
+def student_provenance(experiment: DiffusionExperiment) -> dict[str, str]:
+    """`trajectories`: a digest of those that a student learns from, with their teacher and request;
+    empty for a model that learns from images."""
+    found = trajectories_of(experiment)
+    if found is None:
+        return {}
+    made = {name: value for name, value in found.about.items() if name != "sfumato"}
+    return {"trajectories": digest_of(made)}
 
 
 def student_objective(
@@ -107,6 +120,12 @@ class Plan:
                 hint="Give falling numbers that divide the first, such as 4,2,1.",
             )
         check_steps(self.teacher_steps, most)
+        if self.scales is not None and self.count < FEWEST_SCALES * PART_SIZE:
+            raise InputError(
+                f"{self.count} trajectories are too few for --scales: every {PART_SIZE} have one "
+                f"guidance scale, and a student learns from {FEWEST_SCALES} or more of these.",
+                hint=f"Give --count {FEWEST_SCALES * PART_SIZE} or more.",
+            )
 
     @property
     def trajectories(self) -> Path:

@@ -1,6 +1,7 @@
 """What the network sees of an image, and back: pixels are uint8 [0, 255] at every boundary."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -222,7 +223,7 @@ class VaeCodec:
         """Mode and deviation, float32, of uint8 images."""
         import torch
 
-        with torch.no_grad():
+        with torch.no_grad(), self._without_overflow():
             found = [
                 self.vae.encode(to_float(part, (-1.0, 1.0)).to(self.vae.dtype)).latent_dist
                 for part in self._parts(images)
@@ -234,7 +235,7 @@ class VaeCodec:
     def unit(self, x0: "Tensor") -> "Tensor":
         import torch
 
-        with torch.no_grad():
+        with torch.no_grad(), self._without_overflow():
             parts = [self.vae.decode(part.to(self.vae.dtype)).sample for part in self._parts(x0)]
         return (torch.cat(parts).float() + 1) / 2
 
@@ -259,6 +260,23 @@ class VaeCodec:
     def to_dict(self) -> dict[str, Any]:
         sha256 = weights_digest(self.vae).hexdigest()
         return {"codec": "vae", "samples": self.samples, "sha256": sha256}
+
+    @contextmanager
+    def _without_overflow(self) -> "Iterator[None]":
+        """A VAE in float16 that overflows there (`force_upcast`) is in float32 meanwhile, as in the
+        pipelines of diffusers."""
+        import torch
+
+        upcast = self.vae.config["force_upcast"] and all(
+            weight.dtype == torch.float16 for weight in self.vae.parameters()
+        )
+        if upcast:
+            self.vae.float()
+        try:
+            yield
+        finally:
+            if upcast:
+                self.vae.half()
 
     def _parts(self, batch: "Tensor") -> "list[Tensor]":
         """Where the VAE runs. On a CPU one by one: the last bits depend on the size of a call."""

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from sfumato.base.errors import DamagedDataError, InputError
 from sfumato.base.hub import quiet_loading
+from sfumato.base.weights import device_of
+from sfumato.base.words import counted
 from sfumato.models.codec import Codec, VaeCodec, codec_from_dict
 from sfumato.models.preview import PreviewDecoder, read_preview, save_preview
 
@@ -21,14 +23,28 @@ VAE = "vae"
 
 def open_vae(name: str) -> "AutoencoderKL":
     """The `AutoencoderKL` of a folder, of the `vae` in a folder (a pipeline, a run), or of a Hub
-    name; safetensors alone. `InputError` for what is none."""
+    name; safetensors alone. `InputError` for what is none, another autoencoder among it."""
     from diffusers import AutoencoderKL
 
-    where = _folder_of(name)
+    folder = _folder_of(name)
+    place = folder if folder.is_dir() else name
     try:
+        kind = AutoencoderKL.load_config(place).get("_class_name")
+        if kind != AutoencoderKL.__name__:  # diffusers would give it random weights
+            raise ValueError(f"its config.json is of the class {kind}.")
         with quiet_loading():
-            vae = AutoencoderKL.from_pretrained(
-                where if where.is_dir() else name, use_safetensors=True, low_cpu_mem_usage=False
+            vae, loaded = AutoencoderKL.from_pretrained(
+                place,
+                use_safetensors=True,
+                low_cpu_mem_usage=False,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+        wrong = [*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])]
+        if wrong:
+            raise ValueError(
+                f"{counted(len(wrong), 'weight')} missing or not of the shape that its config.json "
+                f"says, such as {min(wrong)}."
             )
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
@@ -105,12 +121,12 @@ def fold_normalisation(vae: "AutoencoderKL", mean: Tensor, deviation: Tensor) ->
     Both are affine for each channel, as the 1x1 convolutions beside the latents are; a VAE without
     them gets some. Its scaling factor becomes 1, so that other programs take the latents as ours.
     """
-    channels = len(mean)
+    channels, device = len(mean), device_of(vae)
     if vae.quant_conv is None:
-        vae.quant_conv = _identity(2 * channels)
+        vae.quant_conv = _identity(2 * channels).to(device)
     if vae.post_quant_conv is None:
-        vae.post_quant_conv = _identity(channels)
-    mean, deviation = mean.double(), deviation.double()
+        vae.post_quant_conv = _identity(channels).to(device)
+    mean, deviation = mean.to(device).double(), deviation.to(device).double()
     before, after = vae.quant_conv, vae.post_quant_conv
     weight, bias = before.weight.double(), before.bias.double()
     weight[:channels] /= deviation[:, None, None, None]

@@ -5,7 +5,6 @@ ordinary run with quick evaluations: it can be sampled from, and goes on after a
 """
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -17,9 +16,9 @@ from torch import Tensor
 
 from sfumato import __version__
 from sfumato.base.environment import environment, now
-from sfumato.base.errors import InputError, nearest
+from sfumato.base.errors import ConfigError, InputError, nearest
 from sfumato.base.files import write_bytes, write_json, write_text
-from sfumato.config.ablation import Ablation
+from sfumato.config.ablation import Ablation, folder_name
 from sfumato.config.schema import DiffusionExperiment
 from sfumato.evaluation.classifier import load_classifier
 from sfumato.evaluation.metrics.intervals import Estimate, wilson
@@ -35,29 +34,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """Quick evaluations of one run at one guidance scale: `correct` of `count` images after each of
-    `images` seen."""
+    """Quick evaluations of one run at one guidance scale: `correct` of `counts` samples after each
+    of `images` seen."""
 
     images: list[int]
     correct: list[int]
-    count: int
+    counts: list[int]
 
     def reached(self, level: float) -> float:
         """Images seen at the first evaluation with at least `level`; infinite where there is
         none."""
-        for images, correct in zip(self.images, self.correct, strict=True):
-            if correct >= level * self.count:
+        for images, correct, count in zip(self.images, self.correct, self.counts, strict=True):
+            if correct >= level * count:
                 return images
         return math.inf
 
     @property
     def shares(self) -> list[float]:
         """Class accuracies in per cent."""
-        return [100 * correct / self.count for correct in self.correct]
+        return [100 * a / b for a, b in zip(self.correct, self.counts, strict=True)]
 
     @property
     def final(self) -> Estimate:
-        return wilson(self.correct[-1], self.count)
+        return wilson(self.correct[-1], self.counts[-1])
 
 
 def read_curve(records: Sequence[Mapping[str, Any]], scale: str) -> Curve:
@@ -68,7 +67,7 @@ def read_curve(records: Sequence[Mapping[str, Any]], scale: str) -> Curve:
     return Curve(
         images=[record["images"] for record in found],
         correct=[record["correct"][scale] for record in found],
-        count=found[0]["count"],
+        counts=[record["count"] for record in found],
     )
 
 
@@ -115,7 +114,7 @@ class Variant:
     def final(self) -> Estimate:
         """Class accuracy at the end, all seeds together."""
         correct = sum(curve.correct[-1] for curve in self.curves.values())
-        return wilson(correct, sum(curve.count for curve in self.curves.values()))
+        return wilson(correct, sum(curve.counts[-1] for curve in self.curves.values()))
 
     def images_text(self, level: float) -> str:
         """`12,000`, or `> 16,000` where the median run never got there."""
@@ -183,8 +182,7 @@ class AblationResult:
 
 
 def run_folder(folder: Path, variant: str, seed: int) -> Path:
-    name = re.sub(r"[^\w.]+", "-", variant.lower())
-    return folder / name.strip("-") / f"seed-{seed}"
+    return folder / folder_name(variant) / f"seed-{seed}"
 
 
 def run_ablation(
@@ -209,6 +207,7 @@ def run_ablation(
         for variant in ablation.variants
         for seed in ablation.seeds
     }  # all of them first: a mistake in the last variant is reported before hours of training
+    _check_evaluations(ablation, experiments)
     base = experiments[ablation.base, ablation.seeds[0]]
     classifier = load_classifier(base.data, base.evaluation.classifier, log=log)
     for seed in seeds or ablation.seeds:  # seed by seed: early on all variants can be seen
@@ -238,6 +237,22 @@ def _check_names(ablation: Ablation, only: Sequence[str], seeds: Sequence[int]) 
             f"Seed {others[0]} is not one of the ablation's seeds: {own}.",
             hint="Take one of those, or name it under `seeds` in a YAML file of your own.",
         )
+
+
+def _check_evaluations(
+    ablation: Ablation, experiments: Mapping[tuple[str, int], DiffusionExperiment]
+) -> None:
+    """`ConfigError` for a variant with other quick evaluations than the base."""
+    base = experiments[ablation.base, ablation.seeds[0]].evaluation
+    for (variant, _), experiment in experiments.items():
+        for name in ("quick_count", "quick_scales"):
+            own, other = getattr(experiment.evaluation, name), getattr(base, name)
+            if own != other:
+                raise ConfigError(
+                    f"ablation '{ablation.name}': evaluation.{name} is {own} in '{variant}' and "
+                    f"{other} in '{ablation.base}', so that their curves cannot be compared.",
+                    hint="Set it once, in the settings of the ablation.",
+                )
 
 
 def _train(
@@ -274,10 +289,7 @@ def _write(
     base = experiments[ablation.base, ablation.seeds[0]]
     curves = {
         one.scale: {
-            variant.name: {
-                str(seed): {"images": curve.images, "correct": curve.correct}
-                for seed, curve in variant.curves.items()
-            }
+            variant.name: {str(seed): asdict(curve) for seed, curve in variant.curves.items()}
             for variant in one.variants
         }
         for one in results
@@ -289,7 +301,6 @@ def _write(
         "samplers": {variant: asdict(one.sampling) for (variant, _), one in experiments.items()},
         "data": base.data.source,
         "curves": curves,
-        "count": base.evaluation.quick_count,
         "environment": environment(),
         "sfumato": __version__,
         "date": now(),
@@ -301,9 +312,11 @@ def _write(
 
 def markdown(result: AblationResult) -> str:
     """The table with a line on how it came about."""
-    count = next(iter(result.variants[0].curves.values())).count
+    curves = [curve for variant in result.variants for curve in variant.curves.values()]
+    counts = sorted({count for curve in curves for count in curve.counts})
     how = (
-        f"w = {result.scale}; {count} images at each evaluation; classifier {result.classifier}. "
+        f"w = {result.scale}; {' or '.join(map(str, counts))} images at each evaluation; "
+        f"classifier {result.classifier}. "
         "Images to a level: median over the seeds of the first evaluation at or above it; > : the "
         f"median run had not reached it at its end. Fewer: the images of '{result.ablation.base}' "
         "over those of the variant."

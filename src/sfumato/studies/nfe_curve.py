@@ -1,6 +1,6 @@
 """What each network evaluation buys: quality over NFE, of samplers and of distilled students."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -33,9 +33,7 @@ from sfumato.studies.study import (
 
 SHOWN = 10
 PANELS = (ACCURACY, FRECHET, DIVERSITY, "saturated")
-STUDENT = "student"
-"""The name of the line of the students, beside those of samplers."""
-COLOURS = ("#1f618d", "#b9770e", "#1e8449", "#7d3c98", "#717d7e")
+COLOURS = ("#1f618d", "#b9770e", "#1e8449", "#7d3c98", "#717d7e", "#c0392b", "#16a085", "#2c3e50")
 
 
 class NfeConfig(StudyConfig):
@@ -50,7 +48,10 @@ class NfePoint(SetMetrics):
     """One setting. `against_most`: class accuracy minus that of the sampler with the most
     evaluations, paired by seed and caption."""
 
-    sampler: str
+    name: str
+    """The sampler, or the path of the student."""
+    student: bool
+    guidance_scale: float
     steps: int
     asked: int
     """The number of evaluations that this point stands for."""
@@ -62,7 +63,7 @@ class NfeCard(StudyCard):
     """Every point, and everything that they depend on; `model` is the teacher."""
 
     NAME: ClassVar[str] = "nfe"
-    FORMAT: ClassVar[int] = 2
+    FORMAT: ClassVar[int] = 3
 
     points: list[NfePoint]
     guidance: str
@@ -74,16 +75,26 @@ class NfeCard(StudyCard):
 
     @property
     def how(self) -> str:
-        return f"{self.guidance} at w = {self.guidance_scale:g}"
+        others = [
+            f"{one.name} at its own w = {one.guidance_scale:g}"
+            for one in self.points
+            if one.guidance_scale != self.guidance_scale
+        ]
+        first = f"{self.guidance} at w = {self.guidance_scale:g}"
+        return f"{first}, but {', '.join(others)}" if others else first
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """A model as it is sampled for one point."""
+    """A model as it is sampled for one point; `name`: as of `NfePoint`."""
 
-    sampler: str
+    name: str
     asked: int
     model: Model
+
+    @property
+    def student(self) -> bool:
+        return self.model.sampling.form.folded
 
 
 def usual_samplers(model: Model) -> list[str]:
@@ -93,33 +104,36 @@ def usual_samplers(model: Model) -> list[str]:
     return [name for name in NfeConfig().samplers if name in there] or list(there)
 
 
-def settings_of(model: Model, students: Sequence[Model], config: NfeConfig) -> list[Setting]:
+def settings_of(model: Model, students: Mapping[str, Model], config: NfeConfig) -> list[Setting]:
     """Every point of the curve: each sampler at each number of evaluations that it can take, then
-    the students at theirs. `InputError` for a student of another data set's size, and where no
-    sampler can take so few evaluations."""
+    the `students`, by their paths, at theirs, and at the guidance scale of `model` where they take
+    it. `InputError` for a student of another data set's size, and where no sampler can take so few
+    evaluations."""
     found = []
     for sampler in config.samplers:
         for asked in sorted(set(config.nfe)):
             fitting = with_nfe(model.with_(sampler=sampler), asked)
             if fitting is not None:
-                found.append(Setting(sampler=sampler, asked=asked, model=fitting))
+                found.append(Setting(name=sampler, asked=asked, model=fitting))
     if not found:
         raise InputError(
             f"One step takes more than {max(config.nfe)} network evaluations.",
             hint="Give larger numbers in --nfe: guidance asks the network twice in a step.",
         )
-    for student in students:
+    for path, student in students.items():
         if not student.sampling.form.folded:
             raise InputError(
-                "A model beside the first is not a student.",
+                f"{path} is not a student.",
                 hint="Give the model, then students of it that `sfumato distil` made.",
             )
         if student.shape != model.shape:
             raise InputError(
-                f"A student makes images of {student.shape}, the model of {model.shape}.",
+                f"{path} makes images of {student.shape}, the model of {model.shape}.",
                 hint="Give students of this model.",
             )
-        found.append(Setting(sampler=STUDENT, asked=student.nfe(), model=student))
+        (scale, *_) = student.sampling.scales_among([model.sampling.guidance_scale])
+        own = student.with_(guidance=scale)
+        found.append(Setting(name=path, asked=own.nfe(), model=own))
     return found
 
 
@@ -140,7 +154,7 @@ def with_nfe(model: Model, nfe: int) -> Model | None:
 
 def measure_nfe(
     model: Model,
-    students: Sequence[Model],
+    students: Mapping[str, Model],
     config: NfeConfig,
     *,
     base: Path,
@@ -158,8 +172,7 @@ def measure_nfe(
     store = sibling(base, "images")
     images = [study.sampled(one.model, store) for one in settings]
     request = {
-        "weights": [one.model.provenance.get("weights_sha256") for one in settings],
-        "guidance": [model.sampling.guidance, model.sampling.guidance_scale],
+        "points": [[one.name, own.key] for one, own in zip(settings, images, strict=True)],
         **study.request(),
     }
     folder, card = NfeCard.at(base, request, log)
@@ -175,7 +188,7 @@ def _write(
 ) -> NfeCard:
     scores = [study.score(images) for _, images in sampled]
     most = max(
-        (place for place, (one, _) in enumerate(sampled) if one.sampler != STUDENT),
+        (place for place, (one, _) in enumerate(sampled) if not one.student),
         key=lambda place: (sampled[place][0].asked, -place),
     )
     right = [one.values[ACCURACY].bool() for one in scores]
@@ -186,7 +199,9 @@ def _write(
             NfePoint.of(
                 images,
                 score.metrics,
-                sampler=setting.sampler,
+                name=setting.name,
+                student=setting.student,
+                guidance_scale=setting.model.sampling.guidance_scale,
                 steps=setting.model.sampling.steps,
                 asked=setting.asked,
                 weights_sha256=setting.model.provenance.get("weights_sha256", ""),
@@ -209,22 +224,23 @@ def _write(
 
 
 def lines_of(card: NfeCard) -> dict[str, list[NfePoint]]:
-    """The points of each sampler, then of the students, fewest evaluations first."""
-    names = dict.fromkeys(point.sampler for point in card.points)
+    """The points of each sampler, fewest evaluations first, then the one of each student."""
+    names = dict.fromkeys(point.name for point in card.points)
     return {
-        name: sorted((one for one in card.points if one.sampler == name), key=lambda one: one.nfe)
+        name: sorted((one for one in card.points if one.name == name), key=lambda one: one.nfe)
         for name in names
     }
 
 
 def chart(card: NfeCard) -> bytes:
-    """PNG: each of `PANELS` over the number of evaluations, a line for each sampler."""
+    """PNG: each of `PANELS` over the number of evaluations, a line for each sampler, a diamond for
+    each student."""
     lines = [
         Line(
-            label="distilled students" if name == STUDENT else name,
+            label=name,
             points={point.nfe: point.metrics for point in points},
-            colour="#c0392b" if name == STUDENT else COLOURS[place % len(COLOURS)],
-            marker="D" if name == STUDENT else "o",
+            colour=COLOURS[place % len(COLOURS)],
+            marker="D" if points[0].student else "o",
         )
         for place, (name, points) in enumerate(lines_of(card).items())
     ]
@@ -235,7 +251,7 @@ def _examples(card: NfeCard, sampled: Sequence[tuple[Setting, ImageSet]]) -> byt
     """The first image of each class, a row for each setting."""
     return labelled_grid(
         [list(images.images(range(len(card.shown)))) for _, images in sampled],
-        row_labels=[f"{one.sampler}, {one.model.nfe()}" for one, _ in sampled],
+        row_labels=[f"{one.name}, {one.model.nfe()}" for one, _ in sampled],
         column_labels=card.shown,
         settings=[{"first_seed": card.config.first_seed}],
     )
@@ -245,7 +261,7 @@ def markdown(card: NfeCard) -> str:
     """Every point with its intervals, what real images score, and how it came about."""
     rows = [
         [
-            "student" if point.sampler == STUDENT else point.sampler,
+            point.name,
             f"{point.nfe}",
             f"{point.steps}",
             *(format_estimate(key, point.metrics.get(key)) for key in PANELS),
@@ -257,7 +273,7 @@ def markdown(card: NfeCard) -> str:
     header = ["sampler", "NFE", "steps", *map(title_of, PANELS), "accuracy, paired difference"]
     sampled = (
         f"{card.config.count:,} images of each setting, seeds from {card.config.first_seed}; "
-        f"differences to {card.points[card.most].sampler} at {card.points[card.most].nfe} NFE"
+        f"differences to {card.points[card.most].name} at {card.points[card.most].nfe} NFE"
     )
     table = markdown_table(header, rows + real_rows(card, PANELS, before=2, after=1), left=1)
     return study_text(card, sampled, table)

@@ -73,9 +73,7 @@ def _check_same_experiment(experiment: Experiment, file: Path) -> None:
     changed = {
         name: values
         for name, values in differences(recorded, experiment).items()
-        if not any(
-            name == key or name.startswith(f"{key}.") for key in experiment.changeable_on_resume
-        )
+        if not experiment.may_change(name)
     }
     if not changed:
         return

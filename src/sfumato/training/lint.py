@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sfumato.base.errors import ConfigError, LintWarning, SfumatoError
 from sfumato.base.words import counted
-from sfumato.diffusion.process import Process, VariancePreserving
+from sfumato.diffusion.process import Preconditioned, Process, VariancePreserving
 from sfumato.diffusion.solvers.build import build_solver
 from sfumato.diffusion.solvers.registry import Sampling
 
@@ -166,6 +166,18 @@ def norms_that_hide_the_time(experiment: "DiffusionExperiment") -> str | None:
     )
 
 
+def edm_of_pixels_on_latents(experiment: "DiffusionExperiment") -> str | None:
+    diffusion = experiment.diffusion
+    if experiment.codec.kind == "pixel" or not isinstance(diffusion, Preconditioned):
+        return None
+    if diffusion.sigma_data == 1 or experiment.origin is not None:  # whose process stays
+        return None
+    return (
+        f"diffusion.sigma_data={diffusion.sigma_data:g} is not the deviation of what the network "
+        "sees: latents have deviation 1; set diffusion.sigma_data=1."
+    )
+
+
 def weak_checkpoint_not_kept(experiment: "DiffusionExperiment") -> str | None:
     needs_weak_network = experiment.sampling.form.needs_weak_network
     if not needs_weak_network or experiment.training.keep_checkpoints > 1:
@@ -186,6 +198,7 @@ TRAINING_RULES: list[Callable[["DiffusionExperiment"], str | None]] = [
     averaging_longer_than_the_run,
     rescaling_that_does_nothing,
     norms_that_hide_the_time,
+    edm_of_pixels_on_latents,
     weak_checkpoint_not_kept,
 ]
 

@@ -207,7 +207,8 @@ class Run:
         return clock, checkpoint.states(parts)
 
     def _check_provenance(self, checkpoint: Checkpoint) -> None:
-        """A run is resumed with the text encoder it began with; another has other tokens."""
+        """A run is resumed with the text encoder it began with, since another has other tokens, and
+        a student with its trajectories."""
         for name, value in self.provenance.items():
             recorded = checkpoint.state.get(name, value)
             if recorded != value:

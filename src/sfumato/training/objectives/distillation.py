@@ -162,9 +162,9 @@ class TrajectoryBatches:
         return self.of(self.order.indices(images_seen, self.batch_size))
 
     def held_out(self) -> list[Batch]:
-        """What is not trained on, in batches."""
+        """What is not trained on, in batches; none where all are trained on."""
         rows = torch.arange(self.trained, len(self._states))
-        return [self.of(part) for part in rows.split(self.batch_size)]
+        return [self.of(part) for part in rows.split(self.batch_size) if len(part)]
 
     def of(self, rows: Tensor) -> Batch:
         """The trajectories `rows` (B,)."""
