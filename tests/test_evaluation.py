@@ -221,7 +221,7 @@ def test_an_untrained_classifier_shows_what_it_is_worth(real_npz: Path, tmp_path
         found = row.untrained_accuracy
         assert found.low <= found.value <= found.high < 0.4
         assert found.details["chance"] == 0.1
-    assert any("which guessing may do as well (10 %)" in text for text in card.warnings)
+    assert any("which guessing may do as well (14 %)" in text for text in card.warnings)
 
 
 def test_a_new_metric_is_one_module(

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from sfumato.base.errors import ConfigError, InputError
-from sfumato.base.files import make_folder, read_json, sha256_of_file, whole_file, write_json
+from sfumato.base.files import (
+    make_folder,
+    read_json,
+    remove_incomplete,
+    sha256_of_file,
+    whole_file,
+    write_json,
+)
 from sfumato.data.trajectories import (
     INDEX,
     PART_SIZE,
@@ -86,7 +93,7 @@ def make_trajectories(
             f"{folder} holds the trajectories of another teacher or with other settings.",
             hint="Choose another --out, or give the settings that they were made with.",
         )
-    make_folder(folder)
+    remove_incomplete(make_folder(folder))
     model.text_encoder.check([captions[own] for own in rows])  # one warning for all parts
     for start in range(0, request.count, PART_SIZE):
         name = f"part-{start // PART_SIZE:05d}.safetensors"

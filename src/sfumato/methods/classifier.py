@@ -47,7 +47,7 @@ def _describe(experiment: ClassifierExperiment, run: Run) -> Sequence[str]:
     about = read_json(run.folder / RESULT / FILE_NAME)
     accuracy = about["test_accuracy"]
     of_class = [sum(row) for row in about["confusion"]]
-    chance = max(of_class) / sum(of_class)  # always the largest class
+    chance = max(of_class) / sum(of_class)  # of guessing the largest class
     tuned = f", temperature {about['temperature']:.2f}" if about["tuning"] else ""
     lines = [
         f"Classifier in {run.folder / RESULT}: {100 * accuracy['value']:.2f} % of "
