@@ -1,7 +1,7 @@
 """Simulated users: attributes in closed form, and evolution beside random search."""
 
 import json
-from math import atan, degrees
+from math import atan, degrees, log
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +17,7 @@ from sfumato.bench.evolution import (
     Study,
     User,
     class_judge,
+    class_likelihood,
     measure_evolution,
     share_of_users,
 )
@@ -122,6 +123,27 @@ def test_the_last_pictures_of_both_ways_are_judged(small_model) -> None:
     key = f"user/{study.seed}/0"
     others = [Genome.of_seed(derived_seed(key, i), prompt) for i in range(11, 16)]
     assert torch.equal(judged[1], sample_genomes(model, others).tensor)
+
+
+def test_a_class_is_an_attribute_by_its_log_odds(small_model, refused) -> None:
+    shares = torch.tensor([[0.5, 0.5], [0.1, 0.9], [1.0, 0.0]])
+    classifier: Any = SimpleNamespace(class_names=["3", "7"], probabilities=lambda images: shares)
+    seen = class_likelihood(classifier, "A handwritten digit 7")
+    images = torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
+    found = attributes_of(images, ("class",), seen)[:, 0]
+    assert found.tolist() == pytest.approx([0, log(9), log(1e-6 / (1 - 1e-6))], abs=1e-4)
+    with refused(InputError):
+        measure_evolution(small_model, "a 7", Study(attributes=("class",)), Operators())
+    spread: Any = SimpleNamespace(
+        class_names=["3", "7"],
+        probabilities=lambda images: (images.double().mean((1, 2, 3)) / 255)[:, None].expand(-1, 2),
+    )
+    study = Study(attributes=("class",), targets=20, population=20, generations=1, size=6, picks=1)
+    light = class_likelihood(spread, "7")
+    wanted = measure_evolution(
+        small_model.with_(steps=1), "a 7", study, Operators(), likelihood=light
+    )
+    assert len(wanted.evolution) == 20
 
 
 def test_children_of_one_user_are_relatives() -> None:

@@ -45,6 +45,8 @@ def brightness(images: Tensor) -> Tensor:
     return weights.square().sum((1, 2)) / weights.sum((1, 2)).clamp_min(1e-12)
 
 
+CLASS = "class"
+"""Names the log odds that a classifier gives the class (or style) that was asked for."""
 ATTRIBUTES: dict[str, Attribute] = {
     "slant": slant,
     "stroke": stroke_width,
@@ -52,6 +54,9 @@ ATTRIBUTES: dict[str, Attribute] = {
 }
 
 
-def attributes_of(images: Tensor, names: tuple[str, ...]) -> Tensor:
-    """float64 (N, A) of uint8 (N, C, H, W)."""
-    return torch.stack([ATTRIBUTES[name](images) for name in names], dim=1)
+def attributes_of(
+    images: Tensor, names: tuple[str, ...], likelihood: Attribute | None = None
+) -> Tensor:
+    """float64 (N, A) of uint8 (N, C, H, W); `likelihood` is what `CLASS` names."""
+    known = ATTRIBUTES if likelihood is None else {**ATTRIBUTES, CLASS: likelihood}
+    return torch.stack([known[name](images) for name in names], dim=1)

@@ -17,7 +17,7 @@ from sfumato.base.errors import InputError, nearest
 from sfumato.base.files import write_json
 from sfumato.base.randomness import derived_seed, generator_for
 from sfumato.base.words import counted
-from sfumato.bench.attributes import ATTRIBUTES, attributes_of
+from sfumato.bench.attributes import ATTRIBUTES, CLASS, Attribute, attributes_of
 from sfumato.evaluation.metrics.intervals import Estimate, bootstrap_mean, wilson
 from sfumato.evaluation.metrics.paired import share_difference
 from sfumato.generation.genome import Genome, deviation, sample_genomes
@@ -53,9 +53,10 @@ class Study:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if unknown := [name for name in self.attributes if name not in ATTRIBUTES]:
+        there = [*ATTRIBUTES, CLASS]
+        if unknown := [name for name in self.attributes if name not in there]:
             raise InputError(
-                f"There is no attribute '{unknown[0]}'.", hint=nearest(unknown[0], [*ATTRIBUTES])
+                f"There is no attribute '{unknown[0]}'.", hint=nearest(unknown[0], there)
             )
         if not self.attributes or len(set(self.attributes)) < len(self.attributes):
             raise InputError("Attributes are one or more, each once.")
@@ -100,13 +101,22 @@ class Found:
 class User:
     """One simulated user. Both ways see with the same noise, page by page."""
 
-    def __init__(self, target: Tensor, scales: Tensor, study: Study, number: int) -> None:
-        """`target`, `scales`: (A,) attributes wanted and their spread."""
+    def __init__(
+        self,
+        target: Tensor,
+        scales: Tensor,
+        study: Study,
+        number: int,
+        likelihood: Attribute | None = None,
+    ) -> None:
+        """`target`, `scales`: (A,) attributes wanted and their spread; `likelihood`: see
+        `attributes_of`."""
         self.target, self.scales, self.study, self.number = target, scales, study, number
+        self.likelihood = likelihood
 
     def distances(self, images: Tensor) -> Tensor:
         """(N,) root mean square over attributes, of uint8 (N, C, H, W)."""
-        found = attributes_of(images, self.study.attributes)
+        found = attributes_of(images, self.study.attributes, self.likelihood)
         return ((found - self.target) / self.scales).square().mean(1).sqrt()
 
     def seen(self, distances: Tensor, page: int) -> Tensor:
@@ -153,14 +163,21 @@ def measure_evolution(
     operators: Operators,
     *,
     judge: Judge | None = None,
+    likelihood: Attribute | None = None,
     on_user: Callable[[int, int], None] = lambda done, total: None,
 ) -> Found:
     """Every user evolves and searches, from the same first page and with as many pictures.
 
     `InputError` for a sampler that draws noise, for picks and newcomers that leave no room for
-    children, and for attributes that no two images differ in.
+    children, the attribute of a classifier without a `likelihood`, and for attributes that no two
+    images differ in.
     """
     model.text_encoder.check([prompt])
+    if CLASS in study.attributes and likelihood is None:
+        raise InputError(
+            f"The attribute '{CLASS}' is what a classifier sees.",
+            hint="Give --classifier auto, or a run of a classifier.",
+        )
     if study.picks + operators.newcomers >= study.size:
         raise InputError(
             f"{study.picks} picks and {counted(operators.newcomers, 'newcomer')} leave no room for "
@@ -169,7 +186,7 @@ def measure_evolution(
         )
     seeds = [derived_seed("target", study.seed, i) for i in range(study.population)]
     population = sample_genomes(model, [Genome.of_seed(seed, prompt) for seed in seeds]).tensor
-    known = attributes_of(population, study.attributes)
+    known = attributes_of(population, study.attributes, likelihood)
     scales = known.std(0)
     if bool((scales <= 1e-9).any()):
         raise InputError(
@@ -178,7 +195,7 @@ def measure_evolution(
         )
     users = []
     for number in range(study.targets):
-        user = User(known[number], scales, study, number)
+        user = User(known[number], scales, study, number, likelihood)
         users.append(_one_user(model, prompt, user, operators, judge))
         on_user(number + 1, study.targets)
     settings = {"prompt": prompt, **asdict(study), "operators": operators.plain()}
@@ -286,6 +303,21 @@ def class_judge(classifier: "ImageClassifier", prompt: str) -> Judge:
 
     wanted = ClassReader(classifier.class_names, classifier.class_names).label(prompt)
     return lambda images: classifier.predict(images) == wanted
+
+
+def class_likelihood(classifier: "ImageClassifier", prompt: str) -> Attribute:
+    """float64 (N,): the log odds of the class that the prompt names, in which a little more of a
+    style counts as much when it is rare as when it is nearly certain. `InputError` as
+    `class_judge`."""
+    from sfumato.generation.can import ClassReader
+
+    wanted = ClassReader(classifier.class_names, classifier.class_names).label(prompt)
+
+    def log_odds(images: Tensor) -> Tensor:
+        share = classifier.probabilities(images)[:, wanted].double()
+        return torch.logit(share.clamp(1e-6, 1 - 1e-6)).cpu()
+
+    return log_odds
 
 
 def save_evolution(found: Found, path: Path) -> None:

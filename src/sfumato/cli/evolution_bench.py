@@ -23,7 +23,7 @@ class UserOptions:
     """Who is simulated."""
 
     attributes: Annotated[
-        str, typer.Option(help="What they want, with commas: slant, stroke, brightness.")
+        str, typer.Option(help="What they want, with commas: slant, stroke, brightness, class.")
     ] = "slant,stroke,brightness"
     targets: Annotated[int, typer.Option(help="Users, 20 or more, each with a target.")] = 40
     generations: Annotated[int, typer.Option(min=1, help="Generations after the first.")] = 8
@@ -81,15 +81,23 @@ def evolution(
 
     if prompt is None:
         prompt = PROMPT if getattr(opened, "conditional", True) else opened.examples()[0][0]
-    judge = None
+    judge = likelihood = None
     if users.classifier is not None:
-        from sfumato.bench.evolution import class_judge
+        from sfumato.bench.evolution import class_judge, class_likelihood
         from sfumato.evaluation.classifier import load_classifier
 
         real = data_of(opened, data)
-        judge = class_judge(load_classifier(real, users.classifier, log=log), prompt)
+        classifier = load_classifier(real, users.classifier, log=log)
+        judge = class_judge(classifier, prompt)
+        likelihood = class_likelihood(classifier, prompt)
     found = measure_evolution(
-        opened, prompt, study, chosen, judge=judge, on_user=Progress().of("users")
+        opened,
+        prompt,
+        study,
+        chosen,
+        judge=judge,
+        likelihood=likelihood,
+        on_user=Progress().of("users"),
     )
     by_evolution, by_search = found.successes
     table = new_table(["", "distance to the target", "users who succeed"])
