@@ -299,9 +299,7 @@ def _one_user(
 def class_judge(classifier: "ImageClassifier", prompt: str) -> Judge:
     """Whether the classifier sees the class that the prompt names; `InputError` where it names
     none."""
-    from sfumato.generation.can import ClassReader
-
-    wanted = ClassReader(classifier.class_names, classifier.class_names).label(prompt)
+    wanted = _class_of(classifier, prompt)
     return lambda images: classifier.predict(images) == wanted
 
 
@@ -309,15 +307,19 @@ def class_likelihood(classifier: "ImageClassifier", prompt: str) -> Attribute:
     """float64 (N,): the log odds of the class that the prompt names, in which a little more of a
     style counts as much when it is rare as when it is nearly certain. `InputError` as
     `class_judge`."""
-    from sfumato.generation.can import ClassReader
-
-    wanted = ClassReader(classifier.class_names, classifier.class_names).label(prompt)
+    wanted = _class_of(classifier, prompt)
 
     def log_odds(images: Tensor) -> Tensor:
         share = classifier.probabilities(images)[:, wanted].double()
         return torch.logit(share.clamp(1e-6, 1 - 1e-6)).cpu()
 
     return log_odds
+
+
+def _class_of(classifier: "ImageClassifier", prompt: str) -> int:
+    from sfumato.generation.can import ClassReader
+
+    return ClassReader(classifier.class_names, classifier.class_names).label(prompt)
 
 
 def save_evolution(found: Found, path: Path) -> None:

@@ -23,7 +23,7 @@ from sfumato.config.schema import load_experiment
 from sfumato.config.sections import DataConfig
 from sfumato.data.captions import CLASS_FIELDS, required_fields
 from sfumato.data.opening import same_images, source_name
-from sfumato.evaluation.baselines import can_balance, changed_baselines
+from sfumato.evaluation.baselines import changed_baselines
 from sfumato.evaluation.card import PerturbationBaseline, Spread
 from sfumato.evaluation.image_set import ImageSet, OnImages
 from sfumato.evaluation.metrics.intervals import Estimate
@@ -291,9 +291,8 @@ def through_codecs(study: Study, codecs: Mapping[str, Codec]) -> list[Perturbati
         f"real images through the codec of {label}": partial(_recoded, codecs[label])
         for label in different.values()
     }
-    count = len(study.prompts)
-    balanced = can_balance(study.reference, count)
-    return changed_baselines(study.reference, "classifier", changes, count=count, balanced=balanced)
+    of = {"count": len(study.prompts), "balanced": study.balanced}
+    return changed_baselines(study.reference, "classifier", changes, **of)
 
 
 def _recoded(codec: Codec, images: Tensor) -> Tensor:

@@ -189,6 +189,11 @@ class Study:
         names = [name for name in MEASURED if all_metrics()[name].real]
         return self.reference.score(self.real_images, names)
 
+    @cached_property
+    def balanced(self) -> bool:
+        """Whether the baselines have as many images of each class, as the prompts have."""
+        return can_balance(self.reference, len(self.prompts))
+
     def request(self) -> dict[str, Any]:
         """What every result of the study depends on beside the images."""
         classifier = self.reference.classifier
@@ -221,8 +226,7 @@ class Study:
 
     def baselines(self) -> dict[str, Any]:
         """Real-vs-real and perturbation baselines, as fields of a `StudyCard`."""
-        count = len(self.prompts)
-        of = {"count": count, "balanced": can_balance(self.reference, count)}
+        of = {"count": len(self.prompts), "balanced": self.balanced}
         pairs = self.config.baseline_pairs
         return {
             "baseline": real_baseline(self.reference, "classifier", pairs=pairs, **of),
