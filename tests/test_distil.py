@@ -26,7 +26,7 @@ from sfumato.diffusion.solvers.registry import STUDENT_SAMPLERS, Sampling
 from sfumato.evaluation.bundling import write_bundle
 from sfumato.generation.loading import load
 from sfumato.generation.runs import experiment_of_run
-from sfumato.generation.trajectories import Request, make_trajectories
+from sfumato.generation.trajectories import Request, _scale_of, make_trajectories
 from sfumato.methods.diffusion import _check_ranks, _network
 from sfumato.methods.distillation import Plan, student_experiment, teachers_trajectories
 from sfumato.methods.registry import run_experiment
@@ -83,6 +83,14 @@ def test_at_the_image_the_ideal_x0_is_the_image() -> None:
     x_t, image = torch.randn(2, 3, 1, 4, 4).unbind(1)[:2]
     one, zero = torch.ones(2), torch.zeros(2)
     assert torch.equal(ideal_x0(x_t, image, (0.3 * one, one), (0.9 * one, zero)), image)
+
+
+def test_scales_of_trajectories_are_denser_towards_the_lowest() -> None:
+    request = Request(levels=1, count=1, teacher_steps=1, low=1, high=3)
+    scales = sorted(_scale_of(request, part) for part in range(64))
+    assert (scales[0], scales[-1]) == (1, 3)
+    for share in (0.25, 0.5, 0.75):  # quantiles of 1 + 2 u^2 for u uniform in (0, 1)
+        assert scales[int(share * 64)] == pytest.approx(1 + 2 * share**2, abs=0.1)
 
 
 @pytest.mark.parametrize("nfe", [1, 2, 4])

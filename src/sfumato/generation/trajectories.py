@@ -139,12 +139,12 @@ def _fitting_steps(process: Process, levels: int) -> str:
 
 
 def _scale_of(request: Request, part: int) -> float:
-    """The guidance scale of a part: the lowest, the highest, then others spread evenly over the
-    range, in no order."""
+    """The guidance scale of a part: the lowest, the highest, then others over the range, in no
+    order. They are denser towards the lowest, where images change most with the scale."""
     if part < 2:
         return (request.low, request.high)[part]
     golden = 0.6180339887498949
-    return request.low + (request.high - request.low) * ((part - 1.5) * golden % 1)
+    return request.low + (request.high - request.low) * ((part - 1.5) * golden % 1) ** 2
 
 
 def _write_part(

@@ -88,10 +88,9 @@ class DistillationObjective(DiffusionObjective):
     def inputs(self, batch: Batch, context: StepContext) -> tuple[Tensor, ...]:
         """What `loss` takes: x_t and the x0 to be learned (B, C, H, W), and (B,) the number of the
         level, the row of the bank, the number of the trajectory."""
-        drawn = torch.randint(
-            len(self.levels.times), (context.batch_size,), generator=context.generator("levels")
-        )
-        return self.at_levels(batch, context.local(drawn))
+        # Each level equally often in every batch: chance would make the steps noisier.
+        drawn = torch.randperm(context.batch_size, generator=context.generator("levels"))
+        return self.at_levels(batch, context.local(drawn % len(self.levels.times)))
 
     def at_levels(self, batch: Batch, level: Tensor) -> tuple[Tensor, ...]:
         """The inputs of `loss` where image i is at level `level[i]`."""
