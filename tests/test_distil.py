@@ -37,7 +37,7 @@ from sfumato.training.distributed import ALONE, World
 from sfumato.training.features import FeatureDistance, bundled_stages
 from sfumato.training.hooks import BaseHook
 from sfumato.training.loop import Run
-from sfumato.training.objectives.distillation import Levels, ideal_x0
+from sfumato.training.objectives.distillation import Levels, ideal_x0, random_levels
 
 PROCESSES = [
     VariancePreserving(),
@@ -83,6 +83,16 @@ def test_at_the_image_the_ideal_x0_is_the_image() -> None:
     x_t, image = torch.randn(2, 3, 1, 4, 4).unbind(1)[:2]
     one, zero = torch.ones(2), torch.zeros(2)
     assert torch.equal(ideal_x0(x_t, image, (0.3 * one, one), (0.9 * one, zero)), image)
+
+
+def test_every_level_is_equally_often_in_a_batch_or_has_the_same_chance() -> None:
+    generator = torch.Generator().manual_seed(0)
+    assert random_levels(16, 4, generator).bincount().tolist() == [4, 4, 4, 4]
+    for count, levels in ((4, 8), (10, 4), (1, 3)):
+        drawn = torch.cat([random_levels(count, levels, generator) for _ in range(4_000)])
+        shares = drawn.bincount(minlength=levels) / len(drawn)
+        assert len(drawn) == 4_000 * count
+        assert torch.allclose(shares, torch.full((levels,), 1 / levels), atol=0.03)
 
 
 def test_scales_of_trajectories_are_denser_towards_the_lowest() -> None:

@@ -65,6 +65,13 @@ def ideal_x0(
     return (x_r - ratio * x_t) / (a_r - a_t * ratio)
 
 
+def random_levels(count: int, levels: int, generator: torch.Generator) -> Tensor:
+    """(count,) int64 in random order: each of `levels` with the same chance, and equally often
+    where their number divides `count`, so that gradients vary less than by independent draws."""
+    rounds = -(-count // levels)
+    return torch.randperm(rounds * levels, generator=generator)[:count] % levels
+
+
 class DistillationObjective(DiffusionObjective):
     """Trajectory distillation with guidance folded in: a batch's images are states of the teacher's
     trajectories, (B, K + 1, C, H, W)."""
@@ -88,9 +95,10 @@ class DistillationObjective(DiffusionObjective):
     def inputs(self, batch: Batch, context: StepContext) -> tuple[Tensor, ...]:
         """What `loss` takes: x_t and the x0 to be learned (B, C, H, W), and (B,) the number of the
         level, the row of the bank, the number of the trajectory."""
-        # Each level equally often in every batch: chance would make the steps noisier.
-        drawn = torch.randperm(context.batch_size, generator=context.generator("levels"))
-        return self.at_levels(batch, context.local(drawn % len(self.levels.times)))
+        drawn = random_levels(
+            context.batch_size, len(self.levels.times), context.generator("levels")
+        )
+        return self.at_levels(batch, context.local(drawn))
 
     def at_levels(self, batch: Batch, level: Tensor) -> tuple[Tensor, ...]:
         """The inputs of `loss` where image i is at level `level[i]`."""
