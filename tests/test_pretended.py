@@ -1,0 +1,135 @@
+"""Commands on the pretended device of `tests.pretended`: what they forget to move is found."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.pictures import encoded, noise, write_parquet
+from tests.ranks import TINY
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parent.parent
+RUN = [part for setting in (*TINY, "training.images=48") for part in ("--set", setting)]
+SHORT = ["--images", "32"]
+LORA = ["--set", "training.lora.rank=2"]
+STUDENT = ["--teacher-steps", "2", "--set", "training.images=64"]
+PROMPT = "A handwritten digit 7"
+
+
+def python(*arguments: str, **environment: str) -> str:
+    """The output of Python with these arguments; fails with it where Python does."""
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def sfumato(*arguments: Path | str, device: str = "pretended") -> str:
+    module = "sfumato" if device == "cpu" else "tests.pretended"
+    last = ["--device", "cpu"] if device == "cpu" else []
+    return python("-m", module, *map(str, arguments), *last)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pretended") / "run"
+    sfumato("train", "digits", "--out", folder, *RUN)
+    return folder
+
+
+def test_cpu_tensors_are_refused() -> None:
+    program = (
+        "import torch, tests.pretended as p\n"
+        "own, other = torch.ones(2, device=p.NAME), torch.ones(2)\n"
+        "assert (own + 1).cpu().tolist() == [2, 2]\n"
+        "try: own + other\n"
+        "except RuntimeError as error: print(error)\n"
+    )
+    assert "same device" in python("-c", program)
+
+
+def test_the_tests_of_a_gpu_pass_on_it() -> None:
+    """Without compilation, which looks into tensors."""
+    python(
+        *("-m", "pytest", "-n", "0", "-m", "gpu", "-k", "not compiled", "-p", "tests.pretended"),
+        "tests/test_gpu.py",
+        SFUMATO_TEST_DEVICE="pretended",
+    )
+
+
+def test_a_training_has_the_losses_of_the_cpu(run: Path, tmp_path: Path) -> None:
+    sfumato("train", "digits", "--out", tmp_path / "run", *RUN, device="cpu")
+    lines = [(one / "metrics.jsonl").read_text() for one in (run, tmp_path / "run")]
+    assert lines[0] == lines[1]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "form"),
+    [
+        ("DDPM", "cfg"),
+        ("Heun", "apg"),
+        ("UniPC", "dynamic_thresholding"),
+        ("DPMSolver++", "rescaled"),
+    ],
+)
+def test_sample(run: Path, tmp_path: Path, sampler: str, form: str) -> None:
+    how = ["--sampler", sampler, "--guidance-form", form]
+    sfumato("sample", run, PROMPT, *how, "--out", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["evaluate", "RUN", "--count", "20", "--scales", "1", "--out", "OUT"],
+        ["figures", "RUN", "--out", "OUT"],
+        ["table1", "RUN", "--count", "20", "--out", "OUT"],
+        ["nfe", "RUN", "--count", "30", "--nfe", "2", "--out", "OUT"],
+        ["train", "digits", "--from", "RUN", "--out", "OUT", *SHORT, *LORA],
+        ["distil", "RUN", "--nfe", "2,1", "--count", "32", "--out", "OUT", *STUDENT],
+        ["train", "classifier", "digits", "--epochs", "1", "--out", "OUT"],
+    ],
+    ids=lambda command: " ".join(command[:2]),
+)
+def test_command(run: Path, tmp_path: Path, command: Sequence[str]) -> None:
+    places = {"RUN": run, "OUT": tmp_path / "out"}
+    sfumato(*(places.get(word, word) for word in command))
+
+
+@pytest.mark.parametrize("process", ["rectified_flow", "edm"])
+def test_train_a(process: str, tmp_path: Path) -> None:
+    changes = ["--set", f"diffusion.process={process}", "--set", "sampling.sampler=Heun"]
+    sfumato("train", "digits", "--out", tmp_path / "run", *RUN, *changes)
+
+
+def test_train_on_a_stream(tmp_path: Path) -> None:
+    write_parquet(
+        tmp_path / "train.parquet",
+        [encoded(noise(row, (8, 8, 3))) for row in range(90)],
+        [row % 3 for row in range(90)],
+        names=["oak", "elm", "ash"],
+    )
+    data = ["--data", tmp_path, "--set", "data.loading=stream"]
+    sfumato("train", "small", *data, "--out", tmp_path / "run", *RUN)
+
+
+def test_a_vae_and_a_model_in_its_latents(tmp_path: Path) -> None:
+    vae, run = tmp_path / "vae", tmp_path / "run"
+    sfumato("train", "vae", "digits", "--out", vae, "--resolution", "32", *SHORT)
+    codec = ["--set", "codec.kind=vae", "--set", f"codec.vae={vae}"]
+    sfumato("train", "digits", *RUN, "--set", "data.resolution=32", *codec, "--out", run)
+    sfumato("sample", run, PROMPT, "--out", tmp_path / "out")
+
+
+def test_a_can(tmp_path: Path) -> None:
+    sfumato("train", "can", "digits", "--out", tmp_path / "can", *SHORT)
+    sfumato("evaluate", tmp_path / "can", "--count", "20", "--out", tmp_path / "card")
