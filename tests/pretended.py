@@ -45,6 +45,15 @@ class PretendedTensor(Tensor):
         made.held = held
         return made
 
+    @property
+    def data(self) -> Tensor:
+        return Tensor.data.__get__(self)
+
+    @data.setter
+    def data(self, values: "PretendedTensor") -> None:  # as `Module.to` sets it
+        Tensor.data.__set__(self, values)
+        self.held = values.held
+
     def untyped_storage(self) -> torch.UntypedStorage:
         """Of the values: what writes weights asks which tensors share memory."""
         return self.held.untyped_storage()

@@ -74,16 +74,16 @@ def test_a_training_has_the_losses_of_the_cpu(run: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("sampler", "form"),
+    ("sampler", "form", "dtype"),
     [
-        ("DDPM", "cfg"),
-        ("Heun", "apg"),
-        ("UniPC", "dynamic_thresholding"),
-        ("DPMSolver++", "rescaled"),
+        ("DDPM", "cfg", "float32"),
+        ("Heun", "apg", "float32"),
+        ("UniPC", "dynamic_thresholding", "float32"),
+        ("DPMSolver++", "rescaled", "float16"),
     ],
 )
-def test_sample(run: Path, tmp_path: Path, sampler: str, form: str) -> None:
-    how = ["--sampler", sampler, "--guidance-form", form]
+def test_sample(run: Path, tmp_path: Path, sampler: str, form: str, dtype: str) -> None:
+    how = ["--sampler", sampler, "--guidance-form", form, "--dtype", dtype]
     sfumato("sample", run, PROMPT, *how, "--out", tmp_path / "out")
 
 
@@ -97,6 +97,7 @@ def test_sample(run: Path, tmp_path: Path, sampler: str, form: str) -> None:
         ["train", "digits", "--from", "RUN", "--out", "OUT", *SHORT, *LORA],
         ["distil", "RUN", "--nfe", "2,1", "--count", "32", "--out", "OUT", *STUDENT],
         ["train", "classifier", "digits", "--epochs", "1", "--out", "OUT"],
+        ["bench", "inpainting", "RUN", "--count", "20", "--steps", "2", "--out", "OUT"],
     ],
     ids=lambda command: " ".join(command[:2]),
 )
