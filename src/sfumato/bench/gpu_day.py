@@ -39,6 +39,8 @@ from sfumato.training.progress import TrainingProgress
 from sfumato.training.run import fast_convolutions
 
 Log = Callable[[str], None]
+_MATRIX_SECONDS = 0.5
+"""Matrix products of one arithmetic are timed for so long, and once at least."""
 FORWARD_AND_BACKWARD = 3
 """FLOPs of a training step over those of its forward pass."""
 
@@ -158,13 +160,14 @@ def matrix_rates(device: str, *, size: int | None = None) -> dict[str, float]:
     rates = {}
     for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         a, b = (torch.randn(size, size, device=where).to(dtype) for _ in range(2))
-        best = float("inf")
-        for _ in range(8):
+        best, taken = float("inf"), 0.0
+        while taken < _MATRIX_SECONDS:
             _wait(where)
             started = time.perf_counter()
             a @ b
             _wait(where)
-            best = min(best, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            best, taken = min(best, seconds), taken + seconds
         rates[name] = 2 * size**3 / best / 1e12
     torch.backends.cuda.matmul.allow_tf32 = before
     return rates
