@@ -58,10 +58,11 @@ def test_cpu_tensors_are_refused() -> None:
     assert "same device" in python("-c", program)
 
 
-def test_the_tests_of_a_gpu_pass_on_it() -> None:
-    """Without compilation, which looks into tensors."""
+def test_steps_of_the_tests_for_a_gpu_pass_on_it() -> None:
+    """Compilation looks into tensors, and nothing is cast here; commands sample below."""
+    steps = "step_as and not bfloat16"
     python(
-        *("-m", "pytest", "-n", "0", "-m", "gpu", "-k", "not compiled", "-p", "tests.pretended"),
+        *("-m", "pytest", "-n", "0", "-m", "gpu", "-k", steps, "-p", "tests.pretended"),
         "tests/test_gpu.py",
         SFUMATO_TEST_DEVICE="pretended",
     )
@@ -92,7 +93,6 @@ def test_sample(run: Path, tmp_path: Path, sampler: str, form: str, dtype: str) 
     [
         ["evaluate", "RUN", "--count", "20", "--scales", "1", "--out", "OUT"],
         ["figures", "RUN", "--out", "OUT"],
-        ["table1", "RUN", "--count", "20", "--out", "OUT"],
         ["nfe", "RUN", "--count", "30", "--nfe", "2", "--out", "OUT"],
         ["train", "digits", "--from", "RUN", "--out", "OUT", *SHORT, *LORA],
         ["distil", "RUN", "--nfe", "2,1", "--count", "32", "--out", "OUT", *STUDENT],
@@ -125,12 +125,13 @@ def test_train_on_a_stream(tmp_path: Path) -> None:
 
 def test_a_vae_and_a_model_in_its_latents(tmp_path: Path) -> None:
     vae, run = tmp_path / "vae", tmp_path / "run"
-    sfumato("train", "vae", "digits", "--out", vae, "--resolution", "32", *SHORT)
+    sfumato("train", "vae", "digits", "--out", vae, "--resolution", "16", *SHORT)
     codec = ["--set", "codec.kind=vae", "--set", f"codec.vae={vae}"]
-    sfumato("train", "digits", *RUN, "--set", "data.resolution=32", *codec, "--out", run)
+    sfumato("train", "digits", *RUN, "--set", "data.resolution=16", *codec, "--out", run)
     sfumato("sample", run, PROMPT, "--out", tmp_path / "out")
 
 
 def test_a_can(tmp_path: Path) -> None:
     sfumato("train", "can", "digits", "--out", tmp_path / "can", *SHORT)
-    sfumato("evaluate", tmp_path / "can", "--count", "20", "--out", tmp_path / "card")
+    measured = ["--count", "20", "--untrained", "--out", tmp_path / "card"]
+    sfumato("evaluate", tmp_path / "can", *measured)
