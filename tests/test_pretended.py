@@ -21,11 +21,15 @@ PROMPT = "A handwritten digit 7"
 
 
 def python(*arguments: str, **environment: str) -> str:
-    """The output of Python with these arguments; fails with it where Python does."""
+    """The output of Python with these arguments; fails with it where Python does.
+
+    With one thread: gradients of a device are computed in a thread of their own, and sums over
+    several threads differ in the last bits.
+    """
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,
-        env={**os.environ, **environment},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,
         check=False,
