@@ -160,6 +160,7 @@ def matrix_rates(device: str, *, size: int | None = None) -> dict[str, float]:
     rates = {}
     for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         a, b = (torch.randn(size, size, device=where).to(dtype) for _ in range(2))
+        a @ b  # the first one loads the library
         best, taken = float("inf"), 0.0
         while taken < _MATRIX_SECONDS:
             _wait(where)

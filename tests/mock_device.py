@@ -3,7 +3,7 @@
 A GPU refuses an operation on its own tensors and the CPU's, and so does this device. Code that
 forgets to move a tensor fails here as it would there.
 
-    python -m tests.pretended train digits --out DIR    # `sfumato --device pretended`
+    python -m tests.mock_device train digits --out DIR    # `sfumato --device mock`
 """
 
 import sys
@@ -18,7 +18,7 @@ from torch.utils.backend_registration import (
     _setup_privateuseone_for_python_backend,
 )
 
-NAME = "pretended"
+NAME = "mock"
 CPU = torch.device("cpu")
 COMPOSITE = "CompositeImplicitAutograd"
 COPIES = ("aten::copy_", "aten::_to_copy")
@@ -26,14 +26,16 @@ INDEXING = ("aten::index", "aten::index_put_", "aten::_index_put_impl_")
 """A GPU takes the CPU's indices of its own tensors."""
 
 
-class PretendedTensor(Tensor):
-    """A tensor whose device is the pretended one; `held` has its values on the CPU."""
+class MockTensor(Tensor):
+    """A tensor whose device is the mock; `held` has its values on the CPU."""
 
     held: Tensor
+    created = 0
+    """How many there were so far."""
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
-    def __new__(cls, held: Tensor) -> "PretendedTensor":
+    def __new__(cls, held: Tensor) -> "MockTensor":
         made = Tensor._make_wrapper_subclass(
             cls,
             held.shape,
@@ -43,6 +45,7 @@ class PretendedTensor(Tensor):
             device=torch.device(NAME, 0),
         )
         made.held = held
+        cls.created += 1
         return made
 
     @property
@@ -50,7 +53,7 @@ class PretendedTensor(Tensor):
         return Tensor.data.__get__(self)
 
     @data.setter
-    def data(self, values: "PretendedTensor") -> None:  # as `Module.to` sets it
+    def data(self, values: "MockTensor") -> None:  # as `Module.to` sets it
         Tensor.data.__set__(self, values)
         self.held = values.held
 
@@ -66,17 +69,17 @@ class PretendedTensor(Tensor):
 
 
 def run(operation: Any, *args: Any, **kwargs: Any) -> Any:
-    """The operation on the CPU, of tensors of the pretended device alone."""
+    """The operation on the CPU, of tensors of the mock device alone."""
     name = operation._schema.name
     if torch._C._dispatch_has_kernel_for_dispatch_key(operation.name(), COMPOSITE):
         return operation.decompose(*args, **kwargs)  # whole under torch.inference_mode alone
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    own = [tensor for tensor in tensors if isinstance(tensor, PretendedTensor)]
+    own = [tensor for tensor in tensors if isinstance(tensor, MockTensor)]
     compared = tree_leaves((args[0], args[2:])) if name in INDEXING else tensors
     foreign = [
         one
         for one in compared
-        if isinstance(one, Tensor) and not isinstance(one, PretendedTensor) and one.dim()
+        if isinstance(one, Tensor) and not isinstance(one, MockTensor) and one.dim()
     ]
     if own and foreign and name not in COPIES:
         raise RuntimeError(
@@ -84,24 +87,24 @@ def run(operation: Any, *args: Any, **kwargs: Any) -> Any:
             f"{[tuple(one.shape) for one in own]} and cpu {[tuple(one.shape) for one in foreign]}."
         )
     wanted = kwargs.get("device")
-    leaves = wanted is not None and torch.device(wanted).type == "cpu"
+    to_cpu = wanted is not None and torch.device(wanted).type == "cpu"
     if wanted is not None:
         kwargs = {**kwargs, "device": CPU}
     found = operation(*tree_map(_held, args), **tree_map(_held, kwargs))
-    if leaves:
+    if to_cpu:
         return found
-    if name == "aten::copy_" and not isinstance(args[0], PretendedTensor):
+    if name == "aten::copy_" and not isinstance(args[0], MockTensor):
         return args[0]
     same = {id(tensor.held): tensor for tensor in own}  # what is changed in place stays the same
     return tree_map(lambda one: same.get(id(one), _on_device(one)), found)
 
 
 def _held(value: Any) -> Any:
-    return value.held if isinstance(value, PretendedTensor) else value
+    return value.held if isinstance(value, MockTensor) else value
 
 
 def _on_device(value: Any) -> Any:
-    return PretendedTensor(value) if isinstance(value, Tensor) else value
+    return MockTensor(value) if isinstance(value, Tensor) else value
 
 
 class _Module(_DummyBackendModule):
@@ -124,4 +127,8 @@ if __name__ == "__main__":
 
     checks.checked_device.__code__ = (lambda name: name).__code__
     sys.argv += ["--device", NAME]
-    main()
+    try:
+        main()
+    finally:
+        if not MockTensor.created:
+            sys.exit(f"Nothing was computed on the {NAME} device.")

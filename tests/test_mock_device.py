@@ -1,4 +1,4 @@
-"""Commands on the pretended device of `tests.pretended`: what they forget to move is found."""
+"""Commands on the mock device of `tests.mock_device`: what they forget to move is found."""
 
 import os
 import subprocess
@@ -38,22 +38,22 @@ def python(*arguments: str, **environment: str) -> str:
     return done.stdout
 
 
-def sfumato(*arguments: Path | str, device: str = "pretended") -> str:
-    module = "sfumato" if device == "cpu" else "tests.pretended"
+def sfumato(*arguments: Path | str, device: str = "mock") -> str:
+    module = "sfumato" if device == "cpu" else "tests.mock_device"
     last = ["--device", "cpu"] if device == "cpu" else []
     return python("-m", module, *map(str, arguments), *last)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pretended") / "run"
+    folder = tmp_path_factory.mktemp("run") / "run"
     sfumato("train", "digits", "--out", folder, *RUN)
     return folder
 
 
 def test_cpu_tensors_are_refused() -> None:
     program = (
-        "import torch, tests.pretended as p\n"
+        "import torch, tests.mock_device as p\n"
         "own, other = torch.ones(2, device=p.NAME), torch.ones(2)\n"
         "assert (own + 1).cpu().tolist() == [2, 2]\n"
         "try: own + other\n"
@@ -66,9 +66,9 @@ def test_steps_of_the_tests_for_a_gpu_pass_on_it() -> None:
     """Compilation looks into tensors, and nothing is cast here; commands sample below."""
     steps = "step_as and not bfloat16"
     python(
-        *("-m", "pytest", "-n", "0", "-m", "gpu", "-k", steps, "-p", "tests.pretended"),
+        *("-m", "pytest", "-n", "0", "-m", "gpu", "-k", steps, "-p", "tests.mock_device"),
         "tests/test_gpu.py",
-        SFUMATO_TEST_DEVICE="pretended",
+        SFUMATO_TEST_DEVICE="mock",
     )
 
 
