@@ -7,8 +7,10 @@ import json
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from sfumato.base.errors import InputError
 from sfumato.bench.gpu_day import Plan, gpu_day
@@ -23,6 +25,7 @@ from sfumato.bench.steps import (
     prepared_training,
     untrained_model,
 )
+from sfumato.cli.gpu_day import print_day
 from sfumato.config.schema import load_experiment
 from sfumato.methods.registry import prepare_run
 
@@ -173,6 +176,46 @@ def test_a_gpu_day_on_a_cpu_records_each_part_and_what_failed(tmp_path: Path) ->
     assert record["left_out"] == ["cifar10-small"]
     assert "failed" in record["mnist"]
     assert any("failed" in line for line in lines)
+
+
+def test_a_gpu_day_trains_and_measures_mnist_and_cifar10(tmp_path: Path) -> None:
+    """On noise, for a few steps: the settings of the command hold for both, and the record says
+    what ran."""
+    data = {}
+    for name, shape in (("mnist", (60, 8, 8)), ("cifar10", (200, 8, 8, 3))):
+        noise = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
+        data[name] = tmp_path / name
+        for index, pixels in enumerate(noise):
+            folder = data[name] / f"{index % 10}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(folder / f"{index}.png")
+    short = ["training.images=64", "training.sample_every_images=64", "training.batch_size=16"]
+    wider = "model.block_out_channels=[32,64]"
+    plan = Plan(
+        out=tmp_path / "day",
+        device="cpu",
+        minutes=5,
+        presets=(),
+        settings=[*TINY, *short, wider, "training.precision=float32"],
+        **data,
+        classifier="untrained",
+        count=20,
+    )
+    record = gpu_day(plan, lambda line: None)
+    for name in ("mnist", "cifar10-small"):
+        found = record[name]
+        assert "failed" not in found, found
+        assert (found["images_seen"], found["finished"], found["batch_size"]) == (64, True, 16)
+    assert record["cifar10-small"]["lr"] == plan.lr
+    assert [row["title"] for row in record["cifar10-small"]["rows"]] == [
+        "w = 1",
+        "w = 1.5",
+        "w = 2",
+    ]
+    assert "class_accuracy" in record["cifar10-small"]["rows"][0]
+    pictures = [path for path in (plan.out / "figures").iterdir() if path.suffix == ".png"]
+    assert len(pictures) == 8
+    print_day(record)
 
 
 def test_a_gpu_day_with_a_failed_test_says_so_and_ends_with_1(

@@ -54,7 +54,7 @@ class Plan:
     minutes: float = 8.0
     tests: Path | None = None
     """The file of tests for GPUs."""
-    presets: Sequence[str] = ("mnist", "cifar10-small", "cifar10")
+    presets: Sequence[str] = ("mnist", "cifar10-small", "cifar10", "wikiart")
     """Whose steps are timed, on random images."""
     mnist: Path | None = None
     cifar10: Path | None = None
@@ -228,8 +228,12 @@ def _speed(
 
 def _on_random_images(plan: Plan, preset: str, folder: Path) -> DiffusionExperiment:
     """A preset on noise: no data set is needed."""
-    own = [f"training.batch_size={plan.batch_size}"] if preset == "cifar10-small" else []
-    wanted = load_experiment(preset, [*own, *plan.settings], schema=DiffusionExperiment)
+    own = {
+        "cifar10-small": f"training.batch_size={plan.batch_size}",
+        "wikiart": "training.precision=bfloat16",  # in float32 its batch needs 120 GB
+    }
+    settings = [own[preset]] if preset in own else []
+    wanted = load_experiment(preset, [*settings, *plan.settings], schema=DiffusionExperiment)
     return on_stand_in(wanted, folder / "data")
 
 
@@ -277,7 +281,7 @@ def _cifar10(day: Day, data: Path) -> dict[str, Any]:
         {"title": row.title, "count": row.count, **{k: str(v) for k, v in row.metrics.items()}}
         for row in card.rows
     ]
-    return {**found, "lr": plan.lr, "batch_size": plan.batch_size, "rows": rows}
+    return {**found, "rows": rows}
 
 
 def _trained(day: Day, preset: str, settings: list[str], *, seconds: float) -> dict[str, Any]:
@@ -295,5 +299,7 @@ def _trained(day: Day, preset: str, settings: list[str], *, seconds: float) -> d
         "images_seen": run.images_seen,
         "finished": run.finished,
         "training_seconds": round(taken, 1),
+        "batch_size": experiment.training.batch_size,
+        "lr": experiment.training.optimizer.lr,
         "settings": settings,
     }

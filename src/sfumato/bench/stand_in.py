@@ -10,6 +10,8 @@ from sfumato.data.arrays import write_images
 
 IMAGES = 1_024
 _CLASSES = 10
+_CAPTION = "A handwritten digit {}"
+"""In words that the text encoder of the package knows."""
 
 
 def on_stand_in(
@@ -22,7 +24,7 @@ def on_stand_in(
     channels = 3 if data.channels == "auto" else data.channels
     shape = (images, side, side, channels)[: 4 if channels == 3 else 3]
     noise = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
-    write_images((noise, [f"class {index % _CLASSES}" for index in range(images)]), folder)
+    write_images((noise, [_CAPTION.format(index % _CLASSES) for index in range(images)]), folder)
     found = type(data)(
         source=str(folder),
         resolution=side,

@@ -42,7 +42,7 @@ def gpu_day(
     minutes: Annotated[float, typer.Option(min=0.1, help="Minutes in all.")] = 8.0,
     presets: Annotated[
         str, typer.Option(help="Whose steps are timed, with commas.")
-    ] = "mnist,cifar10-small,cifar10",
+    ] = "mnist,cifar10-small,cifar10,wikiart",
     count: Annotated[int, typer.Option(min=10, help="Images of each guidance scale.")] = 1_000,
     prepared: DayOptions,
     settings: Settings = None,
@@ -50,7 +50,8 @@ def gpu_day(
 ) -> None:
     """A few minutes of one GPU: tests, speed of each preset, MNIST whole, CIFAR-10 for the rest."""
     names, own = presets.split(","), list(settings or [])
-    for name in names:
+    trained = {"mnist": prepared.mnist, "cifar10-small": prepared.cifar10}
+    for name in {*names, *(name for name, data in trained.items() if data is not None)}:
         load_experiment(name, own, schema=DiffusionExperiment)
     check_empty(out)
     prepared.check()
@@ -93,7 +94,10 @@ def print_day(record: Mapping[str, Any]) -> None:
         if "images_seen" in found:
             log(f"{name}: {found['images_seen']:,} images in {found['training_seconds']:.0f} s")
         for row in found.get("rows", []):
-            log(f"  {row['title']}: class accuracy {row.get('class_accuracy', 'not measured')}")
+            accuracy, distance = (
+                row.get(name, "not measured") for name in ("class_accuracy", "frechet.classifier")
+            )
+            log(f"  {row['title']}: class accuracy {accuracy}, Frechet distance {distance}")
     tests = record["tests"]
     for line in (tests.get("summary", ""), *tests.get("failed_tests", [])):
         if line:
