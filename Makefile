@@ -1,6 +1,6 @@
 # make demo   train on real digits, sample from captions, evaluate, write runs/demo/report.html
 # make test   lint, format, types, import floors, tests
-# make slow   the tests that take minutes
+# make slow   the tests that take several seconds to minutes each
 # make slurm  the tests on a real SLURM, which they bring up: root, and apt-get where it is missing
 # make browser  the tests that drive a Chromium
 # make trackers  the tests against MLflow, TensorBoard and wandb, in .venv-trackers
@@ -12,6 +12,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# Tests start hundreds of processes; without bytecode each would compile what it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test slow slurm browser trackers notebooks space lint types floors unit environment clean
 
@@ -42,10 +45,10 @@ floors:
 	$(BIN)/lint-imports
 
 unit:
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "not slow and not soak and not gpu and not slurm and not browser and not space"
+	$(PYTEST) -m "not slow and not soak and not gpu and not slurm and not browser and not space"
 
 slow: environment
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 slurm: environment
 	$(BIN)/python -m pytest -rs -n 0 -m slurm tests/test_slurm.py

@@ -162,6 +162,7 @@ def test_what_an_ablation_refuses(changes: dict[str, Any], refused) -> None:
         validate(Ablation, {**TINY.model_dump(), **changes}, source="mine.yaml")
 
 
+@pytest.mark.slow
 def test_arms_are_trained_once_and_all_are_read(tmp_path: Path) -> None:
     found = run_ablation(TINY, tmp_path, only=["one"], seeds=[1])
     assert found is not None

@@ -178,6 +178,7 @@ def test_a_gpu_day_on_a_cpu_records_each_part_and_what_failed(tmp_path: Path) ->
     assert any("failed" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_a_gpu_day_trains_and_measures_mnist_and_cifar10(tmp_path: Path) -> None:
     """On noise, for a few steps: the settings of the command hold for both, and the record says
     what ran."""

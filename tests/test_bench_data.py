@@ -43,6 +43,7 @@ def setup(tmp_path_factory: pytest.TempPathFactory) -> Setup:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in WAYS if name not in ("bare", "bare-full")])
 def test_every_way_gives_whole_images_with_their_labels(setup: Setup, name: str) -> None:
     pytest.importorskip("datasets")
@@ -70,6 +71,7 @@ def both_splits(config: DataConfig) -> list[tuple[torch.Tensor, int]]:
     return pairs
 
 
+@pytest.mark.slow
 def test_a_timing_comes_from_a_process_of_its_own(setup: Setup, refused) -> None:
     timing = time_once("stream", replace(setup, workers=1), batches=5)
     assert len(timing.batch_seconds) == 5

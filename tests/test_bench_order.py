@@ -62,6 +62,7 @@ def test_differences_are_of_pairs_of_images() -> None:
     assert found["other"].spread == pytest.approx(0.1 / 2**0.5)
 
 
+@pytest.mark.slow
 def test_runs_differ_in_the_order_alone_and_go_on(source: str, tmp_path: Path) -> None:
     settings = [
         f"data.source={source}", "data.resolution=8", "data.loading=memory",

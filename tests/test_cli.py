@@ -210,6 +210,7 @@ def test_train_sample_grid_inspect_evaluate(sfumato, tmp_path: Path) -> None:
     assert re.search(r"\nw = 5\s+\d+\.\d %", measured.out)
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_the_same_command_goes_on(sfumato, tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = ["train", "digits", "--out", str(run), *TRAIN]

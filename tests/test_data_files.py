@@ -86,6 +86,7 @@ def test_datasets_reads_the_same(shared_data: Path, name: str) -> None:
     assert count == len(ours)
 
 
+@pytest.mark.slow
 def test_mnist_is_read_fast(shared_data: Path) -> None:
     """60,000 PNGs from Parquet to pixels, labels and captions: the bar is 15,000 images/s on two
     cores; here a third of it, for the machine may be busy. `sfumato data show` prints it too."""

@@ -199,6 +199,7 @@ def test_a_broken_connection_goes_on_where_it_stopped(stand_in) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_download_that_ended_is_not_taken_for_whole_and_goes_on(stand_in, refused) -> None:
     """The connection is lost for good in the second file; the first is not fetched again."""
     server, folder = stand_in

@@ -288,6 +288,7 @@ def test_stopped_and_started_again_equals_unbroken(plan, small_run, teacher, tmp
         assert (other.run(4) / name).read_text() == (plan.run(4) / name).read_text()
 
 
+@pytest.mark.slow
 def test_it_ends_when_held_out_trajectories_gain_no_more(
     plan, small_run, teacher, tmp_path
 ) -> None:
@@ -304,6 +305,7 @@ def test_it_ends_when_held_out_trajectories_gain_no_more(
     assert (again.finished, again.images_seen) == (True, run.images_seen)
 
 
+@pytest.mark.slow
 def test_a_student_is_resumed_with_its_own_trajectories_alone(
     small_run, teacher, tmp_path, refused
 ) -> None:

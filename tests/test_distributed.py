@@ -245,7 +245,13 @@ def signal_itself(number: int, *, step: int) -> None:
     Run.take_step = take_step  # pyright: ignore
 
 
-@pytest.mark.parametrize(("first", "then"), [(2, 2), (2, 1), (2, 4), (1, 2)])
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        *((2, 1), (1, 2)),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((2, 2), (2, 4))),
+    ],
+)
 def test_a_stopped_run_goes_on_with_another_number_of_processes(
     forks: Forks, whole: Path, tmp_path: Path, first: int, then: int
 ) -> None:
@@ -303,8 +309,8 @@ def kill_at_random(count: int, forks: Forks, whole: Path, base: Path) -> None:
 
 
 @linux
-def test_ranks_and_launcher_killed_at_20_random_moments(forks, whole, tmp_path) -> None:
-    kill_at_random(20, forks, whole, tmp_path)
+def test_ranks_and_launcher_killed_at_10_random_moments(forks, whole, tmp_path) -> None:
+    kill_at_random(10, forks, whole, tmp_path)
 
 
 @linux
@@ -476,7 +482,8 @@ def test_processes_that_do_not_divide_the_batch_are_refused_before_torch() -> No
     assert "multiple of 3" in done.stderr
 
 
-@pytest.mark.parametrize("by", ["sfumato", pytest.param("torchrun", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("by", ["sfumato", "torchrun"])
 def test_processes_of_their_own_train_and_stop(tmp_path: Path, by: str) -> None:
     """Without the shortcuts of the other tests: Python starts anew in every rank."""
     train_it = ["-m", "sfumato", *arguments("run", *LONG)]

@@ -501,6 +501,7 @@ def test_rank_0_reports_for_two_processes() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_missing_rank_is_named() -> None:
     ((code, out, _),) = ranks(1, WAIT="1")
     assert code == 1

@@ -129,6 +129,7 @@ def test_diffusers_alone_samples_the_same_images(exported: Path, tmp_path: Path)
     assert len({images.numpy().tobytes() for images in theirs}) == len(CASES)
 
 
+@pytest.mark.slow
 def test_diffusers_alone_starts_from_an_image(exported: Path, tmp_path: Path) -> None:
     """With a mask too; of another size than the model's, as a file would be."""
     image = np.random.default_rng(0).integers(0, 256, (20, 30), np.uint8)
@@ -150,7 +151,7 @@ def test_diffusers_alone_starts_from_an_image(exported: Path, tmp_path: Path) ->
         assert torch.equal(images, ours.tensor), start
 
 
-@pytest.fixture(scope="module", params=["Euler", "Heun"])
+@pytest.fixture(scope="module", params=["Euler", pytest.param("Heun", marks=pytest.mark.slow)])
 def flow_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of a rectified flow over 64 images; it exports itself."""
     settings = [
@@ -204,6 +205,7 @@ def test_the_file_imports_nothing_but_libraries_of_models(exported: Path) -> Non
     }
 
 
+@pytest.mark.slow
 def test_the_same_bytes_on_every_export(exported: Path, small_run: Path, tmp_path: Path) -> None:
     """Also of another process, with another order of sets; and in `model/` of the run."""
     file = (exported / "pipeline.py").read_bytes()

@@ -79,7 +79,9 @@ def lose_numbers_in_step(number: int) -> None:
     DiffusionObjective.loss = loss  # pyright: ignore
 
 
-@pytest.mark.parametrize(("step", "saved"), [(4, [32]), (5, [32, 64])])
+@pytest.mark.parametrize(
+    ("step", "saved"), [(4, [32]), pytest.param(5, [32, 64], marks=pytest.mark.slow)]
+)
 def test_a_loss_of_one_rank_that_is_not_finite_ends_all_and_changes_nothing(
     forks: Forks, whole: Path, tmp_path: Path, step: int, saved: list[int]
 ) -> None:
@@ -126,6 +128,7 @@ def kill_in_save(*, part: int) -> None:
     checkpoints_module.save_state = save_state
 
 
+@pytest.mark.slow
 def test_a_kill_during_a_save_loses_nothing(forks: Forks, whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     before = {0: partial(kill_in_save, part=5)}  # of the second checkpoint, with three parts each
@@ -338,6 +341,7 @@ def look_slowly(seconds: float, *, rank: str, fails: bool = False) -> None:
     module.survey = survey
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_rank_may_look_at_the_data_for_longer_than_ranks_wait(forks, tmp_path, fails) -> None:
     """They meet before; and one that fails then ends the others at once."""

@@ -127,8 +127,8 @@ def test_an_unbroken_run_writes_all_that_is_compared(unbroken: Unbroken) -> None
     assert not any(TEMPORARY_PREFIX in name for name in names)
 
 
-def test_killed_at_20_random_moments(processes, unbroken, tmp_path) -> None:
-    kills = kill_at_random(20, processes, unbroken, tmp_path)
+def test_killed_at_10_random_moments(processes, unbroken, tmp_path) -> None:
+    kills = kill_at_random(10, processes, unbroken, tmp_path)
     assert kills.finished_runs >= 1
 
 
@@ -175,6 +175,7 @@ def go_on_student(teacher: Path, folder: Path) -> None:
         run_experiment(experiment, plan.run(nfe), device="cpu")
 
 
+@pytest.mark.slow
 def test_students_killed_at_5_random_moments(small_run: Path, tmp_path: Path) -> None:
     """Trajectories, both students and their held-out losses: byte for byte."""
     processes = Processes(partial(go_on_student, small_run))

@@ -338,7 +338,7 @@ def test_drawn_latents_have_deviation_one() -> None:
     assert (mode.std((0, 2, 3)) < 0.99).all()
 
 
-@pytest.fixture(scope="module", params=["mode", "sample"])
+@pytest.fixture(scope="module", params=["mode", pytest.param("sample", marks=pytest.mark.slow)])
 def vae_run(request, tmp_path_factory) -> Path:
     """A run on latents of a VAE that is gone afterwards: its folder has a copy."""
     folder = tmp_path_factory.mktemp("vae")
@@ -372,6 +372,7 @@ def test_a_run_killed_before_its_first_checkpoint_has_the_vae_that_it_trains_wit
     assert load(tmp_path / "run", device="cpu").codec.to_dict() == run.notes["codec"]
 
 
+@pytest.mark.slow
 def test_an_exported_vae_samples_the_same_images_without_sfumato(
     vae_run: Path, tmp_path: Path
 ) -> None:
@@ -497,6 +498,7 @@ save_file({"images": torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()},
 """
 
 
+@pytest.mark.slow
 def test_stable_diffusion_opens_an_export(tmp_path: Path) -> None:
     """The pipeline of diffusers, which knows nothing of sfumato, draws the same images."""
     stand_in_vae(channels=3).save_pretrained(tmp_path / "vae")

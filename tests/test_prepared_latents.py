@@ -58,7 +58,7 @@ def stand_in(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["mode", "sample"])
+@pytest.fixture(scope="module", params=["mode", pytest.param("sample", marks=pytest.mark.slow)])
 def prepared(request, pictures: Path, stand_in: Path, tmp_path_factory) -> Path:
     """Digits with latents of a stand-in VAE; the folder is named by its posterior."""
     folder = tmp_path_factory.mktemp("prepared") / request.param
@@ -233,6 +233,7 @@ def test_latents_of_principal_components(
         run_experiment(tiny(*settings, "codec.channels=2"), tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_two_ranks_train_on_principal_components_and_end(
     pictures: Path, tmp_path: Path, forks: Forks, sfumato
 ) -> None:

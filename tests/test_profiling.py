@@ -287,6 +287,7 @@ def test_too_few_sizes_that_fit_are_refused(monkeypatch, refused) -> None:
         MemoryModel.fit([Trial(batch_size=2, peak_bytes=1), Trial(batch_size=2, peak_bytes=2)])
 
 
+@pytest.mark.slow
 def test_a_size_trains_in_a_process_of_its_own(refused) -> None:
     before = memory.peak_bytes(CPU)
     trial = try_size(tiny(), 4, device=CPU, steps=2)

@@ -190,6 +190,7 @@ def test_settings_that_the_model_has_not_are_refused_before_sampling(
         groups_of(small_model, read_prompts(file), seed=0, count=1, negative_prompt="")
 
 
+@pytest.mark.slow
 def test_one_process_at_a_time(sfumato, small_run: Path, tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("digit 1")
     with locked(tmp_path / "o"):

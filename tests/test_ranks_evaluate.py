@@ -20,6 +20,7 @@ def measured(folder: Path) -> list[dict]:
     return [row["metrics"] for row in json.loads((folder / "card.json").read_text())["rows"]]
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_images_and_give_the_same_card(
     small_run: Path, sfumato, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 RANKS = """
 import copy, os, sys, torch
 import torch.distributed as dist
@@ -71,6 +73,7 @@ assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children] ==
 """
 
 
+@pytest.mark.slow
 def test_sharded_networks_compute_average_and_are_saved_as_whole_ones(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", RANKS, str(tmp_path)], capture_output=True, text=True, timeout=200

@@ -51,6 +51,7 @@ def test_no_result_is_lost_on_printing_it(variables: dict[str, str], tmp_path: P
     assert (tmp_path / "x.png").exists()
 
 
+@pytest.mark.slow
 def test_a_path_is_printed_in_ascii(tmp_path: Path) -> None:
     done = process(
         "sample", "bundled:mnist", "un \u00e9t\u00e9 7", "--out", str(tmp_path), *QUICK, **ASCII

@@ -219,7 +219,8 @@ def test_a_model_of_another_kind(tmp_path: Path, refused) -> None:
         loaded(folder)
 
 
-@pytest.mark.parametrize("kind", ["bert", pytest.param("t5", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["bert", "t5"])
 def test_a_model_trained_on_it_samples_with_diffusers_alone(
     kind: str, tmp_path: Path, refused
 ) -> None:
