@@ -186,6 +186,7 @@ def test_arms_are_trained_once_and_all_are_read(tmp_path: Path) -> None:
     assert (tmp_path / "ablation.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_level_that_is_reached_ends_the_run(tmp_path: Path) -> None:
     easy = TINY.model_copy(
         update={"stop_at": 0.01, "variants": {"one": TINY.variants["one"]}, "seeds": (0,)}

@@ -112,6 +112,7 @@ def test_evaluate_and_compare(run) -> None:
     assert "class" in str(found)
 
 
+@pytest.mark.slow
 def test_nothing_records_the_command_of_the_kernel(run, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py", "-f", "kernel.json"])
     monkeypatch.setattr(environment, "_command", "")  # of a command that was tested before

@@ -42,6 +42,7 @@ def tiny(*more: str):
     return load_experiment("digits", [*TINY, *more])
 
 
+@pytest.mark.slow
 def test_a_training_step_keeps_up_with_a_bare_loop() -> None:
     with prepared_training(tiny(), "cpu") as run:
         step = plain_training(tiny(), run)
@@ -52,6 +53,7 @@ def test_a_training_step_keeps_up_with_a_bare_loop() -> None:
     assert comparison.images == 48
 
 
+@pytest.mark.slow
 def test_sampling_keeps_up_and_needs_half_the_nfe_without_guidance() -> None:
     # In smaller networks a call's fixed costs hide how many rows it has.
     model = untrained_model(tiny("model.block_out_channels=[32,64]"), device="cpu")
@@ -67,7 +69,8 @@ def test_sampling_keeps_up_and_needs_half_the_nfe_without_guidance() -> None:
     ("written_plainly", "prediction_type"),
     [
         *((plain_training, kind) for kind in ("epsilon", "v_prediction", "sample")),
-        *((example_training, kind) for kind in ("epsilon", "v_prediction")),
+        (example_training, "v_prediction"),
+        pytest.param(example_training, "epsilon", marks=pytest.mark.slow),
     ],
 )
 def test_the_plain_loops_train(written_plainly, prediction_type: str, tmp_path: Path) -> None:
@@ -153,6 +156,7 @@ def test_the_commands_print_a_table_and_write_a_record(sfumato, tmp_path: Path) 
     assert [row["bar"] for row in record["comparisons"]] == [1.8, 0.97]
 
 
+@pytest.mark.slow
 def test_a_gpu_day_on_a_cpu_records_each_part_and_what_failed(tmp_path: Path) -> None:
     """The parts that need data are left out; one that fails does not end the day."""
     plan = Plan(

@@ -27,6 +27,7 @@ def experiment() -> DiffusionExperiment:
     return load_experiment("wikiart-tiny", SMALL, schema=DiffusionExperiment)
 
 
+@pytest.mark.slow
 def test_every_kind_at_every_side(experiment) -> None:
     """With a clock that counts its calls: each timing is 1, over a batch of 2."""
     ticks = itertools.count()

@@ -193,6 +193,7 @@ def test_its_folder_serves_as_text_encoder(finished) -> None:
     assert tokens.shape == (2, 8, 64)
 
 
+@pytest.mark.slow
 def test_stopped_and_started_again_equals_unbroken(finished, tmp_path) -> None:
     from sfumato.training.checkpoint import Checkpoints
     from sfumato.training.hooks import BaseHook

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from sfumato.base.errors import InputError
@@ -51,6 +52,7 @@ def test_every_kept_checkpoint_is_measured_with_the_same_seeds(
     assert json.loads((out / "curve.json").read_text()) == before
 
 
+@pytest.mark.slow
 def test_checkpoints_that_are_gone_damaged_or_too_early_are_left_out(
     sfumato: Sfumato, small_run: Path, tmp_path: Path
 ) -> None:

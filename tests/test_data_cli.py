@@ -130,6 +130,7 @@ def test_data_show_of_the_digits(sfumato, tmp_path: Path) -> None:
     assert "Training   8x8, greyscale" in result.out
 
 
+@pytest.mark.slow
 def test_mnist_from_parquet(sfumato, shared_data: Path, tmp_path: Path) -> None:
     result = sfumato(
         "data", "show", str(shared_data / "mnist"), "--out", str(tmp_path / "mnist.png")

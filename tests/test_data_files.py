@@ -63,6 +63,7 @@ def test_parquet_gives_each_split_its_images_labels_and_captions(hub_layout) -> 
     assert torch.equal(load_records(config(folder), "classifier").images, train.images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
 def test_datasets_reads_the_same(shared_data: Path, name: str) -> None:
     """`datasets.load_dataset` of the same folder: the same images, labels and names, in order."""

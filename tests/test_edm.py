@@ -191,6 +191,7 @@ def test_the_last_step_is_x0_exactly(name: str, steps: int) -> None:
     torch.testing.assert_close(x_t, x0, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_a_run_trains_samples_and_is_exported(tmp_path) -> None:
     from sfumato.generation.pipeline import TextToImagePipeline
     from tests.conftest import SMALL

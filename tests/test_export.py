@@ -151,7 +151,7 @@ def test_diffusers_alone_starts_from_an_image(exported: Path, tmp_path: Path) ->
         assert torch.equal(images, ours.tensor), start
 
 
-@pytest.fixture(scope="module", params=["Euler", pytest.param("Heun", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["Euler", "Heun"])
 def flow_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of a rectified flow over 64 images; it exports itself."""
     settings = [
@@ -169,6 +169,7 @@ def flow_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return folder
 
 
+@pytest.mark.slow
 def test_diffusers_alone_samples_a_rectified_flow(flow_run: Path, tmp_path: Path, refused) -> None:
     cases = [{"class": "", "scale": scale, "form": "cfg"} for scale in (0.0, 1.0, 3.0)]
     theirs = without_sfumato(flow_run / "model", cases, tmp_path)

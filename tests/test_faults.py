@@ -108,6 +108,7 @@ def fail_in_build() -> None:
     diffusion.open_training = defect
 
 
+@pytest.mark.slow
 def test_a_rank_that_fails_before_the_first_step_ends_the_other(forks, tmp_path: Path) -> None:
     given = arguments(tmp_path / "run")
     assert ended(forks.ranks(given, tmp_path / "out", size=2, before={1: fail_in_build})) == [4, 2]
@@ -216,6 +217,7 @@ def test_rank_0_alone_needs_the_run_folder(forks: Forks, whole: Path, tmp_path: 
     assert [path.name for path in there.rglob("*")] == ["run", "precious"]
 
 
+@pytest.mark.slow
 def test_rank_1_may_have_a_folder_that_it_cannot_write(forks, whole, tmp_path: Path) -> None:
     given = [arguments(tmp_path / "run"), arguments("/dev/null/run")]
     assert ended(forks.ranks(given, tmp_path / "out", size=2)) == [0, 0]

@@ -200,6 +200,7 @@ def _json(folder: Path) -> dict:
     return json.loads((folder / "findings.json").read_text())
 
 
+@pytest.mark.slow
 def test_every_claim_has_a_verdict_and_nothing_is_sampled_twice(
     sfumato: Sfumato, runs: tuple[Path, Path], tmp_path: Path
 ) -> None:

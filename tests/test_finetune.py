@@ -79,6 +79,7 @@ def cannot_open() -> None:
     origin_weights.open_origin = diffusion.open_origin = absent
 
 
+@pytest.mark.slow
 def test_rank_0_alone_opens_the_origin(forks, small_run: Path, tmp_path: Path) -> None:
     changes = [part for one in [*SHORT, *LORA, "training.images=16"] for part in ("--set", one)]
     given = ["train", "digits", "--from", str(small_run), "--out", str(tmp_path / "run")]
@@ -200,6 +201,7 @@ for more in (["bundled:mnits"], ["absent"], [{str(small_run)!r}, "--resolution",
 # Training -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_without_a_step_of_size_the_model_stays(small_run: Path, tmp_path: Path) -> None:
     """A rate of almost nothing: the run's model is its origin, whole and by LoRA."""
     origin = load(small_run, device="cpu")

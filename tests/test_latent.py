@@ -119,11 +119,12 @@ def test_what_cannot_be_fitted_is_refused(codec: LinearCodec, refused) -> None:
         fit_linear_codec([grey], factor=2, channels=5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "factor", "mean_psnr"),
     [
-        pytest.param("cifar10", 4, 23.7, marks=pytest.mark.slow),
-        pytest.param("cifar10", 2, 31.3, marks=pytest.mark.slow),
+        ("cifar10", 4, 23.7),
+        ("cifar10", 2, 31.3),
         ("mnist", 4, None),
     ],
 )
@@ -228,6 +229,7 @@ def test_dynamic_thresholding_is_for_pixels(latent_run: Path, refused) -> None:
         tiny(*LATENTS, "sampling.guidance=dynamic_thresholding")
 
 
+@pytest.mark.slow
 def test_diffusers_alone_samples_the_same_images(latent_run: Path, tmp_path: Path) -> None:
     exported = latent_run / "model"
     (theirs,) = without_sfumato(exported, [CASE], tmp_path)
@@ -358,6 +360,7 @@ def test_a_run_on_a_vae_resumes_exactly(vae_run: Path) -> None:
     assert equal_states(final_state(vae_run.parent / "broken"), final_state(vae_run))
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_first_checkpoint_has_the_vae_that_it_trains_with(
     tmp_path: Path,
 ) -> None:

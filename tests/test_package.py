@@ -82,6 +82,7 @@ def requirement_name(requirement: str) -> str:
     return requirement
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
 def test_the_command_line_keeps_freed_memory():
     code = """

@@ -227,6 +227,7 @@ def test_it_is_read_as_it_was_written(stand_in: Path, tmp_path: Path, refused) -
     open_vae(str(stand_in))  # diffusers does not mind the file
 
 
+@pytest.mark.slow
 def test_it_goes_with_the_vae_from_run_to_run(stand_in: Path, tmp_path: Path) -> None:
     """A run on latents keeps it, one that begins with that run too; an export has none."""
     experiment = tiny_diffusion(*VAE_LATENTS, f"codec.vae={stand_in}", "training.images=16")

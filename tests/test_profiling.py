@@ -311,6 +311,7 @@ def _full(parent, experiment, *rest) -> None:
     memory._train(parent, experiment, *rest)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("what", "why"), [(_killed, "signal 9"), (_full, "out of memory")])
 def test_a_size_that_runs_out_of_memory_is_an_answer(monkeypatch, what, why: str) -> None:
     process = memory.multiprocessing.get_context("spawn").Process

@@ -37,6 +37,7 @@ def test_two_processes_share_the_images_and_give_the_same_card(
     assert "RANK" not in os.environ
 
 
+@pytest.mark.slow
 def test_a_folder_in_use_is_refused_or_waited_for(
     small_run: Path, tmp_path: Path, sfumato, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,6 +107,7 @@ def test_a_killed_streamed_training_goes_on_exactly_and_leaves_no_worker(folder,
     assert written(out) == expected
 
 
+@pytest.mark.slow
 def test_a_streamed_run_trains_and_its_folder_says_so(folder: Path, tmp_path: Path) -> None:
     settings = [f"data.source={json.dumps(str(folder))}", *SETTINGS]
     run = run_experiment(load_experiment("small", settings), tmp_path / "run", device="cpu")

@@ -304,6 +304,7 @@ def test_the_gallery_is_for_this_user_alone():
 # Evolutions ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_evolution_by_the_api_is_that_of_the_command(url, sfumato):
     new = {**SEVEN, "name": "sevens", "prompts": [SEVEN["prompt"]], "seed": 3, "size": 6}
     del new["prompt"]
@@ -527,7 +528,8 @@ def asked_at_once(
     return answers
 
 
-@pytest.mark.parametrize("requests", [20, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("requests", [20, 200])
 def test_twenty_clients_get_their_own_pictures(url, studio, requests):
     asked = [
         {"model": LIVE, "prompt": f"A handwritten digit {i % 10}", "seed": i // 10}

@@ -210,6 +210,7 @@ def test_what_is_requeued(script, programs, state: str, exits: int, again: bool)
     assert process.returncode == (0 if again else exits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 def test_a_signal_that_comes_twice_reaches_the_run_which_saves(script, programs, number) -> None:
     ready, saved = script.folder / "ready", script.folder / "saved"

@@ -159,6 +159,7 @@ def features(image: Image.Image) -> np.ndarray:
     return np.concatenate(parts)
 
 
+@pytest.mark.slow
 def test_styles_really_differ() -> None:
     """A linear classifier on small features tells fresh paintings apart: chance is 3.7 %."""
 

@@ -77,6 +77,7 @@ def test_heads_are_counted_over_their_seeds() -> None:
     assert found.details["chance"] == 0.1
 
 
+@pytest.mark.slow
 def test_the_table_measures_the_images_of_an_evaluation(
     sfumato: Sfumato, small_run: Path, resnet: Path, tmp_path: Path
 ) -> None:

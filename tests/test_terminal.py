@@ -38,6 +38,7 @@ def process(*arguments: str | bytes, **variables: str) -> subprocess.CompletedPr
 # Any encoding -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variables", [ASCII, NO_UTF8])
 def test_no_result_is_lost_on_printing_it(variables: dict[str, str], tmp_path: Path) -> None:
     for index, name in enumerate(["\u540d\u524d", "caf\u00e9", os.fsdecode(b"\xff")] * 4):

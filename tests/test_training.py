@@ -80,7 +80,9 @@ def unbroken(tmp_path_factory) -> Path:
 # Exact resume -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 5, 6, 9])
+@pytest.mark.parametrize(
+    "steps", [1, 3, 6, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 5, 9))]
+)
 def test_stopped_anywhere_and_started_again_equals_unbroken(steps, unbroken, tmp_path) -> None:
     folder = tmp_path / "broken"
     with pytest.raises(SystemExit):
@@ -246,7 +248,7 @@ def test_dropout_layers_are_seeded_by_the_step_and_leave_the_global_generator(tm
     assert torch.equal(torch.get_rng_state(), global_state)
 
 
-@pytest.mark.parametrize("steps", [2, 5])
+@pytest.mark.parametrize("steps", [2, pytest.param(5, marks=pytest.mark.slow)])
 def test_with_dropout_layers_a_stopped_run_goes_on_exactly(steps, tmp_path) -> None:
     settings = ("model.dropout=0.3", "training.micro_batches=2")
     run_experiment(tiny(*settings), tmp_path / "unbroken")

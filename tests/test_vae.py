@@ -418,6 +418,7 @@ def test_images_of_files_sorted_by_class_are_of_many_classes(tmp_path: Path) -> 
         assert len(set((images.flatten(1).float().mean(1) // 60).tolist())) >= 3
 
 
+@pytest.mark.slow
 def test_latents_of_a_run_are_trained_on(vae_run: Path, sfumato, tmp_path: Path) -> None:
     small = {
         "codec.kind": "vae",
