@@ -202,6 +202,7 @@ def test_a_level_that_is_reached_ends_the_run(tmp_path: Path) -> None:
     assert read_records(run_folder(tmp_path, "one", 0) / ACCURACY)[-1]["images"] == length
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table(sfumato, tmp_path: Path) -> None:
     import yaml
 

@@ -130,6 +130,7 @@ def test_too_few_pairs_steps_or_images_are_refused(refused) -> None:
         compare_sampling(untrained_model(tiny(), device="cpu"), scales=(), batch=0, pairs=7)
 
 
+@pytest.mark.slow
 def test_the_commands_print_a_table_and_write_a_record(sfumato, tmp_path: Path) -> None:
     preset = tmp_path / "tiny.yaml"
     preset.write_text(tiny().to_yaml())

@@ -388,6 +388,7 @@ def test_the_nearest_name_is_said(packaged: str, sfumato, tmp_path: Path, refuse
         TextToImagePipeline.from_pretrained("bundled:eight")
 
 
+@pytest.mark.slow
 def test_it_samples_wherever_a_model_is_taken(
     packaged: str, bundle: Path, sfumato, tmp_path: Path
 ) -> None:

@@ -22,6 +22,7 @@ from tests.conftest import CommandResult
 Sfumato = Callable[..., CommandResult]
 
 
+@pytest.mark.slow
 def test_every_kept_checkpoint_is_measured_with_the_same_seeds(
     sfumato: Sfumato, small_run: Path, tmp_path: Path
 ) -> None:

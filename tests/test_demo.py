@@ -67,6 +67,7 @@ def test_called_again_it_is_finished_and_touches_nothing(demo, sfumato) -> None:
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.slow
 def test_fresh_starts_a_new_folder(demo, sfumato) -> None:
     folder: Path = demo[0]
     result = sfumato("demo", "--out", str(folder), "--fresh", *QUICK)

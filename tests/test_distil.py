@@ -124,6 +124,7 @@ def test_levels_that_trajectories_do_not_pass_are_refused(tiny_edm, tmp_path, re
             make_trajectories(tiny_edm, request, tmp_path / "t", captions=CAPTIONS, rows=[0])
 
 
+@pytest.mark.slow
 def test_a_student_is_trained_in_one_process(plan, sfumato, monkeypatch, refused) -> None:
     with refused(ConfigError):
         _check_ranks(experiment_of_run(plan.run(4)), World(size=2))
@@ -325,6 +326,7 @@ def test_a_student_is_resumed_with_its_own_trajectories_alone(
     assert train(plan, teacher, 4, "training.images=16").finished
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("held_out", "trained"), [(0.1, 63), (0.001, 70), (0, 70)])
 def test_an_epoch_of_a_student_is_the_trajectories_that_it_trains_on(
     plan, small_run, teacher, tmp_path, held_out: float, trained: int

@@ -204,6 +204,7 @@ def test_a_disk_that_is_really_full(forks: Forks, small_disk: Path, tmp_path: Pa
     check_full(forks, small_disk / "run", tmp_path)
 
 
+@pytest.mark.slow
 def test_rank_0_alone_needs_the_run_folder(forks: Forks, whole: Path, tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()

@@ -108,6 +108,7 @@ def test_a_cause_needs_an_effect_and_models_that_differ_in_it_alone() -> None:
 # Sampling -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_checkpoint_by_its_images(runs: tuple[Path, Path], refused) -> None:
     without, _ = runs
     early, late = (load(without, device="cpu", checkpoint=n) for n in (320, 640))
@@ -121,6 +122,7 @@ def test_a_checkpoint_by_its_images(runs: tuple[Path, Path], refused) -> None:
         load(without / "model", checkpoint=320)
 
 
+@pytest.mark.slow
 def test_x0_range_clamps_every_step(runs: tuple[Path, Path]) -> None:
     model = load(runs[0], device="cpu")
 
@@ -155,6 +157,7 @@ def test_stretched_uses_the_whole_range_of_each_image() -> None:
     assert int(to_uint8(x0[0], (0.0, 1.0))[31]) == 0
 
 
+@pytest.mark.slow
 def test_the_clipped_arm_is_kept_twice_and_sampled_once(
     runs: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -262,6 +265,7 @@ def test_every_claim_has_a_verdict_and_nothing_is_sampled_twice(
     assert "No run with caption dropout was given." in alone.out
 
 
+@pytest.mark.slow
 def test_what_is_no_pair_is_refused(runs: tuple[Path, Path], sfumato: Sfumato, refused) -> None:
     swapped = sfumato("findings", *map(str, reversed(runs)), *OPTIONS)
     assert swapped.code == 2

@@ -127,8 +127,8 @@ def test_an_unbroken_run_writes_all_that_is_compared(unbroken: Unbroken) -> None
     assert not any(TEMPORARY_PREFIX in name for name in names)
 
 
-def test_killed_at_10_random_moments(processes, unbroken, tmp_path) -> None:
-    kills = kill_at_random(10, processes, unbroken, tmp_path)
+def test_killed_at_15_random_moments(processes, unbroken, tmp_path) -> None:
+    kills = kill_at_random(15, processes, unbroken, tmp_path)
     assert kills.finished_runs >= 1
 
 

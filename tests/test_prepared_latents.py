@@ -104,6 +104,7 @@ def test_what_a_step_draws() -> None:
     assert torch.equal(drawn(latents, None, None), latents[:, 0, 0].float())
 
 
+@pytest.mark.slow
 def test_training_never_encodes(prepared: Path, tmp_path: Path, monkeypatch) -> None:
     """And sees what it would see if it did, to the precision of bfloat16."""
     more = (f"codec.posterior={prepared.name}", "training.mirrored=true")

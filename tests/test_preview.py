@@ -51,7 +51,10 @@ def latents(*shape: int, seed: int = 0) -> Tensor:
 # Learning -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variant", ["plain", "adversarial", "bfloat16"])
+@pytest.mark.parametrize(
+    "variant",
+    ["plain", *(pytest.param(one, marks=pytest.mark.slow) for one in ("adversarial", "bfloat16"))],
+)
 def test_the_vae_learns_the_same_bits_beside_it(variant: str, tmp_path: Path) -> None:
     more = {"plain": {}, "adversarial": ADVERSARIAL, "bfloat16": {"precision": "bfloat16"}}
     runs = {

@@ -220,7 +220,7 @@ def assert_steps_agree_on_levels(solver, process: Process, *, seed: int, exact: 
 
 
 @pytest.mark.parametrize("spacing", sorted(SPACINGS))
-@pytest.mark.parametrize("steps", [1, 12, 15, 20, 600])
+@pytest.mark.parametrize("steps", [1, 12, 15, 20, pytest.param(600, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", sorted(SCHEDULERS))
 def test_consecutive_steps_agree_on_the_level_between_them(name, steps, spacing) -> None:
     sampling = Sampling(sampler=name, steps=steps, timestep_spacing=spacing)
@@ -390,8 +390,8 @@ def test_a_seed_of_a_rectified_flow_is_one_image(name, digits8) -> None:
 # A trained network --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("name", sorted(SCHEDULERS))
+@pytest.mark.parametrize("scale", [*SCALES[:-1], pytest.param(SCALES[-1], marks=pytest.mark.slow)])
 def test_a_seed_is_one_image_alone_or_among_others(name, scale, small_model: Model) -> None:
     """uint8 equal: of a set alone, in a batch of 8, in 3 + 5."""
     model = small_model.with_(sampler=name, guidance=scale, steps=4)

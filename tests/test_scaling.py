@@ -291,6 +291,7 @@ def costs() -> dict[str, NetworkCost]:
     return {name: network_cost(load_experiment(name, schema=DiffusionExperiment)) for name in UNETS}
 
 
+@pytest.mark.slow
 def test_every_preset_with_a_unet_is_listed(sfumato, costs, monkeypatch) -> None:
     counted = "sfumato.bench.network_cost.network_cost"
     monkeypatch.setattr(counted, lambda experiment: costs[experiment.name])
@@ -300,6 +301,7 @@ def test_every_preset_with_a_unet_is_listed(sfumato, costs, monkeypatch) -> None
     assert "clip" not in first
 
 
+@pytest.mark.slow
 def test_the_tables_in_the_docs_are_those_of_the_command(costs) -> None:
     text = (Path(__file__).parents[1] / "docs" / "scaling.md").read_text()
     costs = list(costs.values())

@@ -231,6 +231,7 @@ def test_the_window_may_be_far_smaller_than_the_data(tmp_path, monkeypatch, work
         assert len(stream._ready) <= 4 * STREAMS
 
 
+@pytest.mark.slow
 def test_a_dead_worker_is_an_error_that_says_so(folder: Path, refused) -> None:
     stream = batches(open_stream(config(folder), "train"), workers=1)
     stream.at(0)

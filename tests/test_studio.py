@@ -86,8 +86,12 @@ def done(url: str, path: str, body: Any) -> list[tuple[str, dict[str, Any]]]:
     ("own", "nfe"),
     [
         ({"guidance": 2.5, "form": "apg:eta=0.5", "sampler": "DDIM"}, 6),
-        ({"guidance": 2, "form": "cfg", "timestep_spacing": "leading"}, 6),
-        ({"guidance": 0, "form": "cfg", "prompt": ""}, 3),
+        pytest.param(
+            {"guidance": 2, "form": "cfg", "timestep_spacing": "leading"},
+            6,
+            marks=pytest.mark.slow,
+        ),
+        pytest.param({"guidance": 0, "form": "cfg", "prompt": ""}, 3, marks=pytest.mark.slow),
     ],
 )
 def test_the_page_the_api_the_command_and_python_give_the_same_picture(url, sfumato, own, nfe):
@@ -139,6 +143,7 @@ def everything() -> Picture:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [True, False])
 def test_a_png_gives_its_settings_back_and_they_the_same_bits(url, studio, rows):
     model = studio.shelf.get(MODEL)

@@ -168,7 +168,7 @@ def test_log_is_the_mean_of_the_steps_since_the_last_line(unbroken, tmp_path) ->
     assert records[-1]["loss"] == losses[-1]
 
 
-@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("steps", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_rectified_flow_that_was_stopped_goes_on_exactly(steps, tmp_path) -> None:
     short = (*FLOW, "training.images=64")
     run_experiment(tiny(*short), tmp_path / "unbroken")
@@ -248,7 +248,8 @@ def test_dropout_layers_are_seeded_by_the_step_and_leave_the_global_generator(tm
     assert torch.equal(torch.get_rng_state(), global_state)
 
 
-@pytest.mark.parametrize("steps", [2, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [2, 5])
 def test_with_dropout_layers_a_stopped_run_goes_on_exactly(steps, tmp_path) -> None:
     settings = ("model.dropout=0.3", "training.micro_batches=2")
     run_experiment(tiny(*settings), tmp_path / "unbroken")

@@ -330,6 +330,7 @@ class StopAt:
     def load_state(self, state: dict) -> None: ...
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["plain", "adversarial"])
 def test_stopped_and_started_again_equals_unbroken(variant: str, tmp_path: Path) -> None:
     more = {**ADVERSARIAL, "adversarial_from_images": 8} if variant == "adversarial" else {}
