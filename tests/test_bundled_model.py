@@ -290,6 +290,7 @@ def test_metrics_are_of_the_weights_that_are_shipped(
     assert row in (tmp_path / "copied-2" / "README.md").read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_from_a_run_to_measured_metrics(copied: Path, sfumato) -> None:
     """The three commands; what is measured lies beside the bundle, not in it."""
     beside = copied.with_name("copied-evaluation")

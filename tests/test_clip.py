@@ -161,6 +161,7 @@ def finished(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_held_out_captions_name_real_digits(finished) -> None:
     """Ten passes over 897 digits; chance is 10 %."""
     figures = json.loads((finished / RESULT / "figures.json").read_text())

@@ -203,6 +203,7 @@ def grown(tmp_path: Path) -> tuple[Path, Path, int]:
     return source, out, len(second) - len(first)
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_on_with_other_images(grown, tmp_path: Path) -> None:
     """The case `data-changed-between-runs`."""
     source, out, new = grown

@@ -188,6 +188,7 @@ def test_a_download_is_whole_and_the_next_use_asks_nobody(
     assert len(server.requests) == asked
 
 
+@pytest.mark.slow
 def test_a_broken_connection_goes_on_where_it_stopped(stand_in) -> None:
     server, _ = stand_in
     server.cut_after, server.cuts_left, server.cut_file = 1_000, 2, "train"

@@ -449,7 +449,11 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         ("[ $RANK = 1 ] && kill -9 $$; exec sleep 60", 128 + 9),
         ("[ $RANK = 0 ] && exit 4; sleep 0.1; exit 5", 5),  # rank 0 noticed that rank 1 failed
         ("[ $RANK = 0 ] && exit 4; exec sleep 60", 4),
-        ("[ $RANK = 1 ] && exit 7; trap '' TERM; while :; do sleep 0.1; done", 7),
+        pytest.param(
+            "[ $RANK = 1 ] && exit 7; trap '' TERM; while :; do sleep 0.1; done",
+            7,
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_the_launcher_ends_with_the_status_of_the_rank_that_failed(program, script, code) -> None:

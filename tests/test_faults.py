@@ -79,9 +79,8 @@ def lose_numbers_in_step(number: int) -> None:
     DiffusionObjective.loss = loss  # pyright: ignore
 
 
-@pytest.mark.parametrize(
-    ("step", "saved"), [(4, [32]), pytest.param(5, [32, 64], marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("step", "saved"), [(4, [32]), (5, [32, 64])])
 def test_a_loss_of_one_rank_that_is_not_finite_ends_all_and_changes_nothing(
     forks: Forks, whole: Path, tmp_path: Path, step: int, saved: list[int]
 ) -> None:
@@ -286,6 +285,7 @@ def test_a_rendezvous_that_nobody_opens(forks: Forks, tmp_path: Path) -> None:
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_ranks_that_never_come(forks: Forks, tmp_path: Path) -> None:
     variables = ranks_of(4)
     started = [

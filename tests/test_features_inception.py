@@ -254,6 +254,7 @@ def serve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator:
         stand_in.server.server_close()
 
 
+@pytest.mark.slow
 def test_a_download_goes_on_where_it_broke_and_is_fetched_once(serve, weights: Path) -> None:
     content = weights.read_bytes()
     stand_in = serve(content, cuts=2)

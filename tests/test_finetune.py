@@ -242,6 +242,7 @@ def test_only_the_adapter_is_trained_and_saved(small_run: Path, lora_run: Path) 
     assert changed == {name.replace(".lora_A", "") for name in adapter if "lora_A" in name}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [[], LORA])
 def test_a_resumed_run_is_the_unbroken_one(
     small_run: Path, lora_run: Path, whole_run: Path, tmp_path: Path, more: list[str]

@@ -164,6 +164,7 @@ def test_latents_that_do_not_fit_are_refused(
         read_latents(copied)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_what_it_recorded(
     prepared: Path, stand_in: Path, tmp_path: Path, refused, monkeypatch
 ) -> None:

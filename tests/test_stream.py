@@ -179,7 +179,10 @@ def test_streamed_batches_are_the_decoded_images_in_the_stated_order(folder: Pat
     assert len(drawn) == 10  # both captions of every class
 
 
-@pytest.mark.parametrize(("workers", "worlds"), [(0, (1, 2, 4)), (1, (2,)), (3, (1, 4))])
+@pytest.mark.parametrize(
+    ("workers", "worlds"),
+    [(0, (1, 2, 4)), (1, (2,)), pytest.param(3, (1, 4), marks=pytest.mark.slow)],
+)
 def test_ranks_and_workers_change_no_batch(folder: Path, workers: int, worlds) -> None:
     records = open_stream(config(folder), "train")
     whole = batches(records)
