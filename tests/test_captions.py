@@ -24,8 +24,8 @@ from sfumato.data.prepare import prepare
 from sfumato.data.readable import readable_columns
 from sfumato.data.records import load_records, trained_on
 from sfumato.data.streaming.stream import open_stream
-from sfumato.evaluation.evaluate import prompts_of
 from sfumato.evaluation.image_set import ImageSet
+from sfumato.evaluation.task import prompts_of
 from sfumato.text.sentences import sentences_around
 from tests.pictures import encoded, noise, write_image, write_parquet
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from sfumato.evaluation.evaluate import with_overrides
 from sfumato.evaluation.metrics.diversity import diversity_within_classes
 from sfumato.evaluation.metrics.intervals import Estimate
 from sfumato.evaluation.reference import Scores
+from sfumato.evaluation.task import with_overrides
 from sfumato.generation.model import Model
 from sfumato.studies.guidance_forms import FormRow, FormsCard, choice_among, excess_ratio
 from sfumato.studies.scale_claims import scale_claims

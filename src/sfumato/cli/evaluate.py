@@ -123,7 +123,7 @@ def _check_images(what: Path, data: DataConfig) -> None:
 
 def data_of(model: "Model", source: str | None) -> DataConfig:
     """The model's data, or those of the source that is given."""
-    from sfumato.evaluation.evaluate import with_overrides
+    from sfumato.evaluation.task import with_overrides
 
     overrides = [] if source is None else [f"data.source={json.dumps(source)}"]
     return with_overrides(model, overrides, log=log_wrapped)[1]

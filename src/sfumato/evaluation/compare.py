@@ -14,9 +14,10 @@ from sfumato.base.environment import now
 from sfumato.base.errors import ConfigError, DamagedDataError, InputError
 from sfumato.base.section import Section
 from sfumato.evaluation.card import FILE_NAME, Card, Row, read_card
-from sfumato.evaluation.evaluate import Evaluated, evaluate, values_file
+from sfumato.evaluation.evaluate import evaluate, values_file
 from sfumato.evaluation.metrics.paired import mcnemar, paired_bootstrap, share_difference
 from sfumato.evaluation.metrics.registry import all_metrics, metric_of, title_of
+from sfumato.evaluation.task import Evaluated
 from sfumato.generation.bundle_names import (
     check_comparable,
     is_model,

@@ -3,20 +3,15 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sfumato.base.environment import command
 from sfumato.base.errors import DamagedDataError, InputError
-from sfumato.base.files import cache_folder, folder_for, write_bytes
+from sfumato.base.files import folder_for, write_bytes
 from sfumato.base.lock import locked
 from sfumato.base.words import counted
-from sfumato.config.overrides import override
-from sfumato.config.sections import DataConfig, EvaluationConfig
-from sfumato.data.annotations import classes_of_captions
-from sfumato.data.opening import same_source
-from sfumato.data.records import load_records
+from sfumato.config.sections import DataConfig
 from sfumato.evaluation.baselines import (
     FORMAT,
     can_balance,
@@ -30,7 +25,6 @@ from sfumato.evaluation.card import (
     ClassifierInfo,
     ReferenceInfo,
     Row,
-    Subject,
     read_card,
 )
 from sfumato.evaluation.confusion import confusion_panels
@@ -38,35 +32,16 @@ from sfumato.evaluation.image_set import ImageSet, OnImages
 from sfumato.evaluation.metrics.adherence import class_accuracy_of
 from sfumato.evaluation.metrics.registry import all_metrics
 from sfumato.evaluation.pictures import write_pictures
-from sfumato.evaluation.prompt_set import PromptSet
 from sfumato.evaluation.reference import Reference, Scores
-from sfumato.evaluation.sampled_images import complete, sampled_set
+from sfumato.evaluation.sampled_images import complete
 from sfumato.evaluation.sight import blind_metrics, without_blind
 from sfumato.evaluation.store import digest_of, file_name, write_tensors
-from sfumato.generation.bundle_names import beside, is_model
-from sfumato.generation.can import CanModel
-from sfumato.generation.loading import load, resolve_device
-from sfumato.generation.model import Model
-from sfumato.generation.runs import experiment_of_run
-from sfumato.text.encoder import NULL
+from sfumato.evaluation.task import Evaluated, Task, open_task
+from sfumato.generation.loading import resolve_device
 from sfumato.training.distributed import World, open_world
 
 CUSTOMARY_COUNT = 5_000
 """Below so many images a Frechet distance says more of their number than of the model."""
-
-Evaluated = str | Path | Model | ImageSet | Sequence[ImageSet]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Task:
-    """What is evaluated, how, and where the card goes."""
-
-    sets: Sequence[ImageSet]
-    data: DataConfig
-    config: EvaluationConfig
-    subject: Subject
-    base: Path
-    device: Any
 
 
 def evaluate(
@@ -102,7 +77,7 @@ def evaluate(
     named = [f"evaluation.{name}={json.dumps(value)}" for name, value in settings.items()]
     with open_world(resolve_device(device)) as world:
         how = {"device": device, **(loading or {})}
-        task = _open(subject, data, [*overrides, *named], how, log)
+        task = open_task(subject, data, [*overrides, *named], how, log)
         if world.is_main:
             return _evaluated(task, out, world, log, on_images)
         folder = Path(world.exchange("folder", "")[0])
@@ -119,7 +94,7 @@ def evaluate(
 
 
 def _evaluated(
-    task: _Task,
+    task: Task,
     out: Path | str | None,
     world: World,
     log: Callable[[str], None],
@@ -148,190 +123,15 @@ def _evaluated(
     return card
 
 
-def _kept(task: _Task, folder: Path) -> list[ImageSet]:
+def _kept(task: Task, folder: Path) -> list[ImageSet]:
     """The image sets, those that a model samples kept in `folder`."""
     return [one.kept_in(folder / "images") if one.name else one for one in task.sets]
-
-
-# What is evaluated --------------------------------------------------------------------------------
-
-
-def _open(
-    subject: Evaluated,
-    data: DataConfig | str | None,
-    overrides: Sequence[str],
-    loading: Mapping[str, Any],
-    log: Callable[[str], None],
-) -> _Task:
-    if isinstance(data, str):
-        overrides = [f"data.source={json.dumps(data)}", *overrides]
-    own = data if isinstance(data, DataConfig) else None
-    if isinstance(subject, Model):
-        return _model_task(subject, own, overrides, subject.folder, log)
-    if isinstance(subject, str | Path) and is_model(subject):
-        return _model_task(load(subject, **loading), own, overrides, subject, log)
-    return _images_task(subject, own, overrides, loading["device"])
-
-
-def _model_task(
-    model: Model,
-    data: DataConfig | None,
-    overrides: Sequence[str],
-    path: str | Path | None,
-    log: Callable[[str], None],
-) -> _Task:
-    model, data, config = with_overrides(model, overrides, data=data, log=log)
-    if config.held_out and not data.held_out:
-        raise InputError(
-            "This model's data set names no held-out captions (data.held_out).",
-            hint="Evaluate without --held-out.",
-        )
-    what = "evaluation-held-out" if config.held_out else "evaluation"
-    name = Path(path).resolve().name if path is not None else model.provenance["experiment"]
-    prompts = prompts_of(data, config, model)
-    has_classes = prompts.labels is not None
-    # A CAN sees the class alone, in whatever words.
-    captions = prompts.templates or data.caption[:1]
-    return _Task(
-        sets=sampled_sets(model, prompts, config),
-        data=data,
-        config=config,
-        subject=Subject(
-            kind="run" if model.folder is not None else "pipeline",
-            name=name,
-            provenance=dict(model.provenance),
-            captions=[] if isinstance(model, CanModel) else list(captions),
-            labels=config.labels if has_classes else "random",
-        ),
-        base=Path(f"{name}-{what}") if path is None else beside(path, what),
-        device=model.device,
-    )
-
-
-def prompts_of(data: DataConfig, config: EvaluationConfig, model: Model | None = None) -> PromptSet:
-    """What an evaluation asks a model for; of a CAN without classes as many images."""
-    if isinstance(model, CanModel) and not model.conditional:
-        return PromptSet(prompts=[NULL] * config.count)
-    if config.captions:
-        classes = classes_of_captions(data, config.captions)
-        return PromptSet.of_captions(config.captions, classes, config.count)
-    return PromptSet.of(
-        load_records(data, "reference"),
-        config.count,
-        labels=config.labels,
-        templates=data.held_out if config.held_out else (),
-        seed=config.first_seed,
-    )
-
-
-def sampled_sets(model: Model, prompts: PromptSet, config: EvaluationConfig) -> list[ImageSet]:
-    """One set for each guidance scale, of the same prompts and seeds; one of a CAN."""
-    seeds = range(config.first_seed, config.first_seed + len(prompts))
-    if isinstance(model, CanModel):
-        return [sampled_set(model, prompts, seeds)]
-    return [sampled_set(model, prompts, seeds, guidance=scale) for scale in config.guidance_scales]
-
-
-def with_overrides(
-    model: Model,
-    overrides: Sequence[str],
-    *,
-    data: DataConfig | None = None,
-    log: Callable[[str], None] = lambda text: None,
-) -> tuple[Model, DataConfig, EvaluationConfig]:
-    """The model with `section.key=value` changes of its sampling section; the data, its own unless
-    given, and the evaluation section of its run with such changes.
-
-    Real images of another source than the model names are logged: nothing else would show it.
-    `InputError` for settings of sampling and guidance scales of a CAN, which has none.
-    """
-    if isinstance(model, CanModel):
-        _refuse_sampling(overrides)
-    sections: dict[str, Any] = {
-        "data": data or model.data or DataConfig(),
-        "sampling": model.sampling,
-        "evaluation": _evaluation_of(model),
-    }
-    settings = override(sections, overrides) if overrides else sections
-    changed_data: DataConfig = settings["data"]
-    sampling = settings["sampling"]
-    if not changed_data.source:
-        raise InputError(
-            "This model does not say which data set it was trained on.",
-            hint="Evaluate the run folder it came from, or name the images with data.",
-        )
-    if model.data is not None and not same_source(changed_data.source, model.data.source):
-        log(
-            f"Real images of {changed_data.source}; the model was trained on "
-            f"{model.data.source}. Metrics hold only if that is the same data set."
-        )
-    scheduler = model.scheduler if sampling == model.sampling else None
-    changed = replace(model, sampling=sampling, scheduler=scheduler)
-    if sampling.guidance != model.sampling.guidance:  # autoguidance loads its weaker network
-        changed = changed.with_(form=sampling.guidance)
-    return changed, changed_data, settings["evaluation"]
-
-
-def _refuse_sampling(overrides: Sequence[str]) -> None:
-    """`InputError` for what a CAN does not have."""
-    for one in overrides:
-        if one.startswith(("sampling.", "evaluation.guidance_scales=")):
-            raise InputError(
-                f"{one}: a CAN has no guidance scale and no sampler; its generator is evaluated "
-                "once.",
-                hint="Leave that out.",
-            )
-
-
-def _evaluation_of(model: Model) -> EvaluationConfig:
-    """The section of its run, else the default at scales that it can be sampled at."""
-    if isinstance(model, CanModel):
-        return EvaluationConfig()
-    if model.folder is not None:
-        return experiment_of_run(model.folder).evaluation
-    config = EvaluationConfig()
-    scales = model.sampling.scales_among(config.guidance_scales)
-    return config.model_copy(update={"guidance_scales": scales})
-
-
-def _images_task(
-    subject: str | Path | ImageSet | Sequence[ImageSet],
-    data: DataConfig | None,
-    overrides: Sequence[str],
-    device: str,
-) -> _Task:
-    from sfumato.evaluation.image_files import read_images, sized
-
-    sections = {"data": data or DataConfig(), "evaluation": EvaluationConfig()}
-    settings = override(sections, [one for one in overrides if not one.startswith("sampling.")])
-    given: DataConfig = settings["data"]
-    if isinstance(subject, str | Path):
-        path = Path(subject)
-        sets = [read_images(path, given if given.source else None)]
-        base, name = path.with_name(f"{path.stem}-evaluation"), path.resolve().name
-    else:
-        sets = [subject] if isinstance(subject, ImageSet) else list(subject)
-        name = sets[0].title
-        base = cache_folder() / "evaluations" / digest_of([one.key for one in sets])
-    if not given.source:
-        raise InputError(
-            f"{name} does not say which real images it is to be measured against.",
-            hint="Name them: --data FOLDER, --data OWNER/NAME or --data digits.",
-        )
-    return _Task(
-        sets=sets,
-        data=sized(given, sets[0].images([0]).shape[1:], name),
-        config=settings["evaluation"],
-        subject=Subject(kind="images", name=name, provenance={"images": [s.key for s in sets]}),
-        base=base,
-        device=resolve_device(device),
-    )
 
 
 # The card -----------------------------------------------------------------------------------------
 
 
-def _request(task: _Task, reference: Reference) -> dict[str, object]:
+def _request(task: Task, reference: Reference) -> dict[str, object]:
     """Everything that the metrics depend on: equal requests have equal cards."""
     return {
         "format": FORMAT,
@@ -436,7 +236,7 @@ def _real_row(reference: Reference, count: int) -> Row:
     )
 
 
-def _card(task: _Task, reference: Reference, rows: list[Row]) -> Card:
+def _card(task: Task, reference: Reference, rows: list[Row]) -> Card:
     count = task.sets[0].count
     balanced = task.sets[0].balanced and can_balance(reference, count)
     baselines, perturbations = {}, {}

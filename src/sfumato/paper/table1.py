@@ -20,7 +20,7 @@ from sfumato.base.section import Section
 from sfumato.config.sections import DataConfig, EvaluationConfig
 from sfumato.evaluation.card import Card
 from sfumato.evaluation.classifier import ImageClassifier, load_classifier
-from sfumato.evaluation.evaluate import evaluate, prompts_of, sampled_sets, with_overrides
+from sfumato.evaluation.evaluate import evaluate
 from sfumato.evaluation.extractors.extractor import FeatureExtractor, WeightsNotAtHandError
 from sfumato.evaluation.extractors.registry import load_extractor
 from sfumato.evaluation.extractors.vision import ResNetBody, load_resnet_body
@@ -29,6 +29,7 @@ from sfumato.evaluation.metrics.features import ImageFeatures
 from sfumato.evaluation.metrics.frechet import frechet_score
 from sfumato.evaluation.metrics.intervals import Estimate
 from sfumato.evaluation.reference import balanced_images
+from sfumato.evaluation.task import prompts_of, sampled_sets, with_overrides
 from sfumato.evaluation.untrained import accuracies_by_seed, over_seeds, untrained_accuracies
 from sfumato.generation.model import Model
 from sfumato.report.page import markdown_table
