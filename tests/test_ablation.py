@@ -139,6 +139,12 @@ def test_mistakes_are_named_before_anything_is_trained(tmp_path: Path, refused) 
         uneven = TINY.model_copy(update={"variants": {**TINY.variants, "b": other}})
         with refused(ConfigError):
             run_ablation(uneven, tmp_path / "runs")
+    record = {"images": 16, "count": 20, "correct": {"0": 3, "1": 4}}
+    begun = run_folder(tmp_path / "begun", "one", 1) / ACCURACY
+    begun.parent.mkdir(parents=True)
+    begun.write_text(json.dumps(record) + "\n")
+    with refused(ConfigError):
+        run_ablation(TINY, tmp_path / "begun")
     with refused(InputError):
         run_ablation(TINY, tmp_path / "runs", only=["two"])
     with refused(InputError):

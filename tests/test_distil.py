@@ -30,6 +30,7 @@ from sfumato.generation.trajectories import Request, _scale_of, make_trajectorie
 from sfumato.methods.diffusion import _check_ranks, _network
 from sfumato.methods.distillation import Plan, student_experiment, teachers_trajectories
 from sfumato.methods.registry import run_experiment
+from sfumato.studies.listing import summary
 from sfumato.text.bundled import BUNDLED_FOLDER
 from sfumato.text.towers import load_towers
 from sfumato.training.checkpoint import Checkpoints
@@ -340,6 +341,7 @@ def test_an_epoch_of_a_student_is_the_trajectories_that_it_trains_on(
         experiment = student_experiment(other, teacher, 4, settings)
         run = run_experiment(experiment, other.run(4), device="cpu")
         assert run.total_images == round(1.2 * trained)
+        assert summary(other.run(4)).total_images == run.total_images
         assert run.finished
     assert (other.run(4) / "held_out.jsonl").exists() == (trained < 70)
 

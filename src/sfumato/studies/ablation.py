@@ -20,6 +20,7 @@ from sfumato.base.errors import ConfigError, InputError, nearest
 from sfumato.base.files import write_bytes, write_json, write_text
 from sfumato.config.ablation import Ablation, folder_name
 from sfumato.config.schema import DiffusionExperiment
+from sfumato.config.sections import EvaluationConfig
 from sfumato.evaluation.classifier import load_classifier
 from sfumato.evaluation.metrics.intervals import Estimate, wilson
 from sfumato.methods.registry import run_experiment
@@ -209,6 +210,7 @@ def run_ablation(
     }  # all of them first: a mistake in the last variant is reported before hours of training
     _check_evaluations(ablation, experiments)
     base = experiments[ablation.base, ablation.seeds[0]]
+    _check_recorded([run_folder(folder, *one) for one in experiments], base.evaluation)
     classifier = load_classifier(base.data, base.evaluation.classifier, log=log)
     for seed in seeds or ablation.seeds:  # seed by seed: early on all variants can be seen
         for variant in only or ablation.variants:
@@ -252,6 +254,23 @@ def _check_evaluations(
                     f"ablation '{ablation.name}': evaluation.{name} is {own} in '{variant}' and "
                     f"{other} in '{ablation.base}', so that their curves cannot be compared.",
                     hint="Set it once, in the settings of the ablation.",
+                )
+
+
+def _check_recorded(places: Sequence[Path], wanted: EvaluationConfig) -> None:
+    """`ConfigError` where a run was evaluated at other scales so far, or on another number of
+    images: the rest of its curve would be another curve."""
+    scales = {f"{scale:g}" for scale in wanted.quick_scales}
+    for place in places:
+        for record in read_records(place / ACCURACY):
+            if set(record["correct"]) != scales or record["count"] != wanted.quick_count:
+                raise ConfigError(
+                    f"{place} has quick evaluations of {record['count']} images at w = "
+                    f"{', '.join(record['correct'])}; these settings evaluate "
+                    f"{wanted.quick_count} at w = {', '.join(sorted(scales))}. Together they make "
+                    "no curve.",
+                    hint="Leave evaluation.quick_count and evaluation.quick_scales as they were, "
+                    "or choose another --out.",
                 )
 
 

@@ -17,7 +17,7 @@ from sfumato.base.files import read_json
 from sfumato.base.lock import is_locked
 from sfumato.config.schema import Experiment, load_experiment
 from sfumato.evaluation.metrics.shares import wilson_limits
-from sfumato.training.records import ACCURACY, read_records
+from sfumato.training.records import ACCURACY, epoch_size, read_records
 
 State = Literal["training", "interrupted", "finished", "damaged"]
 UNREADABLE = (SfumatoError, OSError, ValueError, KeyError, TypeError, AttributeError)
@@ -152,13 +152,28 @@ def _records(file: Path, problems: list[str]) -> list[dict[str, Any]]:
 
 
 def total_of(run: Path, experiment: Experiment) -> int | None:
-    """Length of the run in images: by its epochs, where images.json counts the training images."""
-    try:
-        count = int(read_json(run / "images.json")["count"])
-    except UNREADABLE:
-        count = 0
+    """Length of the run in images: by its epochs, where images.json counts the training images.
+    Those of a student are passes over trajectories, whose number its checkpoints tell."""
+    if getattr(experiment, "distillation", None) is not None:
+        count = _trajectories(run)
+    else:
+        try:
+            count = int(read_json(run / "images.json")["count"])
+        except UNREADABLE:
+            count = 0
     total, _ = experiment.length(count)
     return total or None
+
+
+def _trajectories(run: Path) -> int:
+    """Trajectories of an epoch of a student, by its newest checkpoint past the first; 0 before."""
+    for folder in sorted((run / "checkpoints").glob("images-*"), reverse=True):
+        try:
+            if size := epoch_size(read_json(folder / "state.json")):
+                return size
+        except UNREADABLE:
+            continue
+    return 0
 
 
 def _figures(run: Path, problems: list[str]) -> Iterator[BestFigure]:

@@ -24,6 +24,7 @@ from sfumato.base.files import (
     write_json,
 )
 from sfumato.base.words import counted
+from sfumato.training.records import epoch_size
 from sfumato.training.state import Stateful, load_state, save_state
 
 FORMAT = 1
@@ -140,11 +141,11 @@ class Checkpoints:
         """Images of an epoch, by the records of a checkpoint; None before the first is full."""
         for checkpoint in reversed(self.all()):
             try:
-                place = checkpoint.state["position"]
+                size = epoch_size(checkpoint.state)
             except (DamagedDataError, InputError):
                 continue
-            if place["epoch"]:
-                return (checkpoint.images_seen - place["samples"]) // place["epoch"]
+            if size is not None:
+                return size
         return None
 
     def save(

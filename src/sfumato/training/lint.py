@@ -124,6 +124,8 @@ def averaging_longer_than_the_run(experiment: "DiffusionExperiment") -> str | No
     averaging = training.averaging
     if averaging.halflife_images == 0:
         return None  # without opening the data
+    if experiment.distillation is not None and training.images is None:
+        return None  # its epochs are passes over trajectories, which may not be there yet
     total = training.images or training.total_images(_training_rows(experiment.data))
     if averaging.halflife_images <= total:
         return None

@@ -110,3 +110,9 @@ def sample_grids(folder: Path) -> list[tuple[int, Path]]:
         if number.isdecimal():  # not a copy that somebody put beside them
             found.append((int(number), file))
     return sorted(found)
+
+
+def epoch_size(state: Mapping[str, Any]) -> int | None:
+    """Images of an epoch, by the state.json of a checkpoint; None where the first is not over."""
+    place = state["position"]
+    return (state["images_seen"] - place["samples"]) // place["epoch"] if place["epoch"] else None
