@@ -10,6 +10,7 @@ import torch
 
 from sfumato.base.errors import ConfigError, DamagedDataError, InputError
 from sfumato.base.files import read_json, sha256_of_file
+from sfumato.base.lock import locked
 from sfumato.config.schema import load_experiment
 from sfumato.data.trajectories import (
     INDEX,
@@ -181,6 +182,16 @@ def made(teacher, tmp_path_factory: pytest.TempPathFactory):
     return make(teacher, tmp_path_factory.mktemp("made") / "trajectories")
 
 
+def test_one_process_makes_them(teacher, tmp_path: Path, refused, monkeypatch) -> None:
+    monkeypatch.setattr("sfumato.base.lock.WAIT_SECONDS", 0.1)
+    with (
+        locked(tmp_path / "trajectories"),
+        refused(InputError, theirs=r"process \d+[^\n]*"),
+    ):
+        make(teacher, tmp_path / "trajectories")
+    assert not (tmp_path / "trajectories").exists()
+
+
 def test_they_are_the_states_of_the_teachers_sampling(made, teacher) -> None:
     """Against the loop itself: the same noise, the states at the four levels, the image."""
     seen = {}
@@ -229,6 +240,9 @@ def test_what_is_refused(made, teacher, tmp_path: Path, refused) -> None:
         make(teacher.with_(guidance=3.0), made.folder)
     with refused(ConfigError):
         make(teacher, made.folder, seed=1)
+    trained = replace(teacher, provenance={**teacher.provenance, "images_seen": 1})
+    with refused(ConfigError):
+        make(trained, made.folder)
     with refused(InputError):
         Plan(teacher="runs/a", nfe=(4,), folder=tmp_path, count=511, teacher_steps=8, scales=(1, 3))
     with refused(InputError):

@@ -40,6 +40,14 @@ def test_a_line_is_a_prompt(tmp_path: Path) -> None:
     ]
 
 
+def test_json_after_a_plain_prompt_is_refused(tmp_path: Path, refused) -> None:
+    """It would be sampled as a prompt, and its settings be lost."""
+    file = tmp_path / "prompts.txt"
+    file.write_text('A handwritten digit 1\n{"prompt": "A handwritten digit 2", "guidance": 9}\n')
+    with refused(InputError):
+        read_prompts(file)
+
+
 @pytest.mark.parametrize("name", ["prompts.jsonl", "prompts.txt"])
 def test_json_lines_carry_settings(tmp_path: Path, name: str) -> None:
     every = {"prompt": "7", "seed": 2**62, "guidance": 2, "steps": 3, "sampler": "ddim"}

@@ -588,7 +588,9 @@ def test_one_prompt_or_one_seed_is_repeated(small_model: Model, refused) -> None
     one_seed = small_model.sample(prompts, 4, steps=1)
     assert all(torch.equal(image, several.tensor[0]) for image in one_seed.tensor)
     assert len(small_model.sample(prompts[0], steps=1)) == 1
-    for bad in (((), 0), (prompts, ()), (prompts, [0, 1]), (prompts[0], -1), (prompts[0], 2**63)):
+    assert repr(one_seed) == "<Samples: images 3, size 8x8x1, NFE 2>"
+    few = (((), 0), (prompts, ()), (prompts, [0, 1]))
+    for bad in (*few, (prompts[0], -1), (prompts[0], 2**63), ([3], 0), (3, 0)):
         with refused(InputError):
             small_model.sample(*bad, steps=1)
 

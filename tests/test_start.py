@@ -102,6 +102,12 @@ def test_strengths_that_are_refused(strength: float, refused) -> None:
         steps_done(20, strength)
 
 
+def test_a_student_has_no_more_steps_to_start_from(refused) -> None:
+    for steps in (1, 4):
+        with refused(InputError):
+            steps_done(steps, 0.2, student=True)
+
+
 def test_the_strength_that_a_message_names_works() -> None:
     for steps in range(1, 300):
         with pytest.raises(InputError) as caught:

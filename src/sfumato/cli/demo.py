@@ -15,6 +15,7 @@ from sfumato.cli.options import (
     RESUMES,
     Device,
     Settings,
+    stoppable,
 )
 from sfumato.cli.show import log
 from sfumato.cli.train import new_folder
@@ -54,7 +55,8 @@ def demo(
     if card is not None and grid.exists() and report.exists():
         log(f"The demo in {folder} is finished. `sfumato demo --fresh` starts a new one.")
     else:
-        card = _sample_and_measure(experiment, folder, device, grid=grid)
+        with stoppable():
+            card = _sample_and_measure(experiment, folder, device, grid=grid)
         log(f"Done in {time.monotonic() - started:.0f} s.\n")
     print_card(card)
     log(f"\nGrid    {grid}\nReport  {report}")

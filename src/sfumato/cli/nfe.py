@@ -99,4 +99,15 @@ def print_nfe(card: "NfeCard") -> None:
         f"{card.config.count:,} images of each setting, the same seeds and captions, "
         f"{card.how}; in brackets 95 % intervals."
     )
+    if below := _without_row(card):
+        log_wrapped(
+            f"No sampler has a row at {', '.join(map(str, below))}: guidance asks the network "
+            "twice in a step."
+        )
     log(f"\nCurve   {card.folder}")
+
+
+def _without_row(card: "NfeCard") -> list[int]:
+    """The numbers of evaluations asked for that are fewer than one step of any sampler takes."""
+    fewest = min(point.nfe for point in card.points if not point.student)
+    return [number for number in sorted(set(card.config.nfe)) if number < fewest]

@@ -61,9 +61,9 @@ def _printable(name: str) -> str:
 
 
 def _accuracy(one: "RunSummary") -> str:
-    """`98.5 (97.5-99.1)`, and w below it."""
+    """`98.5 (97.5-99.1)`, and below it w and the number of images."""
     best = one.best
     if best is None:
         return "-"
-    scale = "" if best.guidance_scale is None else f"\nw = {best.guidance_scale:g}"
-    return f"{best.text}{scale}"
+    scale = "" if best.guidance_scale is None else f"w = {best.guidance_scale:g}, "
+    return f"{best.text}\n{scale}of {best.count:,}"

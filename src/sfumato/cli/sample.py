@@ -127,8 +127,8 @@ def sample(
     prompts_file: Annotated[
         Path | None,
         typer.Option(
-            help="A prompt a line, or JSON lines with settings; lines that begin with # are left "
-            "out. Goes on where it was."
+            help="A prompt a line, or every line JSON with settings; lines that begin with # are "
+            "left out. Goes on where it was."
         ),
     ] = None,
     out: Annotated[Path, typer.Option(callback=checked_folder, help="Folder for the PNGs.")] = Path(
@@ -184,12 +184,13 @@ def sample(
     if prompts_file is not None:
         _collect(groups, out)
         return
-    sample_groups(
-        groups,
-        lambda settings: unused(out / file_name(settings)),
-        on_image=_print,
-        alone=sum(len(group.images) for group in groups) == 1,
-    )
+    with stoppable("Stopped. The images above are whole."):
+        sample_groups(
+            groups,
+            lambda settings: unused(out / file_name(settings)),
+            on_image=_print,
+            alone=sum(len(group.images) for group in groups) == 1,
+        )
 
 
 def _lines(prompts: list[str], file: Path | None) -> "list[tuple[int, PromptLine]]":

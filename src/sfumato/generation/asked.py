@@ -70,11 +70,14 @@ def changed_sampling(sampling: Sampling, changes: dict[str, Any]) -> Sampling:
 
 def paired(prompts: str | Sequence[str], seeds: Any) -> tuple[list[str], list[int]]:
     """As many prompts as seeds; `InputError` where they do not match or there are none."""
-    several_prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    one = isinstance(prompts, str) or not hasattr(prompts, "__iter__")
+    several_prompts = [prompts] if one else list(prompts)
     several_seeds = seed_numbers(seeds)
     if not several_prompts or not several_seeds:
         what = "seed" if several_prompts else "prompt"
         raise InputError(f"There is no {what}.", hint="Give at least one.")
+    if wrong := [prompt for prompt in several_prompts if not isinstance(prompt, str)]:
+        raise InputError(f"Prompts are texts, not {wrong[0]!r}.", hint="Give strings.")
     count = max(len(several_prompts), len(several_seeds))
     if len(several_prompts) == 1:
         several_prompts *= count

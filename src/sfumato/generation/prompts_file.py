@@ -50,7 +50,7 @@ def read_prompts(path: Path) -> list[tuple[int, PromptLine]]:
     comments, which begin with `#`.
 
     JSON lines where the name ends in .jsonl or the first line begins with `{`; else a line is a
-    prompt. One `InputError` names every damaged line.
+    prompt, and none may begin so. One `InputError` names every damaged line.
     """
     if not path.is_file():
         raise InputError(
@@ -73,6 +73,11 @@ def read_prompts(path: Path) -> list[tuple[int, PromptLine]]:
     found: list[tuple[int, PromptLine]] = []
     problems: list[str] = []
     for number, content in lines:
+        if not as_json and content.startswith(b"{"):
+            problems.append(
+                f"line {number}: begins with {{, as JSON does; the first line does not."
+            )
+            continue
         try:
             text = content.decode("utf-8")
             found.append((number, _from_json(text) if as_json else PromptLine(prompt=text)))
@@ -113,5 +118,5 @@ def _damaged(path: Path, problems: list[str], *, as_json: bool) -> InputError:
         f"{path}: nothing was sampled, for some lines cannot be read:\n  " + "\n  ".join(shown),
         hint=f"A line of JSON is an object with prompt and any of {others}."
         if as_json
-        else "Save the file as UTF-8, one prompt a line.",
+        else "Save the file as UTF-8, one prompt a line, or all of them as JSON.",
     )

@@ -26,6 +26,11 @@ class Samples(Sequence["PIL.Image.Image"]):
     settings: list[dict[str, Any]]
     nfe: int
 
+    def __repr__(self) -> str:
+        """In place of every pixel and setting."""
+        count, channels, height, width = self.tensor.shape
+        return f"<Samples: images {count}, size {width}x{height}x{channels}, NFE {self.nfe}>"
+
     def __len__(self) -> int:
         return len(self.tensor)
 

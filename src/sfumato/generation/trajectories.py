@@ -1,8 +1,9 @@
 """Making trajectories of a teacher, whose students learn from them (`data.trajectories`)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from sfumato.base.files import (
     whole_file,
     write_json,
 )
+from sfumato.base.lock import locked
+from sfumato.config.overrides import flattened
 from sfumato.data.trajectories import (
     INDEX,
     PART_SIZE,
@@ -75,7 +78,8 @@ def make_trajectories(
     """Trajectories of `teacher` in `folder`, as many as `rows` says: trajectory i has caption
     `captions[rows[i]]`. What is there already is kept; `on_part` gets how many there are.
 
-    `ConfigError` where the folder holds those of another teacher or request.
+    `ConfigError` where the folder holds those of another teacher or request, `InputError` while
+    another process makes them.
     """
     model = _as_teacher(teacher, request)
     settings = model.settings(nfe=model.nfe())
@@ -86,26 +90,55 @@ def make_trajectories(
         "times": student_times(model.process, request.levels).tolist(),
         "captions": list(captions),
     }
-    index = folder / INDEX
-    found = read_json(index) if index.is_file() else {**about, "sfumato": version, "parts": {}}
-    if {name: found[name] for name in about} != about:
-        raise ConfigError(
-            f"{folder} holds the trajectories of another teacher or with other settings.",
-            hint="Choose another --out, or give the settings that they were made with.",
-        )
-    remove_incomplete(make_folder(folder))
-    model.text_encoder.check([captions[own] for own in rows])  # one warning for all parts
-    for start in range(0, request.count, PART_SIZE):
-        name = f"part-{start // PART_SIZE:05d}.safetensors"
-        if name not in found["parts"] or not (folder / name).is_file():
-            part = range(start, min(start + PART_SIZE, request.count))
-            with whole_file(folder / name) as temporary:
-                own = model.with_(guidance=_scale_of(request, start // PART_SIZE))
-                _write_part(own, request, temporary, captions, [(i, rows[i]) for i in part])
-            found["parts"][name] = sha256_of_file(folder / name)
-            write_json(index, found)
-        on_part(min(start + PART_SIZE, request.count))
+    with locked(make_folder(folder)):
+        index = folder / INDEX
+        found = read_json(index) if index.is_file() else {**about, "sfumato": version, "parts": {}}
+        _check_same(folder, found, about)
+        remove_incomplete(folder)
+        model.text_encoder.check([captions[own] for own in rows])  # one warning for all parts
+        for start in range(0, request.count, PART_SIZE):
+            name = f"part-{start // PART_SIZE:05d}.safetensors"
+            if name not in found["parts"] or not (folder / name).is_file():
+                part = range(start, min(start + PART_SIZE, request.count))
+                with whole_file(folder / name) as temporary:
+                    own = model.with_(guidance=_scale_of(request, start // PART_SIZE))
+                    _write_part(own, request, temporary, captions, [(i, rows[i]) for i in part])
+                found["parts"][name] = sha256_of_file(folder / name)
+                write_json(index, found)
+            on_part(min(start + PART_SIZE, request.count))
     return open_trajectories(folder)
+
+
+_LONG = ("captions", "teacher.weights_sha256")
+_TITLES = {
+    "request.levels": "the number of levels",
+    "request.count": "--count",
+    "request.teacher_steps": "--teacher-steps",
+    "request.low": "the lowest w",
+    "request.high": "the highest w",
+    "request.seed": "the seed",
+    "teacher.images_seen": "the teacher's training in images",
+    "teacher.weights_sha256": "the teacher's weights",
+}
+
+
+def _check_same(folder: Path, found: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    """`ConfigError` that names what differs: of the request, else of the teacher."""
+    theirs, own = flattened({name: found[name] for name in about}), flattened(about)
+    changed = [name for name in {**theirs, **own} if theirs.get(name) != own.get(name)]
+    if not changed:
+        return
+    asked = [name for name in changed if name.startswith("request.")]
+    shown = []
+    for name in asked or changed:
+        title = _TITLES.get(name, name)
+        values = f"{theirs.get(name)!r} there, {own.get(name)!r} here"
+        # Captions and hashes are too long to be read.
+        shown.append(title if name in _LONG else f"{title} is {values}")
+    raise ConfigError(
+        f"{folder} holds other trajectories: {'; '.join(shown)}.",
+        hint="Choose another --out, or give the teacher and the settings that they were made with.",
+    )
 
 
 def _as_teacher(model: Model, request: Request) -> Model:

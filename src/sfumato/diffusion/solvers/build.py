@@ -29,7 +29,7 @@ def build_solver(
     steps than levels, or a scheduler or setting that is not supported.
     """
     check_sampling(sampling, process)
-    done = steps_done(sampling.steps, strength)
+    done = steps_done(sampling.steps, strength, student=sampling.form.folded)
     if process.process == "variance_preserving":
         return build_scheduler_solver(process, sampling, generators, scheduler, done=done)
     if isinstance(process, Preconditioned):
@@ -44,19 +44,26 @@ def build_solver(
     return FlowSolver(process, sampling, shift, done=done)
 
 
-def steps_done(steps: int, strength: float) -> int:
+def steps_done(steps: int, strength: float, *, student: bool = False) -> int:
     """How many of `steps` are done from an image: the last int(steps * strength), as in diffusers'
-    `StableDiffusionImg2ImgPipeline`. `InputError` for a strength out of range or no step."""
+    `StableDiffusionImg2ImgPipeline`. `InputError` for a strength out of range or no step;
+    `student`: whether the number of steps is fixed."""
     if not 0 < strength <= 1:
         raise InputError(
             f"strength is {strength:g}.",
             hint="Give more than 0, where the image stays, and at most 1, where it is all new.",
         )
     done = int(steps * strength)
-    if done == 0:
+    if done == 0 and student and steps == 1:
         raise InputError(
-            f"A strength of {strength:g} is none of {steps} steps.",
-            hint=f"The steps that are done are strength * steps, rounded down: give at least "
-            f"{math.ceil(1000 / steps) / 1000:g}, or more steps.",
+            "A student of one step cannot start from an image: its step makes all of it anew.",
+            hint="Sample a student of more steps, or the teacher.",
+        )
+    if done == 0:
+        others = "sample the teacher" if student else "more steps"
+        raise InputError(
+            f"At a strength of {strength:g}, none of {steps} steps are done.",
+            hint="The steps that are done are strength * steps, rounded down: give at least "
+            f"{math.ceil(1000 / steps) / 1000:g}, or {others}.",
         )
     return done
