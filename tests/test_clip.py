@@ -277,7 +277,7 @@ def test_the_bundled_clip_is_within_its_bounds() -> None:
         assert f"{100 * figures['accuracy']:.1f} %" in card
 
 
-@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+@pytest.mark.parametrize("name", ["mnist", pytest.param("cifar10", marks=pytest.mark.slow)])
 def test_the_bundled_clip_names_real_test_images(name: str, shared_data) -> None:
     """The first 1,000 test images by captions that were never trained on."""
     experiment = load_experiment("clip")

@@ -45,6 +45,7 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_your_own_images_train_without_code(sfumato, photos: Path, tmp_path: Path) -> None:
     """Found, stated, trained, sampled; the run goes on from another working folder."""
     out = tmp_path / "run"

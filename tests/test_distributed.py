@@ -446,9 +446,9 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         ("exit 0", 0),
         ("exit 130", STOPPED),
         ("[ $RANK = 1 ] && exit 7; exec sleep 60", 7),
-        ("[ $RANK = 1 ] && kill -9 $$; exec sleep 60", 128 + 9),
+        pytest.param("[ $RANK = 1 ] && kill -9 $$; exec sleep 60", 128 + 9, marks=pytest.mark.slow),
         ("[ $RANK = 0 ] && exit 4; sleep 0.1; exit 5", 5),  # rank 0 noticed that rank 1 failed
-        ("[ $RANK = 0 ] && exit 4; exec sleep 60", 4),
+        pytest.param("[ $RANK = 0 ] && exit 4; exec sleep 60", 4, marks=pytest.mark.slow),
         pytest.param(
             "[ $RANK = 1 ] && exit 7; trap '' TERM; while :; do sleep 0.1; done",
             7,

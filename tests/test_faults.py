@@ -138,6 +138,7 @@ def test_a_kill_during_a_save_loses_nothing(forks: Forks, whole: Path, tmp_path:
     check_goes_on(forks, folder, whole)
 
 
+@pytest.mark.slow
 def test_a_truncated_checkpoint_is_passed_over(forks: Forks, whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     codes = ended(

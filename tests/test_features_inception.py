@@ -96,7 +96,7 @@ def test_the_resize_reads_at_i_times_h_over_299() -> None:
     torch.testing.assert_close(row, expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("size", [(32, 32), (300, 320)])
+@pytest.mark.parametrize("size", [(32, 32), pytest.param((300, 320), marks=pytest.mark.slow)])
 def test_features_and_logits_equal_those_of_torch_fidelity(
     fidelity: types.SimpleNamespace, weights: Path, size: tuple[int, int]
 ) -> None:
