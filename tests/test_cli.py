@@ -405,6 +405,12 @@ def test_ctrl_c_is_reported_and_has_the_code_of_the_shell(
         INTERRUPTED,
         "Stopped before the last round: nothing is kept.",
     )
+    monkeypatch.setattr("sfumato.generation.collection.sample_groups", stopped)
+    sampled = sfumato("sample", "bundled:mnist", "A handwritten digit 7")
+    assert (sampled.code, sampled.out.strip()) == (
+        INTERRUPTED,
+        "Stopped. The images above are whole.",
+    )
     resumes = sfumato("evaluate", "bundled:mnist")
     assert (resumes.code, resumes.out.strip()) == (INTERRUPTED, RESUMES)
     training = sfumato("train", "digits", "--out", str(tmp_path / "run"))

@@ -73,7 +73,8 @@ def test_steps_of_the_tests_for_a_gpu_pass_on_it() -> None:
 
 
 def test_a_training_has_the_losses_of_the_cpu(run: Path, tmp_path: Path) -> None:
-    """To rounding: on some processors its tensors reach other kernels of the same operation."""
+    """To rounding: on some processors its convolutions are those of channels-last networks on the
+    CPU, whose last bits differ."""
     sfumato("train", "digits", "--out", tmp_path / "run", *RUN, device="cpu")
     own, of_cpu = (read_records(one / "metrics.jsonl") for one in (run, tmp_path / "run"))
     assert own

@@ -107,8 +107,9 @@ def test_a_card_of_other_images_is_another(model: Model, tmp_path: Path) -> None
 def test_the_command(sfumato, small_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "curve"
     arguments = ("nfe", str(small_run), "--count", "30", "--out", str(out))
-    done = sfumato(*arguments, "--nfe", "4,2")
+    done = sfumato(*arguments, "--nfe", "4,2,1")
     assert done.code == 0, done.err
+    assert "No sampler has a row at 1" in done.out
     card = json.loads((out / "nfe.json").read_text())
     assert [(one["name"], one["nfe"]) for one in card["points"]] == [
         *(("DPMSolver++", 2), ("DPMSolver++", 4)),

@@ -184,7 +184,7 @@ def test_a_table_fits_80_columns_and_json_has_every_number(sfumato, run: Path) -
     assert max(map(len, listed.splitlines())) <= 80
     assert "of 1,234,567,890" in listed
     assert "100.0 (98.1-100.0)" in listed
-    assert "w = 1.25" in listed
+    assert "w = 1.25, of 200" in listed
     names = "".join(line[:20].split(" ")[0] for line in listed.splitlines())
     assert "[bold]" in names
     values = json.loads(sfumato("runs", str(run.parent), "--json").out)

@@ -51,7 +51,7 @@ def gpu_day(
     """A few minutes of one GPU: tests, speed of each preset, MNIST whole, CIFAR-10 for the rest."""
     names, own = presets.split(","), list(settings or [])
     trained = {"mnist": prepared.mnist, "cifar10-small": prepared.cifar10}
-    for name in {*names, *(name for name, data in trained.items() if data is not None)}:
+    for name in [*names, *(name for name, data in trained.items() if data is not None)]:
         load_experiment(name, own, schema=DiffusionExperiment)
     check_empty(out)
     prepared.check()

@@ -260,15 +260,14 @@ def _check_evaluations(
 def _check_recorded(places: Sequence[Path], wanted: EvaluationConfig) -> None:
     """`ConfigError` where a run was evaluated at other scales so far, or on another number of
     images: the rest of its curve would be another curve."""
-    scales = {f"{scale:g}" for scale in wanted.quick_scales}
+    scales = [f"{scale:g}" for scale in wanted.quick_scales]
     for place in places:
         for record in read_records(place / ACCURACY):
-            if set(record["correct"]) != scales or record["count"] != wanted.quick_count:
+            if set(record["correct"]) != set(scales) or record["count"] != wanted.quick_count:
                 raise ConfigError(
                     f"{place} has quick evaluations of {record['count']} images at w = "
                     f"{', '.join(record['correct'])}; these settings evaluate "
-                    f"{wanted.quick_count} at w = {', '.join(sorted(scales))}. Together they make "
-                    "no curve.",
+                    f"{wanted.quick_count} at w = {', '.join(scales)}. They cannot be one curve.",
                     hint="Leave evaluation.quick_count and evaluation.quick_scales as they were, "
                     "or choose another --out.",
                 )
